@@ -1,0 +1,60 @@
+"""The one source of randomness: every random number of training and sampling is drawn through it.
+
+A test hands in its own subclass to replay recorded draws; a run hands in a seeded one and repeats bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Noise:
+    """Draws from one `torch.Generator`, for the rows of this process.
+
+    Of a global batch of `total` rows, this process holds rows `first` onwards. Every process draws the rows of all and
+    keeps its own, so that a loss does not depend on how many processes share the batch. Without `total`, the rows
+    asked for are all there are.
+
+    Args:
+        generator: source of the random numbers; draws happen on its device and then move to the one asked for.
+        first: index of this process's first row in the global batch.
+        total: rows of the global batch, or None.
+    """
+
+    def __init__(self, generator: torch.Generator, *, first: int = 0, total: int | None = None) -> None:
+        self.generator = generator
+        self.first = first
+        self.total = total
+
+    @classmethod
+    def seeded(cls, seed: int, *, device: torch.device | str = "cpu") -> Noise:
+        """Noise from a fresh generator with this seed."""
+        return cls(torch.Generator(device).manual_seed(seed))
+
+    def normal(self, shape: Sequence[int], device: torch.device | str, *, name: str = "") -> Tensor:
+        """Standard normal numbers, float32. `shape[0]` counts rows; `name` tells a replaying test what is asked for."""
+        return self._rows(torch.randn, shape, device)
+
+    def uniform(self, shape: Sequence[int], device: torch.device | str, *, name: str = "") -> Tensor:
+        """Numbers uniform in [0, 1), float32. `shape[0]` counts rows."""
+        return self._rows(torch.rand, shape, device)
+
+    def integers(self, high: int, shape: Sequence[int], device: torch.device | str, *, name: str = "") -> Tensor:
+        """Integers uniform in [0, high), int64. `shape[0]` counts rows."""
+        return self._rows(lambda size, **kw: torch.randint(high, size, **kw), shape, device)
+
+    def scalar(self, *, name: str = "") -> float:
+        """One number uniform in [0, 1), the same in every process: for what a whole batch shares."""
+        return float(torch.rand((), generator=self.generator, device=self.generator.device).item())
+
+    def _rows(self, draw, shape: Sequence[int], device: torch.device | str) -> Tensor:
+        rows, *rest = shape
+        drawn = draw(
+            (rows if self.total is None else self.total, *rest), generator=self.generator, device=self.generator.device
+        )
+        if self.total is not None:
+            drawn = drawn[self.first : self.first + rows]
+        return drawn.to(device)

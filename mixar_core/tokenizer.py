@@ -1,0 +1,105 @@
+"""Tokenizers: an image to tokens on a grid, and back. One abstract class a kind, continuous and discrete."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from mixar_core.noise import Noise
+from mixar_core.types import Grid, Posterior, Quantized
+
+
+class Tokenizer(nn.Module, ABC):
+    """What both kinds share. Images are float (B, 3, H, W) in [-1, 1], H = W = `image_size`.
+
+    Registered as a Part, a tokenizer is built as `Class(config, image_size=...)`.
+    """
+
+    image_size: int
+    #: pixels a token spans in each direction
+    stride: int
+
+    @property
+    def grid(self) -> Grid:
+        """The token grid of an image of `image_size`."""
+        return Grid(self.image_size // self.stride, self.image_size // self.stride)
+
+
+class ContinuousTokenizer(Tokenizer):
+    """Image <-> latents (B, C, h, w). The backbone sees them normalised, (raw - mean) / std per channel.
+
+    The statistics are buffers, so they travel with the weights: no magic scale anywhere else.
+    """
+
+    latent_mean_C: Tensor
+    latent_std_C: Tensor
+
+    def __init__(self, *, image_size: int, stride: int, latent_channels: int) -> None:
+        super().__init__()
+        self.image_size, self.stride, self.latent_channels = image_size, stride, latent_channels
+        self.register_buffer("latent_mean_C", torch.zeros(latent_channels))
+        self.register_buffer("latent_std_C", torch.ones(latent_channels))
+
+    @abstractmethod
+    def posterior(self, images_B3HW: Tensor) -> Posterior:
+        """The encoder's Gaussian over raw latents, (B, C, h, w)."""
+
+    @abstractmethod
+    def decode_raw(self, latents_BChw: Tensor) -> Tensor:
+        """Raw latents (B, C, h, w) to images (B, 3, H, W), not clamped."""
+
+    def encode(self, images_B3HW: Tensor, noise: Noise | None = None) -> Tensor:
+        """Normalised latents (B, C, h, w): the posterior's mean, or with `noise` a sample of it."""
+        return self.normalise(self.sample_posterior(self.posterior(images_B3HW), noise))
+
+    @staticmethod
+    def sample_posterior(posterior: Posterior, noise: Noise | None) -> Tensor:
+        """The posterior's mean, or with `noise` a sample: mean + exp(logvar / 2) * eps."""
+        mean = posterior.mean_BChw
+        if noise is None:
+            return mean
+        eps = noise.normal(mean.shape, mean.device, name="posterior")
+        return mean + torch.exp(0.5 * posterior.logvar_BChw) * eps.to(mean.dtype)
+
+    def normalise(self, raw_BChw: Tensor) -> Tensor:
+        """(raw - mean) / std, per channel."""
+        return (raw_BChw - self.latent_mean_C[:, None, None]) / self.latent_std_C[:, None, None]
+
+    def decode(self, latents_BChw: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to images (B, 3, H, W), clamped to [-1, 1]."""
+        raw = latents_BChw * self.latent_std_C[:, None, None] + self.latent_mean_C[:, None, None]
+        return self.decode_raw(raw).clamp(-1.0, 1.0)
+
+
+class DiscreteTokenizer(Tokenizer):
+    """Image <-> codes (B, N), int64 in [0, codebook_size), row by row; every code has a vector of length E."""
+
+    def __init__(self, *, image_size: int, stride: int, codebook_size: int, code_width: int) -> None:
+        super().__init__()
+        self.image_size, self.stride = image_size, stride
+        self.codebook_size, self.code_width = codebook_size, code_width
+
+    @abstractmethod
+    def quantize(self, images_B3HW: Tensor) -> Quantized:
+        """Encode and quantize. In training mode the losses hold at least `quantizer`, the sum to train on."""
+
+    @abstractmethod
+    def code_vectors(self, codes_BN: Tensor) -> Tensor:
+        """Code vectors (B, N, E) of codes (B, N)."""
+
+    @abstractmethod
+    def decode_vectors(self, vectors_BEhw: Tensor) -> Tensor:
+        """Code vectors on the grid (B, E, h, w) to images (B, 3, H, W), not clamped."""
+
+    def encode(self, images_B3HW: Tensor) -> Tensor:
+        """Codes (B, N) of images (B, 3, H, W)."""
+        return self.quantize(images_B3HW).codes_BN
+
+    def decode(self, codes_BN: Tensor) -> Tensor:
+        """Images (B, 3, H, W), clamped to [-1, 1], of codes (B, N)."""
+        vectors_BNE = self.code_vectors(codes_BN)
+        grid = self.grid
+        vectors_BEhw = vectors_BNE.transpose(1, 2).unflatten(2, (grid.height, grid.width))
+        return self.decode_vectors(vectors_BEhw).clamp(-1.0, 1.0)

@@ -1,0 +1,1 @@
+"""The registry of mixar: hooks, parts, recipes, assembly and the command line."""
