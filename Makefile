@@ -1,0 +1,47 @@
+# `make demo` and `make test` each set everything up on a fresh clone. Another interpreter: make PYTHON=python3.12 ...
+
+find_python = for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done
+PYTHON ?= $(shell $(find_python))
+
+VENV := .venv
+BIN := $(VENV)/bin
+ZOO := plugins/mixar_zoo
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test check format clean
+help:
+	@echo "make demo    sample from the shipped models, and train a small one from scratch (minutes on two cores)"
+	@echo "make test    checks and tests"
+	@echo "make check   ruff and mypy"
+	@echo "make format  let ruff format and repair what it can"
+	@echo "make clean   remove the environment and caches"
+
+setup: $(STAMP)
+
+# The zoo is a plugin package of its own, installed the way a third party's would be.
+$(STAMP): pyproject.toml $(wildcard $(ZOO)/pyproject.toml)
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 with venv found; try make PYTHON=/path/to/python3" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	if [ -f $(ZOO)/pyproject.toml ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check -e $(ZOO); fi
+	touch $@
+
+demo: setup
+	$(BIN)/mixar demo
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# One torch thread a worker: two workers with two threads each would fight over two cores.
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

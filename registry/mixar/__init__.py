@@ -1,0 +1,1 @@
+"""mixar: what the command line does, in Python."""
