@@ -1,0 +1,22 @@
+"""The parts that come with mixar, offered through the same hooks as anyone's. To add one: its file, and a line here."""
+
+from __future__ import annotations
+
+from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
+from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
+from mixar_plugins.injectors.embedding import DCCA, DCSA, CodeEmbeddingConfig
+from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
+from mixar_registry.hookspecs import hookimpl
+from mixar_registry.part import Part
+
+
+@hookimpl
+def mixar_parts() -> list[Part]:
+    """Every component of this package, by kind."""
+    return [
+        Part("injector", "none", NoGuidance, NoGuidanceConfig),
+        Part("injector", "dc-mix", DCMix, DCMixConfig),
+        Part("injector", "dc-sa", DCSA, CodeEmbeddingConfig),
+        Part("injector", "dc-ca", DCCA, CodeEmbeddingConfig),
+        Part("head", "diffusion", DiffusionHead, DiffusionHeadConfig),
+    ]

@@ -1,0 +1,99 @@
+"""Transformer blocks of the backbone. Parameter names are timm's, which MAR's released files carry."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: On CPU the fused kernel loses to plain products below about this many tokens (measured, docs/performance.md).
+PLAIN_BELOW = 256
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Softmax attention over (B, heads, T, width): the fused kernel, or plain products for short sequences on CPU."""
+    if q.device.type != "cpu" or k.shape[2] >= PLAIN_BELOW:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
+    return F.dropout(weights, dropout) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (B, T, D)."""
+
+    def __init__(self, width: int, heads: int, *, attention_dropout: float, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_dropout = attention_dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.attention_dropout if self.training else 0.0
+        out = attend(q, k, v, dropout)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x_BTD)))))
+
+
+class CrossAttention(nn.Module):
+    """One cross-attention block, x + proj(attention(norm(x), memory)): the `memory` door (DC-CA)."""
+
+    def __init__(self, width: int, memory_width: int, heads: int, *, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(memory_width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, memory_BMD: Tensor) -> Tensor:
+        """(B, T, D) attends to (B, M, D')."""
+        q = self.q(self.norm(x_BTD)).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(memory_BMD).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        out = attend(q, k, v)
+        return x_BTD + self.drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; with `memory_width`, cross-attention follows its self-attention and MLP."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        *,
+        attention_dropout: float,
+        dropout: float,
+        memory_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, attention_dropout=attention_dropout, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio), dropout=dropout)
+        self.cross = None if memory_width is None else CrossAttention(width, memory_width, heads, dropout=dropout)
+
+    def forward(self, x_BTD: Tensor, memory_BMD: Tensor | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D). A block built with `memory_width` without a memory skips its cross-attention."""
+        x_BTD = x_BTD + self.attn(self.norm1(x_BTD))
+        x_BTD = x_BTD + self.mlp(self.norm2(x_BTD))
+        if self.cross is not None and memory_BMD is not None:
+            x_BTD = self.cross(x_BTD, memory_BMD)
+        return x_BTD

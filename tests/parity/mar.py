@@ -1,0 +1,144 @@
+"""MAR's case: masking, encoder, decoder, diffusion loss, the head's sampling, and the whole sampling loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixar_core.backbone import Backbone, BackboneConfig
+from mixar_core.diffusion import cosine_betas, schedule
+from mixar_core.masking import masked_after_step, split_by_order
+from mixar_core.model import MixAR, SamplingConfig
+from mixar_core.noise import Noise
+from mixar_core.tokenizer import ContinuousTokenizer
+from mixar_core.types import Grid, Guidance, Posterior
+from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
+from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
+
+class Replay(Noise):
+    """Noise that a case recorded: what is drawn under `head_init` and `head_step` comes from lists."""
+
+    def __init__(self, orders: Tensor, init: Sequence[Tensor], steps: Sequence[Tensor] = ()) -> None:
+        super().__init__(torch.Generator())
+        self.orders, self.queues = orders, {"head_init": list(init), "head_step": list(steps)}
+
+    def normal(self, shape: Sequence[int], device: torch.device | str, *, name: str = "") -> Tensor:
+        drawn = self.queues[name].pop(0)
+        assert tuple(drawn.shape) == tuple(shape), f"{name}: {tuple(drawn.shape)} recorded, {tuple(shape)} asked for"
+        return drawn
+
+    def uniform(self, shape: Sequence[int], device: torch.device | str, *, name: str = "") -> Tensor:
+        assert name == "orders"
+        return self.orders.argsort(dim=1).float()  # whose argsort is the recorded orders
+
+
+class NoTokenizer(ContinuousTokenizer):
+    """Stands where MAR's own loop stops: at the latents."""
+
+    def posterior(self, images_B3HW: Tensor) -> Posterior:
+        raise NotImplementedError
+
+    def decode_raw(self, latents_BChw: Tensor) -> Tensor:
+        return latents_BChw
+
+
+def build(config: Mapping[str, Any]) -> MixAR:
+    """The model of a case's constructor arguments."""
+    side = config["img_size"] // config["vae_stride"]
+    patch = config["patch_size"]
+    backbone = Backbone(
+        BackboneConfig(
+            width=config["encoder_embed_dim"],
+            depth=config["encoder_depth"],
+            heads=config["encoder_num_heads"],
+            decoder_width=config["decoder_embed_dim"],
+            decoder_depth=config["decoder_depth"],
+            decoder_heads=config["decoder_num_heads"],
+            mlp_ratio=config["mlp_ratio"],
+            buffer=config["buffer_size"],
+            patch_size=patch,
+        ),
+        grid=Grid(side // patch, side // patch),
+        token_dim=config["vae_embed_dim"] * patch**2,
+        num_classes=config["class_num"],
+    )
+    head = DiffusionHead(
+        DiffusionHeadConfig(
+            depth=config["diffloss_d"],
+            width=config["diffloss_w"],
+            sampling_steps=int(config["num_sampling_steps"]),
+        ),
+        token_dim=backbone.token_dim,
+        width=backbone.width,
+    )
+    injector = NoGuidance(NoGuidanceConfig(), tokenizer=None, width=backbone.width)
+    tokenizer = NoTokenizer(
+        image_size=config["img_size"], stride=config["vae_stride"], latent_channels=config["vae_embed_dim"]
+    )
+    return MixAR(backbone=backbone, head=head, injector=injector, continuous_tokenizer=tokenizer).eval()
+
+
+def load(model: MixAR, weights: Mapping[str, Tensor]) -> None:
+    """Put the original's tensors where they belong, strictly."""
+    trained = nn.ModuleDict({"backbone": model.backbone, "head": model.head})
+    trained.load_state_dict(
+        {
+            "head." + k.removeprefix("diffloss.") if k.startswith("diffloss.") else "backbone." + k: v
+            for k, v in weights.items()
+        }
+    )
+
+
+@torch.no_grad()
+def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Everything the case expects, computed by this project from the case's inputs."""
+    model = build(config)
+    load(model, weights)
+    head = model.head
+    assert isinstance(head, DiffusionHead)
+    out: dict[str, Tensor] = {}
+    # The original's patchify and unpatchify return permuted views, and some case files hold such a tensor's memory
+    # under its shape. Which of the two a file does, its own input tells: there the tokens are the latents, unpermuted.
+    as_memory = torch.equal(io["tokens"].flatten(), io["latents"].flatten())
+
+    tokens_BNC = model.patchify(io["latents"])
+    split = split_by_order(io["orders"], int(io["mask"][0].sum()))
+    encoded = model.backbone.encode(tokens_BNC, split, io["labels"], Guidance())
+    z_BND = model.backbone.decode(encoded, split, Guidance())
+    mse, bound = head.token_losses(z_BND.flatten(0, 1), tokens_BNC.flatten(0, 1), io["t"], io["noise"])
+    mask = split.masked_BN.float()
+    out["tokens"] = model.unpatchify(tokens_BNC).reshape(tokens_BNC.shape) if as_memory else tokens_BNC
+    out |= {"mask": mask, "encoder_out": encoded, "decoder_z": z_BND, "mse": mse, "vb": bound}
+    out["loss"] = mse + bound
+    out["masked_loss"] = ((out["loss"] * mask.flatten()).sum() / mask.sum())[None]
+
+    s = schedule(int(config["num_sampling_steps"]))
+    out["respaced_timesteps"], out["respaced_betas"] = torch.tensor(s.timesteps), torch.tensor(s.betas)
+    out["alphas_cumprod"] = torch.tensor((1.0 - cosine_betas()).cumprod())
+    for name, temperature, uncond in (("temp0", 0.0, None), ("temp09", 0.9, None), ("temp1", 1.0, None), ("cfg25", 1.0, 1)):
+        noise = Replay(io["orders"], [io["head_init"]], io["head_noise"])
+        out[f"head_{name}"] = head.sample(
+            io["head_z"],
+            z_uncond_RD=None if uncond is None else io["head_z_uncond"],
+            cfg=1.0 if uncond is None else 2.5,
+            temperature=temperature,
+            noise=noise,
+        )
+
+    steps, tokens = int(io["iters"]), model.backbone.grid.tokens
+    left = [tokens, *masked_after_step(tokens, steps)]
+    out["tokens_per_step"] = torch.tensor([a - b for a, b in zip(left, left[1:])])
+    for key, init, cfg, cfg_schedule in (
+        ("nocfg", "nocfg", 1.0, "linear"),
+        ("linear_cfg25", "linear", 2.5, "linear"),
+        ("constant_cfg17", "constant", 1.7, "constant"),
+    ):
+        noise = Replay(io["orders"], [io[f"init_{init}_{i}"] for i in range(steps)])
+        settings = SamplingConfig(steps=steps, cfg=cfg, cfg_schedule=cfg_schedule, temperature=0.0)
+        *_, last = model.generation_steps(io["labels"], settings=settings, noise=noise)
+        latents_BChw = last.latents_BChw
+        out[f"sampled_{key}"] = model.patchify(latents_BChw).reshape(latents_BChw.shape) if as_memory else latents_BChw
+    return out
