@@ -1,0 +1,80 @@
+"""Codes of real images instead of a model of them: how good could a MixAR be if its prior were perfect?"""
+
+from __future__ import annotations
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.errors import UserError
+from mixar_core.noise import Noise
+from mixar_core.prior import DiscretePrior
+from mixar_core.tokenizer import DiscreteTokenizer
+from mixar_core.types import NO_CLASS, Losses
+
+
+@frozen
+class GroundTruthConfig:
+    """Nothing to set."""
+
+
+class GroundTruthPrior(DiscretePrior):
+    """Codes of real images of the asked class (for ablations); nothing to train."""
+
+    def __init__(
+        self,
+        config: GroundTruthConfig,
+        *,
+        tokenizer: DiscreteTokenizer,
+        num_classes: int,
+        data: ImageDataset | None = None,
+    ) -> None:
+        super().__init__(grid=tokenizer.grid, codebook_size=tokenizer.codebook_size, num_classes=num_classes)
+        self.config = config
+        # In a tuple, so that the tokenizer is not registered as a submodule.
+        self._sources = (tokenizer, data)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels_B: Tensor,
+        *,
+        noise: Noise,
+        steps: int | None = None,
+        cfg: float | None = None,
+        temperature: float | None = None,
+    ) -> Tensor:
+        """Codes (B, N) of images drawn from the data, of any class where the label is NO_CLASS.
+
+        The other arguments have no meaning here.
+
+        Raises:
+            UserError: there is no data, or no image of a class.
+        """
+        tokenizer, data = self._sources
+        if data is None:
+            raise UserError("the prior ground-truth draws images, but the recipe names no data")
+        of_class: dict[int, list[int]] = {NO_CLASS: list(range(len(data)))}
+        for index, label in enumerate(data.labels()):
+            if label != NO_CLASS:
+                of_class.setdefault(label, []).append(index)
+        images = []
+        choices = noise.uniform((len(labels_B),), "cpu", name="prior.image")
+        for label, choice in zip(labels_B.tolist(), choices.tolist(), strict=True):
+            candidates = of_class.get(label)
+            if not candidates:
+                known = ", ".join(map(str, sorted(set(of_class) - {NO_CLASS}))) or "none"
+                raise UserError(f"the data of the prior ground-truth have no image of class {label}; they have {known}")
+            image_3HW, _ = data[candidates[int(choice * len(candidates))]]
+            images.append(image_3HW)
+        images_B3HW = torch.stack(images).to(labels_B.device).float() / 127.5 - 1.0
+        return tokenizer.encode(images_B3HW)
+
+    def predict(self, codes_BN: Tensor, masked_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Tensor:
+        """The truth: `codes_BN` as they are."""
+        return codes_BN
+
+    def loss(self, codes_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Losses:
+        """Raises TypeError: there is nothing to train."""
+        raise TypeError("the prior ground-truth has nothing to train")

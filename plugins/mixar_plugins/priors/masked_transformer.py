@@ -1,0 +1,336 @@
+"""Masked transformers over codes: of bit tokens (MaskBit, arXiv 2409.16211) and of embedded tokens (MaskGIT).
+
+A code of `bits` bits is `splits` smaller ones ("entries"); entries are masked, predicted and drawn independently.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from attrs import frozen
+from torch import Tensor, nn
+
+from mixar_core.codes import combine_codes, split_codes
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.errors import UserError
+from mixar_core.noise import Noise
+from mixar_core.prior import DiscretePrior
+from mixar_core.tokenizer import DiscreteTokenizer
+from mixar_core.types import NO_CLASS, Losses
+
+from .schedules import (
+    GuidanceAnnealing,
+    MaskSchedule,
+    draw,
+    guidance_scales,
+    gumbel,
+    mask_share,
+    masked_after_steps,
+)
+from .transformer import Transformer, init_weights, layer_norm
+
+
+@frozen(kw_only=True)
+class MaskBitConfig:
+    """Defaults are the published 14-bit generator and its 64-step sampler.
+
+    Args:
+        bits: bits of a code, those of the tokenizer. stride: pixels a token spans, those of the tokenizer.
+        splits: into how many smaller codes a code is factorised; divides `bits`.
+        prenorm: normalise before each layer instead of after it.
+        class_dropout: share of labels dropped in training, for guidance.
+        train_mask_schedule: how uniform numbers become shares of masked entries in training.
+        steps, mask_schedule: the sampler's steps, and what stays masked after each.
+        guidance_scale: logits are conditional + scale * (conditional - unconditional): 0 is no guidance.
+        guidance_annealing, scale_pow: how the scale grows from 0 over the steps, and the cosine's power.
+        softmax_temperature: of the draws; with `sampling_annealing` it falls from 1.3 to 0.5 instead.
+        randomize_temperature: of the Gumbel noise on the confidence that decides what stays masked; falls to 0.
+        predict_temperature: of the draws of `predict` (TI-Mix); 0 takes the likeliest.
+    """
+
+    bits: int = 14
+    stride: int = 16
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_dim: int = 4096
+    splits: int = 2
+    prenorm: bool = False
+    dropout: float = 0.1
+    class_dropout: float = 0.1
+    label_smoothing: float = 0.1
+    train_mask_schedule: MaskSchedule = "arccos"
+    steps: int = 64
+    mask_schedule: MaskSchedule = "arccos"
+    guidance_scale: float = 7.1
+    guidance_annealing: GuidanceAnnealing = "cosine"
+    scale_pow: float = 3.0
+    softmax_temperature: float = 1.0
+    sampling_annealing: bool = False
+    randomize_temperature: float = 7.8
+    predict_temperature: float = 1.0
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("bits", "stride", "width", "depth", "heads", "mlp_dim", "splits", "steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"prior.{name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("dropout", "class_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"prior.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        for name in ("softmax_temperature", "randomize_temperature", "predict_temperature"):
+            if getattr(self, name) < 0:
+                raise UserError(f"prior.{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.bits % self.splits:
+            raise UserError(f"prior.splits is {self.splits}; it must divide prior.bits, {self.bits}")
+        if self.width % self.heads:
+            raise UserError(f"prior.heads is {self.heads}; it must divide prior.width, {self.width}")
+
+
+@frozen(kw_only=True)
+class MaskGitConfig(MaskBitConfig):
+    """Defaults are MaskGIT's (arXiv 2202.04200): 10-bit codes, 8 unguided steps on the cosine schedule."""
+
+    bits: int = 10
+    width: int = 768
+    heads: int = 8
+    mlp_dim: int = 3072
+    splits: int = 1
+    train_mask_schedule: MaskSchedule = "cosine"
+    steps: int = 8
+    mask_schedule: MaskSchedule = "cosine"
+    guidance_scale: float = 0.0
+    randomize_temperature: float = 4.5
+
+
+class MaskedTransformerPrior(DiscretePrior):
+    """What both have in common: the transformer, the sampler, the prediction and the training loss.
+
+    `forward` takes entries (B, N, S) in [0, V], V being the mask token, and labels (B,); it gives logits (B, N, S, V).
+    """
+
+    def __init__(
+        self,
+        config: MaskBitConfig,
+        *,
+        tokenizer: DiscreteTokenizer,
+        num_classes: int,
+        data: ImageDataset | None = None,
+    ) -> None:
+        grid = tokenizer.grid
+        if tokenizer.codebook_size != 2**config.bits:
+            raise UserError(
+                f"prior.bits is {config.bits}, that is {2**config.bits} codes; the discrete tokenizer has "
+                f"{tokenizer.codebook_size}"
+            )
+        if grid.height != tokenizer.image_size // config.stride:
+            raise UserError(f"prior.stride is {config.stride}; the discrete tokenizer's is {tokenizer.stride}")
+        super().__init__(grid=grid, codebook_size=tokenizer.codebook_size, num_classes=num_classes)
+        self.config = config
+        #: V, codes of one split, and the index that stands for a masked entry
+        self.split_size = self.mask_token = 2 ** (config.bits // config.splits)
+
+        width = config.width
+        self.class_emb = nn.Embedding(num_classes + 1, width)  # the last is "no class"
+        self.pos_emb = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, grid.tokens + 1, width), std=0.02))
+        self.first_layer = nn.Sequential(layer_norm(width), nn.Dropout(config.dropout))
+        self.transformer = Transformer(
+            width, config.depth, config.heads, config.mlp_dim, config.dropout, config.prenorm
+        )
+        if config.prenorm:
+            self.norm_after_transformer = layer_norm(width)
+        self.last_layer = nn.Sequential(nn.Linear(width, width), nn.GELU(), layer_norm(width))
+        self._build(config)
+        self.apply(init_weights)
+
+    @abstractmethod
+    def _build(self, config: MaskBitConfig) -> None:
+        """Make the modules that `embed` and `unembed` need."""
+
+    @abstractmethod
+    def embed(self, tokens_BNS: Tensor) -> Tensor:
+        """Entries (B, N, S) in [0, V], V where masked, to vectors (B, N, D)."""
+
+    @abstractmethod
+    def unembed(self, x_BND: Tensor) -> Tensor:
+        """The transformer's vectors (B, N, D) to logits (B, N, S, V)."""
+
+    def forward(self, tokens_BNS: Tensor, labels_B: Tensor) -> Tensor:
+        """Logits (B, N, S, V) of entries (B, N, S), V where masked, for labels (B,)."""
+        class_B = torch.where(labels_B == NO_CLASS, self.num_classes, labels_B)
+        x = torch.cat([self.embed(tokens_BNS), self.class_emb(class_B)[:, None]], dim=1) + self.pos_emb
+        x = self.transformer(self.first_layer(x))
+        if self.config.prenorm:
+            x = self.norm_after_transformer(x)
+        return self.unembed(self.last_layer(x)[:, :-1])
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels_B: Tensor,
+        *,
+        noise: Noise,
+        steps: int | None = None,
+        cfg: float | None = None,
+        temperature: float | None = None,
+    ) -> Tensor:
+        """Codes (B, N) for labels (B,), by the published sampler. Arguments as in `sample_steps`."""
+        *_, codes_BN = self.sample_steps(labels_B, noise=noise, steps=steps, cfg=cfg, temperature=temperature)
+        return codes_BN
+
+    @torch.no_grad()
+    def sample_steps(
+        self,
+        labels_B: Tensor,
+        *,
+        noise: Noise,
+        steps: int | None = None,
+        cfg: float | None = None,
+        temperature: float | None = None,
+    ) -> Iterator[Tensor]:
+        """Codes (B, N) after each step, -1 where an entry is still masked; the last ones are complete.
+
+        Args:
+            steps: at most N * S are taken, because a step fixes at least one entry.
+            cfg: the guidance scale: 0 is none (logits are conditional + scale * (conditional - unconditional)).
+            temperature: of the softmax, and then not annealed; 0 takes the likeliest.
+
+        Raises:
+            UserError: less than 1 step, or a negative temperature.
+        """
+        config, device = self.config, self.pos_emb.device
+        steps = config.steps if steps is None else steps
+        cfg = config.guidance_scale if cfg is None else cfg
+        annealed = config.sampling_annealing and temperature is None
+        temperature = config.softmax_temperature if temperature is None else temperature
+        if steps < 1:
+            raise UserError(f"the prior's steps are {steps}; 1 or more are needed")
+        if temperature < 0:
+            raise UserError(f"the prior's temperature is {temperature}; it must be 0 or more")
+
+        labels_B = labels_B.to(device)
+        shape = (len(labels_B), self.grid.tokens, config.splits)
+        entries = shape[1] * shape[2]
+        steps = min(steps, entries)
+        counts = masked_after_steps(entries, steps, config.mask_schedule)
+        scales = guidance_scales(cfg, steps, config.guidance_annealing, config.scale_pow)
+        tokens_BNS = torch.full(shape, self.mask_token, device=device)
+        for step, (count, scale) in enumerate(zip(counts, scales, strict=True)):
+            left = 1 - (step + 1) / steps
+            if annealed:
+                temperature = 0.5 + 0.8 * left
+            logits_BNSV = self._guided(tokens_BNS, labels_B, scale)
+            drawn_BNS, log_p_BNS = self._draw(logits_BNSV, temperature, noise)
+            masked_BNS = tokens_BNS == self.mask_token
+            tokens_BNS = torch.where(masked_BNS, drawn_BNS, tokens_BNS)
+            if step == steps - 1:
+                break
+            # What was drawn least confidently goes back to being masked; what was known stays.
+            jitter_BNS = gumbel(noise.uniform(shape, device, name="prior.confidence"))
+            confidence_BNS = log_p_BNS + config.randomize_temperature * left * jitter_BNS
+            confidence_BNS = confidence_BNS.masked_fill(~masked_BNS, torch.inf)
+            # By rank and not by threshold as published: the counts hold under ties, too.
+            least = confidence_BNS.flatten(1).argsort(dim=1, stable=True)[:, :count]
+            tokens_BNS = tokens_BNS.flatten(1).scatter(1, least, self.mask_token).view(shape)
+            codes_BN = combine_codes(tokens_BNS, bits=config.bits)
+            yield codes_BN.masked_fill((tokens_BNS == self.mask_token).any(dim=-1), -1)
+        yield combine_codes(tokens_BNS, bits=config.bits)
+
+    @torch.no_grad()
+    def predict(self, codes_BN: Tensor, masked_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Tensor:
+        """Eq. 10-11: all splits of masked codes become the mask token, and one forward pass predicts them."""
+        tokens_BNS = split_codes(codes_BN, bits=self.config.bits, splits=self.config.splits)
+        tokens_BNS = tokens_BNS.masked_fill(masked_BN[..., None], self.mask_token)
+        drawn_BNS, _ = self._draw(self(tokens_BNS, labels_B), self.config.predict_temperature, noise)
+        return torch.where(masked_BN, combine_codes(drawn_BNS, bits=self.config.bits), codes_BN)
+
+    def loss(self, codes_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Losses:
+        """Masked cross-entropy as MaskBit trains it; see `masked_cross_entropy` for the terms."""
+        config, device = self.config, codes_BN.device
+        target_BNS = split_codes(codes_BN, bits=config.bits, splits=config.splits)
+        batch = len(codes_BN)
+        share_B = mask_share(noise.uniform((batch,), device, name="prior.ratio"), config.train_mask_schedule)
+        masked_BNS = noise.uniform(target_BNS.shape, device, name="prior.mask") < share_B[:, None, None]
+        dropped_B = noise.uniform((batch,), device, name="prior.drop") < config.class_dropout
+        logits_BNSV = self(
+            target_BNS.masked_fill(masked_BNS, self.mask_token), labels_B.masked_fill(dropped_B, NO_CLASS)
+        )
+        return masked_cross_entropy(logits_BNSV, target_BNS, masked_BNS, label_smoothing=config.label_smoothing)
+
+    def _guided(self, tokens_BNS: Tensor, labels_B: Tensor, scale: float) -> Tensor:
+        """Logits with guidance; where that changes nothing, the unconditional half is not computed."""
+        if scale == 0 or self.num_classes == 0:
+            return self(tokens_BNS, labels_B)
+        labels_2B = torch.cat([labels_B, torch.full_like(labels_B, NO_CLASS)])
+        cond, uncond = self(tokens_BNS.repeat(2, 1, 1), labels_2B).float().chunk(2)
+        return cond + scale * (cond - uncond)
+
+    def _draw(self, logits_BNSV: Tensor, temperature: float, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Entries (B, N, S) drawn from the softmax, the likeliest at temperature 0, and their log probabilities."""
+        log_p_BNSV = (logits_BNSV.float() / (temperature or 1.0)).log_softmax(dim=-1)
+        if temperature == 0:
+            drawn_BNS = log_p_BNSV.argmax(dim=-1)
+        else:
+            uniform_BNS = noise.uniform(log_p_BNSV.shape[:-1], log_p_BNSV.device, name="prior.draw")
+            drawn_BNS = draw(log_p_BNSV.exp(), uniform_BNS)
+        return drawn_BNS, log_p_BNSV.gather(-1, drawn_BNS[..., None]).squeeze(-1)
+
+
+class BitTokenPrior(MaskedTransformerPrior):
+    """Bit-token masked transformer (MaskBit): a code enters as its bits, -1 and 1, or 0 where masked."""
+
+    def _build(self, config: MaskBitConfig) -> None:
+        powers = 2 ** torch.arange(config.bits // config.splits, dtype=torch.int32)
+        self.register_buffer("bits_to_indices", powers)
+        self.input_proj = nn.Linear(config.bits, config.width)
+        self.prediction_layer = nn.Linear(config.width, config.splits * self.split_size)
+
+    def embed(self, tokens_BNS: Tensor) -> Tensor:
+        signs = ((tokens_BNS[..., None] & self.bits_to_indices) != 0).to(self.pos_emb.dtype) * 2 - 1
+        return self.input_proj(signs.masked_fill((tokens_BNS == self.mask_token)[..., None], 0.0).flatten(2))
+
+    def unembed(self, x_BND: Tensor) -> Tensor:
+        return self.prediction_layer(x_BND).unflatten(-1, (self.config.splits, self.split_size))
+
+
+class EmbeddingTokenPrior(MaskedTransformerPrior):
+    """Embedding-token masked transformer (MaskGIT): the logits' weights are the embedding's, plus a bias a position."""
+
+    def _build(self, config: MaskBitConfig) -> None:
+        self.tok_emb_list = nn.ModuleList(
+            nn.Embedding(self.split_size + 1, config.width) for _ in range(config.splits)
+        )
+        self.bias = nn.ParameterList(torch.zeros(self.grid.tokens, self.split_size) for _ in range(config.splits))
+
+    def embed(self, tokens_BNS: Tensor) -> Tensor:
+        tables = zip(self.tok_emb_list, tokens_BNS.unbind(-1), strict=True)
+        return torch.stack([table(tokens_BN) for table, tokens_BN in tables]).sum(dim=0)
+
+    def unembed(self, x_BND: Tensor) -> Tensor:
+        tables = zip(self.tok_emb_list, self.bias, strict=True)
+        return torch.stack([F.linear(x_BND, table.weight[:-1]) + bias_NV for table, bias_NV in tables], dim=2)
+
+
+def masked_cross_entropy(
+    logits_BNSV: Tensor, target_BNS: Tensor, masked_BNS: Tensor, *, label_smoothing: float
+) -> Losses:
+    """Cross-entropy over all entries, masked or not, as MaskBit trains it.
+
+    Terms: `mlm` is that loss, `masked_loss` the same over masked entries alone, `masked_accuracy` their share that is
+    guessed right. In float32 whatever the autocast.
+    """
+    logits_BNSV = logits_BNSV.float()
+    loss_BNS = F.cross_entropy(
+        logits_BNSV.flatten(0, 2), target_BNS.flatten(), label_smoothing=label_smoothing, reduction="none"
+    ).view_as(target_BNS)
+    total = loss_BNS.mean()
+    weight_BNS = masked_BNS / masked_BNS.sum().clamp(min=1)
+    right_BNS = (logits_BNSV.argmax(dim=-1) == target_BNS).float()
+    terms = {
+        "mlm": total.detach(),
+        "masked_loss": (loss_BNS.detach() * weight_BNS).sum(),
+        "masked_accuracy": (right_BNS * weight_BNS).sum(),
+    }
+    return Losses(total, terms)
