@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
-from attrs import frozen
+from attrs import field, frozen, validators
 from torch import Tensor, nn
 
 from mixar_core.codes import combine_codes, split_codes
@@ -20,8 +21,7 @@ from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Losses
-
-from .schedules import (
+from mixar_plugins.priors.schedules import (
     GuidanceAnnealing,
     MaskSchedule,
     draw,
@@ -30,7 +30,13 @@ from .schedules import (
     mask_share,
     masked_after_steps,
 )
-from .transformer import Transformer, init_weights, layer_norm
+from mixar_plugins.priors.transformer import Transformer, init_weights, layer_norm
+
+_positive = validators.ge(1)
+_not_negative = validators.ge(0.0)
+_share = validators.and_(validators.ge(0.0), validators.lt(1.0))
+_mask_schedule = validators.in_(get_args(MaskSchedule))
+_annealing = validators.in_(get_args(GuidanceAnnealing))
 
 
 @frozen(kw_only=True)
@@ -51,58 +57,49 @@ class MaskBitConfig:
         predict_temperature: of the draws of `predict` (TI-Mix); 0 takes the likeliest.
     """
 
-    bits: int = 14
-    stride: int = 16
-    width: int = 1024
-    depth: int = 24
-    heads: int = 16
-    mlp_dim: int = 4096
-    splits: int = 2
+    bits: int = field(default=14, validator=_positive)
+    stride: int = field(default=16, validator=_positive)
+    width: int = field(default=1024, validator=_positive)
+    depth: int = field(default=24, validator=_positive)
+    heads: int = field(default=16, validator=_positive)
+    mlp_dim: int = field(default=4096, validator=_positive)
+    splits: int = field(default=2, validator=_positive)
     prenorm: bool = False
-    dropout: float = 0.1
-    class_dropout: float = 0.1
-    label_smoothing: float = 0.1
-    train_mask_schedule: MaskSchedule = "arccos"
-    steps: int = 64
-    mask_schedule: MaskSchedule = "arccos"
+    dropout: float = field(default=0.1, validator=_share)
+    class_dropout: float = field(default=0.1, validator=_share)
+    label_smoothing: float = field(default=0.1, validator=_share)
+    train_mask_schedule: MaskSchedule = field(default="arccos", validator=_mask_schedule)
+    steps: int = field(default=64, validator=_positive)
+    mask_schedule: MaskSchedule = field(default="arccos", validator=_mask_schedule)
     guidance_scale: float = 7.1
-    guidance_annealing: GuidanceAnnealing = "cosine"
+    guidance_annealing: GuidanceAnnealing = field(default="cosine", validator=_annealing)
     scale_pow: float = 3.0
-    softmax_temperature: float = 1.0
+    softmax_temperature: float = field(default=1.0, validator=_not_negative)
     sampling_annealing: bool = False
-    randomize_temperature: float = 7.8
-    predict_temperature: float = 1.0
+    randomize_temperature: float = field(default=7.8, validator=_not_negative)
+    predict_temperature: float = field(default=1.0, validator=_not_negative)
 
     def __attrs_post_init__(self) -> None:
-        for name in ("bits", "stride", "width", "depth", "heads", "mlp_dim", "splits", "steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"prior.{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("dropout", "class_dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"prior.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        for name in ("softmax_temperature", "randomize_temperature", "predict_temperature"):
-            if getattr(self, name) < 0:
-                raise UserError(f"prior.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.bits % self.splits:
-            raise UserError(f"prior.splits is {self.splits}; it must divide prior.bits, {self.bits}")
+            raise UserError(f"splits of the prior is {self.splits}; it must divide its bits, {self.bits}")
         if self.width % self.heads:
-            raise UserError(f"prior.heads is {self.heads}; it must divide prior.width, {self.width}")
+            raise UserError(f"heads of the prior is {self.heads}; it must divide its width, {self.width}")
 
 
 @frozen(kw_only=True)
 class MaskGitConfig(MaskBitConfig):
     """Defaults are MaskGIT's (arXiv 2202.04200): 10-bit codes, 8 unguided steps on the cosine schedule."""
 
-    bits: int = 10
-    width: int = 768
-    heads: int = 8
-    mlp_dim: int = 3072
-    splits: int = 1
-    train_mask_schedule: MaskSchedule = "cosine"
-    steps: int = 8
-    mask_schedule: MaskSchedule = "cosine"
+    bits: int = field(default=10, validator=_positive)
+    width: int = field(default=768, validator=_positive)
+    heads: int = field(default=8, validator=_positive)
+    mlp_dim: int = field(default=3072, validator=_positive)
+    splits: int = field(default=1, validator=_positive)
+    train_mask_schedule: MaskSchedule = field(default="cosine", validator=_mask_schedule)
+    steps: int = field(default=8, validator=_positive)
+    mask_schedule: MaskSchedule = field(default="cosine", validator=_mask_schedule)
     guidance_scale: float = 0.0
-    randomize_temperature: float = 4.5
+    randomize_temperature: float = field(default=4.5, validator=_not_negative)
 
 
 class MaskedTransformerPrior(DiscretePrior):
@@ -125,7 +122,7 @@ class MaskedTransformerPrior(DiscretePrior):
                 f"prior.bits is {config.bits}, that is {2**config.bits} codes; the discrete tokenizer has "
                 f"{tokenizer.codebook_size}"
             )
-        if grid.height != tokenizer.image_size // config.stride:
+        if config.stride != tokenizer.stride:
             raise UserError(f"prior.stride is {config.stride}; the discrete tokenizer's is {tokenizer.stride}")
         super().__init__(grid=grid, codebook_size=tokenizer.codebook_size, num_classes=num_classes)
         self.config = config
@@ -281,6 +278,8 @@ class MaskedTransformerPrior(DiscretePrior):
 class BitTokenPrior(MaskedTransformerPrior):
     """Bit-token masked transformer (MaskBit): a code enters as its bits, -1 and 1, or 0 where masked."""
 
+    bits_to_indices: Tensor
+
     def _build(self, config: MaskBitConfig) -> None:
         powers = 2 ** torch.arange(config.bits // config.splits, dtype=torch.int32)
         self.register_buffer("bits_to_indices", powers)
@@ -299,9 +298,7 @@ class EmbeddingTokenPrior(MaskedTransformerPrior):
     """Embedding-token masked transformer (MaskGIT): the logits' weights are the embedding's, plus a bias a position."""
 
     def _build(self, config: MaskBitConfig) -> None:
-        self.tok_emb_list = nn.ModuleList(
-            nn.Embedding(self.split_size + 1, config.width) for _ in range(config.splits)
-        )
+        self.tok_emb_list = nn.ModuleList(nn.Embedding(self.split_size + 1, config.width) for _ in range(config.splits))
         self.bias = nn.ParameterList(torch.zeros(self.grid.tokens, self.split_size) for _ in range(config.splits))
 
     def embed(self, tokens_BNS: Tensor) -> Tensor:
@@ -309,8 +306,9 @@ class EmbeddingTokenPrior(MaskedTransformerPrior):
         return torch.stack([table(tokens_BN) for table, tokens_BN in tables]).sum(dim=0)
 
     def unembed(self, x_BND: Tensor) -> Tensor:
-        tables = zip(self.tok_emb_list, self.bias, strict=True)
-        return torch.stack([F.linear(x_BND, table.weight[:-1]) + bias_NV for table, bias_NV in tables], dim=2)
+        weights = [self.tok_emb_list.get_parameter(f"{split}.weight")[:-1] for split in range(self.config.splits)]
+        logits = [F.linear(x_BND, weight) + bias_NV for weight, bias_NV in zip(weights, self.bias, strict=True)]
+        return torch.stack(logits, dim=2)
 
 
 def masked_cross_entropy(

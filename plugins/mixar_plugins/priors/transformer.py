@@ -55,9 +55,7 @@ class FeedForwardLayer(nn.Module):
 
     def __init__(self, width: int, mlp_dim: int, dropout: float, prenorm: bool) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(width, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, width), nn.Dropout(dropout)
-        )
+        self.net = nn.Sequential(nn.Linear(width, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, width), nn.Dropout(dropout))
         self.norm = layer_norm(width)
         self.prenorm = prenorm
 
@@ -71,15 +69,15 @@ class Transformer(nn.Module):
     def __init__(self, width: int, depth: int, heads: int, mlp_dim: int, dropout: float, prenorm: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [AttentionLayer(width, heads, dropout, prenorm), FeedForwardLayer(width, mlp_dim, dropout, prenorm)]
+            nn.Sequential(
+                AttentionLayer(width, heads, dropout, prenorm), FeedForwardLayer(width, mlp_dim, dropout, prenorm)
             )
             for _ in range(depth)
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        for attention, feed_forward in self.layers:
-            x_BTD = feed_forward(attention(x_BTD))
+        for block in self.layers:
+            x_BTD = block(x_BTD)
         return x_BTD
 
 
