@@ -13,4 +13,4 @@ class RecipesHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """`version` is "standard" or "editable"."""
         if version != "editable":
-            build_data["force_include"]["recipes"] = "mixar_registry/recipes"
+            build_data["force_include"]["recipes"] = "mixar_plugins/recipes"

@@ -1,0 +1,22 @@
+"""Small helpers for error messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def choices(names: Iterable[str], wanted: str = "", *, limit: int = 24) -> str:
+    """What could have been meant: close matches of `wanted` first, then the names there are, on one line."""
+    known = sorted(names)
+    if not known:
+        return "there are none"
+    close = get_close_matches(wanted, known, n=3, cutoff=0.6)
+    listed = ", ".join(known[:limit]) + (f", ... ({len(known)} in all)" if len(known) > limit else "")
+    return f"did you mean {' or '.join(close)}? allowed: {listed}" if close else f"allowed: {listed}"
+
+
+def one_line(error: BaseException, *, limit: int = 300) -> str:
+    """An exception's message on one line, with its class where the message alone says little."""
+    message = " ".join(str(error).split())[:limit]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
