@@ -1,0 +1,74 @@
+"""The diffusion process behind the head."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixar_core.diffusion import TrainTables, cosine_betas, respaced_timesteps, reverse_step, schedule
+from mixar_core.noise import Noise
+from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
+
+
+@given(st.integers(1, 1000))
+def test_respacing_keeps_both_ends_and_the_process(steps: int) -> None:
+    chosen = respaced_timesteps(steps)
+    assert len(set(chosen)) == steps == len(schedule(steps))
+    assert chosen[0] == 0 and chosen == sorted(chosen)
+    if steps > 1:
+        assert chosen[-1] == 999
+    full = np.cumprod(1.0 - cosine_betas())
+    np.testing.assert_allclose(schedule(steps).alphas_cumprod, full[chosen], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_impossible_respacing_is_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match="1 to 1000"):
+        respaced_timesteps(steps)
+
+
+def test_a_perfect_denoiser_returns_the_token() -> None:
+    x0 = torch.tensor([[0.3, -1.2, 0.7]])
+    process = schedule(50)
+    x = torch.randn(1, 3, generator=torch.Generator().manual_seed(0))
+    for k in reversed(range(50)):
+        a = float(process.alphas_cumprod[k])
+        eps = (x - a**0.5 * x0) / (1 - a) ** 0.5
+        x = reverse_step(process, k, x, eps, torch.zeros_like(x), None, 1.0)
+    torch.testing.assert_close(x, x0, atol=1e-4, rtol=0)
+
+
+def test_the_bound_is_zero_for_the_true_posterior_and_trains_the_variance_only() -> None:
+    tables = TrainTables()
+    x0, eps = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(1)) * 0.3
+    t = torch.arange(1, 65) * 15
+    xt = tables.diffuse(x0, t, eps)
+    variance = torch.full_like(x0, -1.0, requires_grad=True)  # the posterior's own variance
+    bound = tables.variational_bound(x0, xt, t, eps, variance)
+    assert bound.detach().abs().max() < 1e-3
+    bound.sum().backward()
+    assert variance.grad is not None and torch.isfinite(variance.grad).all()
+
+
+def test_the_head_learns_the_mean_and_spread_of_its_tokens() -> None:
+    torch.manual_seed(0)
+    head = DiffusionHead(DiffusionHeadConfig(depth=2, width=64, sampling_steps=40), token_dim=2, width=4)
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    z = torch.zeros(64, 8, 4)
+    z[:32, :, 0] = 1.0
+    means = torch.where(z[..., :1] > 0, 1.0, -1.0).expand(-1, -1, 2)
+    for step in range(300):
+        noise = Noise.seeded(step)
+        target = means + 0.3 * noise.normal(means.shape, "cpu")
+        loss = head.loss(z, target, noise=noise).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        drawn = head.sample(z[[0, 63]].repeat(60, 1, 1).flatten(0, 1), noise=Noise.seeded(1)).view(60, 2, 8, 2)
+    assert drawn[:, 0].mean() == pytest.approx(1.0, abs=0.15)
+    assert drawn[:, 1].mean() == pytest.approx(-1.0, abs=0.15)
+    assert drawn[:, 0].std() == pytest.approx(0.3, abs=0.15)
