@@ -134,11 +134,23 @@ class TrainTables(torch.nn.Module):
 
 
 def reverse_step(
-    s: Schedule, k: int, xt: Tensor, eps: Tensor, variance: Tensor, noise: Tensor | None, temperature: float
+    s: Schedule,
+    k: int,
+    xt: Tensor,
+    eps: Tensor,
+    variance: Tensor,
+    noise: Tensor | None,
+    temperature: float,
+    clip: float | None = None,
 ) -> Tensor:
-    """One step back, from step k of the schedule to k - 1; at k = 0, or with `noise` None, the mean itself."""
+    """One step back, from step k of the schedule to k - 1; at k = 0, or with `noise` None, the mean itself.
+
+    `clip` bounds the predicted x_0 (None: unbounded, as MAR).
+    """
     cumprod = float(s.alphas_cumprod[k])
     predicted_x0 = math.sqrt(1.0 / cumprod) * xt - math.sqrt(1.0 / cumprod - 1.0) * eps
+    if clip is not None:
+        predicted_x0 = predicted_x0.clamp(-clip, clip)
     mean = float(s.posterior_mean_x0[k]) * predicted_x0 + float(s.posterior_mean_xt[k]) * xt
     if k == 0 or noise is None:
         return mean
