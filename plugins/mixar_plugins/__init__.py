@@ -6,6 +6,10 @@ from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
 from mixar_plugins.injectors.embedding import DCCA, DCSA, CodeEmbeddingConfig
 from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
+from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
+from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
+from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
+from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer, VQConfig, VQTokenizer
 from mixar_registry.hookspecs import hookimpl
 from mixar_registry.part import Part
 
@@ -14,6 +18,12 @@ from mixar_registry.part import Part
 def mixar_parts() -> list[Part]:
     """Every component of this package, by kind."""
     return [
+        Part("continuous-tokenizer", "kl", KLAutoencoder, KLConfig),
+        Part("discrete-tokenizer", "lfq", LFQTokenizer, LFQConfig),
+        Part("discrete-tokenizer", "vq", VQTokenizer, VQConfig),
+        Part("prior", "maskbit", BitTokenPrior, MaskBitConfig),
+        Part("prior", "maskgit", EmbeddingTokenPrior, MaskGitConfig),
+        Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),
         Part("injector", "none", NoGuidance, NoGuidanceConfig),
         Part("injector", "dc-mix", DCMix, DCMixConfig),
         Part("injector", "dc-sa", DCSA, CodeEmbeddingConfig),

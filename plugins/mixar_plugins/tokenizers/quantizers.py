@@ -1,0 +1,182 @@
+"""The two quantizers of MaskBit's tokenizers: lookup-free (bits) and lookup (a learned codebook)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from attrs import field, frozen, validators
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mixar_core.types import Quantized
+
+#: Probabilities are raised to this before their logarithm, as published. It is why the entropy over bits cannot be
+#: taken bit by bit: many codes of a large codebook lie below it.
+LOG_FLOOR = 1e-5
+#: Entries of the tokens x codes table that are held at once; more are recomputed in the backward pass.
+TABLE_ENTRIES = 2**24
+
+
+@frozen
+class QuantizerWeights:
+    """Weights of a quantizer's losses.
+
+    Args:
+        commitment_weight: weight of pulling the encoder's output to its code.
+        entropy_weight: weight of the entropy loss (surely one code a token, all codes over the batch); 0: none.
+        entropy_temperature: temperature of the softmax over codes in it.
+        entropy_gamma: weight of the batch's entropy against the token's.
+    """
+
+    commitment_weight: float = field(default=0.25, validator=validators.ge(0.0))
+    entropy_weight: float = field(default=0.02, validator=validators.ge(0.0))
+    entropy_temperature: float = field(default=0.01, validator=validators.gt(0.0))
+    entropy_gamma: float = field(default=1.0, validator=validators.ge(0.0))
+
+
+class Quantizer(nn.Module):
+    """What both share: encoder output (B, E, h, w) to `Quantized`. Losses are float32, under autocast too.
+
+    The losses are `quantizer` (the sum to train on) and its terms, weighted: `commitment`, `entropy`, for a lookup also
+    `codebook`; and, unweighted, `per_sample_entropy` and `average_entropy` in nats. The entropies are zero outside
+    training, and where their weight is zero.
+    """
+
+    def __init__(self, weights: QuantizerWeights) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Code vectors (..., E) of codes (...)."""
+        raise NotImplementedError
+
+    def nearest(self, encoded_RE: Tensor) -> Tensor:
+        """Codes (R,) nearest to encoder outputs (R, E)."""
+        raise NotImplementedError
+
+    def affinity(self, encoded_RE: Tensor) -> Tensor:
+        """How near each code is: minus the squared distance, up to a constant a row, (R, V)."""
+        raise NotImplementedError
+
+    def forward(self, encoded_BEhw: Tensor) -> Quantized:
+        with _full_precision(encoded_BEhw.device):
+            return self._quantize(encoded_BEhw)
+
+    def _quantize(self, encoded_BEhw: Tensor) -> Quantized:
+        size = encoded_BEhw.shape
+        encoded_RE = encoded_BEhw.float().permute(0, 2, 3, 1).flatten(0, 2)
+        codes_R = self.nearest(encoded_RE.detach())
+        vectors_RE = self.vectors(codes_R)
+        losses = self._losses(encoded_RE, vectors_RE)
+        # Straight through: the value is the code vector's, to the bit, the gradient the encoder's.
+        through_RE = vectors_RE.detach() + (encoded_RE - encoded_RE.detach())
+        vectors_BEhw = through_RE.unflatten(0, (size[0], size[2], size[3])).permute(0, 3, 1, 2)
+        return Quantized(vectors_BEhw.to(encoded_BEhw.dtype), codes_R.unflatten(0, (size[0], -1)), losses)
+
+    def _losses(self, encoded_RE: Tensor, vectors_RE: Tensor) -> dict[str, Tensor]:
+        weights = self.weights
+        commitment = weights.commitment_weight * F.mse_loss(encoded_RE, vectors_RE.detach())
+        per_sample = average = encoded_RE.new_zeros(())
+        if self.training and weights.entropy_weight:
+            per_sample, average = code_entropies(self.affinity, encoded_RE, temperature=weights.entropy_temperature)
+            average = weights.entropy_gamma * average
+        entropy = weights.entropy_weight * (per_sample - average)
+        return {
+            "quantizer": commitment + entropy,
+            "commitment": commitment,
+            "entropy": entropy,
+            "per_sample_entropy": per_sample,
+            "average_entropy": average,
+        }
+
+
+class LookupFreeQuantizer(Quantizer):
+    """Each of `bits` channels is quantized to its sign; bit k of a code is whether channel k is positive."""
+
+    bits_to_indices: Tensor
+    codebook: Tensor
+
+    def __init__(self, bits: int, weights: QuantizerWeights) -> None:
+        super().__init__(weights)
+        # Both are in the released files, so they are persistent here.
+        self.register_buffer("bits_to_indices", 2 ** torch.arange(bits, dtype=torch.int32))
+        codes_V = torch.arange(2**bits, dtype=torch.int32)
+        self.register_buffer("codebook", ((codes_V[:, None] & self.bits_to_indices) != 0).float() * 2 - 1)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes, self.codebook)
+
+    def nearest(self, encoded_RE: Tensor) -> Tensor:
+        return ((encoded_RE > 0) * self.bits_to_indices).sum(dim=-1)
+
+    def affinity(self, encoded_RE: Tensor) -> Tensor:
+        return 2 * encoded_RE @ self.codebook.T
+
+
+class LookupQuantizer(Quantizer):
+    """The nearest of `codes` learned vectors of length `width`."""
+
+    def __init__(self, codes: int, width: int, weights: QuantizerWeights) -> None:
+        super().__init__(weights)
+        self.embedding = nn.Embedding(codes, width)
+        nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        return self.embedding(codes)
+
+    def nearest(self, encoded_RE: Tensor) -> Tensor:
+        return self.affinity(encoded_RE).argmax(dim=-1)
+
+    def affinity(self, encoded_RE: Tensor) -> Tensor:
+        codebook_VE = self.embedding.weight
+        return 2 * encoded_RE @ codebook_VE.T - codebook_VE.square().sum(dim=-1)
+
+    def _losses(self, encoded_RE: Tensor, vectors_RE: Tensor) -> dict[str, Tensor]:
+        losses = super()._losses(encoded_RE, vectors_RE)
+        codebook = F.mse_loss(vectors_RE, encoded_RE.detach())
+        return {**losses, "quantizer": losses["quantizer"] + codebook, "codebook": codebook}
+
+
+def code_entropies(
+    affinity: Callable[[Tensor], Tensor], encoded_RE: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Entropy, in nats, of softmax(affinity / temperature) over codes: a token's on average, and of the average token.
+
+    Args:
+        affinity: (R, E) to (R, V), row by row.
+        encoded_RE: encoder outputs, R tokens.
+        temperature: of the softmax.
+
+    Returns:
+        mean_r H(p_r) and H(mean_r p_r), scalars.
+    """
+
+    def totals(rows_RE: Tensor) -> tuple[Tensor, Tensor]:
+        probability_RV = torch.softmax(affinity(rows_RE) / temperature, dim=-1)
+        return _entropy(probability_RV).sum(), probability_RV.sum(dim=0)
+
+    tokens = encoded_RE.shape[0]
+    codes = affinity(encoded_RE[:1].detach()).shape[-1]
+    pieces = encoded_RE.split(max(1, TABLE_ENTRIES // codes))
+    if len(pieces) == 1:
+        entropy, probability_V = totals(encoded_RE)
+    else:
+        results = [checkpoint(totals, rows, use_reentrant=False, preserve_rng_state=False) for rows in pieces]
+        entropy = torch.stack([result[0] for result in results]).sum()
+        probability_V = torch.stack([result[1] for result in results]).sum(dim=0)
+    return entropy / tokens, _entropy(probability_V / tokens)
+
+
+def _entropy(probability_XV: Tensor) -> Tensor:
+    """-sum p log max(p, LOG_FLOOR) over the last axis."""
+    return -(probability_XV * probability_XV.clamp_min(LOG_FLOOR).log()).sum(dim=-1)
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast: at a temperature of 0.01, bfloat16 would round affinities by whole units. (`meta` knows none.)"""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

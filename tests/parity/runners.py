@@ -1,0 +1,66 @@
+"""The table of case kinds. A new kind is one file with a `run` function, and a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from tests.parity import conv_tokenizer, generator, kl
+from tests.parity.case import Case, NotACase
+
+
+@frozen
+class Runner:
+    """How cases of one kind are run.
+
+    Args:
+        kind: its name.
+        recognised_by: keys of a case's config that only this kind has, all of them.
+        inputs: names (or patterns) of the tensors that are given; every other one is expected as output.
+        run: (config, seeded weights, tensors) to the computed outputs by name.
+        manifests: released files by the name of their tensor list; the function takes the listed tensors (on `meta`,
+            under their published names) and raises Mismatch unless they map one to one onto our full-size part.
+    """
+
+    kind: str
+    recognised_by: tuple[str, ...]
+    inputs: tuple[str, ...]
+    run: Callable[[Mapping[str, Any], Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
+    manifests: Mapping[str, Callable[[Mapping[str, Tensor]], None]]
+
+
+RUNNERS = (
+    Runner("kl", ("embed_dim", "ch"), ("images", "eps"), kl.run, kl.MANIFESTS),
+    Runner("conv-tokenizer", ("quantizer_type",), ("images",), conv_tokenizer.run, conv_tokenizer.MANIFESTS),
+    Runner(
+        "generator",
+        ("cls", "codebook_splits"),
+        ("tokens", "tokens_in", "mask", "labels"),
+        generator.run,
+        generator.MANIFESTS,
+    ),
+)
+
+
+def run_case(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """Expected outputs of a case, and what was computed for each of them (None: nothing was).
+
+    Raises:
+        NotACase: the config is of no kind known here, or lacks something this kind needs.
+        Mismatch: the part built from the config has other tensors.
+    """
+    runner = next((r for r in RUNNERS if set(r.recognised_by) <= case.config.keys()), None)
+    if runner is None:
+        raise NotACase(f"its config is of no known kind ({', '.join(r.kind for r in RUNNERS)})")
+    expected = {n: t for n, t in case.io.items() if not any(fnmatch(n, pattern) for pattern in runner.inputs)}
+    try:
+        with torch.no_grad():
+            computed = runner.run(case.config, case.weights, case.io)
+    except KeyError as error:
+        raise NotACase(f"a case of kind {runner.kind} needs {error}") from error
+    return expected, {name: computed.get(name) for name in expected}
