@@ -1,0 +1,27 @@
+"""Contracts that any plugin's component must pass: call them from your own tests.
+
+    from mixar_core.testing import check_head
+
+    def test_my_head() -> None:
+        check_head(lambda: MyHead(MyConfig(), token_dim=4, width=16), width=16)
+
+Each raises AssertionError with what is wrong. What a component is built for is told by `make`, which is called more
+than once, also under `torch.device("meta")`; keep it small.
+"""
+
+from __future__ import annotations
+
+from mixar_core.testing.data import check_callback, check_dataset, check_extractor
+from mixar_core.testing.parts import check_head, check_injector, check_prior
+from mixar_core.testing.tokenizers import check_continuous_tokenizer, check_discrete_tokenizer
+
+__all__ = [
+    "check_callback",
+    "check_continuous_tokenizer",
+    "check_dataset",
+    "check_discrete_tokenizer",
+    "check_extractor",
+    "check_head",
+    "check_injector",
+    "check_prior",
+]

@@ -1,0 +1,145 @@
+"""What the contracts of all kinds share: telling assertions, repeatability, weights to a file and back, devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from mixar_core.tokenizer import Tokenizer
+
+M = TypeVar("M", bound=nn.Module)
+
+BATCH = 3
+#: Where the inputs' seeds start: away from those of the noise, or a component could draw what it was given.
+_INPUT_SEED = 1000
+
+#: Runs a component on a device with inputs of its own making, always the same, and returns what came out by name.
+Exercise = Callable[[nn.Module, str], Mapping[str, Tensor]]
+
+
+def expect(fact: bool, message: str) -> None:
+    """Raise AssertionError with the message unless the fact holds."""
+    if not fact:
+        raise AssertionError(message)
+
+
+def expect_tensor(
+    name: str,
+    tensor: object,
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    within: tuple[float, float] | None = None,
+) -> None:
+    """A tensor of this shape and dtype, finite, in the closed range `within`."""
+    expect(isinstance(tensor, Tensor), f"{name} is a {type(tensor).__name__}, not a tensor")
+    assert isinstance(tensor, Tensor)
+    expect(tensor.shape == tuple(shape), f"{name} has shape {tuple(tensor.shape)}, not {tuple(shape)}")
+    expect(tensor.dtype == dtype, f"{name} is {tensor.dtype}, not {dtype}")
+    expect(bool(tensor.isfinite().all()), f"{name} holds a value that is not finite")
+    if within is not None:
+        low, high = tensor.min().item(), tensor.max().item()
+        expect(within[0] <= low and high <= within[1], f"{name} reaches from {low} to {high}, outside {within}")
+
+
+def expect_equal(message: str, first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, rtol: float = 0.0) -> None:
+    """Equal tensors under equal names, to the bit unless `rtol` is given (relative to the largest value)."""
+    for name, a in first.items():
+        b = second[name]
+        near = a.shape == b.shape and (
+            torch.equal(a, b) if not rtol else (a - b).abs().max() <= rtol * a.abs().max().clamp(min=1.0)
+        )
+        expect(bool(near), f"{name}: {message}")
+
+
+@contextmanager
+def unchanged(**tensors: Tensor) -> Iterator[None]:
+    """Expect that what happens inside leaves these tensors as they are (where there are values: not on `meta`)."""
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items() if tensor.device.type != "meta"}
+    yield
+    for name, tensor in before.items():
+        expect(torch.equal(tensor, tensors[name].detach()), f"the argument {name} was changed in place")
+
+
+def normal(*shape: int, device: str = "cpu", seed: int = 0) -> Tensor:
+    """Standard normal inputs, the same on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(_INPUT_SEED + seed)).to(device)
+
+
+def images_of(tokenizer: Tokenizer, device: str = "cpu") -> Tensor:
+    """Images (BATCH, 3, H, W) in [-1, 1]."""
+    return normal(BATCH, 3, tokenizer.image_size, tokenizer.image_size, device=device).clamp(-1.0, 1.0)
+
+
+def codes_of(codebook_size: int, tokens: int, device: str = "cpu") -> Tensor:
+    """Codes (BATCH, tokens)."""
+    generator = torch.Generator().manual_seed(_INPUT_SEED)
+    return torch.randint(codebook_size, (BATCH, tokens), generator=generator).to(device)
+
+
+def build(make: Callable[[], M], *, seed: int = 0) -> M:
+    """A component in evaluation mode, its weights drawn from this seed, none of them all zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = make()
+        for parameter in module.parameters():
+            if parameter.requires_grad and not parameter.any():  # what starts at zero would hide what lies behind it
+                nn.init.normal_(parameter, std=0.1)
+    return module.eval()
+
+
+def check_module(make: Callable[[], M], exercise: Exercise, *, on_meta: bool = True) -> M:
+    """What every component that is a network must keep; returns one in evaluation mode.
+
+    It repeats itself, draws nothing from torch's global generator, has all it has learned in its state dict (which
+    safetensors can hold), registers no tokenizer as its submodule, and runs where its weights are: also on the `meta`
+    device, where no shape can depend on a value.
+    """
+    module = build(make)
+    if not isinstance(module, Tokenizer):
+        inner = next((name for name, child in module.named_modules() if isinstance(child, Tokenizer)), None)
+        expect(inner is None, f"the tokenizer is registered as its submodule {inner}; its weights would be saved twice")
+
+    with torch.no_grad():
+        before = torch.get_rng_state()
+        first = exercise(module, "cpu")
+        expect(
+            torch.equal(before, torch.get_rng_state()), "random numbers come from torch's global generator, not `noise`"
+        )
+        expect_equal("two calls with equal inputs and noise differ", first, exercise(module, "cpu"))
+
+        state = safetensors.torch.load(safetensors.torch.save(module.state_dict()))
+        other = build(make, seed=1)
+        other.load_state_dict(state)
+        expect_equal("a second component with the same state dict differs", first, exercise(other, "cpu"))
+
+        if on_meta:
+            with torch.device("meta"):
+                empty = make().eval()
+            shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in exercise(empty, "meta").items()}
+            for name, tensor in first.items():
+                expect(shapes[name] == (tensor.shape, tensor.dtype), f"{name} has another shape or dtype on `meta`")
+    return module
+
+
+def check_gradients(module: nn.Module, loss: Tensor, *inputs: Tensor) -> None:
+    """The loss gives every trained weight, and these inputs, a finite gradient, and not only zeros."""
+    expect(loss.requires_grad, "the loss cannot be differentiated")
+    module.zero_grad()
+    loss.backward()
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    for name, tensor in [*trained, *((f"input {index}", tensor) for index, tensor in enumerate(inputs))]:
+        expect(tensor.grad is not None, f"{name} gets no gradient")
+        assert tensor.grad is not None
+        expect(bool(tensor.grad.isfinite().all()), f"the gradient of {name} is not finite")
+    gradients = [parameter.grad for _, parameter in trained]
+    if gradients:
+        expect(any(bool(gradient.any()) for gradient in gradients if gradient is not None), "all gradients are zero")
+    for index, tensor in enumerate(inputs):
+        expect(tensor.grad is not None and bool(tensor.grad.any()), f"the gradient of input {index} is zero")
+    module.zero_grad()

@@ -1,0 +1,126 @@
+"""Contracts of data sets, feature extractors and callbacks."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.evaluation.extractor import FeatureExtractor
+from mixar_core.testing.common import BATCH, check_module, expect, expect_equal, expect_tensor, normal, unchanged
+from mixar_core.training.callback import Callback, RunInfo, StepReport
+from mixar_core.types import NO_CLASS
+
+
+def check_dataset(data: ImageDataset, *, image_size: int) -> None:
+    """Raise AssertionError where a data set breaks its contract.
+
+    Args:
+        data: an opened split with at least one image, cropped to `image_size`.
+    """
+    size, labels = len(data), data.labels()
+    expect(size > 0, "it has no image, and so cannot be checked")
+    expect(len(labels) == size, f"labels() has {len(labels)} entries for {size} images")
+    expect(all(type(label) is int for label in labels), "labels() holds something else than int")
+    expect(len(data.class_names) == data.num_classes, "class_names has not one name a class")
+    allowed = range(data.num_classes) if data.num_classes else (NO_CLASS,)
+    expect(set(labels) <= set(allowed), f"labels() holds {sorted(set(labels) - set(allowed))[:3]}")
+    try:
+        data[size]
+    except IndexError:
+        pass
+    else:
+        raise AssertionError("an index behind the end raises no IndexError")
+
+    copy = pickle.loads(pickle.dumps(data))
+    expect(len(copy) == size and copy.labels() == labels, "it does not survive pickling into loader workers")
+    for index in sorted({0, size // 2, size - 1}):
+        image, label = data[index]
+        shape = (3, image_size, image_size)
+        expect_tensor(f"image {index}", image, shape, dtype=torch.uint8)
+        expect(type(label) is int and label == labels[index], f"image {index} has label {label}, not {labels[index]}")
+        before = image.clone()
+        image.zero_()
+        expect(torch.equal(data[index][0], before), f"image {index} changes: it is no copy, or is not repeatable")
+        expect(torch.equal(copy[index][0], before), f"image {index} is another one after pickling")
+
+
+def check_extractor(make: Callable[[], FeatureExtractor]) -> None:
+    """Raise AssertionError where a feature extractor breaks its contract.
+
+    Args:
+        make: builds one, weights and all.
+    """
+
+    def exercise(module: nn.Module, device: str) -> dict[str, Tensor]:
+        assert isinstance(module, FeatureExtractor)
+        found = {}
+        for side in (32, 64):
+            images_B3HW = normal(BATCH, 3, side, side, device=device).clamp(-1.0, 1.0)
+            with unchanged(images_B3HW=images_B3HW):
+                found[f"features at {side}"] = module(images_B3HW)
+                found |= {f"map {index} at {side}": m for index, m in enumerate(module.maps(images_B3HW))}
+        return found
+
+    extractor = check_module(make, exercise, on_meta=False)
+    with torch.no_grad():
+        found = exercise(extractor, "cpu")
+    for side in (32, 64):
+        expect_tensor(f"features at {side}", found[f"features at {side}"], (BATCH, extractor.feature_dim))
+    maps = [tensor for name, tensor in found.items() if name.startswith("map") and name.endswith("64")]
+    expect(bool(maps), "maps returns none")
+    for index, tensor in enumerate(maps):
+        expect_tensor(f"map {index}", tensor, (BATCH, *tensor.shape[1:]))
+        expect(tensor.dim() == 4, f"map {index} has {tensor.dim()} dimensions, not 4")
+    heights = [tensor.shape[2] for tensor in maps]
+    expect(heights == sorted(heights, reverse=True), f"maps are not from shallow to deep: heights {heights}")
+
+    trained = [name for name, parameter in extractor.named_parameters() if parameter.requires_grad]
+    expect(not trained, f"it is not frozen: {', '.join(trained[:3])}")
+    images_B3HW = normal(BATCH, 3, 64, 64).clamp(-1.0, 1.0)
+    first = {"features": extractor(images_B3HW[:1])}
+    together = {"features": found["features at 64"][:1]}
+    expect_equal("an image depends on what shares its batch", first, together, rtol=1e-3)
+    images_B3HW.requires_grad_()
+    torch.stack([tensor.float().square().mean() for tensor in extractor.maps(images_B3HW)]).sum().backward()
+    gradient = images_B3HW.grad
+    expect(
+        gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any()),
+        "maps cannot be differentiated",
+    )
+
+
+def check_callback(make: Callable[[], Callback], folder: Path) -> None:
+    """Raise AssertionError where a callback breaks its contract: it lives through a run and leaves it as it is.
+
+    Args:
+        make: builds one.
+        folder: an empty folder to write into, the run's.
+    """
+    pictures = {"samples": normal(BATCH, 3, 8, 8).clamp(-1.0, 1.0)}
+    run = RunInfo(
+        name="contract", folder=folder, steps=2, batch_size=BATCH, first_step=0, is_main=True, preview=lambda: pictures
+    )
+    callback = make()
+    before = torch.get_rng_state()
+    with unchanged(**pictures):
+        callback.on_start(run)
+        for step in (1, 2):
+            report = StepReport(
+                step=step,
+                losses={"loss": 1.0 / step},
+                learning_rate=1e-4,
+                gradient_norm=1.0,
+                images_per_second=10.0,
+                seconds_left=1.0,
+                waiting_share=0.1,
+            )
+            callback.on_step(run, report)
+        callback.on_evaluation(run, 2, {"loss": 0.5})
+        callback.on_checkpoint(run, 2, folder / "checkpoint")
+        callback.on_end(run, 2)
+    expect(torch.equal(before, torch.get_rng_state()), "it draws from torch's global generator: the run would change")

@@ -1,0 +1,135 @@
+"""Contracts of tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mixar_core.noise import Noise
+from mixar_core.testing.common import (
+    BATCH,
+    check_gradients,
+    check_module,
+    codes_of,
+    expect,
+    expect_equal,
+    expect_tensor,
+    images_of,
+    normal,
+    unchanged,
+)
+from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
+
+
+def check_continuous_tokenizer(make: Callable[[], ContinuousTokenizer]) -> None:
+    """Raise AssertionError where a continuous tokenizer breaks its contract.
+
+    Args:
+        make: builds one, small enough to run in a moment.
+    """
+
+    def exercise(module: nn.Module, device: str) -> dict[str, Tensor]:
+        assert isinstance(module, ContinuousTokenizer)
+        images_B3HW = images_of(module, device)
+        latents_BChw = normal(*_latent_shape(module), device=device)
+        with unchanged(images=images_B3HW, latents=latents_BChw):
+            posterior = module.posterior(images_B3HW)
+            return {
+                "posterior's mean": posterior.mean_BChw,
+                "posterior's logvar": posterior.logvar_BChw,
+                "encode": module.encode(images_B3HW),
+                "encode with noise": module.encode(images_B3HW, Noise.seeded(0)),
+                "decode_raw": module.decode_raw(latents_BChw),
+                "decode": module.decode(latents_BChw),
+            }
+
+    tokenizer = check_module(make, exercise)
+    _check_grid(tokenizer)
+    channels = (tokenizer.latent_channels,)
+    state = tokenizer.state_dict()
+    for name in ("latent_mean_C", "latent_std_C"):
+        expect(name in state, f"{name} is not in the state dict: the statistics would not travel with the weights")
+        expect_tensor(name, state[name], channels)
+    expect(bool((state["latent_std_C"] > 0).all()), "latent_std_C is not positive")
+
+    images_B3HW, latents_BChw = images_of(tokenizer), normal(*_latent_shape(tokenizer))
+    with torch.no_grad():
+        found = exercise(tokenizer, "cpu")
+        for name in ("posterior's mean", "posterior's logvar", "encode", "encode with noise"):
+            expect_tensor(name, found[name], _latent_shape(tokenizer))
+        expect_tensor("decode_raw", found["decode_raw"], images_B3HW.shape)
+        expect_tensor("decode", found["decode"], images_B3HW.shape, within=(-1.0, 1.0))
+        std, mean = (tokenizer.get_buffer(name)[:, None, None] for name in ("latent_std_C", "latent_mean_C"))
+        raw = {"latents": found["encode"] * std + mean}
+        expect_equal("encode is not (raw - mean) / std", raw, {"latents": found["posterior's mean"]}, rtol=1e-4)
+        alone = {"encode": tokenizer.encode(images_B3HW[:1]), "decode": tokenizer.decode(latents_BChw[:1])}
+        together = {name: found[name][:1] for name in alone}
+        expect_equal("an image depends on what shares its batch", together, alone, rtol=1e-4)
+
+    tokenizer.train()
+    images_B3HW.requires_grad_()
+    posterior = tokenizer.posterior(images_B3HW)
+    decoded = tokenizer.decode_raw(posterior.mean_BChw)
+    check_gradients(tokenizer, decoded.square().mean() + posterior.kl_B().mean(), images_B3HW)
+
+
+def check_discrete_tokenizer(make: Callable[[], DiscreteTokenizer]) -> None:
+    """Raise AssertionError where a discrete tokenizer breaks its contract.
+
+    Args:
+        make: builds one, small enough to run in a moment.
+    """
+
+    def exercise(module: nn.Module, device: str) -> dict[str, Tensor]:
+        assert isinstance(module, DiscreteTokenizer)
+        images_B3HW = images_of(module, device)
+        codes_BN = codes_of(module.codebook_size, module.grid.tokens, device)
+        with unchanged(images=images_B3HW, codes=codes_BN):
+            quantized = module.quantize(images_B3HW)
+            return {
+                "quantize's vectors": quantized.vectors_BEhw,
+                "quantize's codes": quantized.codes_BN,
+                "encode": module.encode(images_B3HW),
+                "code_vectors": module.code_vectors(codes_BN),
+                "decode": module.decode(codes_BN),
+            }
+
+    tokenizer = check_module(make, exercise)
+    _check_grid(tokenizer)
+    grid, width = tokenizer.grid, tokenizer.code_width
+    images_B3HW, codes_BN = images_of(tokenizer), codes_of(tokenizer.codebook_size, grid.tokens)
+    with torch.no_grad():
+        found = exercise(tokenizer, "cpu")
+        expect_tensor("quantize's vectors", found["quantize's vectors"], (BATCH, width, grid.height, grid.width))
+        codes = (0, tokenizer.codebook_size - 1)
+        for name in ("quantize's codes", "encode"):
+            expect_tensor(name, found[name], (BATCH, grid.tokens), dtype=torch.int64, within=codes)
+        expect_tensor("code_vectors", found["code_vectors"], (BATCH, grid.tokens, width))
+        expect_tensor("decode", found["decode"], images_B3HW.shape, within=(-1.0, 1.0))
+        by_code = tokenizer.code_vectors(found["quantize's codes"]).transpose(1, 2).unflatten(2, (grid.height, -1))
+        vectors = {"quantize's vectors": found["quantize's vectors"]}
+        expect_equal("they are not those of its codes, row by row", vectors, {"quantize's vectors": by_code}, rtol=1e-5)
+        alone = {"encode": tokenizer.encode(images_B3HW[:1]), "decode": tokenizer.decode(codes_BN[:1])}
+        together = {name: found[name][:1] for name in alone}
+        expect_equal("an image depends on what shares its batch", together, alone, rtol=1e-4)
+
+    tokenizer.train()
+    images_B3HW.requires_grad_()
+    quantized = tokenizer.quantize(images_B3HW)
+    expect("quantizer" in quantized.losses, "in training mode the losses have no `quantizer`, the sum to train on")
+    for name, loss in quantized.losses.items():
+        expect_tensor(f"loss {name}", loss, ())
+    decoded = tokenizer.decode_vectors(quantized.vectors_BEhw)
+    check_gradients(tokenizer, decoded.square().mean() + quantized.losses["quantizer"], images_B3HW)
+
+
+def _latent_shape(tokenizer: ContinuousTokenizer) -> tuple[int, int, int, int]:
+    return BATCH, tokenizer.latent_channels, tokenizer.grid.height, tokenizer.grid.width
+
+
+def _check_grid(tokenizer: Tokenizer) -> None:
+    expect(tokenizer.image_size % tokenizer.stride == 0, "the image's size is not a multiple of the stride")
+    side = tokenizer.image_size // tokenizer.stride
+    expect((tokenizer.grid.height, tokenizer.grid.width) == (side, side), "the grid is not image_size / stride")

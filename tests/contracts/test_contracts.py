@@ -1,0 +1,160 @@
+"""Every registered part keeps its kind's contract. A new part is one line in SMALL; without it the suite fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mixar_registry.manager import plugin_manager
+from mixar_registry.part import KINDS, Part
+from torch import Tensor
+
+from mixar_core import testing
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.tokenizer import DiscreteTokenizer
+
+IMAGE_SIZE, WIDTH, TOKEN_DIM = 16, 16, 4
+CONV = {"channels": 32, "channel_multipliers": (1, 1, 2), "blocks": 1}  # 32: group norm has 32 groups
+LFQ = {**CONV, "bits": 6}
+PRIOR = {"bits": 6, "stride": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "steps": 4}
+
+#: kind -> name -> settings of small ones to check; a function of a folder where files must lie there first.
+SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]]]]] = {
+    "continuous-tokenizer": {
+        "kl": [
+            {**CONV, "latent_channels": 4, "latent_mean": 0.5, "latent_std": 2.0, "encoder_attention": (4,)},
+            {**CONV, "latent_channels": 4, "norm": "none", "mid_attention": False, "encoder_attention": ()},
+        ],
+    },
+    "discrete-tokenizer": {
+        "lfq": [LFQ, {**LFQ, "norm": "none"}],
+        "vq": [
+            {**CONV, "codebook_size": 32, "code_width": 8},
+            {**CONV, "codebook_size": 32, "code_width": 8, "legacy": True, "downsample": "pool"},
+        ],
+    },
+    "prior": {
+        "maskbit": [PRIOR, {**PRIOR, "prenorm": True, "splits": 1, "sampling_annealing": True}],
+        "maskgit": [{**PRIOR, "splits": 1}, {**PRIOR, "splits": 2}],
+        "ground-truth": [{}],
+    },
+    "injector": {
+        "none": [{}],
+        "dc-mix": [{}, {"projection": True}],
+        "dc-sa": [{}],
+        "dc-ca": [{}],
+    },
+    "head": {"diffusion": [{"depth": 1, "width": 16, "samples_per_token": 2, "sampling_steps": 4}]},
+    "dataset": {},
+    "extractor": {},
+    "callback": {},
+}
+
+
+#: What only runs (`demo`) has tests of its own.
+UNCHECKED = {"demo"}
+
+REGISTRY = plugin_manager()
+CASES = [
+    pytest.param(kind, name, settings, id=f"{kind}-{name}-{index}")
+    for kind, parts in SMALL.items()
+    for name, variants in parts.items()
+    for index, settings in enumerate(variants)
+]
+
+
+class Shades(ImageDataset):
+    """Twelve images, each of one brightness, of three classes in turn."""
+
+    num_classes = 3
+    class_names = ("a", "b", "c")
+
+    def __init__(self, *, image_size: int) -> None:
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        label = self.labels()[index]
+        return torch.full((3, self.image_size, self.image_size), 20 * index, dtype=torch.uint8), label
+
+    def labels(self) -> list[int]:
+        return [index % 3 for index in range(12)]
+
+
+def ours() -> list[Part]:
+    """Parts that come with mixar."""
+    return [part for kind in SMALL for part in REGISTRY.parts(kind) if REGISTRY.plugin_of(part).name == "builtin"]
+
+
+def test_every_part_is_checked() -> None:
+    assert {(part.kind, part.name) for part in ours()} == {(kind, name) for kind in SMALL for name in SMALL[kind]}
+
+
+def test_every_kind_is_checked() -> None:
+    assert KINDS.keys() == SMALL.keys() | UNCHECKED
+
+
+@pytest.mark.parametrize(("kind", "name", "settings"), CASES)
+def test_part_keeps_its_contract(kind: str, name: str, settings: Any, tmp_path: Path) -> None:
+    if callable(settings):
+        settings = settings(tmp_path)
+    part = REGISTRY.part(kind, name)
+    CHECKS[kind](part, part.config(**settings), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["maskbit", "maskgit"])
+def test_priors_do_without_classes(name: str) -> None:
+    part = REGISTRY.part("prior", name)
+    config = part.config(**PRIOR)
+    testing.check_prior(partial(part.component, config, tokenizer=_codes(), num_classes=0, data=None))
+
+
+def _codes() -> DiscreteTokenizer:
+    """A tokenizer for what stands on one."""
+    part = REGISTRY.part("discrete-tokenizer", "lfq")
+    tokenizer = part.component(part.config(**LFQ), image_size=IMAGE_SIZE)
+    return tokenizer.eval().requires_grad_(False)
+
+
+def _check_prior(part: Part, config: Any, _: Path) -> None:
+    data = Shades(image_size=IMAGE_SIZE)
+    make = partial(part.component, config, tokenizer=_codes(), num_classes=data.num_classes, data=data)
+    testing.check_prior(make, sees_truth=part.name == "ground-truth")
+
+
+def _check_injector(part: Part, config: Any, _: Path) -> None:
+    tokenizer = _codes()
+    testing.check_injector(
+        partial(part.component, config, tokenizer=tokenizer, width=WIDTH), tokenizer=tokenizer, width=WIDTH
+    )
+    if not part.component.opens:
+        part.component(config, tokenizer=None, width=WIDTH)
+
+
+def _check_dataset(part: Part, config: Any, _: Path) -> None:
+    for split in ("train", "validation"):
+        testing.check_dataset(part.component(config, split=split, image_size=IMAGE_SIZE), image_size=IMAGE_SIZE)
+
+
+CHECKS: Mapping[str, Callable[[Part, Any, Path], None]] = {
+    "continuous-tokenizer": lambda part, config, _: testing.check_continuous_tokenizer(
+        partial(part.component, config, image_size=IMAGE_SIZE)
+    ),
+    "discrete-tokenizer": lambda part, config, _: testing.check_discrete_tokenizer(
+        partial(part.component, config, image_size=IMAGE_SIZE)
+    ),
+    "prior": _check_prior,
+    "injector": _check_injector,
+    "head": lambda part, config, _: testing.check_head(
+        partial(part.component, config, token_dim=TOKEN_DIM, width=WIDTH), width=WIDTH
+    ),
+    "dataset": _check_dataset,
+    "extractor": lambda part, config, _: testing.check_extractor(partial(part.component, config)),
+    "callback": lambda part, config, folder: testing.check_callback(partial(part.component, config), folder),
+}
