@@ -52,11 +52,18 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(node.value)  # PyYAML's own reads 010 as eight
 
 
+def _list(dumper: _Dumper, value: list[Any] | tuple[Any, ...]) -> yaml.Node:
+    nested = any(isinstance(item, list | tuple | dict) for item in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=not nested)
+
+
 for _tag, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_tag, re.compile(_pattern), _first)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Dumper.add_representer(list, _list)
+_Dumper.add_representer(tuple, _list)
 
 
 def load(text: str, *, where: str) -> Any:
