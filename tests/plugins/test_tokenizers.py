@@ -224,27 +224,24 @@ def test_legacy_is_another_order_of_the_same_levels() -> None:
 
 def by_definition(quantizer: Quantizer, encoded_RE: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Both entropies from distances to every code vector, in float64."""
-    codebook = quantizer.vectors(torch.arange(quantizer_size(quantizer))).double()
+    codebook = quantizer.vectors(torch.arange(quantizer.codes)).double()
     distance = torch.cdist(encoded_RE.double(), codebook).square()
     p = torch.softmax(-distance / temperature, dim=-1)
     mean = p.mean(dim=0)
     return -(p * p.clamp_min(1e-5).log()).sum(1).mean(), -(mean * mean.clamp_min(1e-5).log()).sum()
 
 
-def quantizer_size(quantizer: Quantizer) -> int:
-    table = quantizer.codebook if isinstance(quantizer, LookupFreeQuantizer) else quantizer.embedding.weight
-    return len(table)
-
-
 @pytest.mark.parametrize("entries", [2**24, 100])
-@pytest.mark.parametrize("kind", ["lookup-free", "lookup"])
-def test_entropies_are_exact_in_one_piece_and_in_many(entries: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("make", "width"), [(LookupFreeQuantizer, 1), (LookupFreeQuantizer, 5), (LookupQuantizer, 4)])
+def test_entropies_are_exact_in_one_piece_and_in_many(
+    entries: int, make: Any, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quantizers, "TABLE_ENTRIES", entries)
     torch.manual_seed(0)
-    weights = QuantizerWeights()
-    quantizer: Quantizer = LookupFreeQuantizer(5, weights) if kind == "lookup-free" else LookupQuantizer(32, 5, weights)
-    encoded, reference = (torch.randn(23, 5, generator=torch.Generator().manual_seed(1)) * 0.3 for _ in range(2))
-    got = code_entropies(quantizer.affinity, encoded.requires_grad_(), temperature=0.5)
+    weights = QuantizerWeights(entropy_temperature=0.5)
+    quantizer: Quantizer = make(*((width,) if make is LookupFreeQuantizer else (32, width)), weights)
+    encoded, reference = (torch.randn(53, width, generator=torch.Generator().manual_seed(1)) * 0.3 for _ in range(2))
+    got = code_entropies(quantizer.entropy_totals, encoded.requires_grad_(), codes=quantizer.codes)
     expected = by_definition(quantizer, reference.requires_grad_(), 0.5)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)

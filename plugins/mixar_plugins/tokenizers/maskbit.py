@@ -106,7 +106,7 @@ class ConvTokenizer(DiscreteTokenizer):
 
     def decode_vectors(self, vectors_BEhw: Tensor) -> Tensor:
         """Code vectors on the grid (B, E, h, w) to images (B, 3, H, W), not clamped."""
-        return self.decoder(vectors_BEhw) * 2 - 1
+        return self.decoder(vectors_BEhw.contiguous()) * 2 - 1
 
 
 class LFQTokenizer(ConvTokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mixar_core.types import Quantized
 
-#: Probabilities are raised to this before their logarithm, as published. It is why the entropy over bits cannot be
-#: taken bit by bit: many codes of a large codebook lie below it.
+#: Probabilities are raised to this before their logarithm, as published. It is why a token's entropy is not just the
+#: sum of its bits': many codes of a large codebook lie below it.
 LOG_FLOOR = 1e-5
 #: Entries of the tokens x codes table that are held at once; more are recomputed in the backward pass.
 TABLE_ENTRIES = 2**24
@@ -45,9 +46,9 @@ class Quantizer(nn.Module):
     training, and where their weight is zero.
     """
 
-    def __init__(self, weights: QuantizerWeights) -> None:
+    def __init__(self, codes: int, weights: QuantizerWeights) -> None:
         super().__init__()
-        self.weights = weights
+        self.codes, self.weights = codes, weights
 
     def vectors(self, codes: Tensor) -> Tensor:
         """Code vectors (..., E) of codes (...)."""
@@ -57,8 +58,8 @@ class Quantizer(nn.Module):
         """Codes (R,) nearest to encoder outputs (R, E)."""
         raise NotImplementedError
 
-    def affinity(self, encoded_RE: Tensor) -> Tensor:
-        """How near each code is: minus the squared distance, up to a constant a row, (R, V)."""
+    def entropy_totals(self, encoded_RE: Tensor) -> tuple[Tensor, Tensor]:
+        """With p = softmax(-squared distance / temperature) of a token: its entropy () and p (V,), both summed."""
         raise NotImplementedError
 
     def forward(self, encoded_BEhw: Tensor) -> Quantized:
@@ -73,7 +74,8 @@ class Quantizer(nn.Module):
         losses = self._losses(encoded_RE, vectors_RE)
         # Straight through: the value is the code vector's, to the bit, the gradient the encoder's.
         through_RE = vectors_RE.detach() + (encoded_RE - encoded_RE.detach())
-        vectors_BEhw = through_RE.unflatten(0, (size[0], size[2], size[3])).permute(0, 3, 1, 2)
+        # Contiguous, so that the decoder's memory layout is its weights' choice.
+        vectors_BEhw = through_RE.unflatten(0, (size[0], size[2], size[3])).permute(0, 3, 1, 2).contiguous()
         return Quantized(vectors_BEhw.to(encoded_BEhw.dtype), codes_R.unflatten(0, (size[0], -1)), losses)
 
     def _losses(self, encoded_RE: Tensor, vectors_RE: Tensor) -> dict[str, Tensor]:
@@ -81,7 +83,7 @@ class Quantizer(nn.Module):
         commitment = weights.commitment_weight * F.mse_loss(encoded_RE, vectors_RE.detach())
         per_sample = average = encoded_RE.new_zeros(())
         if self.training and weights.entropy_weight:
-            per_sample, average = code_entropies(self.affinity, encoded_RE, temperature=weights.entropy_temperature)
+            per_sample, average = code_entropies(self.entropy_totals, encoded_RE, codes=self.codes)
             average = weights.entropy_gamma * average
         entropy = weights.entropy_weight * (per_sample - average)
         return {
@@ -100,7 +102,8 @@ class LookupFreeQuantizer(Quantizer):
     codebook: Tensor
 
     def __init__(self, bits: int, weights: QuantizerWeights) -> None:
-        super().__init__(weights)
+        super().__init__(2**bits, weights)
+        self.bits = bits
         # Both are in the released files, so they are persistent here.
         self.register_buffer("bits_to_indices", 2 ** torch.arange(bits, dtype=torch.int32))
         codes_V = torch.arange(2**bits, dtype=torch.int32)
@@ -112,15 +115,25 @@ class LookupFreeQuantizer(Quantizer):
     def nearest(self, encoded_RE: Tensor) -> Tensor:
         return ((encoded_RE > 0) * self.bits_to_indices).sum(dim=-1)
 
-    def affinity(self, encoded_RE: Tensor) -> Tensor:
-        return 2 * encoded_RE @ self.codebook.T
+    def entropy_totals(self, encoded_RE: Tensor) -> tuple[Tensor, Tensor]:
+        # Bits are independent, so p of a code is p of its low bits times p of its high bits: two small softmaxes. Only
+        # the clamped logarithm needs the whole table, and no exponential or logarithm is taken in it.
+        low = self.bits // 2
+        log_low_RX, log_high_RY = (
+            torch.log_softmax(2 * half @ self.codebook[: 2**size, :size].T / self.weights.entropy_temperature, dim=-1)
+            for half, size in ((encoded_RE[:, :low], low), (encoded_RE[:, low:], self.bits - low))
+        )
+        low_RX, high_RY = log_low_RX.exp(), log_high_RY.exp()
+        log_RYX = (log_high_RY[:, :, None] + log_low_RX[:, None, :]).clamp_min(math.log(LOG_FLOOR))
+        entropy = -(high_RY * (log_RYX @ low_RX[:, :, None])[:, :, 0]).sum()
+        return entropy, (high_RY.T @ low_RX).flatten()
 
 
 class LookupQuantizer(Quantizer):
     """The nearest of `codes` learned vectors of length `width`."""
 
     def __init__(self, codes: int, width: int, weights: QuantizerWeights) -> None:
-        super().__init__(weights)
+        super().__init__(codes, weights)
         self.embedding = nn.Embedding(codes, width)
         nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
 
@@ -128,9 +141,14 @@ class LookupQuantizer(Quantizer):
         return self.embedding(codes)
 
     def nearest(self, encoded_RE: Tensor) -> Tensor:
-        return self.affinity(encoded_RE).argmax(dim=-1)
+        return self._affinity(encoded_RE).argmax(dim=-1)
 
-    def affinity(self, encoded_RE: Tensor) -> Tensor:
+    def entropy_totals(self, encoded_RE: Tensor) -> tuple[Tensor, Tensor]:
+        probability_RV = torch.softmax(self._affinity(encoded_RE) / self.weights.entropy_temperature, dim=-1)
+        return _entropy(probability_RV).sum(), probability_RV.sum(dim=0)
+
+    def _affinity(self, encoded_RE: Tensor) -> Tensor:
+        """Minus the squared distance to every code, up to a constant a token: (R, V)."""
         codebook_VE = self.embedding.weight
         return 2 * encoded_RE @ codebook_VE.T - codebook_VE.square().sum(dim=-1)
 
@@ -141,25 +159,18 @@ class LookupQuantizer(Quantizer):
 
 
 def code_entropies(
-    affinity: Callable[[Tensor], Tensor], encoded_RE: Tensor, *, temperature: float
+    totals: Callable[[Tensor], tuple[Tensor, Tensor]], encoded_RE: Tensor, *, codes: int
 ) -> tuple[Tensor, Tensor]:
-    """Entropy, in nats, of softmax(affinity / temperature) over codes: a token's on average, and of the average token.
+    """Entropies in nats of the tokens' distributions over codes: a token's on average, and the average token's.
 
     Args:
-        affinity: (R, E) to (R, V), row by row.
+        totals: Quantizer.entropy_totals.
         encoded_RE: encoder outputs, R tokens.
-        temperature: of the softmax.
+        codes: entries of a token's distribution.
 
     Returns:
         mean_r H(p_r) and H(mean_r p_r), scalars.
     """
-
-    def totals(rows_RE: Tensor) -> tuple[Tensor, Tensor]:
-        probability_RV = torch.softmax(affinity(rows_RE) / temperature, dim=-1)
-        return _entropy(probability_RV).sum(), probability_RV.sum(dim=0)
-
-    tokens = encoded_RE.shape[0]
-    codes = affinity(encoded_RE[:1].detach()).shape[-1]
     pieces = encoded_RE.split(max(1, TABLE_ENTRIES // codes))
     if len(pieces) == 1:
         entropy, probability_V = totals(encoded_RE)
@@ -167,6 +178,7 @@ def code_entropies(
         results = [checkpoint(totals, rows, use_reentrant=False, preserve_rng_state=False) for rows in pieces]
         entropy = torch.stack([result[0] for result in results]).sum()
         probability_V = torch.stack([result[1] for result in results]).sum(dim=0)
+    tokens = encoded_RE.shape[0]
     return entropy / tokens, _entropy(probability_V / tokens)
 
 
