@@ -11,7 +11,7 @@ from torch import Tensor
 
 @frozen(eq=False)
 class RunInfo:
-    """What stays the same during a run. `preview(use_ema)` draws labelled rows of pictures with the current weights."""
+    """What stays the same during a run. `preview()` draws rows of pictures with the averaged weights."""
 
     name: str
     folder: Path
@@ -47,6 +47,9 @@ class Callback:
 
     def on_evaluation(self, run: RunInfo, step: int, losses: Mapping[str, float]) -> None:
         """After the validation split was measured."""
+
+    def on_preview(self, run: RunInfo, step: int, rows: Mapping[str, Tensor]) -> None:
+        """Rows of pictures by name, float (B, 3, H, W) in [-1, 1], drawn with the averaged weights."""
 
     def on_checkpoint(self, run: RunInfo, step: int, path: Path) -> None:
         """After a checkpoint is complete on disk."""

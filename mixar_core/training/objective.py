@@ -3,30 +3,65 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Self
 
+import torch
 from torch import Tensor, nn
 
+from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.noise import Noise
 from mixar_core.types import ImageBatch, Losses, TokenBatch
 
 
 class Objective(nn.Module, ABC):
-    """A loss over a batch, and a picture to look at. Frozen parts inside it have `requires_grad=False`."""
+    """A loss over a batch, and a picture to look at. Frozen parts inside it have `requires_grad=False`.
+
+    `self.training` tells a training step from a measurement on the validation split.
+    """
 
     #: The module whose weights are trained, averaged (EMA) and saved.
     trained: nn.Module
     #: Whether `forward` takes tokens (TokenBatch) or images (ImageBatch).
     takes_tokens: bool
+    #: What makes tokens of images; objectives on images do not have it.
+    tokenizers: FrozenTokenizers
 
     @abstractmethod
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
-        """The loss of step `step` of `steps` (both count from 0), randomness drawn from `noise`."""
+        """The loss of step `step` of `steps` (both count from 0), randomness drawn from `noise`.
+
+        The loss must be a mean over the batch's rows, so that it is the same however the batch is shared out.
+        """
 
     def tokenize(self, images: ImageBatch, *, noise: Noise) -> TokenBatch:
         """Images through the frozen tokenizers, without gradient. Objectives on images do not have it."""
-        raise TypeError(f"{type(self).__name__} trains on images")
+        return self.tokenizers.draw(self.tokenizers.encode(images), noise=noise)
 
     @abstractmethod
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:
         """Rows of pictures by name, float (B, 3, H, W) in [-1, 1] each: originals, reconstructions, samples."""
+
+    def no_weight_decay(self) -> Collection[str]:
+        """Parameters or modules of `trained`, by name, whose matrices are not decayed either."""
+        return ()
+
+    def finish(self, batches: Iterable[ImageBatch]) -> None:
+        """After the last step, before the weights are written: measure what belongs beside them.
+
+        `batches` is this process's share of the training split, in random order, once.
+        """
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for `trained` alone; the frozen parts stay in evaluation mode."""
+        super().train(False)
+        self.trained.train(mode)
+        self.training = mode
+        return self
+
+    def compile_parts(self) -> None:
+        """torch.compile `trained` in place, child by child, and in a list of blocks block by block."""
+        torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+        for child in self.trained.children():
+            for part in child if isinstance(child, nn.ModuleList) else (child,):
+                part.compile()

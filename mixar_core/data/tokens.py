@@ -1,0 +1,149 @@
+"""Tokens from frozen tokenizers: encoded with each batch, or once and kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.loader import Share, ShuffledOrder, flipped, flips, sweep
+from mixar_core.errors import UserError
+from mixar_core.noise import Noise
+from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
+from mixar_core.types import ImageBatch, Posterior, TokenBatch
+
+
+@frozen(eq=False)
+class CachedTokens:
+    """All that training needs of images: the raw posterior (float32), the codes, the labels.
+
+    `posterior` is None without a continuous tokenizer, `codes_BN` (int64) without a discrete one. The posterior, not a
+    sample of it, so that every step draws anew.
+    """
+
+    posterior: Posterior | None
+    codes_BN: Tensor | None
+    labels_B: Tensor
+
+    def __len__(self) -> int:
+        return self.labels_B.shape[0]
+
+    def rows(self, index: Tensor | slice) -> CachedTokens:
+        """The rows at `index`."""
+        posterior = self.posterior
+        if posterior is not None:
+            posterior = Posterior(posterior.mean_BChw[index], posterior.logvar_BChw[index])
+        return CachedTokens(posterior, None if self.codes_BN is None else self.codes_BN[index], self.labels_B[index])
+
+
+class FrozenTokenizers(nn.Module):
+    """The tokenizers of an objective on tokens, either of them or both, frozen."""
+
+    def __init__(self, continuous: ContinuousTokenizer | None, discrete: DiscreteTokenizer | None) -> None:
+        super().__init__()
+        if continuous is None and discrete is None:
+            raise ValueError("neither tokenizer given")
+        self.continuous, self.discrete = continuous, discrete
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def encode(self, images: ImageBatch) -> CachedTokens:
+        """Both encoders' outputs, in float32 whatever the run's precision."""
+        with torch.autocast(images.images_B3HW.device.type, enabled=False):
+            posterior = None if self.continuous is None else self.continuous.posterior(images.images_B3HW)
+            codes_BN = None if self.discrete is None else self.discrete.encode(images.images_B3HW)
+        return CachedTokens(posterior, codes_BN, images.labels_B)
+
+    @torch.no_grad()
+    def draw(self, cached: CachedTokens, *, noise: Noise) -> TokenBatch:
+        """Tokens of encoded images: a sample of the posterior, normalised; the codes as they are.
+
+        Without a continuous tokenizer the latents have no channels: (B, 0, h, w).
+        """
+        if self.continuous is not None:
+            assert cached.posterior is not None
+            latents_BChw = self.continuous.normalise(self.continuous.sample_posterior(cached.posterior, noise))
+        else:
+            assert self.discrete is not None
+            grid = self.discrete.grid
+            latents_BChw = torch.zeros(len(cached), 0, grid.height, grid.width, device=cached.labels_B.device)
+        return TokenBatch(latents_BChw, cached.codes_BN, cached.labels_B)
+
+
+class TokenSource:
+    """Token batches of a process, step by step, from a split that was encoded once, plain and (with `flip`) mirrored.
+
+    The whole split is kept in the memory of the device, in float32, by every process; see the arguments of ImageSource.
+
+    Raises:
+        UserError: it would not fit into the machine's memory.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        order: ShuffledOrder,
+        share: Share,
+        tokenizers: FrozenTokenizers,
+        *,
+        seed: int,
+        device: torch.device,
+        flip: bool = False,
+        workers: int = 0,
+        encode_batch: int = 64,
+    ) -> None:
+        self.order, self.share, self.seed, self.flip = order, share, seed, flip
+        self.device, self._size = device, len(dataset)
+        views = (False, True) if flip else (False,)
+        parts: dict[bool, list[CachedTokens]] = {view: [] for view in views}
+        for images in sweep(
+            dataset, torch.arange(len(dataset)), batch_size=encode_batch, device=device, workers=workers
+        ):
+            for view in views:
+                mirrored = torch.full((len(images),), view)
+                parts[view].append(tokenizers.encode(flipped(images, mirrored) if view else images))
+            if len(parts[False]) == 1:
+                _check_memory(parts[False][0], images=len(dataset) * len(views), device=device)
+        #: rows of the plain images, and behind them the same of the mirrored ones
+        self.kept = _joined([part for view in views for part in parts[view]])
+
+    def batches(self, first: int, end: int) -> Iterator[CachedTokens]:
+        """The batches of steps `first` up to `end`."""
+        start, stop = self.share.first, self.share.first + self.share.rows
+        for step in range(first, end):
+            rows = self.order.indices(step)[start:stop]
+            if self.flip:
+                rows = rows + self._size * flips(step, seed=self.seed, share=self.share)
+            yield self.kept.rows(rows.to(self.device))
+
+
+def _joined(parts: list[CachedTokens]) -> CachedTokens:
+    posteriors = [part.posterior for part in parts if part.posterior is not None]
+    codes = [part.codes_BN for part in parts if part.codes_BN is not None]
+    return CachedTokens(
+        Posterior(torch.cat([p.mean_BChw for p in posteriors]), torch.cat([p.logvar_BChw for p in posteriors]))
+        if posteriors
+        else None,
+        torch.cat(codes) if codes else None,
+        torch.cat([part.labels_B for part in parts]),
+    )
+
+
+def _check_memory(sample: CachedTokens, *, images: int, device: torch.device) -> None:
+    kept = [sample.codes_BN] if sample.codes_BN is not None else []
+    if sample.posterior is not None:
+        kept += [sample.posterior.mean_BChw, sample.posterior.logvar_BChw]
+    need = sum(t.numel() * t.element_size() for t in kept) * images // len(sample)
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[0]
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > there:
+        raise UserError(
+            f"training.cache: memory needs {need / 2**30:.0f} GiB for {images} encoded images, and {device} has "
+            f"{there / 2**30:.0f} GiB; use cache: none"
+        )

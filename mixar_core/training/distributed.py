@@ -1,0 +1,94 @@
+"""The processes that share a run. One process is one case of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from attrs import frozen
+from torch import Tensor
+
+from mixar_core.errors import UserError
+
+
+@frozen
+class Processes:
+    """This process's place among them, and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+    #: whether this object started the process group, and so ends it
+    owner: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Do `work` in the main process alone; its result, or its UserError, is everyone's."""
+        done: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                done[0] = work()
+            except UserError as error:
+                done[1] = str(error)
+        if self.world > 1:
+            dist.broadcast_object_list(done, src=0, device=self.device)
+        if done[1] is not None:
+            raise UserError(done[1])
+        return done[0]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes."""
+        return sum_over_processes(values) / self.world
+
+    def close(self) -> None:
+        """End the process group, where this object started it."""
+        if self.owner:
+            dist.destroy_process_group()
+
+
+def join_processes(device: torch.device | str | None = None) -> Processes:
+    """Meet the other processes of a `torchrun`; without one, this process is alone.
+
+    Args:
+        device: where to compute; None: a GPU of its own for each process where there are any, or else the CPU.
+
+    Raises:
+        UserError: there are more processes on this machine than GPUs.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device is None:
+        if torch.cuda.is_available():
+            if local >= torch.cuda.device_count():
+                raise UserError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
+            device = f"cuda:{local}"
+        else:
+            device = "cpu"
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    owner = "WORLD_SIZE" in os.environ and not dist.is_initialized()
+    if owner:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if not dist.is_initialized():
+        return Processes(0, 1, device)
+    return Processes(dist.get_rank(), dist.get_world_size(), device, owner)
+
+
+def world_size() -> int:
+    """How many processes share the run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum over the processes of a run; `values` itself where there is one."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values

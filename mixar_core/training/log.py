@@ -1,0 +1,68 @@
+"""What a run measures of itself, and its log.jsonl."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixar_core.training.files import write_text, writing
+
+
+class Meter:
+    """Means of losses, and times, since the last report; what happens between steps is not counted."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Start anew."""
+        self.steps, self.seconds, self.waited = 0, 0.0, 0.0
+        self._sums: dict[str, float] = {}
+        self._started = 0.0
+
+    def start(self) -> None:
+        """A step begins, by waiting for its batch."""
+        self._started = time.perf_counter()
+
+    def arrived(self) -> None:
+        """The batch is there."""
+        self.waited += time.perf_counter() - self._started
+
+    def stop(self, losses: Mapping[str, float]) -> None:
+        """The step is done."""
+        self.steps += 1
+        self.seconds += time.perf_counter() - self._started
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def losses(self) -> dict[str, float]:
+        """Means over the steps."""
+        return {name: value / self.steps for name, value in self._sums.items()}
+
+
+class RunLog:
+    """log.jsonl of a run folder: one JSON object a line, `kind` train or validation, with its `step`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "log.jsonl"
+
+    def forget_after(self, step: int) -> None:
+        """Drop lines of steps after `step`, and a torn one: a resumed run does them again."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                break
+        write_text(self.path, "".join(kept))
+
+    def write(self, kind: str, step: int, **figures: Any) -> None:
+        """Append a line."""
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")

@@ -1,0 +1,189 @@
+"""What training a tokenizer minimises: how far the decoded image lies from the image, and what its tokens cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from attrs import field, frozen
+from attrs.validators import ge
+from torch import Tensor
+
+from mixar_core.evaluation.extractor import FeatureExtractor
+from mixar_core.noise import Noise
+from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
+from mixar_core.training.distributed import sum_over_processes, world_size
+from mixar_core.training.objective import Objective
+from mixar_core.types import ImageBatch, Losses, Posterior, TokenBatch
+
+
+@frozen
+class ReconstructionConfig:
+    """Weights of a tokenizer's losses.
+
+    Args:
+        reconstruction_weight: of the difference of pixels (in [-1, 1]), a mean over them.
+        loss: `l1` or `l2`, what is averaged.
+        perceptual_weight: of the difference of features; 0: no extractor is run.
+        kl_weight: of the posterior's KL divergence, as LDM has it: in nats, summed over the latent, a mean over
+            images. LDM sums the pixels too; here they are averaged, so its 1e-6 at H x W is 1e-6 / (3 H W) here.
+        quantizer_weight: of what the quantizer asks for (commitment, entropy, codebook).
+        entropy_annealing_factor: how much the entropy loss counts in addition at the first step (MaskBit).
+        entropy_annealing_steps: steps in which this falls linearly to nothing.
+        statistics_images: a continuous tokenizer's latents are measured over so many images at the end.
+    """
+
+    reconstruction_weight: float = field(default=1.0, validator=ge(0.0))
+    loss: Literal["l1", "l2"] = "l1"
+    perceptual_weight: float = field(default=0.0, validator=ge(0.0))
+    kl_weight: float = field(default=1e-6, validator=ge(0.0))
+    quantizer_weight: float = field(default=1.0, validator=ge(0.0))
+    entropy_annealing_factor: float = field(default=0.0, validator=ge(0.0))
+    entropy_annealing_steps: int = field(default=2000, validator=ge(1))
+    statistics_images: int = field(default=50_000, validator=ge(1))
+
+    def entropy_factor(self, step: int) -> float:
+        """How much the entropy loss counts in addition at `step`."""
+        return self.entropy_annealing_factor * max(0.0, 1.0 - step / self.entropy_annealing_steps)
+
+
+class Reconstruction(Objective):
+    """What both kinds of tokenizer share: pixels and features of an image and its reconstruction."""
+
+    takes_tokens = False
+
+    def __init__(self, extractor: FeatureExtractor | None, config: ReconstructionConfig) -> None:
+        super().__init__()
+        if config.perceptual_weight and extractor is None:
+            raise ValueError("reconstruction.perceptual_weight is set, and there is no extractor")
+        self.config = config
+        self.extractor = extractor.requires_grad_(False).eval() if extractor and config.perceptual_weight else None
+
+    def compare(self, images_B3HW: Tensor, decoded_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of pixel and feature differences, and the terms: each unweighted, and the PSNR in dB."""
+        config = self.config
+        difference = decoded_B3HW.float() - images_B3HW
+        pixels = difference.abs().mean() if config.loss == "l1" else difference.square().mean()
+        total = config.reconstruction_weight * pixels
+        terms = {"reconstruction": pixels.detach(), "psnr": psnr_B(images_B3HW, decoded_B3HW.detach().float()).mean()}
+        if self.extractor is not None:
+            perceptual = perceptual_distance_B(self.extractor, images_B3HW, decoded_B3HW).mean()
+            total = total + config.perceptual_weight * perceptual
+            terms["perceptual"] = perceptual.detach()
+        return total, terms
+
+
+class ContinuousReconstruction(Reconstruction):
+    """A continuous tokenizer: reconstruction from a sample of the posterior, and its KL divergence."""
+
+    def __init__(
+        self, tokenizer: ContinuousTokenizer, extractor: FeatureExtractor | None, config: ReconstructionConfig
+    ) -> None:
+        super().__init__(extractor, config)
+        self.trained = self.tokenizer = tokenizer
+
+    def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
+        """Terms: reconstruction, psnr, perceptual, kl (nats an image)."""
+        assert isinstance(batch, ImageBatch)
+        posterior = self.tokenizer.posterior(batch.images_B3HW)
+        latents_BChw = self.tokenizer.sample_posterior(posterior, noise)
+        total, terms = self.compare(batch.images_B3HW, self.tokenizer.decode_raw(latents_BChw))
+        kl = Posterior(posterior.mean_BChw.float(), posterior.logvar_BChw.float()).kl_B().mean()
+        return Losses(total + self.config.kl_weight * kl, {**terms, "kl": kl.detach()})
+
+    @torch.no_grad()
+    def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:
+        """The images and their reconstructions."""
+        raw_BChw = self.tokenizer.posterior(images.images_B3HW).mean_BChw
+        return {"real": images.images_B3HW, "decoded": self.tokenizer.decode_raw(raw_BChw).clamp(-1.0, 1.0)}
+
+    @torch.no_grad()
+    def finish(self, batches: Iterable[ImageBatch]) -> None:
+        """Measure mean and deviation of a posterior's sample, channel by channel, into the tokenizer's buffers."""
+        tokenizer = self.tokenizer
+        count = torch.zeros((), dtype=torch.float64, device=tokenizer.latent_mean_C.device)
+        sums_2C = count.new_zeros(2, tokenizer.latent_channels)
+        for batch in _first(batches, self.config.statistics_images):
+            posterior = tokenizer.posterior(batch.images_B3HW)
+            mean = posterior.mean_BChw.double()
+            second = mean.square() + posterior.logvar_BChw.double().exp()
+            sums_2C += torch.stack([mean.sum(dim=(0, 2, 3)), second.sum(dim=(0, 2, 3))])
+            count += mean.numel() / mean.shape[1]
+        first_C, second_C = sum_over_processes(sums_2C) / sum_over_processes(count)
+        tokenizer.latent_mean_C.copy_(first_C)
+        tokenizer.latent_std_C.copy_((second_C - first_C.square()).clamp_min(1e-12).sqrt())
+
+
+class DiscreteReconstruction(Reconstruction):
+    """A discrete tokenizer: reconstruction from the code vectors, and what the quantizer asks for."""
+
+    def __init__(
+        self, tokenizer: DiscreteTokenizer, extractor: FeatureExtractor | None, config: ReconstructionConfig
+    ) -> None:
+        super().__init__(extractor, config)
+        self.trained = self.tokenizer = tokenizer
+
+    def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
+        """Terms: reconstruction, psnr, perceptual, the quantizer's by its names, codes_in_use.
+
+        The batch's entropy, and the count of different codes, are those of a process's micro-batch: unlike all other
+        losses they depend on how the batch is shared out.
+        """
+        assert isinstance(batch, ImageBatch)
+        quantized = self.tokenizer.quantize(batch.images_B3HW)
+        total, terms = self.compare(batch.images_B3HW, self.tokenizer.decode_vectors(quantized.vectors_BEhw))
+        quantizer = quantized.losses["quantizer"]
+        factor = self.config.entropy_factor(step)
+        if factor and "entropy" in quantized.losses:
+            quantizer = quantizer + factor * quantized.losses["entropy"]
+        used = torch.tensor(float(quantized.codes_BN.unique().numel()))
+        logged = {name: value.detach() for name, value in quantized.losses.items()}
+        total = total + self.config.quantizer_weight * quantizer
+        return Losses(total, {**terms, **logged, "codes_in_use": used})
+
+    @torch.no_grad()
+    def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:
+        """The images and what their codes decode to."""
+        codes_BN = self.tokenizer.encode(images.images_B3HW)
+        return {"real": images.images_B3HW, "decoded": self.tokenizer.decode(codes_BN)}
+
+
+def psnr_B(images_B3HW: Tensor, decoded_B3HW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image, (B,), in dB, with both as 8-bit files have them: clipped to [0, 1].
+
+    An exact copy counts as 100 dB.
+    """
+    difference = (decoded_B3HW.clamp(-1.0, 1.0) - images_B3HW) / 2.0
+    return -10.0 * difference.square().mean(dim=(1, 2, 3)).clamp_min(1e-10).log10()
+
+
+def perceptual_distance_B(extractor: FeatureExtractor, images_B3HW: Tensor, decoded_B3HW: Tensor) -> Tensor:
+    """Distance of each pair of images in an extractor's feature maps, (B,), float32.
+
+    As LPIPS without learned weights (Zhang et al. 2018, Eq. 1): at each place of a map both feature vectors are brought
+    to length 1; their squared distance, averaged over places, then over maps.
+    """
+    with torch.no_grad():
+        targets = extractor.maps(images_B3HW)
+    distances = [
+        (_unit(mine) - _unit(target)).square().sum(dim=1).mean(dim=(1, 2))
+        for mine, target in zip(extractor.maps(decoded_B3HW), targets, strict=True)
+    ]
+    return torch.stack(distances).mean(dim=0)
+
+
+def _unit(map_BFHW: Tensor) -> Tensor:
+    map_BFHW = map_BFHW.float()
+    # The small number is under the root: the gradient of a norm at 0 is not finite.
+    return map_BFHW / (map_BFHW.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
+
+
+def _first(batches: Iterable[ImageBatch], images: int) -> Iterable[ImageBatch]:
+    """Batches until, with those of the other processes, there are at least so many images."""
+    seen = 0
+    for batch in batches:
+        yield batch
+        seen += len(batch) * world_size()
+        if seen >= images:
+            return

@@ -1,0 +1,140 @@
+"""From a run's settings to what its steps read, and from a batch of it to a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.loader import ImageSource, Share, ShuffledOrder
+from mixar_core.data.streams import Stream, step_noise
+from mixar_core.data.tokens import CachedTokens, TokenSource
+from mixar_core.errors import UserError
+from mixar_core.noise import Noise
+from mixar_core.training.distributed import Processes
+from mixar_core.training.objective import Objective
+from mixar_core.training.settings import TrainingConfig
+from mixar_core.types import ImageBatch, Losses, TokenBatch
+
+#: Seed of the validation's order and noise: the same in every run, so that curves compare.
+VALIDATION_SEED = 0
+
+
+class Source(Protocol):
+    """A process's batches, step by step: an ImageSource or a TokenSource."""
+
+    order: ShuffledOrder
+    share: Share
+    seed: int
+
+    def batches(self, first: int, end: int) -> Iterator[ImageBatch | CachedTokens]:
+        """The batches of steps `first` up to `end`."""
+
+
+def training_source(
+    objective: Objective, dataset: ImageDataset, config: TrainingConfig, processes: Processes
+) -> Source:
+    """What training steps read."""
+    return _source(objective, dataset, config, processes, config.batch_size, seed=config.seed, flip=config.flip)
+
+
+def validation_source(
+    objective: Objective, dataset: ImageDataset, config: TrainingConfig, processes: Processes
+) -> Source:
+    """What measurements on the validation split read: batches of the training's size, or of as many as there are.
+
+    Raises:
+        UserError: there are fewer images than processes.
+    """
+    batch_size = min(config.batch_size, len(dataset) // processes.world * processes.world)
+    if batch_size == 0:
+        raise UserError(f"data: the validation split has {len(dataset)} images for {processes.world} processes")
+    return _source(objective, dataset, config, processes, batch_size, seed=VALIDATION_SEED, flip=False)
+
+
+def _source(
+    objective: Objective,
+    dataset: ImageDataset,
+    config: TrainingConfig,
+    processes: Processes,
+    batch_size: int,
+    *,
+    seed: int,
+    flip: bool,
+) -> Source:
+    order = ShuffledOrder(len(dataset), batch_size, seed=seed)
+    share = Share.of(batch_size, rank=processes.rank, world=processes.world)
+    device, workers, keep = processes.device, config.workers, config.cache == "memory"
+    if keep and objective.takes_tokens:
+        tokenizers = objective.tokenizers
+        return TokenSource(dataset, order, share, tokenizers, seed=seed, device=device, flip=flip, workers=workers)
+    return ImageSource(dataset, order, share, seed=seed, device=device, flip=flip, workers=workers, in_memory=keep)
+
+
+def micro_batches(rows: int, size: int | None) -> Iterator[tuple[slice, float, bool]]:
+    """Slices of at most `size` of a process's rows, each one's share of the mean, and whether it is the last."""
+    size = size or rows
+    for start in range(0, rows, size):
+        end = min(start + size, rows)
+        yield slice(start, end), (end - start) / rows, end == rows
+
+
+class LossPass(nn.Module):
+    """An objective's loss as plain tensors: what DistributedDataParallel wraps, since it must see the outputs."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(
+        self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to differentiate, and all figures by name, detached float32: `loss` and its terms."""
+        losses: Losses = self.objective(batch, step=step, steps=steps, noise=noise)
+        total = losses.total
+        figures = {"loss": total, **losses.terms}
+        return total, {name: value.detach().to(total.device, torch.float32) for name, value in figures.items()}
+
+
+def loss_of(
+    module: nn.Module,
+    objective: Objective,
+    batch: ImageBatch | CachedTokens,
+    rows: slice,
+    *,
+    share: Share,
+    seed: int,
+    noise_step: int,
+    step: int,
+    steps: int,
+    autocast: AbstractContextManager[None],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of some rows of a process's batch.
+
+    Args:
+        module: a LossPass of the objective, or what wraps it.
+        rows: of the process's batch, whose place in the whole is `share`.
+        noise_step: which step's noise; each row's draws are the same whoever computes it.
+        step: the objective's step.
+        autocast: entered for the forward pass (not for the frozen tokenizers).
+    """
+    device = batch.labels_B.device
+
+    def noise(stream: Stream) -> Noise:
+        first = share.first + rows.start
+        return step_noise(stream, seed=seed, step=noise_step, first=first, total=share.total, device=device)
+
+    chunk: ImageBatch | TokenBatch
+    if isinstance(batch, CachedTokens):
+        chunk = objective.tokenizers.draw(batch.rows(rows), noise=noise(Stream.TOKENS))
+    else:
+        chunk = ImageBatch(batch.images_B3HW[rows], batch.labels_B[rows])
+        if objective.takes_tokens:
+            chunk = objective.tokenize(chunk, noise=noise(Stream.TOKENS))
+    with autocast:
+        total, figures = module(chunk, step=step, steps=steps, noise=noise(Stream.LOSS))
+    return total, figures

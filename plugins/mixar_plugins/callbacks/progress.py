@@ -1,0 +1,78 @@
+"""How far the run is, for whoever watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import field, frozen
+from attrs.validators import ge
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from mixar_core.training.callback import Callback, RunInfo, StepReport
+
+
+@frozen
+class ProgressConfig:
+    """Args: lines_every: seconds at least between two lines where the output is no terminal."""
+
+    lines_every: float = field(default=10.0, validator=ge(0.0))
+
+
+class ProgressBar(Callback):
+    """A bar with step, loss, images/s and time left; plain lines where the output is no terminal."""
+
+    def __init__(self, config: ProgressConfig, console: Console | None = None) -> None:
+        self.config = config
+        # Standard error: standard output stays free for what a command returns.
+        self.console = console or Console(stderr=True)
+        self.bar: Progress | None = None
+        self._since = 0.0
+
+    def on_start(self, run: RunInfo) -> None:
+        self._since = float("-inf")
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=self.console,
+            )
+            self.task = self.bar.add_task(run.name, total=run.steps, completed=run.first_step, figures="")
+            self.bar.start()
+
+    def on_step(self, run: RunInfo, report: StepReport) -> None:
+        left = duration(report.seconds_left)
+        figures = f"loss {report.losses['loss']:.4g}  {report.images_per_second:.4g} images/s  {left} left"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=report.step, figures=figures)
+            return
+        now = self.console.get_time()
+        if now - self._since >= self.config.lines_every or report.step == run.steps:
+            self._since = now
+            self._line(f"step {report.step}/{run.steps}  {figures}")
+
+    def on_evaluation(self, run: RunInfo, step: int, losses: Mapping[str, float]) -> None:
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in losses.items() if name.endswith("/loss"))
+        self._line(f"step {step}/{run.steps}  validation  {figures}")
+
+    def on_end(self, run: RunInfo, step: int) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """45s, 3m20s, 2h05m, 3d04h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
