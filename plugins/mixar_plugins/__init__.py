@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
+from mixar_plugins.callbacks.sample_grid import SampleGrid, SampleGridConfig
+from mixar_plugins.callbacks.tensorboard import TensorBoard, TensorBoardConfig
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
 from mixar_plugins.injectors.embedding import DCCA, DCSA, CodeEmbeddingConfig
@@ -29,4 +32,7 @@ def mixar_parts() -> list[Part]:
         Part("injector", "dc-sa", DCSA, CodeEmbeddingConfig),
         Part("injector", "dc-ca", DCCA, CodeEmbeddingConfig),
         Part("head", "diffusion", DiffusionHead, DiffusionHeadConfig),
+        Part("callback", "progress", ProgressBar, ProgressConfig),
+        Part("callback", "tensorboard", TensorBoard, TensorBoardConfig),
+        Part("callback", "sample-grid", SampleGrid, SampleGridConfig),
     ]
