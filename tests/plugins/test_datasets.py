@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+
+import numpy
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
+from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
+from PIL import Image
+
+from mixar_core.data.images import center_crop, read_image
+from mixar_core.errors import UserError
+from mixar_core.types import NO_CLASS
+
+
+def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(
+    path: Path, *, labels: list, splits: list | None, names: list[str] | None = None, images=None, groups=4
+) -> Path:
+    images = images or [png(row) for row in range(len(labels))]
+    columns = {"image": [{"bytes": data, "path": None} for data in images], "label": labels}
+    if splits is not None:
+        columns["split"] = splits
+    table = pa.table(columns)
+    if names:
+        info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    pq.write_table(table, path, row_group_size=groups)
+    return path
+
+
+def opened(path: Path, split: str = "train", **settings) -> ParquetDataset:
+    return ParquetDataset(ParquetConfig(str(path), **settings), split=split, image_size=8)
+
+
+def values(dataset) -> list[int]:
+    return [int(dataset[index][0][0, 0, 0]) for index in range(len(dataset))]
+
+
+SPLITS = ["train", "validation"] * 5
+
+
+def test_parquet_rows_labels_and_names_by_split(tmp_path):
+    path = write(tmp_path / "a.parquet", labels=[row % 3 for row in range(10)], splits=SPLITS, names=["x", "y", "z"])
+    train, validation = opened(path), opened(path, "validation")
+    assert (train.class_names, train.num_classes) == (("x", "y", "z"), 3)
+    assert values(train) == [0, 2, 4, 6, 8]
+    assert values(validation) == [1, 3, 5, 7, 9]
+    assert train.labels() == [label for _, label in train] == [0, 2, 1, 0, 2]
+    image, _ = train[1]
+    assert image.dtype == torch.uint8 and image.shape == (3, 8, 8)
+
+
+def test_parquet_survives_pickling_and_a_memory_too_small_for_one_group(tmp_path):
+    path = write(tmp_path / "a.parquet", labels=list(range(10)), splits=None)
+    dataset = opened(path.rename(tmp_path / "train-0.parquet"), split_column=None, memory_mb=0)
+    assert values(dataset) == list(range(10))
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert values(copy) == values(dataset)
+    assert len(dataset._kept) == 1 and len(pickle.dumps(dataset)) < 4000
+
+
+def test_parquet_files_of_a_folder_by_name_and_by_column(tmp_path):
+    write(tmp_path / "train-00000-of-00002.parquet", labels=[0, 1], splits=None, images=[png(1), png(2)])
+    write(tmp_path / "train-00001-of-00002.parquet", labels=[2], splits=None, images=[png(3)])
+    write(tmp_path / "val-00000.parquet", labels=[1], splits=None, images=[png(4)])
+    assert values(opened(tmp_path, split_column=None)) == [1, 2, 3]
+    assert values(opened(tmp_path, "validation", split_column=None)) == [4]
+    assert opened(tmp_path, split_column=None).class_names == ("0", "1", "2")
+    with pytest.raises(UserError, match=r"no column 'split'.*columns: image, label"):
+        opened(tmp_path)
+
+
+def test_parquet_unlabelled(tmp_path):
+    path = write(tmp_path / "train.parquet", labels=[0, 0], splits=None)
+    dataset = opened(path, label_column=None, split_column=None)
+    assert (dataset.num_classes, dataset.class_names, dataset.labels()) == (0, (), [NO_CLASS] * 2)
+
+
+def test_parquet_says_what_is_wrong_in_one_line(tmp_path):
+    good = write(tmp_path / "good.parquet", labels=[0, 1], splits=["train", "test"])
+    broken = write(
+        tmp_path / "broken.parquet",
+        labels=[0] * 6,
+        splits=["train"] * 6,
+        images=[*[png(0)] * 5, png(0, (512, 512))[:300]],
+    )
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.parquet").write_text("no parquet here")
+    label = write(tmp_path / "label.parquet", labels=[0, 7], splits=["train"] * 2, names=["x"])
+    null = write(tmp_path / "null.parquet", labels=[0, None], splits=["train"] * 2)
+    word = write(tmp_path / "word.parquet", labels=["a", "b"], splits=["train"] * 2)
+    cases = {
+        "none.parquet: no such file": lambda: opened(tmp_path / "none.parquet"),
+        "no \\*.parquet file": lambda: opened(tmp_path / "empty"),
+        "not a readable Parquet file": lambda: opened(tmp_path / "text.parquet"),
+        "no column 'pixels' \\(image_column\\)": lambda: opened(good, image_column="pixels"),
+        "no row of split 'validation'.*test, train": lambda: opened(good, "validation"),
+        "split 'test': must be": lambda: opened(good, "test"),
+        "no file named train": lambda: opened(good, split_column=None),
+        "broken.parquet, row 5: unreadable image": lambda: opened(broken)[5],
+        "label.parquet, row 1: label 7: must be 0 to 0": lambda: opened(label),
+        "null.parquet, row 1: label None": lambda: opened(null),
+        "'label' is string, not integer": lambda: opened(word),
+        "holds no image bytes": lambda: opened(good, image_column="label")[0],
+    }
+    for message, action in cases.items():
+        with pytest.raises(UserError, match=message) as caught:
+            action()
+        assert "\n" not in str(caught.value)
+
+
+def folder(root: Path, names: list[str]) -> Path:
+    for value, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(value))
+    return root
+
+
+def test_folder_labels_come_from_train(tmp_path):
+    folder(tmp_path, ["train/b/0.JPEG", "train/a/1.png", "train/a/deep/2.png", "val/b/3.png", "train/a/.hidden.png"])
+    (tmp_path / "train/a/notes.txt").write_text("no image")
+    train = ImageFolder(ImageFolderConfig(str(tmp_path)), split="train", image_size=8)
+    validation = ImageFolder(ImageFolderConfig(str(tmp_path)), split="validation", image_size=8)
+    assert train.class_names == validation.class_names == ("a", "b")
+    assert (values(train), train.labels()) == ([1, 2, 0], [0, 0, 1])
+    assert (values(validation), validation.labels()) == ([3], [1])
+    assert values(pickle.loads(pickle.dumps(train))) == values(train)
+
+
+def test_folder_without_classes_is_unlabelled(tmp_path):
+    dataset = ImageFolder(ImageFolderConfig(str(folder(tmp_path, ["train/0.png"]))), split="train", image_size=4)
+    assert (dataset.num_classes, dataset.labels()) == (0, [NO_CLASS])
+
+
+def test_folder_says_what_is_wrong(tmp_path):
+    folder(tmp_path, ["train/a/0.png", "val/c/1.png"])
+    (tmp_path / "train/a/0.png").write_bytes(b"no image")
+
+    def build(path: Path, split: str) -> ImageFolder:
+        return ImageFolder(ImageFolderConfig(str(path)), split=split, image_size=8)
+
+    with pytest.raises(UserError, match=r"0.png: unreadable image: not an image Pillow knows$"):
+        build(tmp_path, "train")[0]
+    with pytest.raises(UserError, match=r"a class that .* does not have"):
+        build(tmp_path, "validation")
+    with pytest.raises(UserError, match="no folder train/"):
+        build(tmp_path / "nowhere", "train")
+    (tmp_path / "new/train/a").mkdir(parents=True)
+    with pytest.raises(UserError, match="no images"):
+        build(tmp_path / "new", "train")
+
+
+def test_center_crop_halves_with_a_box_and_keeps_the_centre():
+    noise = Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=numpy.uint8))
+    assert center_crop(noise, 64).tobytes() == noise.tobytes()
+    halved = numpy.asarray(noise, dtype=float).reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+    assert numpy.abs(numpy.asarray(center_crop(noise, 32), dtype=float) - halved).max() <= 1
+    for width, height in ((300, 100), (100, 301), (7, 9), (64, 64)):
+        assert center_crop(Image.new("RGB", (width, height)), 32).size == (32, 32)
+    wide = Image.new("RGB", (96, 32))
+    wide.paste((255, 255, 255), (32, 0, 64, 32))
+    assert numpy.asarray(center_crop(wide, 32)).min() == 255
+
+
+def test_read_image_makes_rgb_of_other_modes():
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), 7).save(buffer, "PNG")
+    assert read_image(buffer.getvalue(), 8, where="row 0").unique().tolist() == [7]
