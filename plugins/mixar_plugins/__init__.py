@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
 from mixar_plugins.callbacks.sample_grid import SampleGrid, SampleGridConfig
 from mixar_plugins.callbacks.tensorboard import TensorBoard, TensorBoardConfig
@@ -36,3 +38,10 @@ def mixar_parts() -> list[Part]:
         Part("callback", "tensorboard", TensorBoard, TensorBoardConfig),
         Part("callback", "sample-grid", SampleGrid, SampleGridConfig),
     ]
+
+
+@hookimpl
+def mixar_recipe_folders() -> list[Path]:
+    """The recipes of the published systems: inside a wheel, and beside the packages in a checkout."""
+    here = Path(__file__).resolve().parent
+    return [folder for folder in (here / "recipes", here.parents[1] / "recipes") if folder.is_dir()]

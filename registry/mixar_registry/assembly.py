@@ -98,13 +98,23 @@ def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "valid
     """
     if recipe.data is None:
         raise UserError(f"recipe {recipe.name}: data: required here, and not there")
-    data: ImageDataset = _construct(recipe, registry, "data", split=split, image_size=recipe.image_size)
+    data: ImageDataset = construct(recipe, registry, "data", split=split, image_size=recipe.image_size)
     if data.num_classes != recipe.num_classes:
         raise UserError(
             f"recipe {recipe.name}: num_classes is {recipe.num_classes}, but data ({recipe.data.type}) have "
             f"{data.num_classes} classes"
         )
     return data
+
+
+def construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> Any:
+    """Build the part that the recipe chose for `key`; `context` is what the abstract class's docstring names."""
+    choice = _chosen(recipe, key)
+    component: Callable[..., Any] = registry.part(PART_KEYS[key], choice.type).component
+    try:
+        return component(choice.config, **context)
+    except UserError as error:
+        raise UserError(f"recipe {recipe.name}: {_of(key, choice)}: {error}") from error
 
 
 def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None) -> System:
@@ -114,15 +124,15 @@ def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None) -> 
     discrete: DiscreteTokenizer | None = None
     prior: DiscretePrior | None = None
     if trains in ("mixar", "continuous_tokenizer"):
-        continuous = _construct(recipe, registry, "continuous_tokenizer", image_size=size)
+        continuous = construct(recipe, registry, "continuous_tokenizer", image_size=size)
         _check_stride(recipe, "continuous_tokenizer", continuous)
     if trains != "continuous_tokenizer" and recipe.discrete_tokenizer is not None:
-        discrete = _construct(recipe, registry, "discrete_tokenizer", image_size=size)
+        discrete = construct(recipe, registry, "discrete_tokenizer", image_size=size)
         _check_stride(recipe, "discrete_tokenizer", discrete)
     if trains in ("mixar", "prior") and recipe.prior is not None:
         if discrete is None:
             raise UserError(f"recipe {recipe.name}: {_of('prior', recipe.prior)} needs a discrete_tokenizer, there is none")
-        prior = _construct(
+        prior = construct(
             recipe, registry, "prior", tokenizer=discrete, num_classes=recipe.num_classes, data=data
         )
         _check_prior(recipe, prior, discrete)
@@ -159,7 +169,7 @@ def _mixar(
             recipe, "injector", f"doors {', '.join(sorted(opens))}", "backbone",
             f"decoder_width {out_width} beside width {config.width}",
         )  # fmt: skip
-    injector: GuidanceInjector = _construct(
+    injector: GuidanceInjector = construct(
         recipe, registry, "injector", tokenizer=discrete, width=out_width if "fill" in opens else config.width
     )
     if injector.needs_codes and discrete is None:
@@ -169,7 +179,7 @@ def _mixar(
         raise _misfit(recipe, "continuous_tokenizer", patched, "discrete_tokenizer", f"grid {discrete.grid}")
     if injector.needs_codes and recipe.ti_mix.lambda_at(1.0) < 1.0 and prior is None:
         raise _misfit(recipe, "ti_mix", f"schedule {recipe.ti_mix.schedule}", "prior", "absence")
-    head: ContinuousHead = _construct(recipe, registry, "head", token_dim=token_dim, width=out_width)
+    head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=out_width)
     backbone = Backbone(
         config, grid=grid, token_dim=token_dim, num_classes=recipe.num_classes, memory="memory" in injector.opens
     )
@@ -183,16 +193,6 @@ def _mixar(
         masking=recipe.masking,
         ti_mix=recipe.ti_mix,
     )
-
-
-def _construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> Any:
-    """Build the part that the recipe chose for `key`; `context` is what the abstract class's docstring names."""
-    choice = _chosen(recipe, key)
-    component: Callable[..., Any] = registry.part(PART_KEYS[key], choice.type).component
-    try:
-        return component(choice.config, **context)
-    except UserError as error:
-        raise UserError(f"recipe {recipe.name}: {_of(key, choice)}: {error}") from error
 
 
 def _chosen(recipe: Recipe, key: str) -> PartChoice:

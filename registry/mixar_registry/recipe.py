@@ -52,6 +52,7 @@ class Recipe:
     Args:
         trains: which part is trained. The others are frozen, or absent where that part does not need them.
         image_size: pixels of a side. num_classes: 0 for an unconditional model.
+        extractor: of the perceptual loss (reconstruction.perceptual_weight).
         training: None where the recipe does not say how long to train; sampling works without.
     """
 
@@ -66,6 +67,7 @@ class Recipe:
     prior: PartChoice | None = _part("prior")
     injector: PartChoice | None = _part("injector")
     head: PartChoice | None = _part("head")
+    extractor: PartChoice | None = _part("extractor")
     backbone: BackboneConfig = _section(BackboneConfig)
     masking: MaskingConfig = _section(MaskingConfig)
     ti_mix: TIMixConfig = _section(TIMixConfig)
@@ -96,6 +98,7 @@ _RELEVANT: dict[str, tuple[str, ...]] = {
     "prior": ("training",),
 }
 _DEFAULT_CALLBACKS = ("progress", "tensorboard", "sample-grid")
+_DEFAULT_EXTRACTOR = "efficientnet-lite0"
 
 
 def load_recipe(name_or_path: str | Path, registry: Registry, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -198,9 +201,11 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
         except Invalid as invalid:
             problems += invalid.problems
     trains = values.get("trains", "")
-    defaults = {"callbacks": [{"type": name} for name in _DEFAULT_CALLBACKS]}
+    defaults: dict[str, Any] = {"callbacks": [{"type": name} for name in _DEFAULT_CALLBACKS]}
     if trains == "mixar":
         defaults["injector"] = {"type": "none"}
+    if isinstance(loss := values.get("reconstruction"), ReconstructionConfig) and loss.perceptual_weight:
+        defaults["extractor"] = {"type": _DEFAULT_EXTRACTOR}
     for key, kind in PART_KEYS.items():
         value = plain.get(key)
         value = defaults.get(key) if value is None else value
