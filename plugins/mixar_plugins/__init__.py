@@ -7,6 +7,9 @@ from pathlib import Path
 from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
 from mixar_plugins.callbacks.sample_grid import SampleGrid, SampleGridConfig
 from mixar_plugins.callbacks.tensorboard import TensorBoard, TensorBoardConfig
+from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
+from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
+from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
 from mixar_plugins.injectors.embedding import DCCA, DCSA, CodeEmbeddingConfig
@@ -34,6 +37,9 @@ def mixar_parts() -> list[Part]:
         Part("injector", "dc-sa", DCSA, CodeEmbeddingConfig),
         Part("injector", "dc-ca", DCCA, CodeEmbeddingConfig),
         Part("head", "diffusion", DiffusionHead, DiffusionHeadConfig),
+        Part("dataset", "parquet", ParquetDataset, ParquetConfig),
+        Part("dataset", "image-folder", ImageFolder, ImageFolderConfig),
+        Part("extractor", "efficientnet-lite0", EfficientNetLite0, EfficientNetLite0Config),
         Part("callback", "progress", ProgressBar, ProgressConfig),
         Part("callback", "tensorboard", TensorBoard, TensorBoardConfig),
         Part("callback", "sample-grid", SampleGrid, SampleGridConfig),
