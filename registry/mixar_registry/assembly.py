@@ -24,7 +24,6 @@ from mixar_registry.recipe import PART_KEYS, PartChoice, Recipe, read_plain
 from mixar_registry.weights import RECIPE, find_weights, load_into, read_tensors, sha256
 
 
-
 @frozen(eq=False)
 class System:
     """What a recipe describes, built. Parts that what is trained does not need are None."""
@@ -99,12 +98,24 @@ def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "valid
     if recipe.data is None:
         raise UserError(f"recipe {recipe.name}: data: required here, and not there")
     data: ImageDataset = construct(recipe, registry, "data", split=split, image_size=recipe.image_size)
-    if data.num_classes != recipe.num_classes:
-        raise UserError(
-            f"recipe {recipe.name}: num_classes is {recipe.num_classes}, but data ({recipe.data.type}) have "
-            f"{data.num_classes} classes"
-        )
+    _check_classes(recipe, data)
     return data
+
+
+def try_data(recipe: Recipe, registry: Registry) -> str:
+    """A line about the recipe's data, which need not be on this machine.
+
+    Raises:
+        UserError: they are, and have another number of classes.
+    """
+    if recipe.data is None:
+        return "none named"
+    try:
+        data: ImageDataset = construct(recipe, registry, "data", split="train", image_size=recipe.image_size)
+    except UserError as error:
+        return f"cannot be opened here: {error}"
+    _check_classes(recipe, data)
+    return f"{len(data):,} training images of {data.num_classes} classes ({recipe.data.type})"
 
 
 def construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> Any:
@@ -131,10 +142,10 @@ def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None) -> 
         _check_stride(recipe, "discrete_tokenizer", discrete)
     if trains in ("mixar", "prior") and recipe.prior is not None:
         if discrete is None:
-            raise UserError(f"recipe {recipe.name}: {_of('prior', recipe.prior)} needs a discrete_tokenizer, there is none")
-        prior = construct(
-            recipe, registry, "prior", tokenizer=discrete, num_classes=recipe.num_classes, data=data
-        )
+            raise UserError(
+                f"recipe {recipe.name}: {_of('prior', recipe.prior)} needs a discrete_tokenizer, there is none"
+            )
+        prior = construct(recipe, registry, "prior", tokenizer=discrete, num_classes=recipe.num_classes, data=data)
         _check_prior(recipe, prior, discrete)
     model = None
     if trains == "mixar":
@@ -200,6 +211,11 @@ def _chosen(recipe: Recipe, key: str) -> PartChoice:
     if not isinstance(choice, PartChoice):
         raise UserError(f"recipe {recipe.name}: {key}: required where a recipe trains {recipe.trains}")
     return choice
+
+
+def _check_classes(recipe: Recipe, data: ImageDataset) -> None:
+    if recipe.num_classes not in (0, data.num_classes):  # labelled data may train an unconditional model
+        raise _misfit(recipe, "data", f"{data.num_classes} classes", "num_classes", str(recipe.num_classes))
 
 
 def _check_stride(recipe: Recipe, key: str, tokenizer: Tokenizer) -> None:

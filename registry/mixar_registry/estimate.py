@@ -1,13 +1,14 @@
 """What a recipe costs, before anything is allocated: parameters, tokens, FLOP, memory. Counted on the meta device.
 
-A FLOP is one multiplication or one addition: a dense layer of m inputs and n outputs costs 2 m n a token, attention over T
-tokens of width D 4 T^2 D, a convolution likewise by its definition. Only these are counted, by running the modules on
-the meta device and summing over their operators; norms, activations and softmax are left out, as is usual.
+A FLOP is one multiplication or one addition: a dense layer of m inputs and n outputs costs 2 m n a token, attention
+over T tokens of width D 4 T^2 D, a convolution likewise by its definition. Only these are counted, by running the
+modules on the meta device and summing over their operators; norms, activations and softmax are left out, as is usual.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,9 +130,7 @@ def _mixar(system: System, model: MixAR) -> tuple[dict[str, int], dict[str, floa
 
     # A pass is quadratic in the number of visible tokens (attention), so three passes tell all.
     nodes = sorted({1, (tokens + 1) // 2, tokens})
-    passes = {
-        k: _gflop(lambda k=k: backbone(latents_BNC, split_by_order(codes_BN, k), labels_B, guidance)) for k in nodes
-    }
+    passes = {k: _gflop(partial(backbone, latents_BNC, split_by_order(codes_BN, k), labels_B, guidance)) for k in nodes}
 
     def pass_gflop(k: int) -> float | None:
         if any(value is None for value in passes.values()):
@@ -222,7 +221,7 @@ def _single(system: System) -> tuple[dict[str, float | None], dict[str, float | 
         )
     tokenizer = discrete if key == "discrete_tokenizer" else system.continuous_tokenizer
     assert tokenizer is not None
-    both = _gflop(lambda: tokenizer.decode(tokenizer.encode(images)))  # type: ignore[arg-type]
+    both = _gflop(lambda: tokenizer.decode(tokenizer.encode(images)))
     return {key: _times(FORWARDS_A_STEP, both)}, {key: both}
 
 
@@ -285,10 +284,10 @@ def _activations(system: System) -> float | None:
     """Numbers kept for the backward pass of one image.
 
     A transformer block of width D and MLP ratio r keeps (8 + 2r) D numbers a token: the inputs of two norms, of the
-    qkv, output and two MLP layers, of the GELU, and q, k, v. Fused attention keeps no map. A cross-attention block keeps 4 D
-    more a token and 2 D a memory token. With activation checkpointing a block keeps its input, and one block at a
-    time all of this. What else is trained (head, tokenizers, priors) is run on the meta device, and what autograd keeps
-    is summed, attention maps included.
+    qkv, output and two MLP layers, of the GELU, and q, k, v. Fused attention keeps no map. A cross-attention block
+    keeps 4 D more a token and 2 D a memory token. With activation checkpointing a block keeps its input, and one block
+    at a time all of this. What else is trained (head, tokenizers, priors) is run on the meta device, and what autograd
+    keeps is summed, attention maps included.
     """
     model, recipe, noise = system.model, system.recipe, Noise.seeded(0)
     images = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device=META)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pluggy
@@ -113,7 +113,8 @@ def plugin_manager(*, blocked: Sequence[str] = ()) -> Registry:
     reported in `Registry.broken`; the others still load.
 
     Raises:
-        UserError: two distributions use one plugin name, two parts have one kind and name, or a blocked name is unknown.
+        UserError: one plugin name is used by two distributions, one part's name by two parts, or a blocked name is
+            unknown.
     """
     found = _entry_points(blocked)
     manager = pluggy.PluginManager("mixar")
@@ -137,7 +138,7 @@ def plugin_manager(*, blocked: Sequence[str] = ()) -> Registry:
             if (part.kind, part.name) in parts:
                 other = parts[part.kind, part.name][1]
                 raise UserError(
-                    f'{part.kind} "{part.name}" is offered twice: by plugin {other.name} of {other.distribution} and by '
+                    f'{part.kind} "{part.name}" is offered by plugin {other.name} of {other.distribution} and also by '
                     f"plugin {plugin.name} of {plugin.distribution}; uninstall one or give --no-plugin {plugin.name}"
                 )
             parts[part.kind, part.name] = part, plugin
@@ -177,7 +178,7 @@ def _offered(manager: pluggy.PluginManager, entry: EntryPoint) -> dict[str, Iter
     if not callers:
         raise TypeError(f"{entry.value} has no function marked @hookimpl; hooks: {', '.join(known)}")
     return {
-        caller.name: implementation.function()
+        caller.name: cast(Iterable[Any], implementation.function())
         for caller in callers
         for implementation in caller.get_hookimpls()
         if implementation.plugin_name == entry.name

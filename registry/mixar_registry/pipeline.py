@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mixar_core.errors import UserError
+from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.pictures import labelled_grid, to_pil, to_uint8
 from mixar_core.types import NO_CLASS
@@ -33,7 +35,7 @@ class Generation:
         images: uint8 (B, 3, H, W).
         labels: one an image, NO_CLASS (-1) where unconditional. names: their class names, or the labels as text.
         codes: int64 (B, N), what the prior drew or was given; None for a model without discrete tokens.
-        steps: uint8 (T, B, 3, H, W), the image after each step with unknown latents at their mean; None unless asked for.
+        steps: uint8 (T, B, 3, H, W), the image after each step, unknown latents at their mean; None unless asked for.
     """
 
     images: Tensor
@@ -48,7 +50,7 @@ class Generation:
 
     def grid(self, *, columns: int | None = None) -> Image.Image:
         """All images in one picture, each with its name."""
-        return labelled_grid(self.images, self.names, columns=columns)
+        return grid_picture(self.images, self.names, columns=columns)
 
 
 class Model:
@@ -74,9 +76,10 @@ class Model:
         seed: int = 0,
         codes: Tensor | None = None,
         keep_steps: bool = False,
+        batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Generation:
-        """Draw one image a label. The same seed and labels give the same images, bit for bit.
+        """Draw one image a label. The same seed, labels and batch size give the same images, bit for bit.
 
         Args:
             labels: class numbers or names, one or several; NO_CLASS (-1) for no class.
@@ -84,6 +87,7 @@ class Model:
                 noise. What is None is as the recipe says.
             codes: int64 (B, N) to use instead of drawing them from the prior.
             keep_steps: also give the image after every step (MixAR only).
+            batch_size: images at a time; None draws all at once.
             progress: called after every step with steps done and steps in all.
 
         Raises:
@@ -93,26 +97,71 @@ class Model:
         noise = Noise.seeded(seed)
         if codes is not None:
             codes = self._checked_codes(codes, len(labels_B))
-        if self.system.model is None:
-            if codes is None:
-                codes = self._draw_codes(labels_B, noise, steps=steps, cfg=cfg, temperature=temperature)
-            if progress is not None:
-                progress(1, 1)
-            return self._generation(labels_B, self.decode_codes(codes), codes, None)
-        changes = {"steps": steps, "cfg": cfg, "temperature": temperature}
-        settings = attrs.evolve(self.recipe.sampling, **{k: v for k, v in changes.items() if v is not None})
+        count = len(labels_B)
+        size = batch_size or max(count, 1)
+        starts = range(0, max(count, 1), size)
+        settings = self._settings(steps, cfg, temperature)
+        batches: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+        for index, start in enumerate(starts):
+            rows = slice(start, start + size)
+
+            def report(done: int, of: int, index: int = index) -> None:
+                if progress is not None:
+                    progress(index * of + done, len(starts) * of)
+
+            given = None if codes is None else codes[rows]
+            if self.system.model is None:
+                drawn = given
+                if drawn is None:
+                    drawn = self._draw_codes(labels_B[rows], noise, steps=steps, cfg=cfg, temperature=temperature)
+                batches.append((self.decode_codes(drawn), drawn, None))
+                report(1, 1)
+            else:
+                batches.append(
+                    self._draw_images(self.system.model, labels_B[rows], noise, settings, given, keep_steps, report)
+                )
+        images, drawn_codes, pictures = zip(*batches, strict=True)
+        numbers = tuple(labels_B.tolist())
+        return Generation(
+            images=torch.cat(images).cpu(),
+            labels=numbers,
+            names=tuple(self._name(label) for label in numbers),
+            codes=_joined(drawn_codes, dim=0),
+            steps=_joined(pictures, dim=1),
+        )
+
+    def _settings(self, steps: int | None, cfg: float | None, temperature: float | None) -> SamplingConfig:
+        default = self.recipe.sampling
+        try:
+            return attrs.evolve(
+                default,
+                steps=default.steps if steps is None else steps,
+                cfg=default.cfg if cfg is None else cfg,
+                temperature=default.temperature if temperature is None else temperature,
+            )
+        except ValueError as error:
+            raise UserError(f"sampling: {error}") from error
+
+    def _draw_images(
+        self,
+        model: MixAR,
+        labels_B: Tensor,
+        noise: Noise,
+        settings: SamplingConfig,
+        codes_BN: Tensor | None,
+        keep_steps: bool,
+        report: Progress,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Images, codes, and the pictures (T, B, 3, H, W) after every step if they are kept."""
+        decode = model.continuous_tokenizer.decode
         pictures: list[Tensor] = []
-        decode = self.system.model.continuous_tokenizer.decode
-        step = None
         with torch.no_grad():
-            for step in self.system.model.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes):
+            for step in model.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes_BN):
                 if keep_steps:
                     pictures.append(to_uint8(decode(step.latents_BChw)))
-                if progress is not None:
-                    progress(step.index + 1, step.count)
-            assert step is not None  # there is at least one step
-            images = to_uint8(decode(step.latents_BChw))
-        return self._generation(labels_B, images, step.codes_BN, torch.stack(pictures) if pictures else None)
+                report(step.index + 1, step.count)
+            images = pictures[-1] if keep_steps else to_uint8(decode(step.latents_BChw))
+        return images, step.codes_BN, torch.stack(pictures) if keep_steps else None
 
     def sample_codes(
         self,
@@ -123,16 +172,16 @@ class Model:
         temperature: float | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """Codes int64 (B, N) from the prior, as `generate` with this seed would draw them; arguments are the prior's."""
-        return self._draw_codes(
-            self.labels(labels), Noise.seeded(seed), steps=steps, cfg=cfg, temperature=temperature
-        )
+        """Codes int64 (B, N), those `generate` would draw with this seed. The arguments are the prior's."""
+        return self._draw_codes(self.labels(labels), Noise.seeded(seed), steps=steps, cfg=cfg, temperature=temperature)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """What the discrete tokenizer alone makes of codes (B, N): images uint8 (B, 3, H, W)."""
         tokenizer = self.system.discrete_tokenizer
         if tokenizer is None:
-            raise UserError(f"model {self.recipe.name}: has no discrete_tokenizer, so there is nothing to decode codes with")
+            raise UserError(
+                f"model {self.recipe.name}: has no discrete_tokenizer, so there is nothing to decode codes with"
+            )
         with torch.no_grad():
             return to_uint8(tokenizer.decode(self._checked_codes(codes, len(codes)))).cpu()
 
@@ -165,7 +214,9 @@ class Model:
         self, labels_B: Tensor, noise: Noise, *, steps: int | None, cfg: float | None, temperature: float | None
     ) -> Tensor:
         if self.system.prior is None:
-            raise UserError(f"model {self.recipe.name}: has no prior to draw codes from; it trains {self.recipe.trains}")
+            raise UserError(
+                f"model {self.recipe.name}: has no prior to draw codes from; it trains {self.recipe.trains}"
+            )
         set_in_recipe = self.recipe.sampling
         with torch.no_grad():
             return self.system.prior.sample(
@@ -187,15 +238,21 @@ class Model:
             raise UserError(f"codes lie outside 0 to {tokenizer.codebook_size - 1}")
         return codes.to(self.device, torch.int64)
 
-    def _generation(self, labels_B: Tensor, images: Tensor, codes: Tensor | None, steps: Tensor | None) -> Generation:
-        labels = tuple(labels_B.tolist())
-        names = tuple(self._name(label) for label in labels)
-        return Generation(images.cpu(), labels, names, None if codes is None else codes.cpu(), steps)
-
     def _name(self, label: int) -> str:
         if label == NO_CLASS:
             return "no class"
         return self.class_names[label] if self.class_names else str(label)
+
+
+def grid_picture(images_B3HW: Tensor, names: Sequence[str], *, columns: int | None = None) -> Image.Image:
+    """uint8 images (B, 3, H, W) in one picture, each with its name; small ones enlarged so that the name fits."""
+    columns = columns or math.ceil(math.sqrt(len(names)))
+    return labelled_grid(images_B3HW, names, columns=columns, scale=max(1, 96 // images_B3HW.shape[-1]))
+
+
+def _joined(batches: Sequence[Tensor | None], *, dim: int) -> Tensor | None:
+    there = [batch.cpu() for batch in batches if batch is not None]
+    return torch.cat(there, dim=dim) if there else None
 
 
 def load(

@@ -90,7 +90,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "discrete_tokenizer": ("discrete_tokenizer",),
     "prior": ("discrete_tokenizer", "prior"),
 }
-#: sections that say something about what is trained; the others are written out only where they differ from nothing said
+#: sections that matter to what is trained; the others are written out only where they differ from the default
 _RELEVANT: dict[str, tuple[str, ...]] = {
     "mixar": ("backbone", "masking", "ti_mix", "training", "sampling"),
     "continuous_tokenizer": ("reconstruction", "training"),

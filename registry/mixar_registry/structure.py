@@ -84,7 +84,9 @@ def _literal(value: Any, cls: Any) -> Any:
 
 
 def _class_hook(cls: type, converter: Converter) -> Callable[[Any, Any], Any]:
-    fill = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True)
+    fill: Callable[..., Any] = make_dict_structure_fn(
+        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
+    )
     names = [field.name for field in attrs.fields(cls) if field.init]
 
     def hook(value: Any, _: Any) -> Any:

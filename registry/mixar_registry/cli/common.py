@@ -1,0 +1,59 @@
+"""What the commands share: the options they have in common, and how they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mixar_registry.manager import Registry
+
+NoPlugin = Annotated[
+    list[str] | None,
+    typer.Option("--no-plugin", metavar="NAME", help="Leave out this plugin; may be given more than once."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. training.steps=100."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def open_registry(context: typer.Context, no_plugin: Sequence[str] | None) -> Registry:
+    """The installed plugins but those left out, before the command's name or after it; broken ones are warned of."""
+    from mixar_registry.manager import plugin_manager
+
+    blocked = [*(context.obj or ()), *(no_plugin or ())]
+    registry = plugin_manager(blocked=blocked)
+    for plugin in registry.broken:
+        print(
+            f"warning: plugin {plugin.name} of {plugin.distribution} is not loaded: {plugin.problem}", file=sys.stderr
+        )
+    return registry
+
+
+def print_json(value: Any) -> None:
+    """Indented JSON on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()
+) -> None:
+    """A table on stdout; columns whose index is in `right` are aligned right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table: Table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console().print(table)

@@ -1,0 +1,87 @@
+"""The program: its commands, and what it does with errors. Bad input is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from mixar_core.errors import UserError
+from mixar_registry.cli.common import NoPlugin
+from mixar_registry.cli.inspect import plugins_command, recipe_app, recipes_command
+from mixar_registry.cli.sample import sample_command
+from mixar_registry.cli.train import demo_command, train_command
+
+app = typer.Typer(
+    name="mixar",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("sample")(sample_command)
+app.command("train")(train_command)
+app.command("demo")(demo_command)
+app.command("recipes")(recipes_command)
+app.add_typer(recipe_app, name="recipe")
+app.command("plugins")(plugins_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+        from platform import python_version
+
+        print(f"mixar {version('mixar')} (torch {version('torch')}, Python {python_version()})")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Examples: `mixar recipes` · `mixar recipe check mixar_l` · `mixar train RECIPE --out runs/first` · "
+    "`mixar sample runs/first --seed 1`. Every command has `--help`."
+)
+def root(
+    context: typer.Context,
+    no_plugin: NoPlugin = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions and stop.")
+    ] = False,
+) -> None:
+    """MixAR: masked autoregressive image generation in a continuous latent space, guided by discrete tokens."""
+    context.obj = list(no_plugin or ())
+
+
+def main() -> None:
+    """Run the program; ends the process with 0, 2 for bad input, or 130 when interrupted."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        code = _complain(str(error))
+    except click.UsageError as error:
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        code = _complain(f"{error.format_message()}{where}")
+    except click.ClickException as error:
+        code = _complain(error.format_message())
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        code = _complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        # torch is not imported here just to name its class
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        code = _complain("out of GPU memory; a smaller training.micro_batch or --batch needs less")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,87 @@
+"""Commands that run for a while: train, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixar_registry.cli.common import NoPlugin, Set, open_registry
+
+
+def train_command(
+    context: typer.Context,
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Name or path of a recipe; with --resume also a run folder.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/NAME.")] = None,
+    settings: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    seed: Annotated[int | None, typer.Option(help="The same as --set training.seed=N.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")] = None,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Train what a recipe describes, into a run folder that `mixar sample` takes.
+
+    Examples: `mixar train digits_mixar` · `mixar train mixar_l --set data.path=/data/imagenet --out runs/l` ·
+    `mixar train runs/l --resume` · `torchrun --nproc-per-node 8 -m mixar_registry train mixar_l`
+    """
+    from mixar_registry.recipe import load_recipe
+    from mixar_registry.runs import train
+    from mixar_registry.weights import RECIPE
+
+    registry = open_registry(context, no_plugin)
+    run = Path(recipe)
+    if resume and (run / RECIPE).is_file():
+        out, recipe = out or run, str(run / RECIPE)
+    overrides = [*(settings or ()), *(() if seed is None else (f"training.seed={seed}",))]
+    resolved = load_recipe(recipe, registry, overrides=overrides)
+    result = train(
+        resolved, out or Path("runs") / resolved.name, resume=resume, device=checked_device(device), registry=registry
+    )
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items())
+    if result.stopped:
+        print(f"stopped after step {result.step} of {result.steps}; mixar train {result.folder} --resume goes on")
+    else:
+        print(f"{result.steps} steps in {result.seconds:.0f} s; {losses}\nmixar sample {result.folder}")
+
+
+def demo_command(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Which demo, where several are installed.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Run a demo that a plugin brings: sample from shipped models, train a small one, and show what was reached."""
+    from mixar_core.errors import UserError
+    from mixar_registry.text import choices
+
+    registry = open_registry(context, no_plugin)
+    demos = {part.name: part for part in registry.parts("demo")}
+    if not demos:
+        raise UserError("no demo is installed; `pip install -e plugins/mixar_zoo` brings one (or: make demo)")
+    if name is None and len(demos) > 1:
+        raise UserError(f"several demos are installed, say which; {choices(demos)}")
+    part = registry.part("demo", name or next(iter(demos)))
+    part.component(part.config()).run(out=out, seed=seed)
+
+
+def checked_device(device: str | None) -> str | None:
+    """A device that is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if device is None:
+        return None
+    import torch
+
+    from mixar_core.errors import UserError
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: not available here ({str(error).splitlines()[0]})") from error
+    return device

@@ -1,0 +1,121 @@
+"""A training run from a recipe: builds the parts, opens the data, and hands both to the trainer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixar_core.errors import UserError
+from mixar_core.training.callback import Callback
+from mixar_core.training.mixar_objective import MixARObjective
+from mixar_core.training.objective import Objective
+from mixar_core.training.prior_objective import PriorObjective
+from mixar_core.training.reconstruction import ContinuousReconstruction, DiscreteReconstruction
+from mixar_core.training.trainer import Result
+from mixar_core.training.trainer import train as run_trainer
+from mixar_registry.assembly import System, build, construct, open_data
+from mixar_registry.manager import Registry, plugin_manager
+from mixar_registry.recipe import Recipe, load_recipe, to_plain, to_yaml
+from mixar_registry.structure import join
+from mixar_registry.weights import PROVENANCE, RECIPE, versions
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    device: torch.device | str | None = None,
+    callbacks: Sequence[Callback] | None = None,
+    registry: Registry | None = None,
+) -> Result:
+    """Train what a recipe describes. The folder then is a model folder: `load` samples from it.
+
+    Under `torchrun` every process calls this with the same arguments.
+
+    Args:
+        folder: new or empty, or with `resume` that of a run that was stopped.
+        device: None takes this process's GPU if there is one.
+        callbacks: instead of the recipe's.
+
+    Raises:
+        UserError: the recipe does not say how long to train, its parts or data do not fit, or see `trainer.train`.
+    """
+    registry = plugin_manager() if registry is None else registry
+    if recipe.training is None:
+        raise UserError(
+            f"recipe {recipe.name}: training: required to train, and not there; set training.steps or .epochs"
+        )
+    if resume:
+        _check_same(recipe, Path(folder), registry)
+    train_set = open_data(recipe, registry, "train")
+    validation_set = open_data(recipe, registry, "validation") if recipe.training.evaluate_every else None
+    torch.manual_seed(recipe.training.seed)  # initial weights
+    objective = make_objective(build(recipe, registry, data=train_set), registry)
+    if callbacks is None:
+        callbacks = [registry.part("callback", choice.type).component(choice.config) for choice in recipe.callbacks]
+    provenance = {
+        "trained_by": f"mixar train {recipe.name}",
+        "versions": versions(),
+        "class_names": list(train_set.class_names),
+    }
+    files = {RECIPE: to_yaml(recipe), PROVENANCE: json.dumps(provenance, indent=2) + "\n"}
+    return run_trainer(
+        objective,
+        train_set,
+        validation_set,
+        recipe.training,
+        Path(folder),
+        callbacks=callbacks,
+        files=files,
+        resume=resume,
+        device=device,
+    )
+
+
+def make_objective(system: System, registry: Registry) -> Objective:
+    """What training this system minimises."""
+    recipe = system.recipe
+    if system.model is not None:
+        return MixARObjective(system.model, recipe.sampling)
+    if recipe.trains == "prior":
+        assert system.prior is not None and system.discrete_tokenizer is not None
+        return PriorObjective(system.prior, system.discrete_tokenizer)
+    extractor = construct(recipe, registry, "extractor") if recipe.reconstruction.perceptual_weight else None
+    if recipe.trains == "discrete_tokenizer":
+        assert system.discrete_tokenizer is not None
+        return DiscreteReconstruction(system.discrete_tokenizer, extractor, recipe.reconstruction)
+    assert system.continuous_tokenizer is not None
+    return ContinuousReconstruction(system.continuous_tokenizer, extractor, recipe.reconstruction)
+
+
+#: what may change between a run and its resumption: the trainer looks at `training` itself
+_FREE = ("name", "summary", "training", "callbacks", "sampling", "data")
+
+
+def _check_same(recipe: Recipe, folder: Path, registry: Registry) -> None:
+    """A run goes on as what it was."""
+    path = folder / RECIPE
+    if not path.is_file():
+        raise UserError(f"{folder} holds no run to resume: there is no {RECIPE}")
+    then, now = _flat(to_plain(load_recipe(path, registry))), _flat(to_plain(recipe))
+    changed = [
+        f"{key} was {then.get(key)}, is {now.get(key)}"
+        for key in sorted({*then, *now})
+        if key.partition(".")[0] not in _FREE and then.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{folder} was started with another recipe: {', '.join(changed)}; resume with that, or start anew"
+        )
+
+
+def _flat(plain: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        flat |= _flat(value, join(path, key)) if isinstance(value, Mapping) else {join(path, key): value}
+    return flat
