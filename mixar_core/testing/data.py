@@ -121,6 +121,7 @@ def check_callback(make: Callable[[], Callback], folder: Path) -> None:
             )
             callback.on_step(run, report)
         callback.on_evaluation(run, 2, {"loss": 0.5})
+        callback.on_preview(run, 2, pictures)
         callback.on_checkpoint(run, 2, folder / "checkpoint")
         callback.on_end(run, 2)
     expect(torch.equal(before, torch.get_rng_state()), "it draws from torch's global generator: the run would change")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mixar_registry.manager import plugin_manager
 from mixar_registry.part import KINDS, Part
+from PIL import Image
 from torch import Tensor
 
 from mixar_core import testing
@@ -21,6 +25,35 @@ IMAGE_SIZE, WIDTH, TOKEN_DIM = 16, 16, 4
 CONV = {"channels": 32, "channel_multipliers": (1, 1, 2), "blocks": 1}  # 32: group norm has 32 groups
 LFQ = {**CONV, "bits": 6}
 PRIOR = {"bits": 6, "stride": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "steps": 4}
+
+
+def write_parquet(folder: Path) -> dict[str, Any]:
+    images = [{"bytes": _png(20 * row), "path": None} for row in range(8)]
+    split = ["train", "validation"] * 4
+    table = pa.table({"image": images, "label": [row % 3 for row in range(8)], "split": split})
+    pq.write_table(table, folder / "images.parquet")
+    return {"path": str(folder / "images.parquet")}
+
+
+def write_folder(folder: Path) -> dict[str, Any]:
+    for index, name in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "a.png").write_bytes(_png(50 * index))
+    return {"path": str(folder)}
+
+
+def write_unlabelled_folder(folder: Path) -> dict[str, Any]:
+    for index, name in enumerate(("train", "val")):
+        (folder / name).mkdir()
+        (folder / name / "a.png").write_bytes(_png(50 * index))
+    return {"path": str(folder)}
+
+
+def _png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (value, value, value)).save(file, "PNG")
+    return file.getvalue()
+
 
 #: kind -> name -> settings of small ones to check; a function of a folder where files must lie there first.
 SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]]]]] = {
@@ -49,9 +82,9 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "dc-ca": [{}],
     },
     "head": {"diffusion": [{"depth": 1, "width": 16, "samples_per_token": 2, "sampling_steps": 4}]},
-    "dataset": {},
-    "extractor": {},
-    "callback": {},
+    "dataset": {"parquet": [write_parquet], "image-folder": [write_folder, write_unlabelled_folder]},
+    "extractor": {"efficientnet-lite0": [{}, {"size": 64, "maps_scale": 2}]},
+    "callback": {"progress": [{}], "tensorboard": [{}], "sample-grid": [{}]},
 }
 
 
