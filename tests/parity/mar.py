@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.types import Grid, Guidance, Posterior
-from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
-from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
+from mixar_plugins.heads.diffusion import DiffusionHead
+from mixar_registry.manager import plugin_manager
+from tests.parity.case import load_strictly
 
 class Replay(Noise):
     """Noise that a case recorded: what is drawn under `head_init` and `head_step` comes from lists."""
@@ -65,8 +67,10 @@ def build(config: Mapping[str, Any]) -> MixAR:
         token_dim=config["vae_embed_dim"] * patch**2,
         num_classes=config["class_num"],
     )
-    head = DiffusionHead(
-        DiffusionHeadConfig(
+    registry = plugin_manager()
+    head_part, none_part = registry.part("head", "diffusion"), registry.part("injector", "none")
+    head = head_part.component(
+        head_part.config(
             depth=config["diffloss_d"],
             width=config["diffloss_w"],
             sampling_steps=int(config["num_sampling_steps"]),
@@ -74,7 +78,7 @@ def build(config: Mapping[str, Any]) -> MixAR:
         token_dim=backbone.token_dim,
         width=backbone.width,
     )
-    injector = NoGuidance(NoGuidanceConfig(), tokenizer=None, width=backbone.width)
+    injector = none_part.component(none_part.config(), tokenizer=None, width=backbone.width)
     tokenizer = NoTokenizer(
         image_size=config["img_size"], stride=config["vae_stride"], latent_channels=config["vae_embed_dim"]
     )
@@ -83,13 +87,39 @@ def build(config: Mapping[str, Any]) -> MixAR:
 
 def load(model: MixAR, weights: Mapping[str, Tensor]) -> None:
     """Put the original's tensors where they belong, strictly."""
-    trained = nn.ModuleDict({"backbone": model.backbone, "head": model.head})
-    trained.load_state_dict(
-        {
-            "head." + k.removeprefix("diffloss.") if k.startswith("diffloss.") else "backbone." + k: v
-            for k, v in weights.items()
-        }
+    old = "diffloss."
+    load_strictly(
+        nn.ModuleDict({"backbone": model.backbone, "head": model.head}),
+        {f"head.{k.removeprefix(old)}" if k.startswith(old) else f"backbone.{k}": v for k, v in weights.items()},
     )
+
+
+def _full_size(tensors: Mapping[str, Tensor], *, width: int, depth: int, heads: int, head: tuple[int, int]) -> None:
+    config = {
+        "img_size": 256,
+        "vae_stride": 16,
+        "patch_size": 1,
+        **{f"{half}_embed_dim": width for half in ("encoder", "decoder")},
+        **{f"{half}_depth": depth for half in ("encoder", "decoder")},
+        **{f"{half}_num_heads": heads for half in ("encoder", "decoder")},
+        "mlp_ratio": 4.0,
+        "vae_embed_dim": 16,
+        "class_num": 1000,
+        "buffer_size": 64,
+        "diffloss_d": head[0],
+        "diffloss_w": head[1],
+        "num_sampling_steps": "100",
+    }
+    with torch.device("meta"):
+        model = build(config)
+    load(model, tensors)
+
+
+MANIFESTS = {
+    "mar_base": partial(_full_size, width=768, depth=12, heads=12, head=(6, 1024)),
+    "mar_large": partial(_full_size, width=1024, depth=16, heads=16, head=(8, 1280)),
+    "mar_huge": partial(_full_size, width=1280, depth=20, heads=16, head=(12, 1536)),
+}
 
 
 @torch.no_grad()

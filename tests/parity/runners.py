@@ -10,7 +10,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from tests.parity import conv_tokenizer, generator, kl
+from tests.parity import conv_tokenizer, generator, kl, mar
 from tests.parity.case import Case, NotACase
 
 
@@ -43,6 +43,13 @@ RUNNERS = (
         ("tokens", "tokens_in", "mask", "labels"),
         generator.run,
         generator.MANIFESTS,
+    ),
+    Runner(
+        "mar",
+        ("diffloss_d", "buffer_size"),
+        ("latents", "labels", "orders", "iters", "t", "noise", "head_init", "head_noise", "head_z*", "init_*"),
+        mar.run,
+        mar.MANIFESTS,
     ),
 )
 
