@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -174,6 +175,12 @@ class _Batches(Dataset):
             return error
 
 
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C reaches the workers too; the run must still finish its step, and ends them itself."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def load_batches(
     dataset: ImageDataset, wanted: _Indices | list[list[int]], *, workers: int = 0, pin: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -183,7 +190,14 @@ def load_batches(
         UserError: an image cannot be read.
     """
     # A sampler over lists, with no batching by the loader: one item is one batch.
-    loader = DataLoader(_Batches(dataset), batch_size=None, sampler=wanted, num_workers=workers, pin_memory=pin)
+    loader = DataLoader(
+        _Batches(dataset),
+        batch_size=None,
+        sampler=wanted,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals,
+    )
     for loaded in loader:
         if isinstance(loaded, UserError):
             raise loaded

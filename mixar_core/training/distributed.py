@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from typing import Any
@@ -47,10 +48,14 @@ class Processes:
         """The mean over the processes."""
         return sum_over_processes(values) / self.world
 
-    def close(self) -> None:
-        """End the process group, where this object started it."""
+    def leave(self) -> None:
+        """The run ended well: end the process group when the interpreter exits, where this object started it.
+
+        Not at once, since a group cannot be started twice under one `torchrun`; and not after an error, since a process
+        that waits for the others at its exit would keep `torchrun` from ending them.
+        """
         if self.owner:
-            dist.destroy_process_group()
+            atexit.register(dist.destroy_process_group)
 
 
 def join_processes(device: torch.device | str | None = None) -> Processes:

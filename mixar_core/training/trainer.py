@@ -88,13 +88,12 @@ def train(
     """
     folder = Path(folder)
     processes = join_processes(device)
-    try:
-        with StopSignals() as signals:
-            trainer = Trainer(objective, train_set, validation_set, config, folder, callbacks, processes)
-            trainer.prepare(files or {}, resume=resume)
-            return trainer.run(signals)
-    finally:
-        processes.close()
+    with StopSignals() as signals:
+        trainer = Trainer(objective, train_set, validation_set, config, folder, callbacks, processes)
+        trainer.prepare(files or {}, resume=resume)
+        result = trainer.run(signals)
+    processes.leave()
+    return result
 
 
 class Trainer:
@@ -278,10 +277,15 @@ class Trainer:
 
     def _check_finite(self, values: Mapping[str, float]) -> None:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            kept = list_checkpoints(self.folder)
-            advice = f"the last good state is {kept[-1]}" if kept else "there is no checkpoint yet"
-            raise UserError(f"step {self.done + 1}: {', '.join(bad)} is not finite; the run is stopped, {advice}")
+        if not bad:
+            return
+        for name, parameter in self.objective.trained.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                bad.append(f"gradient of {name}")
+                break
+        kept = list_checkpoints(self.folder)
+        advice = f"the last good state is {kept[-1]}" if kept else "there is no checkpoint yet"
+        raise UserError(f"step {self.done + 1}: not finite: {', '.join(bad)}; the run is stopped, {advice}")
 
     # ---------------------------------------------------------------- between steps
 

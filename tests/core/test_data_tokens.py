@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mixar_core.data import tokens
+from mixar_core.data.loader import ImageSource, Share, ShuffledOrder
+from mixar_core.data.streams import Stream, step_noise
+from mixar_core.data.tokens import FrozenTokenizers, TokenSource
+from mixar_core.errors import UserError
+from tests.core.training_toys import ToyImages
+from tests.toys import PoolTokenizer, SignTokenizer
+
+CPU = torch.device("cpu")
+
+
+def noise(step: int):
+    return step_noise(Stream.TOKENS, seed=0, step=step)
+
+
+def test_kept_tokens_are_those_of_the_images():
+    data, order, share = ToyImages(), ShuffledOrder(20, 8, seed=1), Share.of(8, rank=1, world=2)
+    continuous = PoolTokenizer()
+    continuous.latent_mean_C.fill_(0.25)
+    tokenizers = FrozenTokenizers(continuous, SignTokenizer())
+    images = ImageSource(data, order, share, seed=1, device=CPU, flip=True)
+    kept = TokenSource(data, order, share, tokenizers, seed=1, device=CPU, flip=True, encode_batch=7)
+    for step, (batch, cached) in enumerate(zip(images.batches(0, 6), kept.batches(0, 6), strict=True)):
+        fresh = tokenizers.draw(tokenizers.encode(batch), noise=noise(step))
+        again = tokenizers.draw(cached, noise=noise(step))
+        torch.testing.assert_close(fresh.latents_BChw, again.latents_BChw)
+        assert torch.equal(fresh.codes_BN, again.codes_BN)
+        assert torch.equal(fresh.labels_B, again.labels_B)
+
+
+def test_either_tokenizer_may_be_missing():
+    (images,) = ImageSource(ToyImages(4), ShuffledOrder(4, 4, seed=0), Share(0, 4, 4), seed=0, device=CPU).batches(0, 1)
+    codes_only = FrozenTokenizers(None, SignTokenizer())
+    batch = codes_only.draw(codes_only.encode(images), noise=noise(0))
+    assert batch.latents_BChw.shape == (4, 0, 4, 4) and batch.codes_BN.shape == (4, 16)
+    latents_only = FrozenTokenizers(PoolTokenizer(), None)
+    batch = latents_only.draw(latents_only.encode(images), noise=noise(0))
+    assert batch.latents_BChw.shape == (4, 3, 4, 4) and batch.codes_BN is None
+    with pytest.raises(ValueError):
+        FrozenTokenizers(None, None)
+
+
+def test_a_split_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(tokens.os, "sysconf", lambda name: 10)
+    with pytest.raises(UserError, match="cache"):
+        TokenSource(
+            ToyImages(),
+            ShuffledOrder(20, 8, seed=1),
+            Share(0, 8, 8),
+            FrozenTokenizers(PoolTokenizer(), None),
+            seed=1,
+            device=CPU,
+        )
