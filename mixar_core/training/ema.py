@@ -16,17 +16,17 @@ def averaged_tensors(module: nn.Module) -> list[Tensor]:
 
 
 class EMA:
-    """Exponential moving average of a module's weights, in float32.
+    """Exponential moving average of a module's weights, in float32. The module must not change device after this.
 
     The decay warms up, min(decay, (1 + t) / (10 + t)) at the t-th update, so that a short run's average is not still
     its initial weights.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = module
         self.decay = decay
         self.updates = 0
-        self.shadow = [t.float().clone() for t in averaged_tensors(module)]
+        self.live = averaged_tensors(module)
+        self.shadow = [t.float().clone() for t in self.live]
 
     def decay_at(self, update: int) -> float:
         """Decay of the `update`-th update, counted from 0."""
@@ -35,8 +35,7 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the module's present weights."""
-        live = [t.float() for t in averaged_tensors(self.module)]
-        torch._foreach_lerp_(self.shadow, live, 1.0 - self.decay_at(self.updates))
+        torch._foreach_lerp_(self.shadow, [t.float() for t in self.live], 1.0 - self.decay_at(self.updates))
         self.updates += 1
 
     @contextmanager
@@ -53,7 +52,7 @@ class EMA:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for live, shadow in zip(averaged_tensors(self.module), self.shadow, strict=True):
+        for live, shadow in zip(self.live, self.shadow, strict=True):
             value = live.clone()
             live.copy_(shadow)
             shadow.copy_(value)

@@ -224,7 +224,8 @@ class Trainer:
     def _step(self, batch: ImageBatch | CachedTokens, *, stop: bool) -> tuple[dict[str, float], float, bool]:
         """One optimizer step; losses and gradient norm of the whole batch, and whether any process is to stop."""
         step, config = self.done, self.config
-        self.objective.train()
+        if not self.objective.training:
+            self.objective.train()
         # Dropout draws from torch's own generator: seeded by step, a resumed run drops what the first one would have.
         torch.manual_seed(seed_of(config.seed, step, Stream.GLOBAL, self.processes.rank))
         rate = lr_at(step, config, steps=self.steps, warmup=self.warmup)
@@ -244,7 +245,7 @@ class Trainer:
         *values, norm_value, told_value = self.processes.mean(torch.stack([*sums.values(), norm, told])).tolist()
         losses_by_name = dict(zip(sums, values, strict=True))
         self._check_finite({**losses_by_name, "gradient norm": norm_value})
-        if config.clip is not None:
+        if config.clip is not None and norm_value > config.clip:
             clip_grads_with_norm_(self.parameters, config.clip, norm)
         self.optimizer.step()
         self.ema.update()
