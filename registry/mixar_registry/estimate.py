@@ -8,7 +8,6 @@ modules on the meta device and summing over their operators; norms, activations 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from mixar_core.masking import masked_after_step, masked_count, split_by_order
+from mixar_core.masking import masked_after_step, masked_count
 from mixar_core.model import MixAR
 from mixar_core.noise import Noise
 from mixar_registry.assembly import System
@@ -105,10 +104,10 @@ def _gflop(run: Callable[[], object]) -> float | None:
 
 def _gflop_of_steps(run: Callable[[int | None], object], steps: int | None) -> float | None:
     """GFLOP of a sampler. They are affine in its steps, so where `steps` is known two short runs tell."""
-    if steps is None or steps <= 4:
+    if steps is None or steps <= 2:
         return _gflop(lambda: run(steps))
-    two, four = _gflop(lambda: run(2)), _gflop(lambda: run(4))
-    return None if two is None or four is None else two + (four - two) / 2 * (steps - 2)
+    one, two = _gflop(lambda: run(1)), _gflop(lambda: run(2))
+    return None if one is None or two is None else one + (two - one) * (steps - 1)
 
 
 def _times(factor: float, gflop: float | None) -> float | None:
@@ -126,24 +125,17 @@ def _mixar(system: System, model: MixAR) -> tuple[dict[str, int], dict[str, floa
     latents_BNC = torch.zeros(1, tokens, backbone.token_dim, device=META)
     guidance = model.guidance(codes_BN)
     prefix = 0 if guidance.prefix_BPD is None else guidance.prefix_BPD.shape[1]
+    memory = 0 if guidance.memory_BMD is None else guidance.memory_BMD.shape[1]
     masked = masked_count(recipe.masking.mean_ratio(), tokens)
 
-    # A pass is quadratic in the number of visible tokens (attention), so three passes tell all.
-    nodes = sorted({1, (tokens + 1) // 2, tokens})
-    passes = {k: _gflop(partial(backbone, latents_BNC, split_by_order(codes_BN, k), labels_B, guidance)) for k in nodes}
-
-    def pass_gflop(k: int) -> float | None:
-        if any(value is None for value in passes.values()):
-            return None
-        return sum(
-            (passes[a] or 0.0) * _product((k - b) / (a - b) for b in nodes if b != a) for a in nodes
-        )  # Lagrange's polynomial
+    def pass_gflop(masked: int) -> float:
+        return backbone_flop(model, visible=tokens - masked, prefix=prefix, memory=memory) / 1e9
 
     z_BKD, target_BKC = torch.zeros(1, masked, backbone.width, device=META), latents_BNC[:, :masked]
     repeats = FORWARDS_CHECKPOINTED if recipe.backbone.activation_checkpointing else FORWARDS_A_STEP
     images = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device=META)
     training = {
-        "backbone": _times(repeats, pass_gflop(masked)),
+        "backbone": repeats * pass_gflop(masked),
         "head": _times(FORWARDS_A_STEP, _gflop(lambda: head.loss(z_BKD, target_BKC, noise=noise))),
         "continuous_tokenizer": _gflop(lambda: model.continuous_tokenizer.posterior(images)),
     }
@@ -152,7 +144,7 @@ def _mixar(system: System, model: MixAR) -> tuple[dict[str, int], dict[str, floa
     copies = 2 if guided else 1
     before, total = tokens, 0.0
     for after in masked_after_step(tokens, settings.steps):
-        total += (pass_gflop(before) or 0.0) * copies if after < before else 0.0
+        total += pass_gflop(before) * copies if after < before else 0.0
         before = after
     z_RD = torch.zeros(1, backbone.width, device=META)
 
@@ -163,7 +155,7 @@ def _mixar(system: System, model: MixAR) -> tuple[dict[str, int], dict[str, floa
     grid = model.continuous_tokenizer.grid
     latents_BChw = torch.zeros(1, model.continuous_tokenizer.latent_channels, grid.height, grid.width, device=META)
     sampling = {
-        "backbone": total if pass_gflop(tokens) is not None else None,
+        "backbone": total,
         "head": _times(tokens, _gflop_of_steps(draw_token, head_steps)),
         "continuous_tokenizer": _gflop(lambda: model.continuous_tokenizer.decode(latents_BChw)),
     }
@@ -194,11 +186,25 @@ def _last_count(tokens: int, steps: int) -> int:
     return ([tokens, *masked_after_step(tokens, steps)])[-2]
 
 
-def _product(factors: Any) -> float:
-    result = 1.0
-    for factor in factors:
-        result *= factor
-    return result
+def backbone_flop(model: MixAR, *, visible: int, prefix: int = 0, memory: int = 0) -> float:
+    """One pass of the backbone over one image of which `visible` tokens are known.
+
+    Over T tokens, a block of width D and MLP ratio r costs 2 (4 + 2r) D^2 T for its dense layers and 4 T^2 D for its
+    attention; cross-attention to M tokens 4 D^2 T + 4 D^2 M and 4 T M D.
+    """
+    backbone, config = model.backbone, model.backbone.config
+    total = 2.0 * visible * backbone.token_dim * config.width  # tokens in
+    encoded = prefix + config.buffer + visible
+    total += 2.0 * encoded * config.width * backbone.width  # encoder to decoder
+    for length, width, depth in (
+        (encoded, config.width, config.depth),
+        (prefix + config.buffer + backbone.grid.tokens, backbone.width, config.decoder_depth or config.depth),
+    ):
+        block = 2.0 * (4 + 2 * config.mlp_ratio) * width**2 * length + 4.0 * length**2 * width
+        if memory:
+            block += 4.0 * width**2 * length + 4.0 * width * config.width * memory + 4.0 * length * memory * width
+        total += depth * block
+    return total
 
 
 # ---------------------------------------------------------------- a tokenizer or a prior
