@@ -123,10 +123,18 @@ def test_group_norm_has_32_groups_or_what_divides(channels: int, groups: int) ->
 
 
 @pytest.mark.parametrize("make", [kl, lfq, vq])
-def test_norm_none_leaves_no_norm_outside_attention(make: Any) -> None:
-    names = [n for n, m in make(norm="none").named_modules() if isinstance(m, torch.nn.GroupNorm)]
-    assert all("attn" in name for name in names)
-    make(norm="none").decode(make(norm="none").encode(images()))
+def test_norm_none_leaves_no_norm_in_residual_blocks(make: Any) -> None:
+    tokenizer = make(norm="none")
+    names = [n for n, m in tokenizer.named_modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert all("attn" in name or name.endswith(".norm_out") for name in names)
+    tokenizer.decode(tokenizer.encode(images()))
+
+
+@pytest.mark.parametrize("input_shortcut", [False, True])
+def test_shortcut_passes_the_input_on_only_if_asked_to(input_shortcut: bool) -> None:
+    block = lfq(input_shortcut=input_shortcut).encoder.down[1].res_blocks[0]
+    torch.nn.init.zeros_(block.conv2.weight)
+    assert bool(block(torch.ones(1, 8, 4, 4)).any()) == input_shortcut
 
 
 def test_middle_attention_can_be_left_out() -> None:
