@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -28,7 +29,7 @@ def to_pil(image_3HW: Tensor) -> Image.Image:
 def labelled_grid(
     images_B3HW: Tensor,
     labels: Sequence[str] | None,
-    columns: int,
+    columns: int | None = None,
     title: str | None = None,
     scale: int = 1,
 ) -> Image.Image:
@@ -37,14 +38,14 @@ def labelled_grid(
     Args:
         images_B3HW: uint8 images (B, 3, H, W).
         labels: B names, or None for a grid without.
-        columns: images in a row.
+        columns: images in a row; None makes the grid about as wide as high.
         title: one line above the grid.
         scale: how many pixels a side each pixel is shown as.
     """
     count, _, height, width = images_B3HW.shape
     if labels is not None and len(labels) != count:
         raise ValueError(f"{len(labels)} labels for {count} images")
-    columns = max(1, min(columns, count))
+    columns = max(1, min(columns or math.ceil(math.sqrt(count)), count))
     rows = -(-count // columns)
     cell_width, cell_height = width * scale, height * scale + (_LINE if labels is not None else 0)
     top = _GAP + (_LINE if title else 0)

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
-from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
 from PIL import Image
 
 from mixar_core.data.images import center_crop, read_image
 from mixar_core.errors import UserError
 from mixar_core.types import NO_CLASS
+from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
+from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
 
 
 def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:

@@ -4,10 +4,10 @@ import importlib.metadata
 
 import pytest
 import torch
-from mixar_plugins.extractors import efficientnet_lite0
-from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
 
 from mixar_core.errors import UserError
+from mixar_plugins.extractors import efficientnet_lite0
+from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
 
 try:
     importlib.metadata.version(efficientnet_lite0.PACKAGE)
