@@ -97,9 +97,8 @@ class Model:
         noise = Noise.seeded(seed)
         if codes is not None:
             codes = self._checked_codes(codes, len(labels_B))
-        count = len(labels_B)
-        size = batch_size or max(count, 1)
-        starts = range(0, max(count, 1), size)
+        size = batch_size or len(labels_B)
+        starts = range(0, len(labels_B), size)
         settings = self._settings(steps, cfg, temperature)
         batches: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
         for index, start in enumerate(starts):
@@ -196,6 +195,8 @@ class Model:
             several = labels.reshape(-1).tolist()
         else:
             several = [labels] if isinstance(labels, int | str) else labels
+        if not several:
+            raise UserError("no labels given; one image is drawn for each")
         return torch.tensor([self._label(label) for label in several], dtype=torch.int64, device=self.device)
 
     def _label(self, label: int | str) -> int:

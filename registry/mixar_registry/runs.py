@@ -19,7 +19,7 @@ from mixar_core.training.trainer import Result
 from mixar_core.training.trainer import train as run_trainer
 from mixar_registry.assembly import System, build, construct, open_data
 from mixar_registry.manager import Registry, plugin_manager
-from mixar_registry.recipe import Recipe, load_recipe, to_plain, to_yaml
+from mixar_registry.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar_registry.structure import join
 from mixar_registry.weights import PROVENANCE, RECIPE, versions
 
@@ -50,6 +50,7 @@ def train(
         raise UserError(
             f"recipe {recipe.name}: training: required to train, and not there; set training.steps or .epochs"
         )
+    _check_frozen(recipe, registry)
     if resume:
         _check_same(recipe, Path(folder), registry)
     train_set = open_data(recipe, registry, "train")
@@ -91,6 +92,20 @@ def make_objective(system: System, registry: Registry) -> Objective:
         return DiscreteReconstruction(system.discrete_tokenizer, extractor, recipe.reconstruction)
     assert system.continuous_tokenizer is not None
     return ContinuousReconstruction(system.continuous_tokenizer, extractor, recipe.reconstruction)
+
+
+def _check_frozen(recipe: Recipe, registry: Registry) -> None:
+    """A frozen part that was never trained would teach what it is used for nothing."""
+    system = build(recipe, registry, meta=True)
+    for key in TRAINABLE:
+        part, choice = getattr(system, key), getattr(recipe, key)
+        if key == recipe.trains or part is None or choice.weights is not None:
+            continue
+        if any(True for _ in part.parameters()):
+            raise UserError(
+                f"recipe {recipe.name}: {key}.weights: required, because this recipe trains {recipe.trains} and keeps "
+                f"{key} as it is; give a model's name, a model folder or a .safetensors file"
+            )
 
 
 #: what may change between a run and its resumption: the trainer looks at `training` itself

@@ -52,6 +52,12 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(node.value)  # PyYAML's own reads 010 as eight
 
 
+def _text(dumper: _Dumper, value: str) -> yaml.Node:
+    # unquoted or in single quotes, PyYAML would write these line breaks so that they come back as spaces
+    style = '"' if any(character in value for character in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
 def _list(dumper: _Dumper, value: list[Any] | tuple[Any, ...]) -> yaml.Node:
     nested = any(isinstance(item, list | tuple | dict) for item in value)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=not nested)
@@ -62,6 +68,7 @@ for _tag, _pattern, _first in _SCALARS:
         _class.add_implicit_resolver(_tag, re.compile(_pattern), _first)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Dumper.add_representer(str, _text)
 _Dumper.add_representer(list, _list)
 _Dumper.add_representer(tuple, _list)
 

@@ -40,7 +40,7 @@ def train_command(
     result = train(
         resolved, out or Path("runs") / resolved.name, resume=resume, device=checked_device(device), registry=registry
     )
-    losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items())
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items() if name.endswith("loss"))
     if result.stopped:
         print(f"stopped after step {result.step} of {result.steps}; mixar train {result.folder} --resume goes on")
     else:
