@@ -101,7 +101,7 @@ class ZooDemo(Demo):
             classifier = fit_classifier(*_digits("train"))
         with self._step(f"Digits: training recipe {self.config.recipe} from scratch"):
             began = time.monotonic()
-            folder = _unused(out / self.config.recipe)
+            folder = _unused(out / Path(self.config.recipe).stem)
             mixar.train(mixar.load_recipe(self.config.recipe), folder)
             trained_for = time.monotonic() - began
         fresh, shipped = mixar.load(folder), mixar.load(self.config.digits)
@@ -176,7 +176,8 @@ def verdict(scores: Mapping[str, Score], seconds: float) -> list[str]:
 
 
 def _pair(one: Score, other: Score) -> str:
-    return f"Frechet distance {one.frechet:.4f} against {other.frechet:.4f}"
+    distances = f"Frechet distance {one.frechet:.4f} against {other.frechet:.4f}"
+    return f"{distances}; recognised {one.recognised:.1%} against {other.recognised:.1%}"
 
 
 def _digits(split: str) -> tuple[Tensor, Tensor]:
