@@ -51,7 +51,7 @@ class Case:
 
 
 def seeded(name: str, shape: tuple[int, ...], salt: str) -> Tensor:
-    """One weight of a case, from normal numbers: scaled by fan-in, or about 1 (a norm's scale), or about 0 (offsets)."""
+    """One weight of a case, from normal numbers: scaled by fan-in, or about 1 (a norm's scale), or about 0."""
     normal = np.random.RandomState(zlib.crc32(f"{salt}:{name}".encode())).standard_normal(shape)
     if len(shape) >= 2:
         value = normal / np.sqrt(np.prod(shape[1:]))
@@ -113,7 +113,8 @@ def load_strictly(part: nn.Module, tensors: Mapping[str, Tensor], *, kept: Colle
         if (here.shape, here.dtype) != (there.shape, there.dtype):
             problems.append(f"{name} is {list(there.shape)} {there.dtype}, here {list(here.shape)} {here.dtype}")
     if problems:
-        raise Mismatch("; ".join(sorted(problems)))
+        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise Mismatch("; ".join(sorted(problems)[:6]) + more)
     part.load_state_dict(dict(tensors), strict=False)
 
 

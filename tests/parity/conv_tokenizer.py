@@ -31,6 +31,7 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
         entropy_weight=config["entropy_loss_weight"],
         entropy_temperature=config["entropy_loss_temperature"],
         entropy_gamma=config["entropy_gamma"],
+        legacy=config.get("legacy", False),
         **settings,
     )
     load_strictly(tokenizer, from_published(weights), kept=COMPUTED)
@@ -52,8 +53,7 @@ def part_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         case "lookup-free":
             return "lfq", {"bits": config["token_size"]}
         case "lookup":
-            codebook = {"codebook_size": config["codebook_size"], "code_width": config["token_size"]}
-            return "vq", {**codebook, "legacy": config.get("legacy", False)}
+            return "vq", {"codebook_size": config["codebook_size"], "code_width": config["token_size"]}
         case other:
             raise NotACase(f'quantizer_type "{other}" is neither lookup-free nor lookup')
 

@@ -34,6 +34,8 @@ class ConvConfig(QuantizerWeights):
         norm: of the residual blocks; `none` for small tokenizers trained here.
         input_shortcut: where the width changes, add the block's input as usual, not its output again as published
             (see ResidualBlock); for tokenizers trained here.
+        legacy: list the decoder's levels from full resolution down, as MaskGIT's released file does. The function is
+            the same.
         commitment_weight, entropy_weight, entropy_temperature, entropy_gamma: see QuantizerWeights.
     """
 
@@ -45,6 +47,7 @@ class ConvConfig(QuantizerWeights):
     downsample: Literal["conv", "pool"] = field(default="conv", validator=validators.in_(("conv", "pool")))
     norm: Norm = field(default="group", validator=validators.in_(("group", "none")))
     input_shortcut: bool = False
+    legacy: bool = False
 
 
 @frozen(kw_only=True)
@@ -61,13 +64,10 @@ class VQConfig(ConvConfig):
     Args:
         codebook_size: codes.
         code_width: length of a code vector.
-        legacy: list the decoder's levels from full resolution down, as MaskGIT's released file does. The function is
-            the same.
     """
 
     codebook_size: int = field(default=4096, validator=_positive)
     code_width: int = field(default=64, validator=_positive)
-    legacy: bool = False
 
 
 def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,7 +89,6 @@ class ConvTokenizer(DiscreteTokenizer):
         *,
         codebook_size: int,
         code_width: int,
-        legacy: bool,
         image_size: int,
         part: str,
     ) -> None:
@@ -97,7 +96,7 @@ class ConvTokenizer(DiscreteTokenizer):
         super().__init__(image_size=image_size, stride=stride, codebook_size=codebook_size, code_width=code_width)
         self.config = config
         self.encoder = ConvEncoder(config, code_width)
-        self.decoder = ConvDecoder(config, code_width, legacy=legacy)
+        self.decoder = ConvDecoder(config, code_width)
         self.quantizer = quantizer
         if config.norm == "none":  # 1.6x faster on CPU; a group norm would change the layout back and forth
             self.to(memory_format=torch.channels_last)
@@ -125,7 +124,6 @@ class LFQTokenizer(ConvTokenizer):
             quantizer,
             codebook_size=2**config.bits,
             code_width=config.bits,
-            legacy=False,
             image_size=image_size,
             part="lfq",
         )
@@ -141,7 +139,6 @@ class VQTokenizer(ConvTokenizer):
             quantizer,
             codebook_size=config.codebook_size,
             code_width=config.code_width,
-            legacy=config.legacy,
             image_size=image_size,
             part="vq",
         )
@@ -174,9 +171,9 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """Code vectors (B, E, h, w) to image (B, 3, H, W), pixels in [0, 1] or a little outside."""
 
-    def __init__(self, config: ConvConfig, code_width: int, *, legacy: bool) -> None:
+    def __init__(self, config: ConvConfig, code_width: int) -> None:
         super().__init__()
-        self.legacy = legacy
+        self.legacy = config.legacy
         widths = [config.channels * multiplier for multiplier in config.channel_multipliers]
         width = widths[-1]
         self.conv_in = nn.Conv2d(code_width, width, 3, padding=1)
@@ -185,7 +182,7 @@ class ConvDecoder(nn.Module):
         for level, out in reversed(list(enumerate(widths))):
             stages.append((UpStage if level else Stage)(width, out, config))
             width = out
-        self.up = nn.ModuleList(reversed(stages) if legacy else stages)
+        self.up = nn.ModuleList(reversed(stages) if self.legacy else stages)
         self.norm_out = make_norm("group", width)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
@@ -257,10 +254,8 @@ class ResidualBlock(nn.Module):
         self.norm2 = make_norm(config.norm, out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.input_shortcut = config.input_shortcut or width == out
-        if width != out:
-            self.nin_shortcut = nn.Conv2d(width if config.input_shortcut else out, out, 1, bias=False)
-        else:
-            self.nin_shortcut = nn.Identity()
+        shortcut_from = width if self.input_shortcut else out
+        self.nin_shortcut = nn.Identity() if width == out else nn.Conv2d(shortcut_from, out, 1, bias=False)
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
         residual = self.conv1(F.silu(self.norm1(hidden_BCHW)))
