@@ -224,7 +224,7 @@ class Trainer:
     def _step(self, batch: ImageBatch | CachedTokens, *, stop: bool) -> tuple[dict[str, float], float, bool]:
         """One optimizer step; losses and gradient norm of the whole batch, and whether any process is to stop."""
         step, config = self.done, self.config
-        if not self.objective.training:
+        if not (self.objective.training and self.objective.trained.training):
             self.objective.train()
         # Dropout draws from torch's own generator: seeded by step, a resumed run drops what the first one would have.
         torch.manual_seed(seed_of(config.seed, step, Stream.GLOBAL, self.processes.rank))
