@@ -80,6 +80,9 @@ def write_family(folder: Path, registry: Registry | None = None) -> None:
         recipe = load_recipe(path, registry)
         torch.manual_seed(0)
         system = build(recipe, registry)
+        with torch.no_grad():  # away from zeros, which would make a fresh head deaf to what it is told
+            for parameter in system.trained.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
         facts = {"class_names": list(CLASSES)}
         save_model(
             folder / "models" / name, recipe_yaml=to_yaml(recipe), tensors=system.trained.state_dict(), facts=facts

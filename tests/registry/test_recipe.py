@@ -17,6 +17,7 @@ from mixar_registry.recipe import load_recipe, make_recipe, merge, parse_overrid
 REGISTRY = plugin_manager()
 SHIPPED = sorted(REGISTRY.recipes())
 
+widths = st.integers(1, 64).map(lambda n: n * 16)
 share = st.floats(min_value=0.0, max_value=0.9)
 plain_recipes = st.fixed_dictionaries(
     {
@@ -34,7 +35,7 @@ plain_recipes = st.fixed_dictionaries(
         "summary": st.text(),
         "data": st.fixed_dictionaries({"type": st.just("image-folder"), "path": st.text()}),
         "injector": st.sampled_from([{"type": "none"}, {"type": "dc-mix", "projection": True}, {"type": "dc-ca"}]),
-        "backbone": st.fixed_dictionaries({}, optional={"dropout": share, "width": st.integers(1, 64).map(lambda n: n * 16)}),
+        "backbone": st.fixed_dictionaries({}, optional={"dropout": share, "width": widths}),
         "ti_mix": st.fixed_dictionaries({}, optional={"begin": share, "schedule": st.sampled_from(["linear", "step"])}),
         "training": st.fixed_dictionaries({"steps": st.integers(1, 10)}, optional={"clip": st.none() | st.just(1.5)}),
         "reconstruction": st.fixed_dictionaries({}, optional={"loss": st.sampled_from(["l1", "l2"])}),

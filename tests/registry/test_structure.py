@@ -31,7 +31,7 @@ class Outer:
     several: tuple[int, ...] = ()
     pair: tuple[float, float] = (0.0, 1.0)
     place: Path = Path(".")
-    table: dict[str, float] = {}
+    table: dict[str, float] = field(factory=dict)
     inner: Inner = Inner()
     inners: tuple[Inner, ...] = ()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +25,17 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. training.steps=100."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def at_least(low: int) -> Callable[[typer.CallbackParam, float | None], float | None]:
+    """A check of a number given to an option: the bound, the value and the option's name in one line."""
+
+    def check(parameter: typer.CallbackParam, value: float | None) -> float | None:
+        if value is not None and value < low:
+            raise UserError(f"{parameter.opts[0]}: {value} is too small; allowed: {low} or more")
+        return value
+
+    return check
 
 
 def open_registry(context: typer.Context, no_plugin: Sequence[str] | None) -> Registry:

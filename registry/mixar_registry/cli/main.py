@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from mixar_core.errors import UserError
@@ -14,6 +13,9 @@ from mixar_registry.cli.common import NoPlugin
 from mixar_registry.cli.inspect import plugins_command, recipe_app, recipes_command
 from mixar_registry.cli.sample import sample_command
 from mixar_registry.cli.train import demo_command, train_command
+
+#: what typer raises for a wrong command line; newer ones bring a copy of click, so it cannot be imported from there
+_ClickError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 app = typer.Typer(
     name="mixar",
@@ -61,17 +63,15 @@ def main() -> None:
         code = app(standalone_mode=False)
     except UserError as error:
         code = _complain(str(error))
-    except click.UsageError as error:
-        where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        code = _complain(f"{error.format_message()}{where}")
-    except click.ClickException as error:
-        code = _complain(error.format_message())
+    except _ClickError as error:
+        context = getattr(error, "ctx", None)
+        code = _complain(f"{error.format_message()}{f' (see {context.command_path} --help)' if context else ''}")
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
         code = _complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         code = 130
     except Exception as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixar_registry.cli.common import NoPlugin, open_registry
+from mixar_registry.cli.common import NoPlugin, at_least, open_registry
 from mixar_registry.cli.train import checked_device
 
 if TYPE_CHECKING:
@@ -24,19 +24,25 @@ def sample_command(
     ],
     classes: Annotated[str | None, typer.Option(metavar="A,B", help="Class names, separated by commas.")] = None,
     labels: Annotated[str | None, typer.Option(metavar="0,1", help="Class numbers, separated by commas.")] = None,
-    count: Annotated[int, typer.Option("-n", "--per-class", min=1, help="Images a class.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: the recipe's.")] = None,
-    cfg: Annotated[float | None, typer.Option(min=0.0, help="Guidance scale; default: the recipe's.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="Scale of the noise; default: the recipe's.")
+    count: Annotated[int, typer.Option("-n", "--per-class", callback=at_least(1), help="Images a class.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(callback=at_least(1), help="Sampling steps; default: the recipe's.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images, bit for bit.")] = 0,
+    cfg: Annotated[
+        float | None, typer.Option(callback=at_least(0), help="Guidance scale; default: the recipe's.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(callback=at_least(0), help="Scale of the noise; default: the recipe's.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(callback=at_least(0), help="The same seed gives the same images, bit for bit.")
+    ] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("samples"),
     codes_too: Annotated[
         bool, typer.Option("--codes-too", help="Also what the discrete codes alone decode to.")
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the averaged ones.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    batch: Annotated[int, typer.Option(callback=at_least(1), help="Images at a time.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder of samples that is there already.")] = False,
     no_plugin: NoPlugin = None,

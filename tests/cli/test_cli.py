@@ -1,0 +1,199 @@
+"""The program from outside: what it prints, what it writes, and one line and exit code 2 for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.process import good, refused
+
+MIXAR = Path(sys.executable).with_name("mixar")
+
+
+def program(*arguments: object, cwd: Path | None = None) -> str:
+    """The output of the installed program itself, which must succeed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    command = [str(MIXAR), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_is_quick_and_shows_every_command() -> None:
+    started = time.perf_counter()
+    text = program("--help")
+    assert time.perf_counter() - started < 5  # half a second on a machine that does nothing else
+    for command in ("sample", "train", "demo", "recipes", "recipe", "plugins"):
+        assert command in text
+        assert "--help" in good(command, "--help")
+    assert "mixar 0." in program("--version")
+
+
+def test_lists_and_their_json() -> None:
+    listed = json.loads(good("plugins", "--json"))
+    assert "builtin" in [plugin["name"] for plugin in listed["plugins"]]
+    assert {"kind": "injector", "name": "dc-mix"}.items() <= next(
+        p for p in listed["parts"] if p["name"] == "dc-mix"
+    ).items()
+    without = json.loads(good("--no-plugin", "builtin", "plugins", "--json"))
+    assert "dc-mix" not in [part["name"] for part in without["parts"]]
+    recipes = json.loads(good("recipes", "--json"))
+    assert {"mar_b", "mixar_l", "maskbit_generator_14bit"} <= {recipe["name"] for recipe in recipes}
+    assert "dc-mix" in good("plugins") and "mixar_l_dc_ca" in good("recipes")
+
+
+def test_recipe_show_prints_what_loads_again(tmp_path: Path) -> None:
+    text = good("recipe", "show", "mixar_l", "--set", "head.depth=3")
+    (tmp_path / "mine.yaml").write_text(text)
+    assert good("recipe", "show", tmp_path / "mine.yaml") == text
+    assert json.loads(good("recipe", "show", "mixar_l", "--json"))["head"]["depth"] == 12
+
+
+def test_recipe_check_of_the_largest_is_quick_and_small() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = json.loads(program("recipe", "check", "mixar_l_dc_ca", "--json"))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert 707e6 <= found["parameters"] <= 709e6
+    assert after.ru_utime - before.ru_utime < 10
+    assert after.ru_maxrss < 1e6  # kB; the largest of all calls so far
+    assert "708.5M" in good("recipe", "check", "mixar_l_dc_ca")
+
+
+def test_train_and_sample_end_to_end(family: Path, tmp_path: Path) -> None:
+    out = good("train", family / "recipes/mixar.yaml", "--out", tmp_path / "run", "--seed", 3, "--device", "cpu")
+    assert "2 steps" in out
+    assert "seed: 3" in (tmp_path / "run/recipe.yaml").read_text()
+    for call, name in ((program, "one"), (good, "two")):
+        call("sample", "run", "--classes", "owl,cat", "-n", 2, "--out", name, "--codes-too", "--seed", 4, cwd=tmp_path)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert [str(path) for path in files if path.parent == Path(".")] == [
+        *("000_owl.png", "001_owl.png", "002_cat.png", "003_cat.png"),
+        *("codes_grid.png", "grid.png", "sample.json"),
+    ]
+    for path in files:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
+    assert Image.open(tmp_path / "one/000_owl.png").size == (16, 16)
+    assert "not an empty folder" in refused("train", family / "recipes/mixar.yaml", "--out", tmp_path / "run")
+    assert "3 steps" in good("train", "run", "--resume", "--set", "training.steps=3", cwd=tmp_path)
+
+
+def test_sampling_overwrites_only_samples_and_only_when_forced(family: Path, tmp_path: Path) -> None:
+    model = family / "models/prior"
+    good("sample", model, "--out", tmp_path / "out", "--labels", "0,2")
+    assert "not empty" in refused("sample", model, "--out", tmp_path / "out")
+    good("sample", model, "--out", tmp_path / "out", "--labels", "1", "--force")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000_dog.png", "grid.png", "sample.json"]
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/thesis.tex").write_text("")
+    assert "something else" in refused("sample", model, "--out", tmp_path / "home", "--force")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recipe", "check", "mixar_xl"], 'unknown recipe "mixar_xl"; did you mean mixar_l'),
+        (["recipe", "show", "./none.yaml"], "no such file"),
+        (["recipe", "show", "mar_b", "--set", "head.depht=1"], "did you mean depth?"),
+        (["recipe", "show", "mar_b", "--set", "head.depth=1.9"], "not a whole number"),
+        (["recipe", "show", "mar_b", "--set", "head.type=difusion"], "did you mean diffusion?"),
+        (["recipe", "show", "mar_b", "--set", "nonsense"], "key=value"),
+        (["recipe", "check", "mar_b", "--set", "image_size=250"], "250"),
+        (["recipe", "check", "mixar_b", "--set", "discrete_tokenizer.bits=12"], "4096"),
+        (["plugins", "--no-plugin", "zo"], 'unknown plugin "zo"'),
+        (["train", "mar_b", "--out", "run", "--set", "data.path=nowhere"], "weights: required"),
+        (["train", "mar_b", "--device", "abacus"], "--device abacus"),
+        (["sample", "nobody"], 'unknown model "nobody"'),
+        (["sample", "./nowhere"], "no such folder"),
+        (["sample", "."], "has none"),
+        (["sample"], "Missing argument"),
+        (["sample", "x", "--classes", "a", "--labels", "0"], "give one of them"),
+        (["sample", "x", "-n", "0"], "-n: 0 is too small; allowed: 1 or more"),
+        (["sampel"], "sampel"),
+        (["demo", "nothing"], "nothing"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    assert message in refused(*arguments, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_labels_weights_and_settings_of_a_model(family: Path, tmp_path: Path) -> None:
+    model = family / "models/mixar"
+    for arguments, message in (
+        (["--labels", "7"], "unknown label 7; allowed: 0 to 2"),
+        (["--labels", "a"], "not whole numbers"),
+        (["--classes", "catt"], "did you mean cat?"),
+        (["--raw"], "weights_raw.safetensors"),
+        (["--steps", "0"], "--steps: 0 is too small; allowed: 1 or more"),
+        (["--cfg", "-1"], "--cfg: -1.0 is too small"),
+    ):
+        assert message in refused("sample", model, *arguments, "--out", tmp_path / "out")
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    data = (model / "weights.safetensors").read_bytes()
+    for content in (data[:-1], data[:50], b""):
+        (broken / "weights.safetensors").write_bytes(content)
+        assert "not a whole safetensors file" in refused("sample", broken, "--out", tmp_path / "out")
+    (broken / "weights.safetensors").unlink()
+    assert "no weights.safetensors" in refused("sample", broken, "--out", tmp_path / "out")
+    shutil.copy(family / "models/prior/weights.safetensors", broken)
+    assert "missing: backbone." in refused("sample", broken, "--out", tmp_path / "out")
+    (broken / "recipe.yaml").write_text("a: [")
+    assert "line 1" in refused("sample", broken, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreadable_image_is_named(family: Path, tmp_path: Path) -> None:
+    shutil.copytree(family / "data", tmp_path / "data")
+    (tmp_path / "data/train/dog/1.png").write_bytes(b"not a picture")
+    recipe = family / "recipes/continuous.yaml"
+    line = refused(
+        "train",
+        recipe,
+        "--set",
+        f"data.path={tmp_path / 'data'}",
+        "--set",
+        "training.batch_size=9",
+        "--out",
+        tmp_path / "run",
+    )
+    assert "dog/1.png" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder_is_named(family: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert str(tmp_path) in refused("sample", family / "models/prior", "--out", tmp_path / "out")
+    assert str(tmp_path) in refused("train", family / "recipes/continuous.yaml", "--out", tmp_path / "run")
+
+
+def test_a_file_in_the_way_is_named(family: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file/deeper"):
+        assert str(tmp_path / "file") in refused("sample", family / "models/prior", "--out", out)
+        assert str(tmp_path / "file") in refused("train", family / "recipes/continuous.yaml", "--out", out)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_stdout_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [str(MIXAR), "recipe", "show", "mar_b"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    done = subprocess.run(
+        f"{MIXAR} recipe show mar_b | head -1", shell=True, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "name: mar_b\n" and done.stderr == ""

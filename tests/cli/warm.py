@@ -1,0 +1,13 @@
+"""Imported once by the process that the others are forked from: what every command would import for itself."""
+
+from __future__ import annotations
+
+import torch
+
+import mixar_registry.cli
+import mixar_registry.cli.output
+import mixar_registry.estimate
+import mixar_registry.runs  # noqa: F401
+
+# torch brings its meta kernels, and its compiler with them, when the first elementwise one is used
+_ = (torch.arange(2, device="meta") != 0).float() * 2 - 1

@@ -1,0 +1,116 @@
+"""Assembly: the papers' sizes, what does not fit is named with both values, nothing is loaded loosely."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixar_core.errors import UserError
+from mixar_registry.assembly import build, open_data, try_data
+from mixar_registry.manager import Registry
+from mixar_registry.recipe import load_recipe
+from mixar_registry.weights import read_tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("mar_b", 207.9),
+        ("mar_l", 478.3),
+        ("mar_h", 942.4),
+        ("mixar_b", 208.0),
+        ("mixar_l", 557.0),
+        ("mixar_l_dc_sa", 574.0),
+        ("mixar_l_dc_ca", 708.5),
+        ("kl16", 66.456),
+        ("va_vae", 69.836),
+        ("maskbit_generator_14bit", 304.929),
+    ],
+)
+def test_sizes_are_the_papers_and_cost_no_memory(registry: Registry, name: str, millions: float) -> None:
+    system = build(load_recipe(name, registry), registry, meta=True)
+    assert system.parameters / 1e6 == pytest.approx(millions, rel=1e-3)
+    assert all(tensor.is_meta for tensor in system.trained.parameters())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "one", "other"),
+    [
+        (["image_size=250"], "stride 16", "250"),
+        (["backbone.patch_size=2"], "grid 8x8 (after patch_size 2)", "grid 16x16"),
+        (["backbone.patch_size=3"], "grid 16x16", "patch_size 3"),
+        (["discrete_tokenizer.bits=12"], "14", "4096"),
+        (["discrete_tokenizer=null"], "prior", "discrete_tokenizer"),
+        (["discrete_tokenizer=null", "prior=null"], "dc-mix", "discrete_tokenizer"),
+        (["prior=null"], "ti_mix", "prior"),
+        (["discrete_tokenizer.channel_multipliers=[1, 1, 2, 4]", "prior=null"], "grid 16x16", "grid 32x32"),
+        (["prior.stride=8"], "8", "16"),
+        (["backbone.width=8", "backbone.heads=2"], "14", "8"),
+    ],
+)
+def test_two_parts_that_do_not_fit_are_named_with_both_values(
+    registry: Registry, overrides: list[str], one: str, other: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        build(load_recipe("mixar_l", registry, overrides=overrides), registry, meta=True)
+    assert one in str(caught.value) and other in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_prior_of_other_classes_or_other_codes_is_refused(family: Path, registry: Registry, tmp_path: Path) -> None:
+    mixar = family / "recipes/mixar.yaml"
+    with pytest.raises(UserError, match="num_classes 3 against 4"):
+        build(load_recipe(mixar, registry, overrides=["num_classes=4"]), registry, meta=True)
+    with pytest.raises(UserError, match="image_size 16 against 32"):
+        build(load_recipe(mixar, registry, overrides=["image_size=32"]), registry, meta=True)
+    other = tmp_path / "discrete"
+    other.mkdir()
+    for name in ("recipe.yaml", "weights.safetensors"):
+        (other / name).write_bytes((family / "models/discrete" / name).read_bytes())
+    recipe = load_recipe(mixar, registry, overrides=[f"discrete_tokenizer.weights={other}"])
+    assert build(recipe, registry, meta=True)  # a copy gives the same codes
+    data = bytearray((other / "weights.safetensors").read_bytes())
+    data[-1] ^= 1
+    (other / "weights.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match=r"codes of .* against codes of"):
+        build(recipe, registry, meta=True)
+
+
+def test_frozen_parts_get_their_weights_and_no_gradient(family: Path, registry: Registry) -> None:
+    system = build(load_recipe(family / "recipes/mixar.yaml", registry), registry)
+    assert system.model is not None and system.prior is not None
+    stored = read_tensors(family / "models/prior/weights.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in system.prior.state_dict().items())
+    trained = {id(parameter) for parameter in system.trained.parameters()}
+    assert all(parameter.requires_grad == (id(parameter) in trained) for parameter in system.model.parameters())
+    assert system.parameters == sum(
+        parameter.numel() for parameter in system.model.parameters() if parameter.requires_grad
+    )
+
+
+def test_an_injector_is_as_wide_as_where_its_guidance_goes(registry: Registry) -> None:
+    overrides = ["backbone.decoder_width=512", "backbone.decoder_heads=8", "prior=null", "ti_mix.schedule=constant"]
+    for injector, width in (("dc-mix", 512), ("dc-sa", 1024)):
+        recipe = load_recipe("mixar_l", registry, overrides=[*overrides, f"injector.type={injector}"])
+        model = build(recipe, registry, meta=True).model
+        assert model is not None
+        codes_BN = torch.zeros(1, 256, dtype=torch.int64, device="meta")
+        guidance = model.guidance(codes_BN)
+        (door,) = [d for d in (guidance.fill_BND, guidance.prefix_BPD) if d is not None]
+        assert door.shape[-1] == width
+
+
+def test_data_of_another_number_of_classes_are_refused(family: Path, registry: Registry) -> None:
+    base = family / "recipes/continuous.yaml"
+    assert len(open_data(load_recipe(base, registry), registry, "train")) == 9
+    assert "9 training images of 3 classes" in try_data(load_recipe(base, registry), registry)
+    wrong = load_recipe(base, registry, overrides=["num_classes=4"])
+    with pytest.raises(UserError, match="3 classes against 4"):
+        open_data(wrong, registry, "train")
+    with pytest.raises(UserError, match="3 classes against 4"):
+        try_data(wrong, registry)
+    unconditional = load_recipe(base, registry, overrides=["num_classes=0"])
+    assert open_data(unconditional, registry, "train")
+    absent = load_recipe(base, registry, overrides=["data.path=/nowhere"])
+    assert "cannot be opened here" in try_data(absent, registry)

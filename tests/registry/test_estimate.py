@@ -1,0 +1,57 @@
+"""Estimates: formulas against what the modules really do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixar_core.masking import split_by_order
+from mixar_registry.assembly import build
+from mixar_registry.estimate import META, backbone_flop, estimate
+from mixar_registry.manager import Registry
+from mixar_registry.recipe import load_recipe
+
+
+@pytest.mark.parametrize("injector", ["none", "dc-mix", "dc-sa", "dc-ca"])
+def test_the_backbones_formula_is_what_torch_counts(family: Path, registry: Registry, injector: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    overrides = [f"injector.type={injector}", "backbone.decoder_width=12", "backbone.decoder_depth=2"]
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry, overrides=overrides)
+    model = build(recipe, registry, meta=True).model
+    assert model is not None
+    tokens = model.backbone.grid.tokens
+    codes_BN = torch.zeros(1, tokens, dtype=torch.int64, device=META)
+    guidance = model.guidance(codes_BN)
+    latents_BNC = torch.zeros(1, tokens, model.backbone.token_dim, device=META)
+    for masked in (1, tokens // 2, tokens):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.backbone(latents_BNC, split_by_order(codes_BN, masked), codes_BN[:, 0], guidance)
+        prefix = tokens if injector == "dc-sa" else 0
+        memory = tokens if injector == "dc-ca" else 0
+        counted = backbone_flop(model, visible=tokens - masked, prefix=prefix, memory=memory)
+        assert counted == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["continuous", "discrete", "prior", "mixar"])
+def test_every_kind_of_recipe_has_an_estimate(family: Path, registry: Registry, name: str) -> None:
+    system = build(load_recipe(family / f"recipes/{name}.yaml", registry), registry, meta=True)
+    found = estimate(system)
+    assert found.parameters == system.parameters == sum(part.parameters for part in found.parts if part.trained)
+    for costs in (found.training_gflop, found.sampling_gflop):
+        assert costs["total"] == pytest.approx(sum(value or 0.0 for key, value in costs.items() if key != "total"))
+        assert all(value is not None and value >= 0 for value in costs.values())
+    assert found.memory_gb["training"] > found.memory_gb["weights"] > 0  # type: ignore[operator]
+
+
+def test_checkpointing_saves_activations_and_costs_a_forward_pass(registry: Registry) -> None:
+    plain, checkpointed = (
+        estimate(build(load_recipe("mar_b", registry, overrides=[o]), registry, meta=True))
+        for o in ("backbone.activation_checkpointing=false", "backbone.activation_checkpointing=true")
+    )
+    assert checkpointed.memory_gb["activations"] < plain.memory_gb["activations"] * 0.7  # type: ignore[operator]
+    assert checkpointed.training_gflop["backbone"] == pytest.approx(plain.training_gflop["backbone"] * 4 / 3)  # type: ignore[operator]
+    assert plain.tokens["training_decoder"] == plain.tokens["sampling_decoder"] == 64 + 256
+    assert plain.tokens["sampling_encoder_first"] == 64
