@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -16,12 +17,16 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.cli.warm"])
 
 
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `mixar` with these arguments, as the installed program would."""
+def run(*arguments: object, cwd: Path | None = None, largest_file: int = -1) -> subprocess.CompletedProcess[str]:
+    """Run `mixar` with these arguments, as the installed program would.
+
+    Args:
+        largest_file: bytes a file may have before writing to it fails, as on a full disk; -1: no limit.
+    """
     words = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as scratch:
         out, err = Path(scratch) / "out", Path(scratch) / "err"
-        process = _FORKS.Process(target=_child, args=(words, str(cwd or Path.cwd()), str(out), str(err)))
+        process = _FORKS.Process(target=_child, args=(words, str(cwd or Path.cwd()), str(out), str(err), largest_file))
         process.start()
         process.join(timeout=120)
         if process.exitcode is None:
@@ -36,15 +41,16 @@ def good(*arguments: object, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def refused(*arguments: object, cwd: Path | None = None) -> str:
+def refused(*arguments: object, cwd: Path | None = None, largest_file: int = -1) -> str:
     """The one line of a call that must be refused."""
-    done = run(*arguments, cwd=cwd)
+    done = run(*arguments, cwd=cwd, largest_file=largest_file)
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     return done.stderr
 
 
-def _child(words: Sequence[str], cwd: str, out: str, err: str) -> None:
+def _child(words: Sequence[str], cwd: str, out: str, err: str, largest_file: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)

@@ -184,6 +184,15 @@ def test_a_file_in_the_way_is_named(family: Path, tmp_path: Path) -> None:
         assert str(tmp_path / "file") in refused("train", family / "recipes/continuous.yaml", "--out", out)
 
 
+def test_a_full_disk_is_one_line_and_nothing_half_written(family: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = refused("sample", family / "models/prior", "--out", out, largest_file=900)
+    assert f"{out} cannot be written" in line and not list(tmp_path.iterdir())
+    line = refused("train", family / "recipes/continuous.yaml", "--out", out, largest_file=5000)
+    assert str(out) in line and "cannot be written" in line
+    assert not list(out.rglob("*.safetensors"))
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_under_stdout_is_one_line() -> None:
     with open("/dev/full", "w") as full:

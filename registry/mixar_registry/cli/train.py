@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,8 @@ def train_command(
     result = train(
         resolved, out or Path("runs") / resolved.name, resume=resume, device=checked_device(device), registry=registry
     )
+    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks
+        return
     losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items() if name.endswith("loss"))
     if result.stopped:
         print(f"stopped after step {result.step} of {result.steps}; mixar train {result.folder} --resume goes on")
