@@ -11,6 +11,17 @@ from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
 from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
 from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
+from mixar_plugins.importers.autoencoders import AutoencoderImportConfig, KL16Importer, VAVAEImporter
+from mixar_plugins.importers.mar import MarImportConfig, MarImporter
+from mixar_plugins.importers.maskbit import (
+    GeneratorImportConfig,
+    MaskBitGeneratorImporter,
+    MaskBitTokenizerImporter,
+    MaskGITGeneratorImporter,
+    MaskGITTokenizerImporter,
+    TokenizerImportConfig,
+    VQGANPlusTokenizerImporter,
+)
 from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
 from mixar_plugins.injectors.embedding import DCCA, DCSA, CodeEmbeddingConfig
 from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
@@ -43,6 +54,14 @@ def mixar_parts() -> list[Part]:
         Part("callback", "progress", ProgressBar, ProgressConfig),
         Part("callback", "tensorboard", TensorBoard, TensorBoardConfig),
         Part("callback", "sample-grid", SampleGrid, SampleGridConfig),
+        Part("importer", "mar", MarImporter, MarImportConfig),
+        Part("importer", "kl16", KL16Importer, AutoencoderImportConfig),
+        Part("importer", "vavae", VAVAEImporter, AutoencoderImportConfig),
+        Part("importer", "maskbit-tokenizer", MaskBitTokenizerImporter, TokenizerImportConfig),
+        Part("importer", "maskbit-generator", MaskBitGeneratorImporter, GeneratorImportConfig),
+        Part("importer", "vqgan-plus-tokenizer", VQGANPlusTokenizerImporter, TokenizerImportConfig),
+        Part("importer", "maskgit-tokenizer", MaskGITTokenizerImporter, TokenizerImportConfig),
+        Part("importer", "maskgit-generator", MaskGITGeneratorImporter, GeneratorImportConfig),
     ]
 
 

@@ -19,6 +19,7 @@ from mixar_core.model import MixAR
 from mixar_core.prior import DiscretePrior
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
 from mixar_core.types import Grid
+from mixar_registry.hub import is_file
 from mixar_registry.manager import Registry
 from mixar_registry.recipe import PART_KEYS, PartChoice, Recipe, read_plain
 from mixar_registry.weights import RECIPE, find_weights, load_into, read_tensors, sha256
@@ -236,7 +237,7 @@ def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
     """A prior's weights mean something for one tokenizer's codes, one grid and one list of classes only."""
     if recipe.trains == "prior" or recipe.prior is None or recipe.prior.weights is None:
         return
-    if recipe.prior.weights.endswith(".safetensors"):  # a bare file does not say what it was trained with
+    if is_file(recipe.prior.weights):  # a bare file does not say what it was trained with
         return
     trained = read_plain(registry.find_model(recipe.prior.weights) / RECIPE, registry)
     for key in ("num_classes", "image_size"):

@@ -9,6 +9,7 @@ from attrs import frozen
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.evaluation.extractor import FeatureExtractor
 from mixar_core.head import ContinuousHead
+from mixar_core.importer import Importer
 from mixar_core.injector import GuidanceInjector
 from mixar_core.prior import DiscretePrior
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
@@ -33,6 +34,7 @@ KINDS: dict[str, type] = {
     "dataset": ImageDataset,
     "extractor": FeatureExtractor,
     "callback": Callback,
+    "importer": Importer,
     "demo": Demo,
 }
 

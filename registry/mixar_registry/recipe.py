@@ -18,6 +18,7 @@ from mixar_core.model import SamplingConfig
 from mixar_core.training.reconstruction import ReconstructionConfig
 from mixar_core.training.settings import TrainingConfig
 from mixar_registry import strict_yaml
+from mixar_registry.hub import PREFIX, is_file
 from mixar_registry.manager import Registry
 from mixar_registry.structure import Invalid, structure, unstructure
 from mixar_registry.text import choices
@@ -29,7 +30,8 @@ Trains = Literal["mixar", "continuous_tokenizer", "discrete_tokenizer", "prior"]
 class PartChoice:
     """A part as a recipe names it: its type, its settings (an instance of the Part's config class), its weights.
 
-    `weights` is a shipped model's name, a model folder or a .safetensors file; None means freshly initialised.
+    `weights` is a shipped model's name, a model folder, a .safetensors file or one at the hub (`hf://owner/name/file`);
+    None means freshly initialised.
     """
 
     type: str
@@ -156,7 +158,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _replaces(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     if "type" in new:
         return new["type"] != old.get("type")
-    return isinstance(new.get("weights"), str) and not new["weights"].endswith(".safetensors")
+    return isinstance(new.get("weights"), str) and not is_file(new["weights"])
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -279,7 +281,7 @@ def _choice(value: Any, path: str, kind: str, registry: Registry) -> PartChoice:
 
 def _settings_of_model(weights: str, path: str, registry: Registry) -> dict[str, Any]:
     """Type and settings of the part that a model folder holds."""
-    if weights.endswith(".safetensors"):
+    if is_file(weights):
         raise Invalid([f"{path}.type: required where weights is a file ({weights}), which does not say its type"])
     try:
         plain = read_plain(registry.find_model(weights) / "recipe.yaml", registry)
@@ -293,6 +295,8 @@ def _settings_of_model(weights: str, path: str, registry: Registry) -> dict[str,
 
 def _absolute(weights: str, registry: Registry) -> str:
     """A path that holds wherever the resolved recipe is read from; a shipped model's name stays a name."""
+    if weights.startswith(PREFIX):
+        return weights
     path = Path(weights)
     is_path = "/" in weights or weights.endswith(".safetensors") or (path / "recipe.yaml").is_file()
     return str(path.absolute()) if is_path else weights

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mixar_core.errors import UserError
 from mixar_core.training.checkpoint import list_checkpoints
 from mixar_core.training.files import read_weights, write_text, write_weights, writing
+from mixar_registry import hub
 from mixar_registry.manager import Registry
 from mixar_registry.text import one_line
 
@@ -28,7 +29,13 @@ _LISTED = 5
 
 
 def find_weights(weights: str, registry: Registry) -> Path:
-    """The file behind a recipe's `weights:`, which is a model's name, a model or run folder, or a .safetensors file."""
+    """The file behind a recipe's `weights:`: a model's name, a model or run folder, a .safetensors file, or `hf://`.
+
+    Raises:
+        UserError: there is no such model, or the hub's file cannot be had.
+    """
+    if weights.startswith(hub.PREFIX):
+        return hub.fetch(weights).path
     if weights.endswith(".safetensors"):
         return Path(weights)
     return weights_file(registry.find_model(weights))
@@ -65,6 +72,19 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -
     Raises:
         UserError: says how many are missing, unexpected and misshapen, and names the first of each.
     """
+    check_fit(module, tensors, where=where)
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str, listed: int | None = _LISTED) -> None:
+    """See that a state dict is this module's, which may be on the meta device.
+
+    Args:
+        listed: how many missing, unexpected and misshapen tensors to name of each; None: all.
+
+    Raises:
+        UserError: it is not.
+    """
     own = module.state_dict()
     missing = [name for name in own if name not in tensors]
     unexpected = [name for name in tensors if name not in own]
@@ -74,13 +94,12 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -
         if name in tensors and tensors[name].shape != own[name].shape
     ]
     complaints = [
-        f"{len(names)} {what}: {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
+        f"{len(names)} {what}: {', '.join(names[:listed])}{', ...' if len(names) > len(names[:listed]) else ''}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if names
     ]
     if complaints:
         raise UserError(f"{where} does not fit {type(module).__name__}: tensors {'; '.join(complaints)}")
-    module.load_state_dict(dict(tensors), strict=True)
 
 
 def save_model(

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from mixar_registry.manager import plugin_manager
-from mixar_registry.part import KINDS, Part
 from PIL import Image
 from torch import Tensor
 
 from mixar_core import testing
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.tokenizer import DiscreteTokenizer
+from mixar_registry.manager import plugin_manager
+from mixar_registry.part import KINDS, Part
 
 IMAGE_SIZE, WIDTH, TOKEN_DIM = 16, 16, 4
 CONV = {"channels": 32, "channel_multipliers": (1, 1, 2), "blocks": 1}  # 32: group norm has 32 groups
@@ -88,8 +88,8 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
 }
 
 
-#: What only runs (`demo`) has tests of its own.
-UNCHECKED = {"demo"}
+#: What only runs (`demo`), and importers, which need files (tests/weights), have tests of their own.
+UNCHECKED = {"demo", "importer"}
 
 REGISTRY = plugin_manager()
 CASES = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.types import Grid, Guidance, Posterior
 from mixar_plugins.heads.diffusion import DiffusionHead
+from mixar_plugins.importers.mar import rename
 from mixar_registry.manager import plugin_manager
 from tests.parity.case import load_strictly
+
 
 class Replay(Noise):
     """Noise that a case recorded: what is drawn under `head_init` and `head_step` comes from lists."""
@@ -87,11 +90,7 @@ def build(config: Mapping[str, Any]) -> MixAR:
 
 def load(model: MixAR, weights: Mapping[str, Tensor]) -> None:
     """Put the original's tensors where they belong, strictly."""
-    old = "diffloss."
-    load_strictly(
-        nn.ModuleDict({"backbone": model.backbone, "head": model.head}),
-        {f"head.{k.removeprefix(old)}" if k.startswith(old) else f"backbone.{k}": v for k, v in weights.items()},
-    )
+    load_strictly(nn.ModuleDict({"backbone": model.backbone, "head": model.head}), rename(weights))
 
 
 def _full_size(tensors: Mapping[str, Tensor], *, width: int, depth: int, heads: int, head: tuple[int, int]) -> None:
@@ -148,7 +147,12 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
     s = schedule(int(config["num_sampling_steps"]))
     out["respaced_timesteps"], out["respaced_betas"] = torch.tensor(s.timesteps), torch.tensor(s.betas)
     out["alphas_cumprod"] = torch.tensor((1.0 - cosine_betas()).cumprod())
-    for name, temperature, uncond in (("temp0", 0.0, None), ("temp09", 0.9, None), ("temp1", 1.0, None), ("cfg25", 1.0, 1)):
+    for name, temperature, uncond in (
+        ("temp0", 0.0, None),
+        ("temp09", 0.9, None),
+        ("temp1", 1.0, None),
+        ("cfg25", 1.0, 1),
+    ):
         noise = Replay(io["orders"], [io["head_init"]], io["head_noise"])
         out[f"head_{name}"] = head.sample(
             io["head_z"],
@@ -160,7 +164,7 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
 
     steps, tokens = int(io["iters"]), model.backbone.grid.tokens
     left = [tokens, *masked_after_step(tokens, steps)]
-    out["tokens_per_step"] = torch.tensor([a - b for a, b in zip(left, left[1:])])
+    out["tokens_per_step"] = torch.tensor([a - b for a, b in pairwise(left)])
     for key, init, cfg, cfg_schedule in (
         ("nocfg", "nocfg", 1.0, "linear"),
         ("linear_cfg25", "linear", 2.5, "linear"),

@@ -1,12 +1,11 @@
 """MaskBit's convolutional tokenizers: lookup-free (`lfq`) and lookup (`vq`: VQGAN+, and with `legacy` MaskGIT's).
 
 Parameters carry the published names but for one: what is `quantize.` in a released file is `quantizer.` here, because
-`quantize` is the abstract class's method (`from_published` renames).
+`quantize` is the abstract class's method (`importers/maskbit.py` renames).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -68,15 +67,6 @@ class VQConfig(ConvConfig):
 
     codebook_size: int = field(default=4096, validator=_positive)
     code_width: int = field(default=64, validator=_positive)
-
-
-def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A released state dict's tensors under the names that LFQTokenizer and VQTokenizer have for them."""
-    old = "quantize."
-    return {
-        f"quantizer.{name.removeprefix(old)}" if name.startswith(old) else name: tensor
-        for name, tensor in tensors.items()
-    }
 
 
 class ConvTokenizer(DiscreteTokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,13 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. training.steps=100."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing: hf:// files come from this machine's cache.")]
+
+
+def go_offline() -> None:
+    """Fetch nothing from here on, as with HF_HUB_OFFLINE=1."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def at_least(low: int) -> Callable[[typer.CallbackParam, float | None], float | None]:

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from mixar_core.errors import UserError
-from mixar_registry.cli.common import NoPlugin
+from mixar_registry.cli.common import NoPlugin, Offline, go_offline
 from mixar_registry.cli.inspect import plugins_command, recipe_app, recipes_command
 from mixar_registry.cli.sample import sample_command
 from mixar_registry.cli.train import demo_command, train_command
+from mixar_registry.cli.weights import weights_app
 
 #: what typer raises for a wrong command line; newer ones bring a copy of click, so it cannot be imported from there
 _ClickError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
@@ -30,6 +31,7 @@ app.command("train")(train_command)
 app.command("demo")(demo_command)
 app.command("recipes")(recipes_command)
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(weights_app, name="weights")
 app.command("plugins")(plugins_command)
 
 
@@ -49,12 +51,15 @@ def _version(wanted: bool) -> None:
 def root(
     context: typer.Context,
     no_plugin: NoPlugin = None,
+    offline: Offline = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions and stop.")
     ] = False,
 ) -> None:
     """MixAR: masked autoregressive image generation in a continuous latent space, guided by discrete tokens."""
     context.obj = list(no_plugin or ())
+    if offline:
+        go_offline()
 
 
 def main() -> None:
