@@ -95,7 +95,7 @@ class Backbone(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise as MAR: normal(0.02) for embeddings, Xavier-uniform for linear layers."""
-        embeddings = [
+        embeddings: list[Tensor] = [
             self.fake_latent,
             self.mask_token,
             self.encoder_pos_embed_learned,

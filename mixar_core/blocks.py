@@ -5,14 +5,19 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: On CPU the fused kernel loses to plain products below about this many tokens (measured, docs/performance.md).
+#: On CPU the fused kernel loses to plain products below about this many tokens (python -m benchmarks.attention).
 PLAIN_BELOW = 256
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Softmax attention over (B, heads, T, width): the fused kernel, or plain products for short sequences on CPU."""
-    if q.device.type != "cpu" or k.shape[2] >= PLAIN_BELOW:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    if q.device.type == "cpu" and k.shape[2] < PLAIN_BELOW:
+        return plain_attention(q, k, v, dropout)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """Softmax attention written out."""
     weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
     return F.dropout(weights, dropout) @ v
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Literal, cast
 
@@ -156,9 +157,7 @@ class MixAR(nn.Module):
         return Losses(total=loss_BK.mean())
 
     @torch.no_grad()
-    def mixed_codes(
-        self, codes_BN: Tensor, split: MaskSplit, labels_B: Tensor, *, lam: float, noise: Noise
-    ) -> Tensor:
+    def mixed_codes(self, codes_BN: Tensor, split: MaskSplit, labels_B: Tensor, *, lam: float, noise: Noise) -> Tensor:
         """Eq. 10-12: a share 1 - lambda of the masked positions takes what the prior predicts there."""
         if self.prior is None:
             raise UserError("TI-Mix (ti_mix.schedule other than constant) needs a prior; the recipe has none")
@@ -184,12 +183,10 @@ class MixAR(nn.Module):
         self, labels_B: Tensor, *, settings: SamplingConfig, noise: Noise, codes_BN: Tensor | None = None
     ) -> Generated:
         """Images for labels: draw codes from the prior (unless given), fill in the latents, decode them."""
-        step = None
-        for step in self.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes_BN):
-            pass
-        assert step is not None  # settings.steps >= 1, and the last step always yields
-        images = self.continuous_tokenizer.decode(step.latents_BChw)
-        return Generated(images, step.latents_BChw, step.codes_BN)
+        steps = self.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes_BN)
+        last = deque(steps, maxlen=1).pop()
+        images = self.continuous_tokenizer.decode(last.latents_BChw)
+        return Generated(images, last.latents_BChw, last.codes_BN)
 
     @torch.no_grad()
     def sample_codes(self, labels_B: Tensor, *, settings: SamplingConfig, noise: Noise) -> Tensor:
@@ -269,9 +266,7 @@ class MixAR(nn.Module):
     def unpatchify(self, tokens_BNC: Tensor) -> Tensor:
         """Tokens (B, N, C * p^2) to latents (B, C, h, w)."""
         p, grid = self.backbone.config.patch_size, self.backbone.grid
-        return rearrange(
-            tokens_BNC, "b (h w) (c p q) -> b c (h p) (w q)", h=grid.height, w=grid.width, p=p, q=p
-        )
+        return rearrange(tokens_BNC, "b (h w) (c p q) -> b c (h p) (w q)", h=grid.height, w=grid.width, p=p, q=p)
 
     def _frozen(self) -> list[nn.Module]:
         return [p for p in (self.continuous_tokenizer, self.discrete_tokenizer, self.prior) if p is not None]

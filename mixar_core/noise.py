@@ -5,7 +5,7 @@ A test hands in its own subclass to replay recorded draws; a run hands in a seed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class Noise:
         """One number uniform in [0, 1), the same in every process: for what a whole batch shares."""
         return float(torch.rand((), generator=self.generator, device=self.generator.device).item())
 
-    def _rows(self, draw, shape: Sequence[int], device: torch.device | str) -> Tensor:
+    def _rows(self, draw: Callable[..., Tensor], shape: Sequence[int], device: torch.device | str) -> Tensor:
         rows, *rest = shape
         drawn = draw(
             (rows if self.total is None else self.total, *rest), generator=self.generator, device=self.generator.device

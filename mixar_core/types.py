@@ -73,8 +73,8 @@ class DiscreteTokens:
 class Guidance:
     """What an injector hands the backbone: three optional doors (see docs/architecture.md).
 
-    `fill_BND` stands at masked positions in the decoder instead of the mask token (DC-Mix, Eq. 9); `prefix_BPD` is put in
-    front of the sequence and attended to by everyone (DC-SA); `memory_BMD` is attended to by one cross-attention
+    `fill_BND` stands at masked positions in the decoder instead of the mask token (DC-Mix, Eq. 9); `prefix_BPD` is
+    put in front of the sequence and attended to by everyone (DC-SA); `memory_BMD` is attended to by one cross-attention
     block after every self-attention block (DC-CA). None of them at all is plain MAR.
     """
 

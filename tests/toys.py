@@ -76,7 +76,9 @@ def injector(name: str, tokenizer: DiscreteTokenizer, width: int) -> GuidanceInj
     return {"dc-sa": DCSA, "dc-ca": DCCA}[name](CodeEmbeddingConfig(), tokenizer=tokenizer, width=width)
 
 
-def small_mixar(name: str = "dc-mix", *, num_classes: int = 5, image_size: int = 16, seed: int = 0, **backbone) -> MixAR:
+def small_mixar(
+    name: str = "dc-mix", *, num_classes: int = 5, image_size: int = 16, seed: int = 0, **backbone
+) -> MixAR:
     """A MixAR of a few thousand parameters on a grid of image_size / 4, output layers not zero."""
     torch.manual_seed(seed)
     continuous, discrete = PoolTokenizer(image_size), SignTokenizer(image_size)
@@ -84,9 +86,7 @@ def small_mixar(name: str = "dc-mix", *, num_classes: int = 5, image_size: int =
     config = BackboneConfig(
         **({"width": 16, "depth": 2, "heads": 2, "buffer": 3, "dropout": 0.0, "attention_dropout": 0.0} | backbone)
     )
-    body = Backbone(
-        config, grid=discrete.grid, token_dim=3, num_classes=num_classes, memory="memory" in inject.opens
-    )
+    body = Backbone(config, grid=discrete.grid, token_dim=3, num_classes=num_classes, memory="memory" in inject.opens)
     head = DiffusionHead(
         DiffusionHeadConfig(depth=1, width=16, samples_per_token=2, sampling_steps=5), token_dim=3, width=body.width
     )

@@ -41,7 +41,7 @@ class MixARObjective(Objective):
 
     @torch.no_grad()
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:
-        """The images; with a discrete tokenizer their codes alone, and samples from these codes; samples for their labels."""
+        """The images; where there are codes, these decoded alone, and samples from them; samples for the labels."""
         model = self.model
         rows = {"real": images.images_B3HW}
         if self.tokenizers.discrete is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -149,7 +151,7 @@ def test_generation_fills_every_token_once_and_repeats_by_seed(name: str, num_cl
     how = SamplingConfig(steps=6, cfg=2.0)
     steps = list(model.generation_steps(labels, settings=how, noise=Noise.seeded(7)))
     assert [s.index for s in steps] == list(range(6))
-    for before, after in zip(steps, steps[1:]):
+    for before, after in pairwise(steps):
         known = before.known_BN.view(3, 1, 4, 4)
         assert (after.known_BN | ~before.known_BN).all()
         assert torch.equal(before.latents_BChw * known, after.latents_BChw * known)

@@ -9,6 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
+from mixar_core.codes import combine_codes, split_codes
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.errors import UserError
+from mixar_core.noise import Noise
+from mixar_core.tokenizer import DiscreteTokenizer
+from mixar_core.types import NO_CLASS, Quantized
 from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
 from mixar_plugins.priors.masked_transformer import (
     BitTokenPrior,
@@ -19,14 +27,6 @@ from mixar_plugins.priors.masked_transformer import (
     masked_cross_entropy,
 )
 from mixar_plugins.priors.schedules import draw, guidance_scales, gumbel, masked_after_steps
-from torch import Tensor
-
-from mixar_core.codes import combine_codes, split_codes
-from mixar_core.data.dataset import ImageDataset
-from mixar_core.errors import UserError
-from mixar_core.noise import Noise
-from mixar_core.tokenizer import DiscreteTokenizer
-from mixar_core.types import NO_CLASS, Quantized
 
 SCHEDULES = ("root", "square", "cosine", "arccos", "linear")
 CLASSES, BATCH, BITS, SIDE = 3, 4, 6, 4

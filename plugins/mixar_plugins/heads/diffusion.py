@@ -25,9 +25,9 @@ class DiffusionHeadConfig:
         depth, width: residual blocks and their width (MAR-B/L/H: 6x1024, 8x1280, 12x1536).
         samples_per_token: noise levels drawn for each masked token in a training step (MAR: 4).
         sampling_steps: respaced steps of sampling (MAR: 100).
-        clip: bound on the x_0 predicted while sampling, in units of the normalised latents. The schedule's noisiest step
-            multiplies an error in the predicted noise by 2e4, which a head trained for minutes does not survive without
-            a bound; MAR, trained for weeks, has none (None).
+        clip: bound on the x_0 predicted while sampling, in units of the normalised latents. The schedule's noisiest
+            step multiplies an error in the predicted noise by 2e4, which a head trained for minutes does not survive
+            without a bound; MAR, trained for weeks, has none (None).
     """
 
     depth: int = field(default=6, validator=ge(1))
@@ -81,8 +81,9 @@ class DiffusionHead(ContinuousHead):
         """Reverse diffusion over `steps` respaced steps: (R, C), float32."""
         process = schedule(steps or self.config.sampling_steps)
         guided = z_uncond_RD is not None and cfg != 1.0
+        conditions = [z_RD] if z_uncond_RD is None or not guided else [z_RD, z_uncond_RD]
         # neither the condition nor a step's time embedding changes from row to row: computed once
-        cond = self.net.cond_embed(torch.cat([z_RD, z_uncond_RD]) if guided else z_RD)
+        cond = self.net.cond_embed(torch.cat(conditions))
         times = self.net.embed_time(torch.tensor(process.timesteps, device=z_RD.device))
         shape = (z_RD.shape[0], self.token_dim)
         x = noise.normal(shape, z_RD.device, name="head_init")
@@ -115,10 +116,11 @@ class DenoisingMLP(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        zero = [block.adaLN_modulation[1] for block in self.res_blocks]
-        for layer in (*zero, self.final_layer.adaLN_modulation[1], self.final_layer.linear):
+        for layer in self.time_embed.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        zero = [module.adaLN_modulation[1] for module in (*self.res_blocks, self.final_layer)]
+        for layer in (*zero, self.final_layer.linear):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
