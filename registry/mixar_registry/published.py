@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pickletools
 import re
 import warnings
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from mixar_registry.weights import read_tensors
 #: What a file may hold beside tensors, containers and plain values: MAR's checkpoints keep their command line in one.
 ALLOWED = (argparse.Namespace,)
 _ZIP = b"PK\x03\x04"
-_REFUSED = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:class|global:?))\s+([\w.<>]+)")
+#: how torch words a refusal; a function or class is printed as its repr
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:unrecognized function|unsupported class|but got) (<[^>]+>)")
 
 
 def read_published(path: Path) -> Any:
@@ -44,17 +46,36 @@ def read_published(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about pickle protocols and old storages; what matters raises
             return torch.load(path, map_location="cpu", weights_only=True, mmap=start == _ZIP)
     except Exception as error:  # a damaged or hostile file can make the reader raise anything at all
-        raise UserError(f"{path} {_complaint(error, zipped=start == _ZIP)}") from error
+        raise UserError(f"{path} {_complaint(error, path, zipped=start == _ZIP)}") from error
 
 
-def _complaint(error: Exception, *, zipped: bool) -> str:
+def _complaint(error: Exception, path: Path, *, zipped: bool) -> str:
     """What is wrong with a file that torch.load refused."""
     message = " ".join(str(error).split())
-    if refused := _REFUSED.search(message):
-        return f"holds a {refused[1]}, which is refused: a file of weights may make tensors and plain values only"
+    found = _REFUSED.search(message)
+    refused = (found[1] or found[2]) if found else None if zipped else _first_global(path)
+    if refused:
+        return f"holds a {refused}, which is refused: a file of weights may make tensors and plain values only"
     if zipped:
         return f"is truncated or damaged ({_short(message) or type(error).__name__})"
     return "is no file that torch.save wrote, or a damaged one"
+
+
+def _first_global(path: Path) -> str | None:
+    """What a pickle asks for first beside torch's own, of protocols that torch does not read far enough to name it."""
+    texts: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for operation, argument, _ in pickletools.genops(file):  # reads operations, and runs none
+                if isinstance(argument, str) and operation.name != "GLOBAL":
+                    texts.append(argument)
+                if operation.name in ("GLOBAL", "STACK_GLOBAL"):
+                    name = str(argument).replace(" ", ".") if operation.name == "GLOBAL" else ".".join(texts[-2:])
+                    if not name.startswith(("torch.", "collections.")):
+                        return name
+    except Exception:  # no pickle, or half of one
+        return None
+    return None
 
 
 def _short(message: str) -> str:
@@ -73,7 +94,7 @@ def state_dict(content: Any, entry: str | None, *, where: str, others: str = "")
     if isinstance(content, Mapping) and entry is not None and entry in content:
         content, where = content[entry], f"{where}: {entry}"
     if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{where}: holds no tensors by name ({_kind(content)}){others}")
+        raise UserError(f"{where}: holds no tensors by name, but is {_kind(content)}{others}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{where}: entry {str(name)[:60]!r} is {_kind(value)}, not a tensor{others}")
@@ -83,4 +104,4 @@ def state_dict(content: Any, entry: str | None, *, where: str, others: str = "")
 
 
 def _kind(value: object) -> str:
-    return "an empty dict" if value == {} else f"a {type(value).__name__}"
+    return "an empty dict" if isinstance(value, Mapping) and not value else f"of type {type(value).__name__}"

@@ -1,0 +1,189 @@
+"""Published files, in small: what is read off their tensors, and that what comes out samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mixar_core.errors import UserError
+from mixar_registry import strict_yaml
+from mixar_registry.assembly import build
+from mixar_registry.imports import import_weights
+from mixar_registry.manager import Registry
+from mixar_registry.pipeline import load
+from mixar_registry.recipe import load_recipe, make_recipe, to_yaml
+from mixar_registry.weights import read_provenance, read_tensors, save_model, sha256
+from tests.parity.case import read_manifest
+from tests.weights.files import weights
+
+MANIFESTS = Path(__file__).parents[1] / "parity" / "manifests"
+
+
+def plain(folder: Path) -> dict:
+    return strict_yaml.load((folder / "recipe.yaml").read_text(), where="")
+
+
+def test_sizes_are_read_off_the_tensors(models: Path) -> None:
+    mar = plain(models / "mar")
+    assert mar["backbone"].items() >= {"width": 48, "depth": 2, "heads": 4, "buffer": 4, "patch_size": 1}.items()
+    assert mar["head"].items() >= {"type": "diffusion", "depth": 2, "width": 40}.items()
+    assert (mar["num_classes"], mar["image_size"]) == (10, 16)  # 8 x 8 tokens of the small KL-16's stride, 2
+    vavae = plain(models / "vavae")["continuous_tokenizer"]
+    assert vavae.items() >= {"latent_channels": 8, "encoder_attention": [2], "decoder_attention": [2]}.items()
+    assert plain(models / "kl16")["continuous_tokenizer"]["decoder_attention"] == []
+    tokenizer = plain(models / "maskbit_tokenizer")["discrete_tokenizer"]
+    assert tokenizer.items() >= {"bits": 6, "channels": 32, "channel_multipliers": [1, 1, 2], "legacy": False}.items()
+    prior = plain(models / "maskbit_generator")["prior"]
+    assert prior.items() >= {"bits": 6, "splits": 2, "width": 32, "depth": 2, "mlp_dim": 64, "stride": 4}.items()
+    assert not prior["prenorm"]
+    legacy = plain(models / "maskgit_tokenizer")["discrete_tokenizer"]
+    assert legacy.items() >= {"type": "vq", "codebook_size": 64, "legacy": True, "downsample": "conv"}.items()
+    assert plain(models / "maskgit_generator")["prior"].items() >= {"type": "maskgit", "bits": 6, "splits": 1}.items()
+
+
+def test_provenance_says_where_it_is_from(models: Path, files: Path) -> None:
+    provenance = read_provenance(models / "mar")
+    assert provenance["source"] == {"name": "checkpoint-last.pth", "sha256": sha256(files / "checkpoint-last.pth")}
+    assert provenance["weights"] == "averaged"
+    assert read_provenance(models / "vavae")["statistics"]["name"] == "latents_stats.pt"
+
+
+def test_averaged_weights_unless_raw_ones_are_asked_for(
+    models: Path, files: Path, registry: Registry, tmp_path: Path
+) -> None:
+    averaged = read_tensors(models / "mar/weights.safetensors")
+    assert torch.equal(averaged["backbone.mask_token"], weights("mar")["mask_token"])
+    assert torch.equal(averaged["head.net.cond_embed.weight"], weights("mar")["diffloss.net.cond_embed.weight"])
+    out = tmp_path / "raw"
+    import_weights(
+        "mar", str(files / "checkpoint-last.pth"), out, registry,
+        tokenizer=str(models / "kl16"), raw=True, settings=["heads=4"],
+    )  # fmt: skip
+    last = read_tensors(out / "weights.safetensors")
+    assert torch.equal(last["backbone.mask_token"], weights("mar", salt="last step")["mask_token"])
+    assert read_provenance(out)["weights"] == "raw"
+
+
+def test_statistics_of_latents(models: Path, files: Path, registry: Registry, tmp_path: Path) -> None:
+    kl16 = build(
+        load_recipe(models / "kl16/recipe.yaml", registry), registry, trained_weights=_weights(models / "kl16")
+    )
+    assert torch.allclose(kl16.trained.latent_std_C, torch.tensor(1 / 0.2325))
+    stored = read_tensors(_weights(models / "vavae"))
+    assert torch.equal(stored["latent_mean_C"], torch.arange(8.0))
+    assert torch.equal(stored["latent_std_C"], torch.full((8,), 2.0))
+    done = import_weights("vavae", str(files / "vavae.pt"), tmp_path / "bare", registry)
+    assert any("no --statistics given" in remark for remark in done.remarks)
+    assert any("2 tensors loss.* dropped" in remark for remark in done.remarks)
+    assert not any(name.startswith(("loss", "found", "linear")) for name in stored)
+
+
+@pytest.mark.parametrize("name", ["mar", "maskbit_generator", "maskgit_generator"])
+def test_what_was_imported_samples(name: str, models: Path, registry: Registry) -> None:
+    model = load(models / name, device="cpu", registry=registry)
+    drawn = model.generate([1, 2], steps=2, cfg=1.5)
+    side = model.recipe.image_size
+    assert drawn.images.shape == (2, 3, side, side)
+    assert torch.equal(drawn.images, model.generate([1, 2], steps=2, cfg=1.5).images)
+
+
+def test_a_mixar_between_maskbit_and_vavae_samples(models: Path, registry: Registry, tmp_path: Path) -> None:
+    recipe = make_recipe(
+        {
+            "name": "between",
+            "trains": "mixar",
+            "image_size": 32,
+            "num_classes": 10,
+            "continuous_tokenizer": {"weights": str(models / "vavae")},
+            "discrete_tokenizer": {"weights": str(models / "maskbit_tokenizer")},
+            "prior": {"weights": str(models / "maskbit_generator")},
+            "injector": {"type": "dc-mix"},
+            "head": {"type": "diffusion", "depth": 1, "width": 8, "sampling_steps": 2},
+            "backbone": {"width": 8, "depth": 1, "heads": 2, "buffer": 1, "patch_size": 2},
+            "sampling": {"steps": 2, "prior_steps": 2},
+        },
+        registry,
+        where="test",
+    )
+    trained = build(recipe, registry).trained
+    save_model(tmp_path / "between", recipe_yaml=to_yaml(recipe), tensors=trained.state_dict())
+    drawn = load(tmp_path / "between", device="cpu", registry=registry).generate([3])
+    assert drawn.images.shape == (1, 3, 32, 32)
+    assert drawn.codes is not None and drawn.codes.shape == (1, 64)
+
+
+def test_a_bare_state_dict_in_safetensors_is_the_same(models: Path, registry: Registry, tmp_path: Path) -> None:
+    save_file(weights("mar"), tmp_path / "mar.safetensors")
+    out = tmp_path / "mar"
+    import_weights(
+        "mar", str(tmp_path / "mar.safetensors"), out, registry, tokenizer=str(models / "kl16"), settings=["heads=4"]
+    )
+    assert read_provenance(out)["sha256"] == read_provenance(models / "mar")["sha256"]
+    with pytest.raises(UserError, match="has one set of weights, no entries model_ema and model"):
+        import_weights(
+            "mar", str(tmp_path / "mar.safetensors"), tmp_path / "raw", registry,
+            tokenizer=str(models / "kl16"), raw=True, settings=["heads=4"],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("manifest", "kind", "tokenizer", "told"),
+    [
+        ("kl16", "kl16", None, {"latent_channels": 16, "encoder_attention": [16], "decoder_attention": []}),
+        ("vavae_f16d32", "vavae", None, {"latent_channels": 32, "decoder_attention": [16]}),
+        ("mar_base", "mar", "kl16", {"width": 768, "heads": 12, "steps": 256, "cfg": 2.9, "num_classes": 1000}),
+        ("mar_large", "mar", "kl16", {"width": 1024, "heads": 16, "cfg": 3.0, "sampling_steps": 100}),
+        ("mar_huge", "mar", "kl16", {"width": 1280, "depth": 20, "heads": 16, "cfg": 3.2}),
+        ("maskbit_tokenizer_14bit", "maskbit-tokenizer", None, {"bits": 14, "channel_multipliers": [1, 1, 2, 2, 4]}),
+        (
+            "maskbit_generator_18bit",
+            "maskbit-generator",
+            "maskbit_tokenizer_18bit",
+            {"bits": 18, "heads": 16, "guidance_scale": 5.7, "randomize_temperature": 8.5, "scale_pow": 2.5},
+        ),
+    ],
+)
+def test_full_size_files_are_recognised(
+    manifest: str,
+    kind: str,
+    tokenizer: str | None,
+    told: dict[str, object],
+    registry: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the published lists of tensors, without memory: recipe and published settings are those of the file."""
+    listed: dict[str, Tensor] = {}
+    monkeypatch.setattr("mixar_registry.imports.read_published", lambda _: listed)
+    monkeypatch.setattr("mixar_registry.imports.state_dict", lambda content, *_, **__: content)
+    monkeypatch.setattr("mixar_registry.imports.sha256", lambda _: "")
+    written: list[str] = []
+
+    def write(folder: Path, *, recipe_yaml: str, **_: object) -> None:
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(recipe_yaml)
+        written.append(recipe_yaml)
+
+    monkeypatch.setattr("mixar_registry.imports.save_model", write)
+    if tokenizer:
+        listed |= read_manifest(MANIFESTS / f"{tokenizer}.txt")
+        import_weights("kl16" if tokenizer == "kl16" else "maskbit-tokenizer", "f", tmp_path / "tokenizer", registry)
+        listed.clear()
+    listed |= read_manifest(MANIFESTS / f"{manifest}.txt")
+    path = str(tmp_path / "tokenizer") if tokenizer else None
+    import_weights(kind, "f", tmp_path / "model", registry, tokenizer=path)
+    recipe = strict_yaml.load(written[-1], where="")
+    assert recipe["image_size"] == 256
+    sections = (recipe, *(section for section in recipe.values() if isinstance(section, dict)))
+    for key, value in told.items():
+        assert value in [section[key] for section in sections if key in section], key
+
+
+def _weights(folder: Path) -> Path:
+    assert json.loads((folder / "provenance.json").read_text())["sha256"] == sha256(folder / "weights.safetensors")
+    return folder / "weights.safetensors"

@@ -1,0 +1,169 @@
+"""Files that are not what they should be: one line, exit code 2, nothing executed and nothing written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixar_core.errors import UserError
+from mixar_registry.imports import import_weights
+from mixar_registry.manager import Registry
+from mixar_registry.published import read_published
+from tests.cli.process import good, refused
+from tests.weights.files import weights
+
+
+class Hostile:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+class Stranger:
+    """A type that no file of weights needs."""
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_a_hostile_file_is_refused_by_the_name_of_what_it_asks_for(form: str, tmp_path: Path) -> None:
+    made, file = tmp_path / "made", tmp_path / "checkpoint-last.pth"
+    content = {"model_ema": {"a": torch.zeros(2)}, "args": Hostile(made)}
+    if form == "pickle":
+        file.write_bytes(pickle.dumps(content["args"]))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(UserError) as caught:
+        read_published(file)
+    message = str(caught.value)
+    assert "mkdir" in message and "refused" in message and "\n" not in message
+    assert not made.exists()
+
+
+def test_a_type_that_is_not_plain_is_named(tmp_path: Path) -> None:
+    torch.save({"a": Stranger()}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"holds a tests\.weights\.test_refusal\.Stranger, which is refused"):
+        read_published(tmp_path / "x.pt")
+
+
+def test_damaged_files_are_one_line(tmp_path: Path, files: Path) -> None:
+    whole = (files / "kl16.ckpt").read_bytes()
+    archive = tmp_path / "other.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a/b.txt", "no weights")
+    damaged = {
+        "empty": (b"", "is empty"),
+        "truncated": (whole[: len(whole) // 2], "truncated or damaged"),
+        "start": (whole[:8], "truncated or damaged"),
+        "text": (b"hello world\n" * 20, "no file that torch.save wrote"),
+        "page": (b"<!DOCTYPE html><html></html>", "no file that torch.save wrote"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "no file that torch.save wrote"),
+        "zeros": (bytes(1000), "no file that torch.save wrote"),
+        "zip": (archive.read_bytes(), "truncated or damaged"),
+    }
+    for name, (content, expected) in damaged.items():
+        (tmp_path / name).write_bytes(content)
+        with warnings.catch_warnings(), pytest.raises(UserError) as caught:
+            warnings.simplefilter("error")
+            read_published(tmp_path / name)
+        assert expected in str(caught.value) and "\n" not in str(caught.value), name
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_published(tmp_path / "absent.pt")
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_published(tmp_path)
+
+
+def test_every_tensor_that_does_not_fit_is_listed(tmp_path: Path, registry: Registry) -> None:
+    tensors = weights("kl16")
+    gone = [name for name in tensors if name.startswith("decoder.up.1.block.")]
+    for name in gone:
+        del tensors[name]
+    extra = {f"strange.{index}": torch.zeros(1) for index in range(7)}
+    tensors |= extra | {"decoder.conv_out.bias": torch.zeros(4)}
+    torch.save({"model": tensors}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError) as caught:
+        import_weights("kl16", str(tmp_path / "x.ckpt"), tmp_path / "out", registry)
+    message = str(caught.value)
+    assert f"{len(gone)} missing" in message and "7 unexpected" in message and "..." not in message
+    assert all(name in message for name in [*gone, *extra])
+    assert "decoder.conv_out.bias (4, not 3)" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "expected"),
+    [
+        ("mar", "kl16.ckpt", "has no entry model_ema"),
+        ("kl16", "maskbit_tokenizer.bin", "no KL-16 checkpoint: it has no tensor"),
+        ("kl16", "checkpoint-last.pth", "no KL-16 checkpoint: it has no tensor encoder.conv_in.weight"),
+        ("vavae", "latents_stats.pt", "no VA-VAE checkpoint"),
+        ("maskbit-tokenizer", "vqgan_plus.bin", "no MaskBit tokenizer: it has no tensor quantize.codebook"),
+        ("vqgan-plus-tokenizer", "maskbit_tokenizer.bin", "no VQGAN+ tokenizer"),
+        ("maskbit-generator", "maskgit_generator.bin", "no MaskBit generator: it has no tensor input_proj.weight"),
+        ("maskgit-generator", "maskbit_generator.bin", "no MaskGIT generator: it has no tensor tok_emb_list.0.weight"),
+    ],
+)
+def test_a_file_of_another_kind_says_what_is_not_there(
+    kind: str, file: str, expected: str, files: Path, models: Path, registry: Registry, tmp_path: Path
+) -> None:
+    tokenizer = {"mar": "kl16", "maskbit-generator": "maskbit_tokenizer", "maskgit-generator": "maskgit_tokenizer"}
+    named = str(models / tokenizer[kind]) if kind in tokenizer else None
+    settings = ["heads=4"] if named else []
+    with pytest.raises(UserError) as caught:
+        import_weights(kind, str(files / file), tmp_path / "out", registry, tokenizer=named, settings=settings)
+    assert expected in str(caught.value)
+
+
+def test_contents_that_are_no_state_dict_are_named(tmp_path: Path, registry: Registry) -> None:
+    for content, expected in (
+        ([torch.zeros(1)], "is of type list"),
+        ({}, "is an empty dict"),
+        ({"model": {"a": 3}}, "'a' is of type int, not a tensor"),
+        ({"model": {3: torch.zeros(1)}}, "'3' is of type Tensor"),
+        ({"model": {"a": torch.zeros(2).to_sparse()}}, "stored in a way"),
+    ):
+        torch.save(content, tmp_path / "x.ckpt")
+        with pytest.raises(UserError, match=expected):
+            import_weights("kl16", str(tmp_path / "x.ckpt"), tmp_path / "out", registry)
+
+
+def test_absurd_sizes_are_one_line(tmp_path: Path, registry: Registry) -> None:
+    empty = weights("kl16") | {"encoder.conv_in.weight": torch.zeros(0, 3, 3, 3)}
+    huge = weights("kl16") | {"quant_conv.weight": torch.zeros(1).expand(2**40, 2**20, 1, 1)}
+    for tensors in (empty, huge):
+        torch.save({"model": tensors}, tmp_path / "x.ckpt")
+        with pytest.raises(UserError, match=r"x\.ckpt: no kl16 can be built|x\.ckpt: its recipe|does not fit"):
+            import_weights("kl16", str(tmp_path / "x.ckpt"), tmp_path / "out", registry)
+
+
+def test_the_command_line(files: Path, models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "kl16"
+    assert "178 tensors" in good("weights", "import", "kl16", files / "kl16.ckpt", out)
+    assert "is there already" in refused("weights", "import", "kl16", files / "kl16.ckpt", out)
+    assert "178 tensors" in good("weights", "import", "kl16", files / "kl16.ckpt", out, "--force")
+    mar = ("weights", "import", "mar", files / "checkpoint-last.pth", tmp_path / "mar")
+    assert "give the folder of its continuous tokenizer" in refused(*mar)
+    assert "give --set heads=N" in refused(*mar, "--tokenizer", out)
+    assert "is a model of a discrete_tokenizer" in refused(*mar, "--tokenizer", models / "maskbit_tokenizer")
+    assert "heads" in refused(*mar, "--tokenizer", out, "--set", "haeds=4")
+    assert f"mixar sample {tmp_path / 'mar'}" in good(*mar, "--tokenizer", out, "--set", "heads=4")
+    good("sample", tmp_path / "mar", "--labels", "1", "--steps", "2", "--out", tmp_path / "drawn")
+    assert (tmp_path / "drawn/grid.png").is_file()
+    assert "one set of weights" in refused("weights", "import", "kl16", files / "kl16.ckpt", tmp_path / "x", "--raw")
+    assert "a kl16 takes none" in refused(
+        "weights", "import", "kl16", files / "kl16.ckpt", tmp_path / "x", "--statistics", files / "latents_stats.pt"
+    )
+    assert "vqgan-plus-tokenizer" in good("weights", "kinds")
+    assert "unknown importer" in refused("weights", "import", "vea", files / "kl16.ckpt", tmp_path / "x")
+    assert "not in the cache" in refused(
+        "weights", "import", "kl16", "hf://who/what/kl16.ckpt", tmp_path / "x", "--offline"
+    )
