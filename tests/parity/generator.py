@@ -13,6 +13,7 @@ from torch import Tensor
 from mixar_core.codes import combine_codes, split_codes
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Quantized
+from mixar_plugins.importers.maskbit import rename_generator
 from mixar_plugins.priors.masked_transformer import MaskedTransformerPrior, masked_cross_entropy
 from mixar_plugins.priors.schedules import guidance_scales, masked_after_steps
 from mixar_registry.manager import plugin_manager
@@ -64,7 +65,7 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
         splits=config["codebook_splits"],
         prenorm=config["use_prenorm"],
     )
-    load_strictly(prior, weights, kept=COMPUTED)
+    load_strictly(prior, rename_generator(weights), kept=COMPUTED)
     settings, tokens_BNS, mask_BNS = prior.config, io["tokens"], io["mask"]
     loss_of = {"label_smoothing": settings.label_smoothing}
 
@@ -104,7 +105,7 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
 def _full_size(tensors: Mapping[str, Tensor], *, bits: int) -> None:
     with torch.device("meta"):
         prior = build("maskbit", image_size=256, num_classes=1000, bits=bits)
-    load_strictly(prior, tensors)
+    load_strictly(prior, rename_generator(tensors))
 
 
 MANIFESTS = {f"maskbit_generator_{bits}bit": partial(_full_size, bits=bits) for bits in (10, 12, 14, 16, 18)}

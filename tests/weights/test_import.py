@@ -92,6 +92,20 @@ def test_what_was_imported_samples(name: str, models: Path, registry: Registry) 
     assert torch.equal(drawn.images, model.generate([1, 2], steps=2, cfg=1.5).images)
 
 
+def test_a_generators_older_name_of_its_input_is_known(models: Path, registry: Registry, tmp_path: Path) -> None:
+    older = {name.replace("input_proj.", "token_emb."): tensor for name, tensor in weights("maskbit_generator").items()}
+    torch.save(older, tmp_path / "older.bin")
+    import_weights(
+        "maskbit-generator",
+        str(tmp_path / "older.bin"),
+        tmp_path / "out",
+        registry,
+        tokenizer=str(models / "maskbit_tokenizer"),
+        settings=["heads=4"],
+    )
+    assert read_provenance(tmp_path / "out")["sha256"] == read_provenance(models / "maskbit_generator")["sha256"]
+
+
 def test_a_mixar_between_maskbit_and_vavae_samples(models: Path, registry: Registry, tmp_path: Path) -> None:
     recipe = make_recipe(
         {

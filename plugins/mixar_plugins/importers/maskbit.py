@@ -117,7 +117,7 @@ class GeneratorImporter(Importer):
 
     def translate(self, published: Published) -> Translation:
         """A recipe that trains `prior`, over the tokenizer's codes."""
-        tensors, tokenizer = published.tensors, published.tokenizer
+        tensors, tokenizer = rename_generator(published.tensors), published.tokenizer
         assert isinstance(tokenizer, DiscreteTokenizer)
         sizes = shapes_of(tensors, _GENERATOR_SIZES, what=self.what)
         _, length, width = sizes["pos_emb"]
@@ -193,6 +193,15 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     old = "quantize."
     return {
         f"quantizer.{name.removeprefix(old)}" if name.startswith(old) else name: tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def rename_generator(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A generator's published tensors under our names: `token_emb.` is an older name of `input_proj.` (MaskBit)."""
+    old = "token_emb."
+    return {
+        f"input_proj.{name.removeprefix(old)}" if name.startswith(old) else name: tensor
         for name, tensor in tensors.items()
     }
 

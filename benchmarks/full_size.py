@@ -1,0 +1,167 @@
+"""Published files at full size, from file to image: `python -m benchmarks.full_size [--only kl16,mar_base]`
+
+Writes a file of each published kind from its list of tensors (tests/parity/manifests) with seeded weights, wrapped as
+its authors wrap it, imports it with `mixar weights import`, and draws an image in a few steps with `mixar sample`.
+Prints a line a model: size of the file, seconds and peak resident memory of both commands. The memory counts mapped
+pages of the file, which the system takes back when it needs to. Seeded weights draw noise: it is time and memory that
+this measures, and that every step works at full size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from mixar_registry.assembly import build
+from mixar_registry.manager import plugin_manager
+from mixar_registry.recipe import load_recipe, to_yaml
+from mixar_registry.weights import save_model
+from tests.parity.case import read_manifest, seeded
+
+MANIFESTS = Path(__file__).parents[1] / "tests" / "parity" / "manifests"
+BITS = (10, 12, 14, 16, 18)
+
+
+@frozen
+class Model:
+    """A published model: its list of tensors, its importer, the tokenizer it needs, and options of its sampling."""
+
+    manifest: str
+    kind: str
+    tokenizer: str | None = None
+    sampling: tuple[str, ...] = ()
+
+
+MODELS = (
+    Model("kl16", "kl16"),
+    Model("vavae_f16d32", "vavae"),
+    *(Model(f"mar_{size}", "mar", "kl16", ("--steps", "4")) for size in ("base", "large", "huge")),
+    *(Model(f"maskbit_tokenizer_{bits}bit", "maskbit-tokenizer") for bits in BITS),
+    *(
+        Model(f"maskbit_generator_{bits}bit", "maskbit-generator", f"maskbit_tokenizer_{bits}bit", ("--steps", "4"))
+        for bits in BITS
+    ),
+)
+#: MaskBit's pair, a MixAR-L with fresh weights, and VA-VAE: the whole of the paper's system
+MIXAR = "mixar_l"
+_MIXAR_NEEDS = ("vavae_f16d32", "maskbit_tokenizer_14bit", "maskbit_generator_14bit")
+
+
+def main() -> None:
+    """Run what `--only` names, or everything."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    names = [model.manifest for model in MODELS] + [MIXAR]
+    parser.add_argument("--only", default=",".join(names), help=f"of: {', '.join(names)}")
+    parser.add_argument("--threads", default="2", help="of each command")
+    arguments = parser.parse_args()
+    wanted = set(arguments.only.split(","))
+    if unknown := wanted.difference(names):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    if MIXAR in wanted:
+        wanted |= set(_MIXAR_NEEDS)
+    wanted |= {model.tokenizer for model in MODELS if model.manifest in wanted and model.tokenizer}
+    os.environ["OMP_NUM_THREADS"] = arguments.threads
+
+    print(f"{'model':26} {'file MB':>8} {'import s':>9} {'peak MB':>8} {'sample s':>9} {'peak MB':>8}")
+    with tempfile.TemporaryDirectory(prefix="mixar-full-size-") as scratch:
+        for model in MODELS:
+            if model.manifest in wanted:
+                run(model, Path(scratch))
+        if MIXAR in wanted:
+            run_mixar(Path(scratch))
+
+
+def run(model: Model, folder: Path) -> None:
+    """Write, import, and where it can draw, draw; prints the line."""
+    file, out = folder / "published.pt", folder / model.manifest
+    write(model, file)
+    size = file.stat().st_size / 1e6
+    tokenizer = ("--tokenizer", str(folder / model.tokenizer)) if model.tokenizer else ()
+    imported = measured("weights", "import", model.kind, str(file), str(out), *tokenizer)
+    file.unlink()
+    drawn = draw(out, folder, model.sampling) if model.tokenizer else None
+    report(model.manifest, size, imported, drawn)
+
+
+def run_mixar(folder: Path) -> None:
+    """A MixAR-L with fresh weights between the imported MaskBit pair and VA-VAE."""
+    vavae, tokenizer, prior = (folder / name for name in _MIXAR_NEEDS)
+    registry = plugin_manager()
+    overrides = [
+        f"continuous_tokenizer={{weights: {vavae}}}",
+        f"discrete_tokenizer={{weights: {tokenizer}}}",
+        f"prior={{weights: {prior}}}",
+    ]
+    recipe = load_recipe(MIXAR, registry, overrides=overrides)
+    torch.manual_seed(0)
+    trained = build(recipe, registry, load_weights=False).trained
+    save_model(folder / MIXAR, recipe_yaml=to_yaml(recipe), tensors=trained.state_dict())
+    size = (folder / MIXAR / "weights.safetensors").stat().st_size / 1e6
+    del trained
+    report(MIXAR, size, None, draw(folder / MIXAR, folder, ("--steps", "4")))
+
+
+def draw(model: Path, folder: Path, options: Sequence[str]) -> tuple[float, float]:
+    """Seconds and peak memory of drawing one image."""
+    return measured("sample", str(model), "--labels", "207", "--force", "--out", str(folder / "samples"), *options)
+
+
+def report(name: str, size: float, imported: tuple[float, float] | None, drawn: tuple[float, float] | None) -> None:
+    """A line of the table."""
+    cells = [f"{seconds:9.1f} {peak:8.0f}" if seconds else f"{'-':>9} {'-':>8}" for seconds, peak in
+             (imported or (0.0, 0.0), drawn or (0.0, 0.0))]  # fmt: skip
+    print(f"{name:26} {size:8.0f} {cells[0]} {cells[1]}", flush=True)
+
+
+def write(model: Model, file: Path) -> None:
+    """The file as its authors' code saves it."""
+    tensors = {name: fill(name, tensor) for name, tensor in read_manifest(MANIFESTS / f"{model.manifest}.txt").items()}
+    content: Mapping[str, object]
+    match model.kind:
+        case "mar":
+            last = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+            args = argparse.Namespace(model=model.manifest, blr=1e-4, lr=None, pin_mem=True)
+            content = {"model": last, "model_ema": tensors, "optimizer": {}, "epoch": 799, "scaler": {}, "args": args}
+        case "kl16":
+            content = {"model": tensors}
+        case "vavae":
+            content = {"state_dict": {**tensors, "loss.logvar": torch.zeros(())}}
+        case _:
+            content = tensors
+    torch.save(content, file)
+
+
+def fill(name: str, listed: Tensor) -> Tensor:
+    """A seeded tensor in place of a listed one; what a quantizer computes for itself is what it computes."""
+    if name.endswith("bits_to_indices"):
+        return 2 ** torch.arange(len(listed), dtype=listed.dtype)
+    if name == "quantize.codebook":
+        codes, bits = listed.shape
+        return ((torch.arange(codes)[:, None] & 2 ** torch.arange(bits)) != 0).float() * 2 - 1
+    return seeded(name, tuple(listed.shape), "full size").to(listed.dtype)
+
+
+def measured(*arguments: str) -> tuple[float, float]:
+    """Seconds and peak resident memory (MB) of a run of `mixar`; ends the program if it fails."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "mixar_registry", *arguments]
+    process = os.posix_spawn(sys.executable, command, os.environ, file_actions=[
+        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+    ])  # fmt: skip
+    _, status, usage = os.wait4(process, 0)
+    if status:
+        sys.exit(f"failed: mixar {' '.join(arguments)}")
+    return time.perf_counter() - started, usage.ru_maxrss / 1000
+
+
+if __name__ == "__main__":
+    main()
