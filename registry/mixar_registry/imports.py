@@ -20,7 +20,7 @@ from mixar_registry.published import read_published, state_dict
 from mixar_registry.recipe import load_recipe, make_recipe, merge, parse_overrides, read_plain, to_yaml
 from mixar_registry.structure import Invalid, structure
 from mixar_registry.text import one_line
-from mixar_registry.weights import RECIPE, check_fit, save_model, sha256
+from mixar_registry.weights import PROVENANCE, RECIPE, WEIGHTS, check_fit, save_model, sha256
 
 
 @frozen(eq=False)
@@ -60,8 +60,12 @@ def import_weights(
         UserError: the file cannot be read, is of another kind, or its tensors are not exactly those of the model whose
             sizes they tell: all that are missing, unexpected or misshapen are listed.
     """
-    if folder.exists() and not replace:
-        raise UserError(f"{folder}: is there already; give another, or --force to replace it")
+    if folder.exists():
+        if not replace:
+            raise UserError(f"{folder}: is there already; give another, or --force to replace it")
+        # --force must never remove what an import did not write
+        if not folder.is_dir() or {path.name for path in folder.iterdir()} - {RECIPE, WEIGHTS, PROVENANCE}:
+            raise UserError(f"{folder}: holds something else than a model folder; give another")
     importer = _importer(kind, settings, registry)
     if bool(tokenizer) != (importer.tokenizer_key is not None):
         key = (importer.tokenizer_key or "").replace("_", " ")

@@ -100,6 +100,8 @@ def state_dict(content: Any, entry: str | None, *, where: str, others: str = "")
             raise UserError(f"{where}: entry {str(name)[:60]!r} is {_kind(value)}, not a tensor{others}")
         if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
             raise UserError(f"{where}: tensor {name} is stored in a way that weights are not ({value.layout})")
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise UserError(f"{where}: tensor {name} claims {value.numel()} values, more than the file holds for it")
     return {name: value.detach() for name, value in content.items()}
 
 

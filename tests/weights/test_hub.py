@@ -14,7 +14,9 @@ from safetensors.torch import save
 
 from mixar_core.errors import UserError
 from mixar_registry import hub
-from mixar_registry.recipe import merge
+from mixar_registry.assembly import build
+from mixar_registry.manager import plugin_manager
+from mixar_registry.recipe import load_recipe, merge, to_yaml
 from tests.weights.hub_stand_in import COMMIT, serve
 
 #: Run in a process of its own, because huggingface_hub reads its environment when it is imported.
@@ -93,3 +95,15 @@ def test_a_file_at_the_hub_keeps_the_part_that_names_it() -> None:
     part = {"type": "kl", "channels": 4}
     merged = merge({"continuous_tokenizer": part}, {"continuous_tokenizer": {"weights": "hf://a/b/c.safetensors@v1"}})
     assert merged["continuous_tokenizer"] == {**part, "weights": "hf://a/b/c.safetensors@v1"}
+
+
+def test_a_recipe_may_name_a_file_at_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    registry = plugin_manager()
+    name = "hf://who/what/w.safetensors@v1"
+    overrides = [f"continuous_tokenizer.weights={name}", "continuous_tokenizer.channels=32"]
+    recipe = load_recipe("kl16", registry, overrides=overrides)
+    assert recipe.continuous_tokenizer is not None and recipe.continuous_tokenizer.weights == name
+    assert f"weights: {name}" in to_yaml(recipe)
+    with pytest.raises(UserError, match=f"{name}: not in the cache of this machine, and offline"):
+        build(recipe, registry)

@@ -122,8 +122,11 @@ class GeneratorImporter(Importer):
         sizes = shapes_of(tensors, _GENERATOR_SIZES, what=self.what)
         _, length, width = sizes["pos_emb"]
         depth = count(tensors, "transformer.layers.")
+        codes = self.codes(tensors)
+        if 2 ** codes["bits"] != tokenizer.codebook_size:
+            raise UserError(f"has codes of {codes['bits']} bits; the tokenizer has {tokenizer.codebook_size} codes")
         prior = {
-            **self.codes(tensors),
+            **codes,
             "stride": tokenizer.stride,
             "width": width,
             "depth": depth,
