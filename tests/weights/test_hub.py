@@ -15,8 +15,10 @@ from safetensors.torch import save
 from mixar_core.errors import UserError
 from mixar_registry import hub
 from mixar_registry.assembly import build
+from mixar_registry.imports import import_weights
 from mixar_registry.manager import plugin_manager
 from mixar_registry.recipe import load_recipe, merge, to_yaml
+from mixar_registry.weights import read_provenance, sha256
 from tests.weights.hub_stand_in import COMMIT, serve
 
 #: Run in a process of its own, because huggingface_hub reads its environment when it is imported.
@@ -24,6 +26,7 @@ FETCH = """
 import json, os, sys
 from mixar_core.errors import UserError
 from mixar_registry import hub
+from mixar_registry.imports import import_weights
 from mixar_registry.manager import plugin_manager
 from mixar_registry.weights import find_weights, read_tensors
 
@@ -107,3 +110,10 @@ def test_a_recipe_may_name_a_file_at_the_hub(monkeypatch: pytest.MonkeyPatch, tm
     assert f"weights: {name}" in to_yaml(recipe)
     with pytest.raises(UserError, match=f"{name}: not in the cache of this machine, and offline"):
         build(recipe, registry)
+
+
+def test_an_import_from_the_hub_notes_the_commit(monkeypatch: pytest.MonkeyPatch, files: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(hub, "fetch", lambda name: hub.HubFile(files / "kl16.ckpt", COMMIT))
+    import_weights("kl16", "hf://who/what/kl16.ckpt", tmp_path / "kl16", plugin_manager())
+    source = read_provenance(tmp_path / "kl16")["source"]
+    assert source == {"name": "hf://who/what/kl16.ckpt", "commit": COMMIT, "sha256": sha256(files / "kl16.ckpt")}

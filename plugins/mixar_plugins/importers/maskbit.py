@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import field, frozen
 from attrs.validators import ge, optional
@@ -48,7 +49,7 @@ class GeneratorImportConfig:
 class TokenizerImporter(Importer):
     """What the three kinds of tokenizers share."""
 
-    what = ""
+    what: ClassVar[str]
 
     def __init__(self, config: TokenizerImportConfig) -> None:
         self.config = config
@@ -66,9 +67,9 @@ class TokenizerImporter(Importer):
             recipe = {"extends": f"maskbit_tokenizer_{part['bits']}bit", **recipe}
         return Translation(recipe, rename(published.tensors))
 
+    @abstractmethod
     def quantizer(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """The part's type and the settings of its quantizer."""
-        raise NotImplementedError
 
 
 class MaskBitTokenizerImporter(TokenizerImporter):
@@ -109,7 +110,7 @@ class MaskGITTokenizerImporter(LookupTokenizerImporter):
 class GeneratorImporter(Importer):
     """What the two kinds of generators share."""
 
-    what = ""
+    what: ClassVar[str]
     tokenizer_key = "discrete_tokenizer"
 
     def __init__(self, config: GeneratorImportConfig) -> None:
@@ -144,9 +145,9 @@ class GeneratorImporter(Importer):
             return Translation({"extends": f"maskbit_generator_{prior['bits']}bit", **recipe}, tensors)
         return Translation(recipe, tensors)
 
+    @abstractmethod
     def codes(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """The part's type, and how it splits codes."""
-        raise NotImplementedError
 
 
 class MaskBitGeneratorImporter(GeneratorImporter):
