@@ -29,7 +29,7 @@ from mixar_registry.weights import save_model
 from tests.parity.case import read_manifest, seeded
 
 MANIFESTS = Path(__file__).parents[1] / "tests" / "parity" / "manifests"
-HEAD_STEPS = 4
+FEW = 4
 BITS = (10, 12, 14, 16, 18)
 
 
@@ -125,9 +125,12 @@ def run_mixar(folder: Path) -> None:
 
 
 def draw(model: Path, folder: Path, options: Sequence[str]) -> tuple[float, float]:
-    """Seconds and peak memory of drawing one image; a diffusion head takes HEAD_STEPS steps, not the published 100."""
+    """Seconds and peak memory of drawing one image; head and prior take FEW steps, not the published 100 and 64."""
     recipe = model / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("head_steps: null", f"head_steps: {HEAD_STEPS}"))
+    text = recipe.read_text()
+    for key in ("head_steps", "prior_steps"):
+        text = text.replace(f"{key}: null", f"{key}: {FEW}")
+    recipe.write_text(text)
     return measured("sample", str(model), "--labels", "207", "--force", "--out", str(folder / "samples"), *options)
 
 
