@@ -56,12 +56,11 @@ def test_ratios_stay_in_range_and_rise_with_the_quantile(a: float, b: float) -> 
 
 
 def test_the_published_ratio_is_the_truncated_normal() -> None:
-    from scipy import stats
-
-    published = stats.truncnorm((0.7 - 1.0) / 0.25, 0, loc=1.0, scale=0.25)
-    for u in (0.01, 0.3, 0.5, 0.9):
-        assert MaskingConfig().ratio(u) == pytest.approx(float(published.ppf(u)), abs=1e-9)
-    assert MaskingConfig().mean_ratio() == pytest.approx(float(published.mean()), abs=1e-4)
+    """Quantiles and mean of scipy 1.x's truncnorm((0.7 - 1) / 0.25, 0, loc=1, scale=0.25), which MAR draws from."""
+    published = {0.01: 0.7048979782242804, 0.3: 0.8157398000189641, 0.5: 0.8742874762745441, 0.9: 0.9758405176194248}
+    for u, ratio in published.items():
+        assert MaskingConfig().ratio(u) == pytest.approx(ratio, abs=1e-9)
+    assert MaskingConfig().mean_ratio() == pytest.approx(0.8670173473105165, abs=1e-4)
 
 
 @given(sizes, st.integers(1, 64), st.floats(1.0, 10.0))
