@@ -1,8 +1,27 @@
-"""For all tests: hypothesis without deadlines, because a busy machine is not a failure."""
+"""What tests share; and hypothesis without deadlines, because a busy machine is not a failure."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from mixar_registry.manager import Registry, plugin_manager
+from tests.tiny import write_family
 
 settings.register_profile("mixar", deadline=None)
 settings.load_profile("mixar")
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    return plugin_manager()
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Path:
+    """A folder with data, recipes and models in miniature; tests must not change it."""
+    folder = tmp_path_factory.mktemp("family")
+    write_family(folder, registry)
+    return folder

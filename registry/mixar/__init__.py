@@ -2,7 +2,7 @@
 
     import mixar
 
-    model = mixar.load("emoji_mixar")
+    model = mixar.load("emoji64")
     model.generate([0, 1, 2], seed=1).grid().save("grid.png")
 
 Images come as uint8 tensors (B, 3, H, W) and as PIL images; codes as int64 (B, N). Bad input raises `UserError`.

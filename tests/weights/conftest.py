@@ -7,13 +7,8 @@ from pathlib import Path
 import pytest
 
 from mixar_registry.imports import import_weights
-from mixar_registry.manager import Registry, plugin_manager
+from mixar_registry.manager import Registry
 from tests.weights.files import write_all
-
-
-@pytest.fixture(scope="session")
-def registry() -> Registry:
-    return plugin_manager()
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def sample_command(
     """Draw images from a trained model.
 
     Without classes, up to ten are drawn, spread evenly. Examples: `mixar sample runs/digits --labels 3,7 -n 8` ·
-    `mixar sample emoji_mixar --classes "Food & Drink" --steps 16 --cfg 2 --seed 1 --out food --codes-too`
+    `mixar sample emoji64 --classes "Food & Drink" --steps 16 --cfg 2 --seed 1 --out food --codes-too`
     """
     from mixar_core.errors import UserError
     from mixar_registry.cli.output import check_folder, write_samples

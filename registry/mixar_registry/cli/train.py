@@ -25,8 +25,8 @@ def train_command(
 ) -> None:
     """Train what a recipe describes, into a run folder that `mixar sample` takes.
 
-    Examples: `mixar train digits_mixar` · `mixar train mixar_l --set data.path=/data/imagenet --out runs/l` ·
-    `mixar train runs/l --resume` · `torchrun --nproc-per-node 8 -m mixar_registry train mixar_l`
+    Examples: `mixar train digits_quick` · `mixar train kl16 --set data.path=/data/imagenet --out runs/kl` ·
+    `mixar train runs/kl --resume` · `torchrun --nproc-per-node 8 -m mixar_registry train kl16`
     """
     from mixar_registry.recipe import load_recipe
     from mixar_registry.runs import train
