@@ -102,9 +102,7 @@ def check_callback(make: Callable[[], Callback], folder: Path) -> None:
         folder: an empty folder to write into, the run's.
     """
     pictures = {"samples": normal(BATCH, 3, 8, 8).clamp(-1.0, 1.0)}
-    run = RunInfo(
-        name="contract", folder=folder, steps=2, batch_size=BATCH, first_step=0, is_main=True, preview=lambda: pictures
-    )
+    run = RunInfo(name="contract", folder=folder, steps=2, batch_size=BATCH, first_step=0)
     callback = make()
     before = torch.get_rng_state()
     with unchanged(**pictures):

@@ -5,21 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from attrs import field, frozen
 from torch import Tensor
 
 
 @frozen(eq=False)
 class RunInfo:
-    """What stays the same during a run. `preview()` draws rows of pictures with the averaged weights."""
+    """What stays the same during a run.
+
+    Args:
+        steps: of the whole run; `first_step` of them were done before it was resumed.
+        batch_size: images of a step over all processes.
+        processes: how many share the run.
+        device: what this process computes on.
+        flop_per_image: of a training step, forward and backward, recomputed activations not counted; None if not known.
+        waiting: seconds for which the trainer has been waiting for its batch now; 0 while it computes. May be called
+            from another thread.
+    """
 
     name: str
     folder: Path
     steps: int
     batch_size: int
     first_step: int
-    is_main: bool
-    preview: Callable[[], Mapping[str, Tensor]]
+    processes: int = 1
+    device: torch.device = torch.device("cpu")
+    flop_per_image: float | None = None
+    waiting: Callable[[], float] = lambda: 0.0
 
 
 @frozen(eq=False)

@@ -22,13 +22,19 @@ class Meter:
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0
         self._sums: dict[str, float] = {}
         self._started = 0.0
+        self._waits = False
 
     def start(self) -> None:
         """A step begins, by waiting for its batch."""
-        self._started = time.perf_counter()
+        self._started, self._waits = time.perf_counter(), True
+
+    def waiting(self) -> float:
+        """Seconds of the present wait for a batch, 0 if there is none."""
+        return time.perf_counter() - self._started if self._waits else 0.0
 
     def arrived(self) -> None:
         """The batch is there."""
+        self._waits = False
         self.waited += time.perf_counter() - self._started
 
     def stop(self, losses: Mapping[str, float]) -> None:

@@ -187,8 +187,9 @@ class Trainer:
             steps=self.steps,
             batch_size=config.batch_size,
             first_step=self.done,
-            is_main=self.processes.is_main,
-            preview=self.preview,
+            processes=self.processes.world,
+            device=self.device,
+            waiting=self.meter.waiting,
         )
         self._call(lambda callback: callback.on_start(info))
         batches = self.source.batches(self.done, self.steps)

@@ -18,7 +18,7 @@ from mixar_plugins.callbacks.tensorboard import TensorBoard, TensorBoardConfig
 
 
 def run(folder: Path) -> RunInfo:
-    return RunInfo("toy", folder, steps=20, batch_size=8, first_step=0, is_main=True, preview=dict)
+    return RunInfo("toy", folder, steps=20, batch_size=8, first_step=0)
 
 
 REPORT = StepReport(10, {"loss": 0.5, "kl": 1.0}, 1e-4, 2.0, 123.4, 65.0, 0.01)
