@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
+
+from mixar_core.errors import UserError
 
 
 @frozen(eq=False)
@@ -50,10 +54,17 @@ class StepReport:
 
 
 class Callback:
-    """Does nothing; override what you need. Built as `Class(config)`; called on the main process only."""
+    """Does nothing; override what you need. Built as `Class(config)`; called on the main process only.
+
+    What a callback raises does not end a run, see `Callbacks`.
+    """
 
     def on_start(self, run: RunInfo) -> None:
-        """Before the first step."""
+        """Before the first step.
+
+        Raises:
+            UserError: it cannot work as it is set up; nothing is trained then.
+        """
 
     def on_step(self, run: RunInfo, report: StepReport) -> None:
         """After a step."""
@@ -69,3 +80,68 @@ class Callback:
 
     def on_end(self, run: RunInfo, step: int) -> None:
         """After the last step, or when the run is stopped early."""
+
+    def on_failure(self, run: RunInfo, step: int, error: BaseException) -> None:
+        """Instead of `on_end` where an error ends the run after `step` steps; does the same unless overridden."""
+        self.on_end(run, step)
+
+
+class Callbacks(Callback):
+    """Several callbacks as one. A run of days must not die of what only watches it.
+
+    A UserError in `on_start` ends the run before it begins: someone is there to put it right. Whatever else a callback
+    raises, then or later, is reported on standard error, and the run goes on without that callback.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.active = list(callbacks)
+
+    @property
+    def want_previews(self) -> bool:
+        """Whether any of them looks at previews, which are dear to draw."""
+        return any(type(callback).on_preview is not Callback.on_preview for callback in self.active)
+
+    def on_start(self, run: RunInfo) -> None:
+        for callback in list(self.active):
+            try:
+                callback.on_start(run)
+            except UserError:
+                raise
+            except Exception as error:
+                self._drop(callback, run.first_step, error)
+
+    def on_step(self, run: RunInfo, report: StepReport) -> None:
+        self._each(report.step, lambda callback: callback.on_step(run, report))
+
+    def on_evaluation(self, run: RunInfo, step: int, losses: Mapping[str, float]) -> None:
+        self._each(step, lambda callback: callback.on_evaluation(run, step, losses))
+
+    def on_preview(self, run: RunInfo, step: int, rows: Mapping[str, Tensor]) -> None:
+        self._each(step, lambda callback: callback.on_preview(run, step, rows))
+
+    def on_checkpoint(self, run: RunInfo, step: int, path: Path) -> None:
+        self._each(step, lambda callback: callback.on_checkpoint(run, step, path))
+
+    def on_end(self, run: RunInfo, step: int) -> None:
+        self._each(step, lambda callback: callback.on_end(run, step))
+
+    def on_failure(self, run: RunInfo, step: int, error: BaseException) -> None:
+        self._each(step, lambda callback: callback.on_failure(run, step, error))
+
+    def _each(self, step: int, action: Callable[[Callback], None]) -> None:
+        for callback in list(self.active):
+            try:
+                action(callback)
+            except Exception as error:
+                self._drop(callback, step, error)
+
+    def _drop(self, callback: Callback, step: int, error: Exception) -> None:
+        self.active.remove(callback)
+        if not isinstance(error, UserError):  # a UserError's line says it all
+            traceback.print_exception(error)
+        name, reason = type(callback).__name__, " ".join(f"{type(error).__name__}: {error}".split())
+        print(
+            f"warning: callback {name} failed at step {step}, the run goes on without it ({reason})",
+            file=sys.stderr,
+            flush=True,
+        )

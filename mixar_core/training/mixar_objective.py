@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.model import MixAR, SamplingConfig
@@ -58,10 +58,8 @@ class MixARObjective(Objective):
         """The head, as in MAR's released code."""
         return ("head",)
 
-    def compile_parts(self) -> None:
-        """torch.compile every block of the backbone and the head's network."""
-        for blocks in (self.model.backbone.encoder_blocks, self.model.backbone.decoder_blocks):
-            for block in blocks:
-                block.compile()
-        for network in self.model.head.children():
-            network.compile()
+    def blocks(self) -> Iterator[nn.Module]:
+        """Every block of the backbone, and the head's network."""
+        yield from self.model.backbone.encoder_blocks
+        yield from self.model.backbone.decoder_blocks
+        yield from self.model.head.children()

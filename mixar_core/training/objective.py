@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Self
 
 import torch
@@ -59,9 +59,16 @@ class Objective(nn.Module, ABC):
         self.training = mode
         return self
 
-    def compile_parts(self) -> None:
-        """torch.compile `trained` in place, child by child, and in a list of blocks block by block."""
-        torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    def blocks(self) -> Iterator[nn.Module]:
+        """The modules of `trained` that are compiled, and under FSDP sharded, one by one.
+
+        Its children, and in a list of blocks every block; each must be used by calling it.
+        """
         for child in self.trained.children():
-            for part in child if isinstance(child, nn.ModuleList) else (child,):
-                part.compile()
+            yield from child if isinstance(child, nn.ModuleList) else (child,)
+
+    def compile_parts(self) -> None:
+        """torch.compile every block, in place."""
+        torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+        for block in self.blocks():
+            block.compile()
