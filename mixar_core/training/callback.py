@@ -136,7 +136,7 @@ class Callbacks(Callback):
                 self._drop(callback, step, error)
 
     def _drop(self, callback: Callback, step: int, error: Exception) -> None:
-        self.active.remove(callback)
+        self.active = [other for other in self.active if other is not callback]
         if not isinstance(error, UserError):  # a UserError's line says it all
             traceback.print_exception(error)
         name, reason = type(callback).__name__, " ".join(f"{type(error).__name__}: {error}".split())
