@@ -8,6 +8,7 @@ Shape letters (a tensor's name ends in them, `codes_BN`):
     D  width of the backbone             S  splits of a code     V  codes of one split
     K  masked tokens (one count a batch) U  visible tokens, U = N - K
     P  prefix tokens   M  memory tokens  R  rows handed to the head
+    A  images of a set                   F  length of a feature vector   L  classes of an extractor
 """
 
 from __future__ import annotations

@@ -9,6 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixar_core.evaluation.statistics import Gaussian
+
+#: What torch-fidelity seeds subsets and shuffling with unless told otherwise: the same here gives the same figures.
+SEED = 2020
 #: Size and number of the random subsets over which the kernel distance is averaged, as is usual for KID.
 KERNEL_SUBSET_SIZE = 1000
 KERNEL_SUBSETS = 100
@@ -24,13 +28,28 @@ def frechet_distance(features_AF: Tensor, features_BF: Tensor) -> float:
         features_AF: feature vectors of one set, (A, F).
         features_BF: feature vectors of the other, (B, F); the counts may differ.
     """
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+    check_features(features_AF, features_BF)
+    return frechet_of(Gaussian.of(features_AF), Gaussian.of(features_BF))
 
-    statistics = [fid_features_to_statistics(features) for features in _checked(features_AF, features_BF)]
+
+def frechet_of(one: Gaussian, other: Gaussian) -> float:
+    """Frechet distance between two Gaussians: see frechet_distance.
+
+    Raises:
+        ValueError: they are of different widths.
+    """
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    if one.mean_F.shape != other.mean_F.shape:
+        raise ValueError(f"statistics of {len(one.mean_F)} and of {len(other.mean_F)} numbers do not compare")
+    # float64 on both sides: the function asserts equal types, and float32 means would cost digits.
+    statistics = [
+        {"mu": side.mean_F.double().numpy(), "sigma": side.covariance_FF.double().numpy()} for side in (one, other)
+    ]
     return fid_statistics_to_metric(*statistics, False)[KEY_METRIC_FID]
 
 
-def kernel_distance(features_AF: Tensor, features_BF: Tensor, *, seed: int = 0) -> float:
+def kernel_distance(features_AF: Tensor, features_BF: Tensor, *, seed: int = SEED) -> float:
     """Squared maximum mean discrepancy under the kernel (x . y / F + 1)^3 (Binkowski et al., 2018), in float64.
 
     Unbiased, so it may be slightly negative where both sets are alike. KID, where the features are Inception's. Up to
@@ -43,7 +62,8 @@ def kernel_distance(features_AF: Tensor, features_BF: Tensor, *, seed: int = 0) 
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-    features = _checked(features_AF, features_BF)
+    check_features(features_AF, features_BF)
+    features = [side.detach().cpu().double() for side in (features_AF, features_BF)]
     subset_size = min(KERNEL_SUBSET_SIZE, *map(len, features))
     whole = all(len(side) == subset_size for side in features)
     result = kid_features_to_metric(
@@ -60,7 +80,12 @@ def kernel_distance(features_AF: Tensor, features_BF: Tensor, *, seed: int = 0) 
     return result[KEY_METRIC_KID_MEAN]
 
 
-def _checked(*sides: Tensor) -> list[Tensor]:
+def check_features(*sides: Tensor) -> None:
+    """See that sets of feature vectors can be compared.
+
+    Raises:
+        ValueError: they are no vectors, of different lengths, not finite, or fewer than two.
+    """
     widths = {side.shape[1:] for side in sides}
     if len(widths) != 1 or len(next(iter(widths))) != 1:
         raise ValueError(f"features of shapes {' and '.join(str(tuple(side.shape)) for side in sides)} do not compare")
@@ -69,4 +94,3 @@ def _checked(*sides: Tensor) -> list[Tensor]:
             raise ValueError("a distance between sets needs at least two images in each")
         if not torch.isfinite(side).all():
             raise ValueError("features are not finite: the images hold NaN or infinity")
-    return [side.detach().cpu().double() for side in sides]

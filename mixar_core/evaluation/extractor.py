@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 
+import torch
+from attrs import frozen
 from torch import Tensor, nn
+
+
+@frozen(eq=False)
+class Outputs:
+    """What an extractor makes of a batch in one pass, float32: vectors (B, F), and logits (B, L) if it classifies."""
+
+    features_BF: Tensor
+    logits_BL: Tensor | None = None
 
 
 class FeatureExtractor(nn.Module, ABC):
@@ -15,6 +26,35 @@ class FeatureExtractor(nn.Module, ABC):
 
     #: Length F of a feature vector.
     feature_dim: int
+    #: Number L of classes it tells apart, for the Inception Score; 0: it does not classify.
+    logit_dim: int = 0
+    #: Whether its vectors are those of the Inception network that FID is defined by, as far as its architecture goes.
+    is_inception: bool = False
+    #: Whether its weights are, by checksum, the ones that published figures were made with.
+    has_published_weights: bool = False
+
+    @property
+    def gives_fid(self) -> bool:
+        """Whether a Frechet distance between its vectors is the FID of papers, and not just a distance like it."""
+        return self.is_inception and self.has_published_weights
+
+    @property
+    def label(self) -> str:
+        """What reports call it; names each setting that changes its vectors."""
+        return type(self).__name__
+
+    @property
+    def identity(self) -> str:
+        """Its label and the beginning of a digest of its weights: vectors of equal identity, and no others, compare."""
+        return f"{self.label}, weights sha256:{self.weights_digest()[:16]}"
+
+    def weights_digest(self) -> str:
+        """A sha256 in hex over its weights' names, types, shapes and values."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     @abstractmethod
     def forward(self, images_B3HW: Tensor) -> Tensor:
@@ -23,3 +63,7 @@ class FeatureExtractor(nn.Module, ABC):
     @abstractmethod
     def maps(self, images_B3HW: Tensor) -> list[Tensor]:
         """Feature maps (B, F_i, H_i, W_i) from shallow to deep, differentiable with respect to the images."""
+
+    def outputs(self, images_B3HW: Tensor) -> Outputs:
+        """Feature vectors (B, F) as of `forward`, and logits (B, L) where `logit_dim` is not 0, in one pass."""
+        return Outputs(self(images_B3HW))

