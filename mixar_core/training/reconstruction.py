@@ -11,6 +11,7 @@ from attrs.validators import ge
 from torch import Tensor
 
 from mixar_core.evaluation.extractor import FeatureExtractor
+from mixar_core.evaluation.pairs import perceptual_distance_B, psnr_B
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.training.distributed import sum_over_processes, world_size
@@ -147,36 +148,6 @@ class DiscreteReconstruction(Reconstruction):
         """The images and what their codes decode to."""
         codes_BN = self.tokenizer.encode(images.images_B3HW)
         return {"real": images.images_B3HW, "decoded": self.tokenizer.decode(codes_BN)}
-
-
-def psnr_B(images_B3HW: Tensor, decoded_B3HW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image, (B,), in dB, with both as 8-bit files have them: clipped to [0, 1].
-
-    An exact copy counts as 100 dB.
-    """
-    difference = (decoded_B3HW.clamp(-1.0, 1.0) - images_B3HW) / 2.0
-    return -10.0 * difference.square().mean(dim=(1, 2, 3)).clamp_min(1e-10).log10()
-
-
-def perceptual_distance_B(extractor: FeatureExtractor, images_B3HW: Tensor, decoded_B3HW: Tensor) -> Tensor:
-    """Distance of each pair of images in an extractor's feature maps, (B,), float32.
-
-    As LPIPS without learned weights (Zhang et al. 2018, Eq. 1): at each place of a map both feature vectors are brought
-    to length 1; their squared distance, averaged over places, then over maps.
-    """
-    with torch.no_grad():
-        targets = extractor.maps(images_B3HW)
-    distances = [
-        (_unit(mine) - _unit(target)).square().sum(dim=1).mean(dim=(1, 2))
-        for mine, target in zip(extractor.maps(decoded_B3HW), targets, strict=True)
-    ]
-    return torch.stack(distances).mean(dim=0)
-
-
-def _unit(map_BFHW: Tensor) -> Tensor:
-    map_BFHW = map_BFHW.float()
-    # The small number is under the root: the gradient of a norm at 0 is not finite.
-    return map_BFHW / (map_BFHW.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
 
 
 def _first(batches: Iterable[ImageBatch], images: int) -> Iterable[ImageBatch]:
