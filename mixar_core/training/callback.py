@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from attrs import field, frozen
@@ -21,8 +22,9 @@ class RunInfo:
     Args:
         steps: of the whole run; `first_step` of them were done before it was resumed.
         batch_size: images of a step over all processes.
-        processes: how many share the run.
+        processes: how many share the run; `rank` is this one's number among them, 0 the main one's.
         device: what this process computes on.
+        precision: `float32` or `bf16` (TrainingConfig.precision).
         flop_per_image: of a training step, forward and backward, recomputed activations not counted; None if not known.
         waiting: seconds for which the trainer has been waiting for its batch now; 0 while it computes. May be called
             from another thread.
@@ -34,14 +36,21 @@ class RunInfo:
     batch_size: int
     first_step: int
     processes: int = 1
+    rank: int = 0
     device: torch.device = torch.device("cpu")
+    precision: str = "float32"
     flop_per_image: float | None = None
     waiting: Callable[[], float] = lambda: 0.0
 
 
 @frozen(eq=False)
 class StepReport:
-    """One step's figures. `step` counts from 1; rates are over the time since the last report."""
+    """One step's figures. `step` counts from 1; rates are over the time since the last report.
+
+    Args:
+        images_per_second: of all processes together.
+        waiting_share: of that time, spent waiting for batches; of the process that waited longest.
+    """
 
     step: int
     losses: Mapping[str, float]
@@ -54,10 +63,13 @@ class StepReport:
 
 
 class Callback:
-    """Does nothing; override what you need. Built as `Class(config)`; called on the main process only.
+    """Does nothing; override what you need. Built as `Class(config)`; called in the main process.
 
     What a callback raises does not end a run, see `Callbacks`.
     """
+
+    #: Whether it is called in every process of the run; `RunInfo.rank` then tells it which one it is in.
+    everywhere: ClassVar[bool] = False
 
     def on_start(self, run: RunInfo) -> None:
         """Before the first step.
@@ -91,15 +103,17 @@ class Callbacks(Callback):
 
     A UserError in `on_start` ends the run before it begins: someone is there to put it right. Whatever else a callback
     raises, then or later, is reported on standard error, and the run goes on without that callback.
+
+    Args:
+        callbacks: the same in all processes.
+        is_main: whether this is the main one; the others call only those that want to be called everywhere.
     """
 
-    def __init__(self, callbacks: Sequence[Callback]) -> None:
-        self.active = list(callbacks)
-
-    @property
-    def want_previews(self) -> bool:
-        """Whether any of them looks at previews, which are dear to draw."""
-        return any(type(callback).on_preview is not Callback.on_preview for callback in self.active)
+    def __init__(self, callbacks: Sequence[Callback], *, is_main: bool = True) -> None:
+        self.active = [callback for callback in callbacks if is_main or callback.everywhere]
+        #: Whether any of them looks at previews, which are dear to draw. It stays as it is where that one fails:
+        #: under FSDP all processes draw them together, and only the main one knows of the failure.
+        self.want_previews = any(type(callback).on_preview is not Callback.on_preview for callback in callbacks)
 
     def on_start(self, run: RunInfo) -> None:
         for callback in list(self.active):

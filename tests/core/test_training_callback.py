@@ -87,9 +87,19 @@ def test_the_end_by_an_error_is_an_end(tmp_path):
     assert watch.seen == ["end"]
 
 
-def test_previews_are_wanted_where_someone_looks(tmp_path):
+class Everywhere(Watch):
+    everywhere = True
+
+
+def test_all_processes_agree_on_previews_though_only_the_main_one_calls_most_callbacks(tmp_path):
     assert not Callbacks([Callback()]).want_previews
-    callbacks = Callbacks([Callback(), Watch()])
-    assert callbacks.want_previews
-    callbacks.on_preview(info(tmp_path), 1, {"real": torch.zeros(1, 3, 4, 4)})
-    assert callbacks.active[1].seen == ["preview"]  # type: ignore[attr-defined]
+    seen = {}
+    for is_main in (True, False):
+        given = [Watch(), Everywhere(), Broken(OSError())]
+        callbacks = Callbacks(given, is_main=is_main)
+        callbacks.on_step(info(tmp_path), REPORT)
+        callbacks.on_preview(info(tmp_path), 1, {"real": torch.zeros(1, 3, 4, 4)})
+        assert callbacks.want_previews
+        seen[is_main] = [callback.seen for callback in given]
+    assert seen[True] == [["step", "preview"], ["step", "preview"], ["step"]]
+    assert seen[False] == [[], ["step", "preview"], []]
