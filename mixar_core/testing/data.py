@@ -69,8 +69,16 @@ def check_extractor(make: Callable[[], FeatureExtractor]) -> None:
     extractor = check_module(make, exercise, on_meta=False)
     with torch.no_grad():
         found = exercise(extractor, "cpu")
+        outputs = extractor.outputs(normal(BATCH, 3, 64, 64).clamp(-1.0, 1.0))
     for side in (32, 64):
         expect_tensor(f"features at {side}", found[f"features at {side}"], (BATCH, extractor.feature_dim))
+    in_one = {"features at 64": outputs.features_BF}
+    expect_equal("outputs gives other features than forward", in_one, found, rtol=1e-5)
+    if outputs.logits_BL is None:
+        expect(extractor.logit_dim == 0, f"logit_dim is {extractor.logit_dim}, and outputs gives no logits")
+    else:
+        expect_tensor("logits", outputs.logits_BL, (BATCH, extractor.logit_dim))
+    expect(extractor.identity == make().identity, "its identity changes though it is the same")
     maps = [tensor for name, tensor in found.items() if name.startswith("map") and name.endswith("64")]
     expect(bool(maps), "maps returns none")
     for index, tensor in enumerate(maps):

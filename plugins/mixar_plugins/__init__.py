@@ -10,6 +10,8 @@ from mixar_plugins.callbacks.tensorboard import TensorBoard, TensorBoardConfig
 from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
 from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
 from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
+from mixar_plugins.extractors.inception import Inception, InceptionConfig
+from mixar_plugins.extractors.timm_model import TimmConfig, TimmExtractor
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mixar_plugins.importers.autoencoders import AutoencoderImportConfig, KL16Importer, VAVAEImporter
 from mixar_plugins.importers.mar import MarImportConfig, MarImporter
@@ -51,6 +53,8 @@ def mixar_parts() -> list[Part]:
         Part("dataset", "parquet", ParquetDataset, ParquetConfig),
         Part("dataset", "image-folder", ImageFolder, ImageFolderConfig),
         Part("extractor", "efficientnet-lite0", EfficientNetLite0, EfficientNetLite0Config),
+        Part("extractor", "inception", Inception, InceptionConfig),
+        Part("extractor", "timm", TimmExtractor, TimmConfig),
         Part("callback", "progress", ProgressBar, ProgressConfig),
         Part("callback", "tensorboard", TensorBoard, TensorBoardConfig),
         Part("callback", "sample-grid", SampleGrid, SampleGridConfig),

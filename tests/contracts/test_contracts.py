@@ -20,6 +20,7 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_registry.manager import plugin_manager
 from mixar_registry.part import KINDS, Part
+from tests import networks
 
 IMAGE_SIZE, WIDTH, TOKEN_DIM = 16, 16, 4
 CONV = {"channels": 32, "channel_multipliers": (1, 1, 2), "blocks": 1}  # 32: group norm has 32 groups
@@ -47,6 +48,15 @@ def write_unlabelled_folder(folder: Path) -> dict[str, Any]:
         (folder / name).mkdir()
         (folder / name / "a.png").write_bytes(_png(50 * index))
     return {"path": str(folder)}
+
+
+def write_inception(folder: Path) -> dict[str, Any]:
+    return {"weights_file": str(networks.write_inception(folder / "inception.pth")), "unknown_weights": True}
+
+
+def write_timm(folder: Path) -> dict[str, Any]:
+    weights = networks.write_timm(folder / "model.safetensors")
+    return {"model": networks.TIMM_MODEL, "weights_file": str(weights), "size": 64}
 
 
 def _png(value: int) -> bytes:
@@ -83,7 +93,11 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
     },
     "head": {"diffusion": [{"depth": 1, "width": 16, "samples_per_token": 2, "sampling_steps": 4}]},
     "dataset": {"parquet": [write_parquet], "image-folder": [write_folder, write_unlabelled_folder]},
-    "extractor": {"efficientnet-lite0": [{}, {"size": 64, "maps_scale": 2}]},
+    "extractor": {
+        "efficientnet-lite0": [{}, {"size": 64, "maps_scale": 2}],
+        "inception": [write_inception],
+        "timm": [write_timm],
+    },
     "callback": {"progress": [{}], "tensorboard": [{}], "sample-grid": [{}]},
 }
 
