@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Protocol
 
 import torch
 from attrs import evolve, frozen
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.streams import Stream, seed_of, step_noise
@@ -67,9 +70,64 @@ class ShuffledOrder:
 
 
 def load_rows(dataset: ImageDataset, indices: list[int]) -> tuple[Tensor, Tensor]:
-    """Images uint8 (B, 3, H, W) and labels int64 (B,) at these indices."""
-    rows = [dataset[index] for index in indices]
+    """Images uint8 (B, 3, H, W) and labels int64 (B,) at these indices.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    return _stacked([dataset[index] for index in indices])
+
+
+@frozen(eq=False)
+class LoadedRows:
+    """Images uint8 (B, 3, H, W), labels int64 (B,), and what could not be read: index -> the reason, one line.
+
+    In the place of an unreadable image stands the next readable one, so what a batch holds is a function of its indices
+    alone.
+    """
+
+    pixels_B3HW: Tensor
+    labels_B: Tensor
+    unreadable: dict[int, str]
+
+
+def load_readable(dataset: ImageDataset, indices: list[int]) -> LoadedRows:
+    """The images at these indices, or those that stand in for them.
+
+    Raises:
+        UserError: no image at all can be read.
+    """
+    unreadable: dict[int, str] = {}
+    return LoadedRows(*_stacked([_readable(dataset, index, unreadable) for index in indices]), unreadable)
+
+
+def _stacked(rows: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     return torch.stack([image for image, _ in rows]), torch.tensor([label for _, label in rows])
+
+
+def _readable(dataset: ImageDataset, index: int, unreadable: dict[int, str]) -> tuple[Tensor, int]:
+    """The image at `index`, or the next one after it (and after the last the first) that can be read."""
+    size = len(dataset)
+    for candidate in (each % size for each in range(index, index + size)):
+        if candidate not in unreadable:
+            try:
+                return dataset[candidate]
+            except UserError as error:
+                unreadable[candidate] = str(error)
+    raise UserError(f"no image of {size} can be read: {unreadable[index]}")
+
+
+def check_unreadable(unreadable: Mapping[int, str], limit: int, *, count: int | None = None) -> None:
+    """See that no more images are unreadable than may be; `count` of them, where other processes found more.
+
+    Raises:
+        UserError: they are; names the last one that was found, and their number.
+    """
+    count = len(unreadable) if count is None else count
+    if count <= limit:
+        return
+    last = list(unreadable.values())[-1] if unreadable else "found by other processes"
+    raise UserError(last if count == 1 else f"{last}; {count} images cannot be read, {limit} may be (max_unreadable)")
 
 
 def to_images(pixels_B3HW: Tensor, labels_B: Tensor, device: torch.device) -> ImageBatch:
@@ -101,7 +159,12 @@ class ImageSource:
         flip: whether rows are mirrored with probability 1/2.
         workers: loader processes; 0: load in this one.
         in_memory: decode every image once and keep it (uint8).
+        max_unreadable: how many images `in_memory` may fail to read. Without it, who takes the batches looks at
+            `unreadable`, which other processes have to add to.
     """
+
+    #: images that could not be read so far, index -> the reason; the next readable image stands in for each
+    unreadable: dict[int, str]
 
     def __init__(
         self,
@@ -114,34 +177,64 @@ class ImageSource:
         flip: bool = False,
         workers: int = 0,
         in_memory: bool = False,
+        max_unreadable: int = 0,
     ) -> None:
         self.dataset, self.order, self.share, self.seed, self.device = dataset, order, share, seed, device
-        self.flip, self.workers = flip, workers
+        self.flip, self.workers, self.unreadable = flip, workers, {}
         self._kept: tuple[Tensor, Tensor] | None = None
         if in_memory:
+            parts = []
             whole = [list(range(i, min(i + 256, len(dataset)))) for i in range(0, len(dataset), 256)]
-            loaded = list(load_batches(dataset, whole, workers=workers))
-            self._kept = torch.cat([p for p, _ in loaded]), torch.cat([labels for _, labels in loaded])
+            for loaded in load_batches(dataset, whole, workers=workers):
+                self.unreadable |= loaded.unreadable
+                check_unreadable(self.unreadable, max_unreadable)
+                parts.append(loaded)
+            self._kept = torch.cat([p.pixels_B3HW for p in parts]), torch.cat([p.labels_B for p in parts])
 
     def batches(self, first: int, end: int) -> Iterator[ImageBatch]:
         """The batches of steps `first` up to `end`."""
-        wanted = _Indices(self.order, self.share, first, end)
-        if self._kept is None:
-            loaded = load_batches(self.dataset, wanted, workers=self.workers, pin=self.device.type == "cuda")
-        else:
-            pixels, labels = self._kept
-            loaded = ((pixels[rows], labels[rows]) for rows in wanted)
-        for step, (pixels_B3HW, labels_B) in enumerate(loaded, start=first):
+        for step, (pixels_B3HW, labels_B) in enumerate(self._loaded(first, end), start=first):
             images = to_images(pixels_B3HW, labels_B, self.device)
             yield flipped(images, flips(step, seed=self.seed, share=self.share)) if self.flip else images
 
+    def _loaded(self, first: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
+        wanted = _Indices(self.order, self.share, first, end)
+        if self._kept is not None:
+            pixels, labels = self._kept
+            yield from ((pixels[rows], labels[rows]) for rows in wanted)
+            return
+        for loaded in load_batches(self.dataset, wanted, workers=self.workers, pin=self.device.type == "cuda"):
+            self.unreadable |= loaded.unreadable
+            yield loaded.pixels_B3HW, loaded.labels_B
+
 
 def sweep(
-    dataset: ImageDataset, indices: Tensor, *, batch_size: int, device: torch.device, workers: int = 0
+    dataset: ImageDataset,
+    indices: Tensor,
+    *,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 0,
+    max_unreadable: int | None = 0,
+    unreadable: dict[int, str] | None = None,
 ) -> Iterator[ImageBatch]:
-    """The images at `indices` once, in that order; the last batch may be smaller."""
-    for pixels, labels in load_batches(dataset, [part.tolist() for part in indices.split(batch_size)], workers=workers):
-        yield to_images(pixels, labels, device)
+    """The images at `indices` once, in that order; the last batch may be smaller.
+
+    Args:
+        max_unreadable: how many images may be unreadable, and have the next readable one in their place; None: any
+            number.
+        unreadable: where to note them, index -> the reason.
+
+    Raises:
+        UserError: more than that are.
+    """
+    unreadable = {} if unreadable is None else unreadable
+    wanted = [part.tolist() for part in indices.split(batch_size)]
+    for loaded in load_batches(dataset, wanted, workers=workers):
+        unreadable |= loaded.unreadable
+        if max_unreadable is not None:
+            check_unreadable(unreadable, max_unreadable)
+        yield to_images(loaded.pixels_B3HW, loaded.labels_B, device)
 
 
 class _Indices:
@@ -159,7 +252,7 @@ class _Indices:
         return self.end - self.first
 
 
-class _Batches(Dataset):
+class _Images(Dataset):
     """A data set whose item is a whole batch.
 
     A UserError travels as a value: raised in a worker, it would reach the user wrapped in a traceback's text.
@@ -168,37 +261,48 @@ class _Batches(Dataset):
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor] | UserError:
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor, dict[int, str]] | UserError:
         try:
-            return load_rows(self.dataset, indices)
+            loaded = load_readable(self.dataset, indices)
         except UserError as error:
             return error
+        return loaded.pixels_B3HW, loaded.labels_B, loaded.unreadable
+
+
+def load_batches(
+    dataset: ImageDataset, wanted: _Indices | list[list[int]], *, workers: int = 0, pin: bool = False
+) -> Iterator[LoadedRows]:
+    """The rows of each list of indices, in order, loaded ahead by `workers` processes.
+
+    Raises:
+        UserError: no image at all can be read.
+    """
+    for loaded in make_loader(_Images(dataset), wanted, workers=workers, pin=pin):
+        if isinstance(loaded, UserError):
+            raise loaded
+        yield LoadedRows(*loaded)
+
+
+class _Wanted(Sized, Iterable, Protocol):
+    """What a loader is to get, in order."""
+
+
+def make_loader(batches: Dataset, wanted: _Wanted, *, workers: int, pin: bool) -> StatefulDataLoader:
+    """A loader of a data set whose item is a whole batch: one for each of `wanted`, in order."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 under newer torch
+        return StatefulDataLoader(
+            batches,
+            batch_size=None,
+            sampler=wanted,
+            num_workers=workers,
+            pin_memory=pin,
+            worker_init_fn=_leave_signals,
+            snapshot_every_n_steps=None,  # where we are is a function of the step: there is no state to keep
+        )
 
 
 def _leave_signals(worker: int) -> None:
     """Ctrl-C reaches the workers too; the run must still finish its step, and ends them itself."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def load_batches(
-    dataset: ImageDataset, wanted: _Indices | list[list[int]], *, workers: int = 0, pin: bool = False
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels and labels of each list of indices, in order, loaded ahead by `workers` processes.
-
-    Raises:
-        UserError: an image cannot be read.
-    """
-    # A sampler over lists, with no batching by the loader: one item is one batch.
-    loader = DataLoader(
-        _Batches(dataset),
-        batch_size=None,
-        sampler=wanted,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_leave_signals,
-    )
-    for loaded in loader:
-        if isinstance(loaded, UserError):
-            raise loaded
-        yield loaded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from attrs import frozen
@@ -22,7 +22,7 @@ class CachedTokens:
     """All that training needs of images: the raw posterior (float32), the codes, the labels.
 
     `posterior` is None without a continuous tokenizer, `codes_BN` (int64) without a discrete one. The posterior, not a
-    sample of it, so that every step draws anew.
+    sample of it, so that every step draws anew; one of no width (logvar -inf) where a sample is all there is.
     """
 
     posterior: Posterior | None
@@ -34,10 +34,21 @@ class CachedTokens:
 
     def rows(self, index: Tensor | slice) -> CachedTokens:
         """The rows at `index`."""
+        return self._each(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device) -> CachedTokens:
+        """The same on another device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> CachedTokens:
+        """The same in pinned memory, from where a GPU fetches it while it computes. (Loaders call it by this name.)"""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, do: Callable[[Tensor], Tensor]) -> CachedTokens:
         posterior = self.posterior
         if posterior is not None:
-            posterior = Posterior(posterior.mean_BChw[index], posterior.logvar_BChw[index])
-        return CachedTokens(posterior, None if self.codes_BN is None else self.codes_BN[index], self.labels_B[index])
+            posterior = Posterior(do(posterior.mean_BChw), do(posterior.logvar_BChw))
+        return CachedTokens(posterior, None if self.codes_BN is None else do(self.codes_BN), do(self.labels_B))
 
 
 class FrozenTokenizers(nn.Module):
@@ -80,8 +91,11 @@ class TokenSource:
     The whole split is kept in the memory of the device, in float32, by every process; see the arguments of ImageSource.
 
     Raises:
-        UserError: it would not fit into the machine's memory.
+        UserError: it would not fit into the machine's memory, or more than `max_unreadable` images cannot be read.
     """
+
+    #: images that could not be read, index -> the reason; the next readable image stands in for each
+    unreadable: dict[int, str]
 
     def __init__(
         self,
@@ -95,13 +109,20 @@ class TokenSource:
         flip: bool = False,
         workers: int = 0,
         encode_batch: int = 64,
+        max_unreadable: int = 0,
     ) -> None:
         self.order, self.share, self.seed, self.flip = order, share, seed, flip
-        self.device, self._size = device, len(dataset)
+        self.device, self._size, self.unreadable = device, len(dataset), {}
         views = (False, True) if flip else (False,)
         parts: dict[bool, list[CachedTokens]] = {view: [] for view in views}
         for images in sweep(
-            dataset, torch.arange(len(dataset)), batch_size=encode_batch, device=device, workers=workers
+            dataset,
+            torch.arange(len(dataset)),
+            batch_size=encode_batch,
+            device=device,
+            workers=workers,
+            max_unreadable=max_unreadable,
+            unreadable=self.unreadable,
         ):
             for view in views:
                 mirrored = torch.full((len(images),), view)

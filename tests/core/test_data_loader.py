@@ -5,7 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixar_core.data.loader import ImageSource, Share, ShuffledOrder, flipped, flips, to_images
+from mixar_core.data.loader import (
+    ImageSource,
+    Share,
+    ShuffledOrder,
+    check_unreadable,
+    flipped,
+    flips,
+    load_readable,
+    sweep,
+    to_images,
+)
 from mixar_core.data.streams import Stream, seed_of, step_noise
 from mixar_core.errors import UserError
 from mixar_core.types import ImageBatch
@@ -57,11 +67,68 @@ def test_how_images_are_loaded_changes_nothing(settings):
     assert all(torch.equal(a.images_B3HW, b.images_B3HW) for a, b in zip(expected, got, strict=True))
 
 
+class Torn(ToyImages):
+    """Some images cannot be read."""
+
+    def __init__(self, count: int, torn: set[int]) -> None:
+        super().__init__(count)
+        self.torn = torn
+
+    def __getitem__(self, index: int):
+        if index in self.torn:
+            raise UserError(f"image {index} is torn")
+        return super().__getitem__(index)
+
+
+@settings(deadline=None, max_examples=20)
+@given(torn=st.sets(st.integers(0, 9), max_size=9), indices=st.lists(st.integers(0, 9), min_size=1, max_size=12))
+def test_the_next_readable_image_stands_in(torn, indices):
+    data = Torn(10, torn)
+    found = load_readable(data, indices)
+    for row, index in enumerate(indices):
+        stand_in = next(i % 10 for i in range(index, index + 10) if i % 10 not in torn)
+        pixels, label = data[stand_in]
+        assert torch.equal(found.pixels_B3HW[row], pixels) and found.labels_B[row] == label
+    assert {i for i in indices if i in torn} <= found.unreadable.keys() <= torn
+    assert all(found.unreadable[i] == f"image {i} is torn" for i in found.unreadable)
+
+
+@pytest.mark.parametrize("settings", [{}, {"workers": 2}, {"in_memory": True, "max_unreadable": 3}])
+def test_batches_do_not_depend_on_who_finds_the_unreadable(settings):
+    data = Torn(20, {0, 7, 19})
+    sources = [source(Share.of(8, rank=rank, world=2), data=data, flip=True, **settings) for rank in (0, 1)]
+    parts = [list(each.batches(0, 5)) for each in sources]
+    for step, batch in enumerate(source(data=data, flip=True).batches(0, 5)):
+        assert torch.equal(batch.images_B3HW, torch.cat([part[step].images_B3HW for part in parts]))
+    reasons = {0: "image 0 is torn", 7: "image 7 is torn", 19: "image 19 is torn"}
+    assert sources[0].unreadable | sources[1].unreadable == reasons
+
+
+def test_more_unreadable_images_than_may_be_stop_a_sweep():
+    data = Torn(20, {3, 7})
+    assert len(source(data=data, in_memory=True, max_unreadable=2).unreadable) == 2
+    with pytest.raises(UserError, match=r"^image 3 is torn$"):
+        source(data=Torn(20, {3}), in_memory=True)
+    with pytest.raises(UserError, match=r"image 7 is torn; 2 images cannot be read, 1 may be \(max_unreadable\)"):
+        list(sweep(data, torch.arange(20), batch_size=4, device=CPU, max_unreadable=1))
+    noted: dict[int, str] = {}
+    swept = torch.cat(
+        [
+            b.labels_B
+            for b in sweep(data, torch.arange(20), batch_size=4, device=CPU, max_unreadable=None, unreadable=noted)
+        ]
+    )
+    assert swept.tolist()[:8] == [0, 1, 2, 4, 4, 0, 1, 3] and noted.keys() == {3, 7}
+    check_unreadable({}, 0, count=0)
+    with pytest.raises(UserError, match="5 images cannot be read, 4 may be"):
+        check_unreadable({}, 4, count=5)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named_in_one_line(workers):
+def test_no_readable_image_is_one_line(workers):
     with pytest.raises(UserError) as caught:
-        list(source(data=ToyImages(broken=7), workers=workers).batches(0, 3))
-    assert str(caught.value) == "image 7 cannot be read"
+        list(source(data=Torn(3, {0, 1, 2}), workers=workers).batches(0, 3))
+    assert str(caught.value).startswith("no image of 3 can be read: image ")
 
 
 def test_pixels_become_numbers_from_minus_one_to_one():

@@ -1,0 +1,310 @@
+"""The token cache on disk: what frozen tokenizers make of a split, read at random from memory-mapped files.
+
+A folder of safetensors files ("shards") and an index.json. Row i of the cache is image i of the split; images that
+could not be read are left out. Each shard holds, for its rows:
+
+    latents  latents_flip    (rows, 2 C, h, w) mean and logvar of the raw posterior ("moments"), or
+                             (rows, C, h, w) one draw from it ("samples"); float32, bfloat16 or float16
+    codes    codes_flip      (rows, N) int16 or int32
+    labels                   (rows,) int64
+
+`_flip` is the mirrored image. Without a continuous tokenizer there are no latents, without a discrete one no codes.
+Latents as they are published for LightningDiT can be read too: shards of `latents` (samples), `latents_flip` and
+`labels` without an index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import cattrs
+import torch
+from attrs import frozen
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mixar_core.data.tokens import CachedTokens
+from mixar_core.errors import UserError
+from mixar_core.types import Posterior
+
+INDEX = "index.json"
+#: holds what a cache that is not finished yet knows of its shards
+PROGRESS = "progress"
+FORMAT, VERSION = "mixar token cache", 1
+KEYS = ("latents", "latents_flip", "codes", "codes_flip", "labels")
+
+Stores = Literal["moments", "samples"]
+Precision = Literal["float32", "bfloat16", "float16"]
+#: A tokenizer as a cache remembers it: type, config, weights_sha256.
+Fingerprint = Mapping[str, Any]
+
+
+@frozen
+class Shard:
+    """One file: its name, rows, size in bytes and sha256."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@frozen
+class Skipped:
+    """An image that could not be read and has no row: its index in the split and the reason."""
+
+    index: int
+    reason: str
+
+
+@frozen
+class ChannelStatistics:
+    """Mean and standard deviation of each channel over all raw samples, plain and mirrored."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@frozen
+class CacheSettings:
+    """All that decides what a cache's files hold; one that was begun goes on only with the same.
+
+    Args:
+        image_size: pixels of a side. num_classes: 0: unlabelled.
+        split: of the data, train or validation.
+        flip: whether the mirrored images are there.
+        stores: what latents are; None: there are none.
+        dtype: of latents.
+        seed: of samples.
+        latent_shape: (C, h, w); None: no latents.
+        tokens: codes of an image; None: no codes.
+        rows_per_shard: images a shard is made of. batch: images encoded at a time.
+        tokenizers: fingerprints of `continuous` and `discrete`, None where there is none.
+        source: the data: type and settings, and the number of images where it is known beforehand.
+    """
+
+    image_size: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    split: str
+    flip: bool
+    stores: Stores | None
+    dtype: Precision
+    seed: int
+    latent_shape: tuple[int, int, int] | None
+    tokens: int | None
+    rows_per_shard: int
+    batch: int
+    tokenizers: dict[str, dict[str, Any] | None]
+    source: dict[str, Any]
+
+
+@frozen
+class CacheIndex:
+    """What index.json says: the settings, what was left out, and the shards."""
+
+    settings: CacheSettings
+    count: int
+    shards: tuple[Shard, ...]
+    statistics: ChannelStatistics | None = None
+    skipped: tuple[Skipped, ...] = ()
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **attrs.asdict(self)}, indent=1) + "\n"
+
+
+def read_index(path: Path) -> CacheIndex:
+    """Read an index.json.
+
+    Raises:
+        UserError: it is not one, or of a version that is not known.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        found = (plain.pop("format"), plain.pop("version"))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not the index of a token cache") from error
+    if found != (FORMAT, VERSION):
+        raise UserError(f"{path} is a {found[0]} of version {found[1]}, read here: {FORMAT} of version {VERSION}")
+    try:
+        return cattrs.structure(plain, CacheIndex)
+    except Exception as error:  # cattrs raises groups of whatever went wrong inside
+        raise UserError(
+            f"{path} is not the index of a token cache: {'; '.join(cattrs.transform_error(error))}"
+        ) from error
+
+
+class TokenCache:
+    """A cache to read. It may be handed to loader workers and used by several threads.
+
+    `settings` is None for latents in the published form, which have no index.
+    """
+
+    def __init__(self, folder: Path, shards: tuple[Shard, ...], index: CacheIndex | None) -> None:
+        self.folder, self.shards, self.index = folder, shards, index
+        self.settings = None if index is None else index.settings
+        rows = torch.tensor([0, *(shard.rows for shard in shards)])
+        self._starts = rows.cumsum(0)  # rows before each shard, and their total
+        self._open: dict[int, dict[str, Tensor]] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path) -> TokenCache:
+        """Open a cache, or a folder of latents in the published form; no tensor is read.
+
+        Raises:
+            UserError: it is neither, not finished, or a file is missing or has another size than the index says.
+        """
+        folder = Path(folder)
+        if (folder / INDEX).is_file():
+            index = read_index(folder / INDEX)
+            for shard in index.shards:
+                _check_size(folder / shard.file, shard.bytes)
+            return cls(folder, index.shards, index)
+        if (folder / PROGRESS).is_dir():
+            raise UserError(f"{folder} is a token cache that is not finished; the mixar cache that began it goes on")
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"{folder} is no token cache: there is no {INDEX} and no *.safetensors file")
+        return cls(folder, tuple(_published_shard(file) for file in files), None)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def stores(self) -> Stores | None:
+        """What latents are; None: there are none."""
+        return "samples" if self.settings is None else self.settings.stores
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether there are codes of a discrete tokenizer."""
+        return "codes" in self._tensors(0)
+
+    @property
+    def flip(self) -> bool:
+        """Whether there are mirrored images."""
+        return "latents_flip" in self._tensors(0) or "codes_flip" in self._tensors(0)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...] | None:
+        """(C, h, w) of raw latents; None: there are none."""
+        if self.settings is not None:
+            return self.settings.latent_shape
+        return tuple(self._tensors(0)["latents"].shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 for an unlabelled set; in the published form the largest label and one."""
+        return int(self.labels().max()) + 1 if self.settings is None else self.settings.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class; in the published form its number."""
+        if self.settings is None:
+            return tuple(map(str, range(self.num_classes)))
+        return self.settings.class_names
+
+    def labels(self) -> Tensor:
+        """All labels in order, int64."""
+        return torch.cat([self._tensors(shard)["labels"].long() for shard in range(len(self.shards))])
+
+    def rows(self, indices_B: Tensor, flip_B: Tensor) -> CachedTokens:
+        """The tokens of these rows, on the CPU: raw posterior float32, codes and labels int64.
+
+        The posterior of a cache of samples has no width: drawing from it gives the sample, and takes as many random
+        numbers as any other.
+
+        Args:
+            indices_B: int64, each in [0, len).
+            flip_B: bool, which of them mirrored.
+
+        Raises:
+            UserError: a file is unreadable.
+        """
+        if len(indices_B) and not 0 <= int(indices_B.min()) <= int(indices_B.max()) < len(self):
+            raise IndexError(f"rows {int(indices_B.min())} to {int(indices_B.max())} of {len(self)}")
+        shard_B = torch.searchsorted(self._starts, indices_B, right=True) - 1
+        row_B = indices_B - self._starts[shard_B]
+        # rows of one tensor of one shard are gathered together
+        tensor_B = 2 * shard_B + flip_B
+        order_B = tensor_B.argsort()
+        groups, counts = tensor_B[order_B].unique_consecutive(return_counts=True)
+        found: dict[str, Tensor] = {}
+        for group, places in zip(groups.tolist(), order_B.split(counts.tolist()), strict=True):
+            tensors, mirrored = self._tensors(group // 2), "_flip" if group % 2 else ""
+            for key in ("latents", "codes", "labels"):
+                if key in tensors:
+                    tensor = tensors[key if key == "labels" else key + mirrored]
+                    if key not in found:
+                        dtype = torch.float32 if key == "latents" else torch.int64
+                        found[key] = torch.empty(len(indices_B), *tensor.shape[1:], dtype=dtype)
+                    found[key][places] = tensor[row_B[places]].to(found[key].dtype)
+        return CachedTokens(self._posterior(found.get("latents")), found.get("codes"), found["labels"])
+
+    def _posterior(self, latents: Tensor | None) -> Posterior | None:
+        if latents is None:
+            return None
+        if self.stores == "moments":
+            mean_BChw, logvar_BChw = latents.chunk(2, dim=1)
+            return Posterior(mean_BChw.contiguous(), logvar_BChw.contiguous())
+        return Posterior(latents, torch.full((), -torch.inf).expand_as(latents))
+
+    def verify(self, progress: Callable[[int, int], object] = lambda done, total: None) -> None:
+        """Compare every file with its checksum; `progress` is told how many bytes are done, and of how many.
+
+        Raises:
+            UserError: a file differs, or the cache has no index and so no checksums.
+        """
+        if self.index is None:
+            raise UserError(f"{self.folder} has no {INDEX}, and so no checksums")
+        total, done = sum(shard.bytes for shard in self.shards), 0
+        for shard in self.shards:
+            if file_sha256(self.folder / shard.file) != shard.sha256:
+                raise UserError(f"{self.folder / shard.file} is damaged: its sha256 is not the one in {INDEX}")
+            done += shard.bytes
+            progress(done, total)
+
+    def _tensors(self, shard: int) -> dict[str, Tensor]:
+        """A shard's tensors, which lie in its file: mapped once by each process, read where they are touched."""
+        if shard not in self._open:
+            self._open[shard] = _mapped(self.folder / self.shards[shard].file)
+        return self._open[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}}  # a loader's worker maps the files itself
+
+
+def file_sha256(path: Path) -> str:
+    """A file's digest, in hex."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if key in KEYS}  # noqa: SIM118 - it is no mapping
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _published_shard(path: Path) -> Shard:
+    tensors = _mapped(path)
+    if "latents" not in tensors or "labels" not in tensors:
+        raise UserError(f"{path} holds no latents and labels: {path.parent} is no token cache, or has lost its {INDEX}")
+    return Shard(path.name, len(tensors["labels"]), path.stat().st_size, "")
+
+
+def _check_size(path: Path, size: int) -> None:
+    try:
+        there = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; the cache's {INDEX} names it") from error
+    if there != size:
+        raise UserError(f"{path} has {there} bytes, not {size}: it is truncated or was changed; make the cache anew")
