@@ -28,6 +28,9 @@ class Noise:
         self.generator = generator
         self.first = first
         self.total = total
+        # A number drawn on a GPU would have to be waited for: it comes from a generator on the host, of the same seed.
+        on_host = generator.device.type == "cpu"
+        self._on_host = generator if on_host else torch.Generator().manual_seed(generator.initial_seed())
 
     @classmethod
     def seeded(cls, seed: int, *, device: torch.device | str = "cpu") -> Noise:
@@ -48,13 +51,15 @@ class Noise:
 
     def scalar(self, *, name: str = "") -> float:
         """One number uniform in [0, 1), the same in every process: for what a whole batch shares."""
-        return float(torch.rand((), generator=self.generator, device=self.generator.device).item())
+        return float(torch.rand((), generator=self._on_host).item())
 
     def _rows(self, draw: Callable[..., Tensor], shape: Sequence[int], device: torch.device | str) -> Tensor:
         rows, *rest = shape
-        drawn = draw(
-            (rows if self.total is None else self.total, *rest), generator=self.generator, device=self.generator.device
-        )
+        source = self.generator.device
+        # From pinned memory the copy to a GPU is queued like a kernel; from other memory it waits for all before it.
+        pinned = source.type == "cpu" and torch.device(device).type == "cuda"
+        size = (rows if self.total is None else self.total, *rest)
+        drawn = draw(size, generator=self.generator, device=source, pin_memory=pinned)
         if self.total is not None:
             drawn = drawn[self.first : self.first + rows]
-        return drawn.to(device)
+        return drawn.to(device, non_blocking=pinned)

@@ -13,6 +13,7 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.loader import Share, ShuffledOrder, flipped, flips, sweep
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
+from mixar_core.precision import full_precision
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.types import ImageBatch, Posterior, TokenBatch
 
@@ -64,7 +65,7 @@ class FrozenTokenizers(nn.Module):
     @torch.no_grad()
     def encode(self, images: ImageBatch) -> CachedTokens:
         """Both encoders' outputs, in float32 whatever the run's precision."""
-        with torch.autocast(images.images_B3HW.device.type, enabled=False):
+        with full_precision(images.images_B3HW.device):
             posterior = None if self.continuous is None else self.continuous.posterior(images.images_B3HW)
             codes_BN = None if self.discrete is None else self.discrete.encode(images.images_B3HW)
         return CachedTokens(posterior, codes_BN, images.labels_B)

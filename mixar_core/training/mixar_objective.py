@@ -37,7 +37,7 @@ class MixARObjective(Objective):
         assert isinstance(batch, TokenBatch)
         lam = self.model.ti_mix.lambda_at(step / steps) if self.training else 1.0
         losses = self.model.loss(batch, lam=lam, noise=noise)
-        return Losses(losses.total, {"diffusion": losses.total.detach(), "lambda": torch.tensor(lam)})
+        return Losses(losses.total, {"diffusion": losses.total.detach(), "lambda": losses.total.new_full((), lam)})
 
     @torch.no_grad()
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:

@@ -138,10 +138,11 @@ class DiscreteReconstruction(Reconstruction):
         factor = self.config.entropy_factor(step)
         if factor and "entropy" in quantized.losses:
             quantizer = quantizer + factor * quantized.losses["entropy"]
-        used = torch.tensor(float(quantized.codes_BN.unique().numel()))
+        # Marked and counted: the length of a list of them would be a shape that depends on values.
+        met_V = total.new_zeros(self.tokenizer.codebook_size).index_fill(0, quantized.codes_BN.flatten(), 1.0)
         logged = {name: value.detach() for name, value in quantized.losses.items()}
         total = total + self.config.quantizer_weight * quantizer
-        return Losses(total, {**terms, **logged, "codes_in_use": used})
+        return Losses(total, {**terms, **logged, "codes_in_use": met_V.sum()})
 
     @torch.no_grad()
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from attrs import field, frozen, validators
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mixar_core.precision import full_precision
 from mixar_core.types import Quantized
 
 #: Probabilities are raised to this before their logarithm, as published. It is why a token's entropy is not just the
@@ -63,7 +63,7 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def forward(self, encoded_BEhw: Tensor) -> Quantized:
-        with _full_precision(encoded_BEhw.device):
+        with full_precision(encoded_BEhw.device):  # at a temperature of 0.01 bfloat16 rounds affinities by whole units
             return self._quantize(encoded_BEhw)
 
     def _quantize(self, encoded_BEhw: Tensor) -> Quantized:
@@ -185,10 +185,3 @@ def code_entropies(
 def _entropy(probability_XV: Tensor) -> Tensor:
     """-sum p log max(p, LOG_FLOOR) over the last axis."""
     return -(probability_XV * probability_XV.clamp_min(LOG_FLOOR).log()).sum(dim=-1)
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """No autocast: at a temperature of 0.01, bfloat16 would round affinities by whole units. (`meta` knows none.)"""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
