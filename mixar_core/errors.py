@@ -7,4 +7,11 @@ class UserError(Exception):
     """Bad input: one line saying what is wrong, where, and what is allowed.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Where several processes share the work and all stop for the same reason, `reported` is True in all but the main
+    one, so that it is printed once.
     """
+
+    def __init__(self, message: str, *, reported: bool = False) -> None:
+        super().__init__(message)
+        self.reported = reported

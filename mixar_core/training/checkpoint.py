@@ -1,33 +1,49 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped.
 
     checkpoints/step-00000100/
-        raw.safetensors   the trained module's state        ema.safetensors   the same with averaged weights
-        optimizer.pt      AdamW's moments                   run.json          step, settings, sizes of the files
+        raw/          what is trained                     ema/    the same, averaged
+        optimizer/    AdamW's state, by moment and name   run.json    step, settings, size and sha256 of every file
 
-A folder of that name is complete: it is written under another name, forced to disk, and renamed. Random streams and the
-order of images are functions of the step, so there is nothing of them to keep.
+The three folders are torch.distributed.checkpoint's, in safetensors: every process writes its share, and any number of
+processes reads them. A folder of that name is complete: it is written under another name, forced to disk, and renamed.
+Random streams and the order of images are functions of the step, so there is nothing of them to keep.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+import torch.distributed as dist
+from attrs import frozen
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from mixar_core.errors import UserError
-from mixar_core.training.ema import EMA
-from mixar_core.training.files import read_weights, sync, write_text, write_weights, writing
+from mixar_core.training.distributed import Processes
+from mixar_core.training.files import sync, write_text, writing
+
+# A run of one process needs no process group, and torch says so at every save.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 _NAME = re.compile(r"step-(\d{8,})")
+_SHOWN = 3
+#: What a checkpoint holds: by folder, then by name.
+Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -44,88 +60,239 @@ def checkpoint_step(path: Path) -> int:
     return int(match[1])
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    *,
-    trained: nn.Module,
-    ema: EMA,
-    optimizer: Optimizer,
-    settings: Mapping[str, Any],
-    keep: int,
-) -> Path:
-    """Write the checkpoint of `step` steps done, then remove all but the last `keep`.
+@frozen
+class Facts:
+    """What a checkpoint's run.json says: steps done, settings of the run, how many processes wrote it."""
+
+    step: int
+    settings: Mapping[str, Any]
+    processes: int
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
+    """The newest whole checkpoint of a run folder, and what is wrong with the newer ones. Reads every byte of it.
 
     Raises:
-        UserError: it cannot be written; the older ones are as they were.
+        UserError: there is none.
     """
-    path = folder / "checkpoints" / f"step-{step:08d}"
-    if path.exists():  # a run that was resumed at its own last step
-        return path
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with writing(path):
-        try:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    damaged: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        problem = _problem(path)
+        if problem is None:
+            return path, damaged
+        damaged.append(f"{path}: {problem}")
+    if damaged:
+        raise UserError(f"{folder} holds no whole checkpoint to resume from: {'; '.join(damaged)}")
+    raise UserError(f"{folder} holds no checkpoint to resume from; start it without resume")
+
+
+def read_facts(path: Path) -> Facts:
+    """What a whole checkpoint says of itself."""
+    run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    return Facts(run["step"], run["settings"], run["processes"])
+
+
+def load_tensors(path: Path, into: Tensors, processes: Processes) -> None:
+    """Fill the tensors of `into` in place.
+
+    Raises:
+        UserError: the checkpoint holds other names or shapes.
+    """
+    for part, tensors in into.items():
+        stored = stored_shapes(path / part)
+        own = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        wrong = [name for name in sorted({*stored, *own}) if stored.get(name) != own.get(name)]
+        if wrong:
+            named = ", ".join(f"{n} was {stored.get(n, 'absent')}, is {own.get(n, 'absent')}" for n in wrong[:_SHOWN])
+            raise UserError(f"{path} does not fit what is trained: {len(wrong)} tensors differ: {named}")
+        reader = HuggingFaceStorageReader(str(path / part))
+        load(dict(tensors), storage_reader=reader, no_dist=processes.world == 1)
+
+
+def read_sharded(folder: Path) -> dict[str, Tensor]:
+    """All tensors of one of a checkpoint's folders, whole, on the CPU.
+
+    Raises:
+        UserError: a file of it is missing or no whole safetensors file.
+    """
+    try:
+        reader = HuggingFaceStorageReader(str(folder))
+        known: Any = reader.read_metadata().state_dict_metadata
+        tensors = {name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in known.items()}
+        load(dict(tensors), storage_reader=reader, no_dist=True)
+    except (OSError, SafetensorError, CheckpointException) as error:
+        raise UserError(f"{folder} is not a checkpoint's folder: {_reason(error)}") from error
+    return tensors
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in one of a checkpoint's folders."""
+    known = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {name: tuple(about.size) for name, about in known.items()}  # type: ignore[union-attr]
+
+
+class Checkpoints:
+    """The checkpoints of a run. Every process of it has one, and calls `save` and `wait` at the same steps.
+
+    Args:
+        folder: the run's.
+        keep_last: how many of the newest are kept.
+        keep_every: those of multiples of so many steps are kept for good; 0: none.
+        background: write while training goes on. What is written is copied to the CPU's memory first.
+    """
+
+    def __init__(
+        self, folder: Path, processes: Processes, *, keep_last: int, keep_every: int = 0, background: bool = False
+    ) -> None:
+        self.root, self.processes = folder / "checkpoints", processes
+        self.keep_last, self.keep_every = keep_last, keep_every
+        # A group of its own: its messages must not mix with the training's while both are under way.
+        self._group = dist.new_group(backend="gloo") if processes.world > 1 else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._pending: Future[None] | None = None
+        self._stager: DefaultStager | None = None
+        self._finished: list[Path] = []
+
+    def sweep(self) -> None:
+        """Remove what a killed run left unfinished; for the main process."""
+        for left in self.root.glob(".step-*") if self.root.is_dir() else ():
+            shutil.rmtree(left, ignore_errors=True)
+
+    def save(self, tensors: Tensors, facts: Facts) -> None:
+        """Write a checkpoint, or in the background begin to, once the one before is complete.
+
+        Raises:
+            UserError: it cannot be written, or the one before could not; the older ones are as they were.
+        """
+        self.wait()
+        path = self.root / f"step-{facts.step:08d}"
+        if self.processes.on_main(lambda: self._open(path)):
+            return  # a run that was resumed at its own last step
+        if self._thread is None:
+            problem = self._write(path, tensors)
+            self.processes.on_main(lambda: self._complete(path, facts, problem))
+            return
+        # Without pinned or shared memory and in this thread: when it returns, training may change the weights.
+        options = StagingOptions(
+            use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
+        )
+        self._stager = self._stager or DefaultStager(options)
+        staged: Any = self._stager.stage({part: dict(values) for part, values in tensors.items()})
+        self._pending = self._thread.submit(self._write_and_complete, path, staged, facts)
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            UserError: what was written in the background could not be.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            error = pending.exception()
+            if error is not None and not isinstance(error, UserError):
+                raise error
+            self.processes.on_main(pending.result)
+
+    def finished(self) -> list[Path]:
+        """Those that became complete since this was last called; for the main process."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _open(self, path: Path) -> bool:
+        """Whether it is there already; if not, make room for it."""
+        if path.exists():
+            return True
+        unfinished = _unfinished(path)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with writing(path):
             unfinished.mkdir(parents=True)
-            write_weights(unfinished / "raw.safetensors", trained.state_dict())
-            with ema.swapped():
-                write_weights(unfinished / "ema.safetensors", trained.state_dict())
-            _save_optimizer(optimizer, unfinished / "optimizer.pt")
-            sizes = {file.name: file.stat().st_size for file in sorted(unfinished.iterdir())}
-            write_text(
-                unfinished / "run.json", json.dumps({"step": step, "settings": settings, "sizes": sizes}, indent=1)
-            )
-            os.replace(unfinished, path)
-            sync(path.parent)
+        return False
+
+    def _write_and_complete(self, path: Path, tensors: Tensors, facts: Facts) -> None:
+        problem = self._write(path, tensors)
+        if self.processes.is_main:
+            self._complete(path, facts, problem)
+
+    def _write(self, path: Path, tensors: Tensors) -> str | None:
+        """This process's share of the files; what went wrong in any of them."""
+        try:
+            for part, values in tensors.items():
+                writer = HuggingFaceStorageWriter(str(_unfinished(path) / part), save_distributed=True)
+                save(_untied(values), storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+        except (CheckpointException, OSError, SafetensorError) as error:
+            return _reason(error)
+        return None
+
+    def _complete(self, path: Path, facts: Facts, problem: str | None) -> None:
+        """Checksums, the name, and the old ones' removal; for the main process."""
+        unfinished = _unfinished(path)
+        try:
+            if problem is not None:
+                raise UserError(f"{path} cannot be written: {problem}")
+            with writing(path):
+                files = {str(file.relative_to(unfinished)): _digest(file) for file in sorted(unfinished.rglob("*.*"))}
+                run = {"step": facts.step, "settings": dict(facts.settings), "processes": facts.processes}
+                write_text(unfinished / "run.json", json.dumps({**run, "files": files}, indent=1))
+                os.replace(unfinished, path)
+                sync(path.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    for old in list_checkpoints(folder)[:-keep]:
-        # Renamed first: a half-removed folder must not look complete.
-        doomed = old.with_name(f".{old.name}.removed")
-        with writing(old):
-            os.replace(old, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-    return path
+        self._finished.append(path)
+        for old in list_checkpoints(path.parent.parent)[: -self.keep_last]:
+            if self.keep_every and checkpoint_step(old) % self.keep_every == 0:
+                continue
+            # Renamed first: a half-removed folder must not look complete.
+            doomed = old.with_name(f".{old.name}.removed")
+            with writing(old):
+                os.replace(old, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
-def load_checkpoint(
-    path: Path, *, trained: nn.Module, ema: EMA, optimizer: Optimizer, settings: Mapping[str, Any]
-) -> int:
-    """Put a run back to where it was; returns the steps done.
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.unfinished")
 
-    Raises:
-        UserError: a file is missing or not whole, the settings or the tensors are not those it was written with.
-    """
+
+def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, no two of which share memory: safetensors refuses those."""
+    untied: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        untied[name] = tensor.clone() if id(tensor) in seen or _address(tensor) in seen else tensor
+        seen |= {id(tensor), _address(tensor)}
+    return untied
+
+
+def _address(tensor: Tensor) -> int:
+    return getattr(tensor, "_local_tensor", tensor).data_ptr() or id(tensor)
+
+
+def _digest(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None: it is whole."""
     try:
-        run = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        for name, size in run["sizes"].items():
-            if (path / name).stat().st_size != size:
-                raise UserError(f"{path / name} has {(path / name).stat().st_size} bytes, not the {size} written")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} is not a whole checkpoint: {error}; remove it to resume from the one before"
-        ) from error
-    if differing := _differences(run["settings"], settings):
-        raise UserError(f"{path} was written with other settings: {differing}; resume with those, or start a new run")
-    try:
-        trained.load_state_dict(read_weights(path / "raw.safetensors"))
-        with ema.swapped():
-            trained.load_state_dict(read_weights(path / "ema.safetensors"))
-        optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
-    except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} does not fit what is trained: {' '.join(str(error).split())}") from error
-    ema.updates = run["step"]
-    return int(run["step"])
+        for name, expected in json.loads((path / "run.json").read_text(encoding="utf-8"))["files"].items():
+            size = (path / name).stat().st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes, not the {expected['bytes']} written"
+            if _digest(path / name) != expected:
+                return f"{name} is not what was written (checksum)"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"run.json is damaged: {error}"
+    return None
 
 
-def _save_optimizer(optimizer: Optimizer, path: Path) -> None:
-    try:
-        torch.save(optimizer.state_dict(), path)
-    except RuntimeError as error:  # how torch's writer reports a full disk
-        raise OSError(str(error)) from error
-    sync(path)
-
-
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
-    return ", ".join(f"{name} was {then.get(name)}, is {now.get(name)}" for name in names)
+def _reason(error: BaseException) -> str:
+    """One line of an error, or of the first one that processes met together."""
+    if isinstance(error, CheckpointException):
+        rank, (first, _) = next(iter(error.failures.items()))
+        where = f"process {rank}: " if dist.is_initialized() else ""
+        return f"{where}{_reason(first)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())

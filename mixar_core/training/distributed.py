@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from attrs import frozen
 from torch import Tensor
 
 from mixar_core.errors import UserError
+
+#: How long a process waits for the others before it gives up on them: the longest work that one may do alone.
+TIMEOUT = timedelta(minutes=15)
 
 
 @frozen
@@ -41,8 +46,16 @@ class Processes:
         if self.world > 1:
             dist.broadcast_object_list(done, src=0, device=self.device)
         if done[1] is not None:
-            raise UserError(done[1])
+            raise UserError(done[1], reported=not self.is_main)
         return done[0]
+
+    def everyone(self, value: Any) -> list[Any]:
+        """Each process's `value`, in the order of their ranks, in all of them."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes."""
@@ -80,10 +93,26 @@ def join_processes(device: torch.device | str | None = None) -> Processes:
         torch.cuda.set_device(device)
     owner = "WORLD_SIZE" in os.environ and not dist.is_initialized()
     if owner:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     if not dist.is_initialized():
         return Processes(0, 1, device)
     return Processes(dist.get_rank(), dist.get_world_size(), device, owner)
+
+
+@contextmanager
+def naming_lost_processes(processes: Processes) -> Iterator[None]:
+    """What a collective raises where another process died or hangs becomes a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).strip().partition("\n")[0]
+        lost = isinstance(error, dist.DistError) or "gloo" in text or "onnection closed by peer" in text
+        if processes.world == 1 or not lost:
+            raise
+        raise UserError(
+            f"process {processes.rank} of {processes.world}: another process of this run ended or does not answer; "
+            f"look for its own message above ({text})"
+        ) from error
 
 
 def world_size() -> int:

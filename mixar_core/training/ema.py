@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
-def averaged_tensors(module: nn.Module) -> list[Tensor]:
-    """What is averaged: parameters and floating-point buffers, detached, sharing memory with the module."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return [t.detach() for t in tensors if t.is_floating_point()]
+def floating_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and floating-point buffers by name, detached, sharing memory with the module."""
+    named = chain(module.named_parameters(), module.named_buffers())
+    return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that FSDP shards, and any other tensor itself; sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class EMA:
-    """Exponential moving average of a module's weights, in float32. The module must not change device after this.
+    """Exponential moving average of a module's weights, in float32; of sharded ones, every process averages its part.
 
     The decay warms up, min(decay, (1 + t) / (10 + t)) at the t-th update, so that a short run's average is not still
-    its initial weights.
+    its initial weights. Made after the module is on its device and sharded.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.module, self.decay = module, decay
         self.updates = 0
-        self.live = averaged_tensors(module)
-        self.shadow = [t.float().clone() for t in self.live]
+        self.shadow = {name: tensor.float().clone() for name, tensor in floating_tensors(module).items()}
 
     def decay_at(self, update: int) -> float:
         """Decay of the `update`-th update, counted from 0."""
@@ -35,8 +41,24 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the module's present weights."""
-        torch._foreach_lerp_(self.shadow, [t.float() for t in self.live], 1.0 - self.decay_at(self.updates))
+        averages, weights = self._pairs()
+        torch._foreach_lerp_(averages, [w.float() for w in weights], 1.0 - self.decay_at(self.updates))
         self.updates += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The module's state dict with the averages in it; they share memory with this object."""
+        named = chain(
+            self.module.named_parameters(remove_duplicate=False), self.module.named_buffers(remove_duplicate=False)
+        )
+        same = {id(tensor): name for name, tensor in reversed(list(named))}  # of tied weights, the first name
+        names = {
+            name: same[id(tensor)]
+            for name, tensor in self.module.state_dict(keep_vars=True).items()
+            if id(tensor) in same
+        }
+        return {
+            name: self.shadow.get(names.get(name, name), tensor) for name, tensor in self.module.state_dict().items()
+        }
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -52,7 +74,11 @@ class EMA:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for live, shadow in zip(self.live, self.shadow, strict=True):
-            value = live.clone()
-            live.copy_(shadow)
-            shadow.copy_(value)
+        for average, weight in zip(*self._pairs(), strict=True):
+            value = weight.clone()
+            weight.copy_(average)
+            average.copy_(value)
+
+    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        weights = floating_tensors(self.module)
+        return [local(average) for average in self.shadow.values()], [local(weights[name]) for name in self.shadow]

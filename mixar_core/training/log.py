@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,3 +73,11 @@ class RunLog:
         """Append a line."""
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+
+
+def note_unreadable(folder: Path, *, step: int, rank: int, index: int, reason: str) -> None:
+    """Name an image that was skipped, on stderr and in unreadable.jsonl; every process does so for its own."""
+    print(f"warning: image {index} is skipped: {reason}", file=sys.stderr)
+    path = folder / "unreadable.jsonl"
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "rank": rank, "index": index, "reason": reason}) + "\n")

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mixar_core.data.tokens import FrozenTokenizers
+from mixar_core.data.tokens import CachedTokens, FrozenTokenizers
 from mixar_core.noise import Noise
 from mixar_core.types import ImageBatch, Losses, TokenBatch
 
@@ -37,6 +37,15 @@ class Objective(nn.Module, ABC):
     def tokenize(self, images: ImageBatch, *, noise: Noise) -> TokenBatch:
         """Images through the frozen tokenizers, without gradient. Objectives on images do not have it."""
         return self.tokenizers.draw(self.tokenizers.encode(images), noise=noise)
+
+    @torch.no_grad()
+    def detokenize(self, cached: CachedTokens, *, noise: Noise) -> ImageBatch:
+        """What tokens decode to: the pictures that stand for images where only their tokens are at hand."""
+        tokens = self.tokenizers.draw(cached, noise=noise)
+        if self.tokenizers.continuous is not None:
+            return ImageBatch(self.tokenizers.continuous.decode(tokens.latents_BChw), tokens.labels_B)
+        assert self.tokenizers.discrete is not None and tokens.codes_BN is not None
+        return ImageBatch(self.tokenizers.discrete.decode(tokens.codes_BN), tokens.labels_B)
 
     @abstractmethod
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:

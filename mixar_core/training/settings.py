@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 from attrs import Attribute, asdict, field, fields, frozen
-from attrs.validators import and_, ge, gt, le, lt, optional
+from attrs.validators import and_, ge, gt, le, lt, min_len, optional
 
 
 def _two_betas(_: Any, attribute: Attribute[Any], value: tuple[float, float]) -> None:
@@ -44,16 +45,23 @@ class TrainingConfig:
         precision: `float32`, or `bf16` autocast of the forward pass (weights, optimizer and losses stay float32).
         seed: of the order of images, of every random draw of a step, of dropout.
         flip: mirror images left to right with probability 1/2.
+        parallel: how processes share a run: `ddp` (each holds all weights) or `fsdp` (FSDP2: each holds a part of
+            the trained weights, gradients, moments and averages).
         checkpoint_every: steps between checkpoints (one is always written at the end); 0: only at the end.
-        keep_last: how many checkpoints are kept.
+        keep_last: how many of the newest checkpoints are kept.
+        keep_every: checkpoints of multiples of so many steps are kept for good; 0: none.
+        background_checkpoints: write checkpoints while training goes on, from a copy in the CPU's memory.
         log_every: steps between lines of log.jsonl and reports to callbacks.
         preview_every: steps between previews, and one at the end; 0: none.
         preview_images: images in a preview's row.
         evaluate_every: steps between measurements of the loss on the validation split, and one at the end; 0: none.
         evaluate_batches: at most so many batches of it.
         workers: loader processes a training process starts; 0: it loads by itself.
+        max_unreadable: how many images that cannot be read are skipped (the next one takes their place) before the run
+            stops.
         cache: `memory` keeps decoded images, or for an objective on tokens what the frozen tokenizers make of the whole
-            split, plain and flipped, so that they run once; `none` does the work anew every time.
+            split, plain and flipped, so that they run once; `none` does the work anew every time; anything else is
+            the folder of a token cache (`mixar cache` makes one).
         compile: torch.compile the parts of what is trained.
     """
 
@@ -75,15 +83,19 @@ class TrainingConfig:
     precision: Literal["float32", "bf16"] = "float32"
     seed: int = field(default=0, validator=and_(ge(0), le(2**63 - 1)))
     flip: bool = False
+    parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata=_FREE)
     checkpoint_every: int = field(default=1000, validator=ge(0), metadata=_FREE)
     keep_last: int = field(default=2, validator=ge(1), metadata=_FREE)
+    keep_every: int = field(default=0, validator=ge(0), metadata=_FREE)
+    background_checkpoints: bool = field(default=False, metadata=_FREE)
     log_every: int = field(default=10, validator=ge(1), metadata=_FREE)
     preview_every: int = field(default=0, validator=ge(0), metadata=_FREE)
     preview_images: int = field(default=8, validator=ge(1), metadata=_FREE)
     evaluate_every: int = field(default=0, validator=ge(0), metadata=_FREE)
     evaluate_batches: int = field(default=8, validator=ge(1), metadata=_FREE)
     workers: int = field(default=0, validator=ge(0), metadata=_FREE)
-    cache: Literal["none", "memory"] = field(default="none", metadata=_FREE)
+    max_unreadable: int = field(default=100, validator=ge(0), metadata=_FREE)
+    cache: str = field(default="none", validator=min_len(1), metadata=_FREE)
     compile: bool = field(default=False, metadata=_FREE)
 
     def __attrs_post_init__(self) -> None:
@@ -93,6 +105,11 @@ class TrainingConfig:
             raise ValueError("steps and epochs are both set; set one of them to null")
         if self.warmup_steps and self.warmup_epochs:
             raise ValueError("warmup_steps and warmup_epochs are both set; set one of them to 0")
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """The token cache that training reads; None: it reads images."""
+        return None if self.cache in ("none", "memory") else Path(self.cache)
 
     def total_steps(self, images: int) -> int:
         """Optimizer steps of the run on a split of `images`."""

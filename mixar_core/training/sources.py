@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mixar_core.data.cache import TokenCache
+from mixar_core.data.cache_source import CacheSource
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.loader import ImageSource, Share, ShuffledOrder
 from mixar_core.data.streams import Stream, step_noise
@@ -24,21 +26,44 @@ from mixar_core.types import ImageBatch, Losses, TokenBatch
 VALIDATION_SEED = 0
 
 
+#: What a source gives a step.
+Batch = ImageBatch | CachedTokens
+
+
 class Source(Protocol):
-    """A process's batches, step by step: an ImageSource or a TokenSource."""
+    """A process's batches, step by step: an ImageSource, a TokenSource or a CacheSource."""
 
     order: ShuffledOrder
     share: Share
     seed: int
+    #: images that this process could not read so far, index -> the reason
+    unreadable: dict[int, str]
 
-    def batches(self, first: int, end: int) -> Iterator[ImageBatch | CachedTokens]:
+    def batches(self, first: int, end: int) -> Iterator[Batch]:
         """The batches of steps `first` up to `end`."""
 
 
 def training_source(
-    objective: Objective, dataset: ImageDataset, config: TrainingConfig, processes: Processes
+    objective: Objective,
+    dataset: ImageDataset | None,
+    cache: TokenCache | None,
+    config: TrainingConfig,
+    processes: Processes,
 ) -> Source:
-    """What training steps read."""
+    """What training steps read: `cache` if there is one, or else `dataset`."""
+    if cache is not None:
+        order = ShuffledOrder(len(cache), config.batch_size, seed=config.seed)
+        share = Share.of(config.batch_size, rank=processes.rank, world=processes.world)
+        return CacheSource(
+            cache,
+            order,
+            share,
+            seed=config.seed,
+            device=processes.device,
+            flip=config.flip,
+            workers=config.workers,
+        )
+    assert dataset is not None
     return _source(objective, dataset, config, processes, config.batch_size, seed=config.seed, flip=config.flip)
 
 
@@ -68,11 +93,30 @@ def _source(
 ) -> Source:
     order = ShuffledOrder(len(dataset), batch_size, seed=seed)
     share = Share.of(batch_size, rank=processes.rank, world=processes.world)
-    device, workers, keep = processes.device, config.workers, config.cache == "memory"
+    keep = config.cache == "memory"
     if keep and objective.takes_tokens:
-        tokenizers = objective.tokenizers
-        return TokenSource(dataset, order, share, tokenizers, seed=seed, device=device, flip=flip, workers=workers)
-    return ImageSource(dataset, order, share, seed=seed, device=device, flip=flip, workers=workers, in_memory=keep)
+        return TokenSource(
+            dataset,
+            order,
+            share,
+            objective.tokenizers,
+            seed=seed,
+            device=processes.device,
+            flip=flip,
+            workers=config.workers,
+            max_unreadable=config.max_unreadable,
+        )
+    return ImageSource(
+        dataset,
+        order,
+        share,
+        seed=seed,
+        device=processes.device,
+        flip=flip,
+        workers=config.workers,
+        in_memory=keep,
+        max_unreadable=config.max_unreadable,
+    )
 
 
 def micro_batches(rows: int, size: int | None) -> Iterator[tuple[slice, float, bool]]:
@@ -103,7 +147,7 @@ class LossPass(nn.Module):
 def loss_of(
     module: nn.Module,
     objective: Objective,
-    batch: ImageBatch | CachedTokens,
+    batch: Batch,
     rows: slice,
     *,
     share: Share,

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from attrs import field, frozen
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from mixar_core.data.cache import TokenCache
+from mixar_core.data.cache_source import CacheSource
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.loader import Share, ShuffledOrder, sweep
-from mixar_core.data.streams import Stream, seed_of, step_noise
-from mixar_core.data.tokens import CachedTokens
+from mixar_core.data.streams import Stream, step_noise
 from mixar_core.errors import UserError
-from mixar_core.training.callback import Callback, RunInfo, StepReport
-from mixar_core.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from mixar_core.training.distributed import Processes, join_processes
-from mixar_core.training.ema import EMA
+from mixar_core.training.callback import Callback, Callbacks, RunInfo, StepReport
+from mixar_core.training.checkpoint import (
+    Checkpoints,
+    Facts,
+    checkpoint_step,
+    list_checkpoints,
+    load_tensors,
+    newest_checkpoint,
+    read_facts,
+    stored_shapes,
+)
+from mixar_core.training.distributed import Processes, join_processes, naming_lost_processes
+from mixar_core.training.engine import Engine, Gradients
 from mixar_core.training.files import write_text, write_weights, writing
-from mixar_core.training.log import Meter, RunLog
+from mixar_core.training.guards import Bad, find_bad, keep_batch, not_finite
+from mixar_core.training.log import Meter, RunLog, note_unreadable
 from mixar_core.training.objective import Objective
-from mixar_core.training.optimizer import lr_at, make_optimizer
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.signals import StopSignals
-from mixar_core.training.sources import (
-    VALIDATION_SEED,
-    LossPass,
-    Source,
-    loss_of,
-    micro_batches,
-    training_source,
-    validation_source,
-)
+from mixar_core.training.sources import VALIDATION_SEED, Batch, Source, training_source, validation_source
 from mixar_core.types import ImageBatch
 
 
@@ -59,15 +57,17 @@ class Result:
 
 def train(
     objective: Objective,
-    train_set: ImageDataset,
+    train_set: ImageDataset | None,
     validation_set: ImageDataset | None,
     config: TrainingConfig,
     folder: Path,
     *,
+    cache: TokenCache | None = None,
     callbacks: Sequence[Callback] = (),
     files: Mapping[str, str] | None = None,
     resume: bool = False,
     device: torch.device | str | None = None,
+    flop_per_image: float | None = None,
 ) -> Result:
     """Train `objective.trained`, and leave `weights.safetensors` (averaged) and `weights_raw.safetensors` in `folder`.
 
@@ -76,22 +76,25 @@ def train(
 
     Args:
         objective: what is minimised; it is moved to `device`.
+        train_set: None only with `cache`; previews then show what its latents decode to.
         folder: new or empty, or with `resume` that of a run that was stopped.
+        cache: tokens to train on, instead of what the tokenizers make of `train_set`.
         callbacks: called in the main process.
         files: texts by file name written into the folder before the first step (the recipe).
         resume: go on from the newest checkpoint.
         device: None: this process's GPU if there is one, or else the CPU.
+        flop_per_image: of a training step, for callbacks.
 
     Raises:
         UserError: the folder is not empty, or there is nothing to resume, or it was another run; a loss or the
-            gradient is not finite; an image cannot be read; the disk is full.
+            gradient is not finite; too many images cannot be read; the disk is full; another process died.
     """
     folder = Path(folder)
     processes = join_processes(device)
-    with StopSignals() as signals:
-        trainer = Trainer(objective, train_set, validation_set, config, folder, callbacks, processes)
+    with StopSignals() as signals, naming_lost_processes(processes):
+        trainer = Trainer(objective, train_set, validation_set, config, folder, cache, callbacks, processes)
         trainer.prepare(files or {}, resume=resume)
-        result = trainer.run(signals)
+        result = trainer.run(signals, flop_per_image=flop_per_image)
     processes.leave()
     return result
 
@@ -102,68 +105,58 @@ class Trainer:
     def __init__(
         self,
         objective: Objective,
-        train_set: ImageDataset,
+        train_set: ImageDataset | None,
         validation_set: ImageDataset | None,
         config: TrainingConfig,
         folder: Path,
+        cache: TokenCache | None,
         callbacks: Sequence[Callback],
         processes: Processes,
     ) -> None:
-        if len(train_set) == 0:
+        images = len(cache) if cache is not None else len(train_set or ())
+        if images == 0:
             raise UserError("data: the training split has no images")
         self.objective, self.config, self.folder, self.processes = objective, config, folder, processes
-        self.train_set, self.validation_set = train_set, validation_set
-        self.callbacks = list(callbacks) if processes.is_main else []
+        self.train_set, self.validation_set, self.cache, self.images = train_set, validation_set, cache, images
+        self.callbacks = Callbacks(callbacks if processes.is_main else ())
         self.device = processes.device
-        self.steps = config.total_steps(len(train_set))
-        self.warmup = config.total_warmup(len(train_set))
+        self.steps = config.total_steps(images)
         Share.of(config.batch_size, rank=processes.rank, world=processes.world)  # refuses before anything is written
         self.log = RunLog(folder)
         self.meter = Meter()
         self.done = 0
         self.last_losses: Mapping[str, float] = {}
+        self._named: set[int] = set()
 
     # ---------------------------------------------------------------- before the first step
 
     def prepare(self, files: Mapping[str, str], *, resume: bool) -> None:
         """Check the folder, build what the steps need, and load the checkpoint if there is one to go on with."""
-        checkpoint = self.processes.on_main(lambda: self._open_folder(files, resume=resume))
-        config, objective = self.config, self.objective
-        objective.to(self.device)
-        self.parameters = [p for p in objective.trained.parameters() if p.requires_grad]
-        if config.precision == "bf16" and self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
-        if config.compile:
-            objective.compile_parts()
-        self.optimizer = make_optimizer(objective.trained, config, objective.no_weight_decay())
-        self.losses = LossPass(objective)
-        self.module: nn.Module = self.losses
-        if self.processes.world > 1:  # its constructor gives every process the main one's weights
-            # A parameter may well be unused: MAR's mask token, where DC-Mix fills its place.
-            self.module = DistributedDataParallel(
-                self.losses, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-            )
-        self.ema = EMA(objective.trained, config.ema_decay)
+        config, processes = self.config, self.processes
+        checkpoint = processes.on_main(lambda: self._open_folder(files, resume=resume))
+        warmup = config.total_warmup(self.images)
+        self.engine = Engine(self.objective, config, processes, steps=self.steps, warmup=warmup)
+        self.checkpoints = Checkpoints(
+            self.folder,
+            processes,
+            keep_last=config.keep_last,
+            keep_every=config.keep_every,
+            background=config.background_checkpoints,
+        )
         if checkpoint is not None:
-            self.done = load_checkpoint(
-                checkpoint,
-                trained=objective.trained,
-                ema=self.ema,
-                optimizer=self.optimizer,
-                settings=self._settings(),
-            )
-            self.processes.on_main(lambda: self.log.forget_after(self.done))
-        self.source = training_source(objective, self.train_set, config, self.processes)
+            self._load(checkpoint)
+        processes.on_main(self.checkpoints.sweep)
+        self.source = training_source(self.objective, self.train_set, self.cache, config, processes)
         self.validation: Source | None = None
         if self.validation_set is not None and config.evaluate_every:
-            self.validation = validation_source(objective, self.validation_set, config, self.processes)
+            self.validation = validation_source(self.objective, self.validation_set, config, processes)
 
     def _open_folder(self, files: Mapping[str, str], *, resume: bool) -> Path | None:
         if resume:
-            checkpoints = list_checkpoints(self.folder)
-            if not checkpoints:
-                raise UserError(f"{self.folder} holds no checkpoint to resume from; start it without resume")
-            return checkpoints[-1]
+            checkpoint, damaged = newest_checkpoint(self.folder)
+            for problem in damaged:
+                _warn(f"not resumed from {problem}")
+            return checkpoint
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(f"{self.folder} is not an empty folder; choose a new one, or resume the run in it")
         with writing(self.folder):
@@ -172,122 +165,133 @@ class Trainer:
             write_text(self.folder / name, text)
         return None
 
+    def _load(self, checkpoint: Path) -> None:
+        """Put the run back to where it was."""
+        facts: Facts = self.processes.on_main(lambda: read_facts(checkpoint))
+        then, now = facts.settings, self._settings()
+        differing = [
+            f"{n} was {then.get(n)}, is {now.get(n)}" for n in sorted({*then, *now}) if then.get(n) != now.get(n)
+        ]
+        if differing:
+            raise UserError(
+                f"{checkpoint} was written with other settings: {', '.join(differing)}; resume with those, or start "
+                "a new run",
+                reported=not self.processes.is_main,
+            )
+        if facts.processes != self.processes.world and self.processes.is_main:
+            _warn(
+                f"this run was shared by {facts.processes} processes and goes on with {self.processes.world}: the same "
+                "batches and draws, but sums are rounded in another order"
+            )
+        self.engine.expect(stored_shapes(checkpoint / "optimizer"), steps_done=facts.step)
+        load_tensors(checkpoint, self.engine.state(), self.processes)
+        self.done = facts.step
+        self.processes.on_main(lambda: self.log.forget_after(self.done))
+
     def _settings(self) -> dict[str, object]:
-        about = {"objective": type(self.objective).__name__, "images": len(self.train_set)}
+        """What a resumed run must share with the one it goes on with."""
+        drawn = "samples" if self.cache is not None and self.cache.stores == "samples" else "posteriors"
+        about = {"objective": type(self.objective).__name__, "images": self.images, "latents": drawn}
         return {**self.config.fingerprint(), **about}
 
     # ---------------------------------------------------------------- the run
 
-    def run(self, signals: StopSignals) -> Result:
+    def run(self, signals: StopSignals, *, flop_per_image: float | None) -> Result:
         """All steps, or as many as there are before a signal; then the weights."""
-        config, started = self.config, time.perf_counter()
+        started = time.perf_counter()
         info = RunInfo(
             name=self.folder.name,
             folder=self.folder,
             steps=self.steps,
-            batch_size=config.batch_size,
+            batch_size=self.config.batch_size,
             first_step=self.done,
             processes=self.processes.world,
             device=self.device,
+            flop_per_image=flop_per_image,
             waiting=self.meter.waiting,
         )
-        self._call(lambda callback: callback.on_start(info))
+        self.processes.on_main(lambda: self.callbacks.on_start(info))
+        try:
+            self._steps(info, signals)
+        except BaseException as error:
+            self.callbacks.on_failure(info, self.done, error)
+            raise
+        self.callbacks.on_end(info, self.done)
+        return Result(self.folder, self.done, self.steps, self.last_losses, time.perf_counter() - started)
+
+    def _steps(self, info: RunInfo, signals: StopSignals) -> None:
+        config, stop = self.config, False
         batches = self.source.batches(self.done, self.steps)
-        stop = False
         while self.done < self.steps and not stop:
             self.meter.start()
             batch = next(batches)
             self.meter.arrived()
-            losses, norm, stop = self._step(batch, stop=signals.requested)
-            self.meter.stop(losses)
+            gradients = self._step(batch, stop=signals.requested)
+            self.meter.stop(gradients.losses)
+            stop = gradients.told["stop"] > 0
             self.done += 1
             last = self.done == self.steps
             if self._due(config.log_every, last or stop):
-                self._report(info, norm)
+                self._report(info, gradients.norm)
             if self.validation is not None and self._due(config.evaluate_every, last):
                 self._evaluate(info, self.validation)
             if config.preview_every and self._due(config.preview_every, last):
                 self._preview(info)
             if self._due(config.checkpoint_every, last or stop):
-                self._checkpoint(info)
+                self._checkpoint()
+            self._announce(info)
+        self.checkpoints.wait()
+        self._announce(info)
         if self.done == self.steps:
             self._finish()
-        self._call(lambda callback: callback.on_end(info, self.done))
-        return Result(self.folder, self.done, self.steps, self.last_losses, time.perf_counter() - started)
 
     def _due(self, every: int, certainly: bool) -> bool:
         return certainly or (every > 0 and self.done % every == 0)
 
-    def _call(self, action: Callable[[Callback], None]) -> None:
-        for callback in self.callbacks:
-            action(callback)
+    def _step(self, batch: Batch, *, stop: bool) -> Gradients:
+        """One optimizer step, unless its loss or gradient is not finite."""
+        step, unreadable = self.done, self.source.unreadable
+        for index in unreadable.keys() - self._named:
+            note_unreadable(self.folder, step=step, rank=self.processes.rank, index=index, reason=unreadable[index])
+            self._named.add(index)
+        tell = {"stop": float(stop), "unreadable": float(len(unreadable))}
+        gradients = self.engine.gradients(batch, self.source, step=step, tell=tell)
+        self._check_readable(round(gradients.told["unreadable"]))
+        if bad := not_finite({**gradients.losses, "gradient norm": gradients.norm}):
+            self._stop_at(bad, batch)
+        self.engine.update(step, gradients.norm)
+        return gradients
 
-    def _step(self, batch: ImageBatch | CachedTokens, *, stop: bool) -> tuple[dict[str, float], float, bool]:
-        """One optimizer step; losses and gradient norm of the whole batch, and whether any process is to stop."""
-        step, config = self.done, self.config
-        if not (self.objective.training and self.objective.trained.training):
-            self.objective.train()
-        # Dropout draws from torch's own generator: seeded by step, a resumed run drops what the first one would have.
-        torch.manual_seed(seed_of(config.seed, step, Stream.GLOBAL, self.processes.rank))
-        rate = lr_at(step, config, steps=self.steps, warmup=self.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+    def _check_readable(self, unreadable: int) -> None:
+        if unreadable > self.config.max_unreadable:
+            raise UserError(
+                f"data: {unreadable} images cannot be read, more than training.max_unreadable "
+                f"{self.config.max_unreadable}; they are named in {self.folder / 'unreadable.jsonl'}; {self._advice()}",
+                reported=not self.processes.is_main,
+            )
 
-        sums: dict[str, Tensor] = {}
-        for rows, weight, last in micro_batches(len(batch), config.micro_batch):
-            apart = self.module if isinstance(self.module, DistributedDataParallel) and not last else None
-            with nullcontext() if apart is None else apart.no_sync():
-                total, figures = self._loss(self.module, self.source, batch, rows, noise_step=step, step=step)
-                (total * weight).backward()
-            _add(sums, figures, weight)
-        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        told = torch.tensor(float(stop), device=self.device)
-        *values, norm_value, told_value = self.processes.mean(torch.stack([*sums.values(), norm, told])).tolist()
-        losses_by_name = dict(zip(sums, values, strict=True))
-        self._check_finite({**losses_by_name, "gradient norm": norm_value})
-        if config.clip is not None and norm_value > config.clip:
-            clip_grads_with_norm_(self.parameters, config.clip, norm)
-        self.optimizer.step()
-        self.ema.update()
-        return losses_by_name, norm_value, told_value > 0
-
-    def _loss(
-        self,
-        module: nn.Module,
-        source: Source,
-        batch: ImageBatch | CachedTokens,
-        rows: slice,
-        noise_step: int,
-        step: int,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return loss_of(
-            module,
-            self.objective,
-            batch,
-            rows,
-            share=source.share,
-            seed=source.seed,
-            noise_step=noise_step,
-            step=step,
-            steps=self.steps,
-            autocast=self._autocast(),
+    def _stop_at(self, names: list[str], batch: Batch) -> None:
+        """The losses or the gradient of this step are not finite: find out where it began, keep that batch, stop."""
+        bad = find_bad(self.engine, batch, self.source, step=self.done)
+        kept = None if bad is None else keep_batch(self.folder, batch, bad, step=self.done)
+        found: list[tuple[Bad, Path]] = [pair for pair in self.processes.everyone((bad, kept)) if pair[0] is not None]
+        where = "it was finite when computed again, which points at the hardware"
+        if found:
+            bad, kept = found[0]
+            images = f" of images {', '.join(map(str, bad.images))}" if bad.images else ""
+            where = f"first in process {bad.rank}: {bad.tensor}{images}; the batch is kept in {kept}"
+        raise UserError(
+            f"step {self.done + 1}: not finite: {', '.join(names)}; {where}; {self._advice()}",
+            reported=not self.processes.is_main,
         )
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
-    def _check_finite(self, values: Mapping[str, float]) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if not bad:
-            return
-        for name, parameter in self.objective.trained.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                bad.append(f"gradient of {name}")
-                break
+    def _advice(self) -> str:
         kept = list_checkpoints(self.folder)
-        advice = f"the last good state is {kept[-1]}" if kept else "there is no checkpoint yet"
-        raise UserError(f"step {self.done + 1}: not finite: {', '.join(bad)}; the run is stopped, {advice}")
+        return (
+            f"the run is stopped, the last good state is {kept[-1]}"
+            if kept
+            else "the run is stopped, without checkpoint"
+        )
 
     # ---------------------------------------------------------------- between steps
 
@@ -296,7 +300,7 @@ class Trainer:
         report = StepReport(
             step=self.done,
             losses=self.last_losses,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self.engine.optimizer.param_groups[0]["lr"],
             gradient_norm=norm,
             images_per_second=meter.steps * self.config.batch_size / meter.seconds,
             seconds_left=(self.steps - self.done) * meter.seconds / meter.steps,
@@ -313,80 +317,90 @@ class Trainer:
                 images_per_second=round(report.images_per_second, 3),
                 waiting_share=round(report.waiting_share, 5),
             )
-        self._call(lambda callback: callback.on_step(info, report))
+        self.callbacks.on_step(info, report)
 
     @torch.no_grad()
     def _evaluate(self, info: RunInfo, source: Source) -> None:
         """The validation split's losses, of the averaged weights as `ema/...` and of the present ones as `raw/...`."""
         self.objective.eval()
-        losses = {f"raw/{name}": value for name, value in self._measure(source).items()}
-        with self.ema.swapped():
-            losses |= {f"ema/{name}": value for name, value in self._measure(source).items()}
+        count = min(self.config.evaluate_batches, source.order.size // source.order.batch_size)
+        measured = self.engine.measure(source, count, step=self.done - 1)
+        losses = {f"raw/{name}": value for name, value in measured.items()}
+        with self.engine.ema.swapped():
+            measured = self.engine.measure(source, count, step=self.done - 1)
+        losses |= {f"ema/{name}": value for name, value in measured.items()}
         self.last_losses = losses
         if self.processes.is_main:
             self.log.write("validation", self.done, losses=losses)
-        self._call(lambda callback: callback.on_evaluation(info, self.done, losses))
-
-    def _measure(self, source: Source) -> dict[str, float]:
-        count = min(self.config.evaluate_batches, source.order.size // source.order.batch_size)
-        sums: dict[str, Tensor] = {}
-        for index, batch in enumerate(source.batches(0, count)):
-            for rows, weight, _ in micro_batches(len(batch), self.config.micro_batch):
-                _, figures = self._loss(self.losses, source, batch, rows, noise_step=index, step=self.done - 1)
-                _add(sums, figures, weight / count)
-        return dict(zip(sums, self.processes.mean(torch.stack([*sums.values()])).tolist(), strict=True))
+        self.callbacks.on_evaluation(info, self.done, losses)
 
     @torch.no_grad()
-    def preview(self) -> Mapping[str, Tensor]:
-        """The objective's preview of the first validation images, with the averaged weights."""
-        dataset = self.validation_set if self.validation_set is not None else self.train_set
-        count = min(self.config.preview_images, len(dataset))
-        indices = ShuffledOrder(len(dataset), count, seed=VALIDATION_SEED).indices(0)
-        (images,) = sweep(dataset, indices, batch_size=count, device=self.device)
+    def _preview(self, info: RunInfo) -> None:
+        """The objective's preview with the averaged weights, if a callback wants to see it."""
+        watched = self.processes.on_main(lambda: self.callbacks.want_previews)
+        if not watched or not (self.processes.is_main or self.engine.sharded):  # shards need every process's part
+            return
+        images = self._preview_images()
         noise = step_noise(Stream.PREVIEW, seed=VALIDATION_SEED, step=0, device=self.device)
         self.objective.eval()
-        with self.ema.swapped(), self._autocast():
-            return {name: row.float().cpu() for name, row in self.objective.preview(images, noise=noise).items()}
+        with self.engine.ema.swapped(), self.engine.gathered(), self.engine.autocast():
+            rows = {name: row.float().cpu() for name, row in self.objective.preview(images, noise=noise).items()}
+        self.callbacks.on_preview(info, self.done, rows)
 
-    def _preview(self, info: RunInfo) -> None:
-        watching = [c for c in self.callbacks if type(c).on_preview is not Callback.on_preview]
-        if watching:
-            rows = self.preview()
-            for callback in watching:
-                callback.on_preview(info, self.done, rows)
-
-    def _checkpoint(self, info: RunInfo) -> None:
-        path = self.processes.on_main(
-            lambda: save_checkpoint(
-                self.folder,
-                self.done,
-                trained=self.objective.trained,
-                ema=self.ema,
-                optimizer=self.optimizer,
-                settings=self._settings(),
-                keep=self.config.keep_last,
+    def _preview_images(self) -> ImageBatch:
+        """Some images of the validation or the training split; without images, what their tokens decode to."""
+        dataset = self.validation_set if self.validation_set is not None else self.train_set
+        size = self.images if dataset is None else len(dataset)
+        count = min(self.config.preview_images, size)
+        order = ShuffledOrder(size, count, seed=VALIDATION_SEED)
+        if dataset is None:
+            assert self.cache is not None
+            share = Share.of(count, rank=0, world=1)
+            source = CacheSource(self.cache, order, share, seed=VALIDATION_SEED, device=self.device)
+            return self.objective.detokenize(
+                next(source.batches(0, 1)),
+                noise=step_noise(Stream.TOKENS, seed=VALIDATION_SEED, step=0, device=self.device),
             )
+        (images,) = sweep(
+            dataset, order.indices(0), batch_size=count, device=self.device, max_unreadable=self.config.max_unreadable
         )
-        self._call(lambda callback: callback.on_checkpoint(info, self.done, path))
+        return images
+
+    def _checkpoint(self) -> None:
+        self.checkpoints.save(self.engine.state(), Facts(self.done, self._settings(), self.processes.world))
+
+    def _announce(self, info: RunInfo) -> None:
+        """Tell callbacks of the checkpoints that became complete."""
+        for path in self.checkpoints.finished():
+            self.callbacks.on_checkpoint(info, checkpoint_step(path), path)
 
     @torch.no_grad()
     def _finish(self) -> None:
         """Let the objective measure what belongs beside the weights, and write both sets of them."""
         self.objective.eval()
-        with self.ema.swapped():
+        with self.engine.ema.swapped():
             self._export("weights.safetensors")
         self._export("weights_raw.safetensors")
 
     def _export(self, name: str) -> None:
-        order = ShuffledOrder(len(self.train_set), 1, seed=VALIDATION_SEED).permutation(0)
-        mine = order[self.processes.rank :: self.processes.world]
-        size = self.config.micro_batch or self.source.share.rows
-        self.objective.finish(
-            sweep(self.train_set, mine, batch_size=size, device=self.device, workers=self.config.workers)
-        )
-        self.processes.on_main(lambda: write_weights(self.folder / name, self.objective.trained.state_dict()))
+        if self.train_set is not None:
+            order = ShuffledOrder(len(self.train_set), 1, seed=VALIDATION_SEED).permutation(0)
+            mine = order[self.processes.rank :: self.processes.world]
+            size = self.config.micro_batch or self.source.share.rows
+            with self.engine.gathered():
+                self.objective.finish(
+                    sweep(
+                        self.train_set,
+                        mine,
+                        batch_size=size,
+                        device=self.device,
+                        workers=self.config.workers,
+                        max_unreadable=self.config.max_unreadable,
+                    )
+                )
+        weights = self.engine.whole_weights()
+        self.processes.on_main(lambda: write_weights(self.folder / name, weights))
 
 
-def _add(sums: dict[str, Tensor], figures: Mapping[str, Tensor], weight: float) -> None:
-    for name, value in figures.items():
-        sums[name] = sums[name] + value * weight if name in sums else value * weight
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

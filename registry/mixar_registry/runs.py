@@ -18,6 +18,7 @@ from mixar_core.training.reconstruction import ContinuousReconstruction, Discret
 from mixar_core.training.trainer import Result
 from mixar_core.training.trainer import train as run_trainer
 from mixar_registry.assembly import System, build, construct, open_data
+from mixar_registry.caching import open_cache
 from mixar_registry.manager import Registry, plugin_manager
 from mixar_registry.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar_registry.structure import join
@@ -53,16 +54,23 @@ def train(
     _check_frozen(recipe, registry)
     if resume:
         _check_same(recipe, Path(folder), registry)
-    train_set = open_data(recipe, registry, "train")
-    validation_set = open_data(recipe, registry, "validation") if recipe.training.evaluate_every else None
+    cached = recipe.training.cache_folder
+    cache = None if cached is None else open_cache(cached, recipe, registry)
+    # with a cache, images serve previews and the validation split alone, and need not be there
+    train_set = open_data(recipe, registry, "train") if recipe.data or cache is None else None
+    measured = recipe.data is not None and recipe.training.evaluate_every
+    validation_set = open_data(recipe, registry, "validation") if measured else None
     torch.manual_seed(recipe.training.seed)  # initial weights
-    objective = make_objective(build(recipe, registry, data=train_set), registry)
+    system = build(recipe, registry, data=train_set)
+    objective = make_objective(system, registry)
     if callbacks is None:
         callbacks = [registry.part("callback", choice.type).component(choice.config) for choice in recipe.callbacks]
+    named = cache if train_set is None else train_set
+    assert named is not None
     provenance = {
         "trained_by": f"mixar train {recipe.name}",
         "versions": versions(),
-        "class_names": list(train_set.class_names),
+        "class_names": list(named.class_names),
     }
     files = {RECIPE: to_yaml(recipe), PROVENANCE: json.dumps(provenance, indent=2) + "\n"}
     return run_trainer(
@@ -71,6 +79,7 @@ def train(
         validation_set,
         recipe.training,
         Path(folder),
+        cache=cache,
         callbacks=callbacks,
         files=files,
         resume=resume,

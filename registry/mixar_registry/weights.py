@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mixar_core.errors import UserError
-from mixar_core.training.checkpoint import list_checkpoints
+from mixar_core.training.checkpoint import list_checkpoints, read_sharded
 from mixar_core.training.files import read_weights, write_text, write_weights, writing
 from mixar_registry import hub
 from mixar_registry.manager import Registry
@@ -42,7 +42,7 @@ def find_weights(weights: str, registry: Registry) -> Path:
 
 
 def weights_file(folder: Path, kind: Kind = "ema") -> Path:
-    """The weights of a model folder, or those of a run folder's newest checkpoint while the run is not finished.
+    """The weights of a model folder, or (a folder) of a run's newest checkpoint while the run is not finished.
 
     Raises:
         UserError: there are none; a shipped model has averaged (ema) weights only.
@@ -52,17 +52,17 @@ def weights_file(folder: Path, kind: Kind = "ema") -> Path:
         return file
     checkpoints = list_checkpoints(folder)
     if checkpoints and not (folder / WEIGHTS).exists():
-        return checkpoints[-1] / f"{kind}.safetensors"
+        return checkpoints[-1] / kind
     raise UserError(f"model {folder}: there is no {file.name}, and no checkpoint")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file; floating-point ones as float32, whatever they are stored in.
+    """All tensors of a .safetensors file, or of a checkpoint's folder; floating-point ones as float32.
 
     Raises:
         UserError: not such a file, truncated, or unreadable.
     """
-    tensors = read_weights(path)
+    tensors = read_sharded(path) if path.is_dir() else read_weights(path)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
@@ -150,7 +150,9 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """A file's digest, in hex."""
+    """A file's digest, in hex; of a folder (a checkpoint's), that of its files' digests in order of their names."""
+    if path.is_dir():
+        return hashlib.sha256("".join(sha256(file) for file in sorted(path.iterdir())).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

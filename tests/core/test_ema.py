@@ -53,8 +53,8 @@ def test_half_precision_weights_are_averaged_in_float32():
     ema.updates = 10**6
     with torch.no_grad():
         net[0].weight.fill_(1.0)
-        ema.shadow[0].fill_(0.5)
+        ema.shadow["0.weight"].fill_(0.5)
     for _ in range(10):
         ema.update()
-    assert ema.shadow[0].dtype == torch.float32
-    assert ema.shadow[0].mean().item() == pytest.approx(1 - 0.5 * 0.9999**10)
+    assert ema.shadow["0.weight"].dtype == torch.float32
+    assert ema.shadow["0.weight"].mean().item() == pytest.approx(1 - 0.5 * 0.9999**10)

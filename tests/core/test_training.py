@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mixar_core.mixture import TIMixConfig
 from mixar_core.model import SamplingConfig
 from mixar_core.training import files
 from mixar_core.training.callback import Callback
-from mixar_core.training.checkpoint import list_checkpoints
+from mixar_core.training.checkpoint import list_checkpoints, read_sharded
 from mixar_core.training.mixar_objective import MixARObjective
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
 from tests.toys import small_mixar
@@ -147,7 +148,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, make):
 
 def test_a_run_that_died_goes_on_from_its_checkpoint(tmp_path):
     toy_run(tmp_path / "whole", checkpoint_every=2)
-    with pytest.raises(UserError, match=r"step 6: not finite: loss, gradient norm, gradient of body.0.weight"):
+    with pytest.raises(UserError, match=r"step 6: not finite: loss, gradient norm; first in process 0"):
         toy_run(tmp_path / "died", objective=ToyObjective(bad_step=5), checkpoint_every=2)
     with (tmp_path / "died" / "log.jsonl").open("a") as log:
         log.write('{"kind": "train", "st')
@@ -170,6 +171,23 @@ def test_the_last_checkpoints_are_kept(tmp_path):
     assert names == ["step-00000004", "step-00000005", "step-00000006"]
 
 
+def test_every_nth_checkpoint_is_kept_for_good(tmp_path):
+    toy_run(tmp_path / "run", steps=9, checkpoint_every=1, keep_last=2, keep_every=4)
+    assert [path.name[-1] for path in list_checkpoints(tmp_path / "run")] == ["4", "8", "9"]
+
+
+def test_checkpoints_in_the_background_are_the_same(tmp_path):
+    watch = Watch()
+    for name, background in (("whole", False), ("run", True)):
+        settings = {"checkpoint_every": 1, "keep_last": 6, "background_checkpoints": background}
+        toy_run(tmp_path / name, callbacks=[watch], **settings)
+    assert [call[1] for call in watch.calls if call[0] == "checkpoint"] == [1, 2, 3, 4, 5, 6] * 2
+    for ours, theirs in zip(*(list_checkpoints(tmp_path / name) for name in ("whole", "run")), strict=True):
+        for part in ("raw", "ema", "optimizer"):
+            a, b = read_sharded(ours / part), read_sharded(theirs / part)
+            assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_what_cannot_be_resumed_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoint to resume"):
         toy_run(tmp_path / "run", resume=True)
@@ -180,11 +198,24 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
         toy_run(tmp_path / "run", resume=True, batch_size=4)
     with pytest.raises(UserError, match="images was 20, is 21"):
         toy_run(tmp_path / "run", resume=True, data=ToyImages(21))
-    (checkpoint,) = list_checkpoints(tmp_path / "run")
-    file = checkpoint / "optimizer.pt"
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
+    toy_run(tmp_path / "whole", checkpoint_every=2)
+    toy_run(tmp_path / "run", checkpoint_every=2)
+    older, newer = list_checkpoints(tmp_path / "run")
+    (file,) = (newer / "optimizer").iterdir()
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"optimizer\.pt has"):
-        toy_run(tmp_path / "run", resume=True)
+    toy_run(tmp_path / "run", checkpoint_every=2, resume=True)
+    assert f"not resumed from {newer}: optimizer/{file.name} has" in capsys.readouterr().err
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    for checkpoint in (older, newer):  # one bit of each
+        (file,) = (checkpoint / "ema").iterdir()
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"no whole checkpoint.*ema/.*checksum.*ema/.*checksum"):
+        toy_run(tmp_path / "run", checkpoint_every=2, resume=True)
 
 
 def test_another_model_is_not_resumed(tmp_path):
@@ -193,20 +224,28 @@ def test_another_model_is_not_resumed(tmp_path):
         toy_run(tmp_path / "run", objective=mixar_objective(depth=1), resume=True)
 
 
-def test_a_full_disk_stops_the_run_with_its_checkpoint_intact(tmp_path, monkeypatch):
-    save, saved = files.save_file, []
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_stops_the_run_with_its_checkpoint_intact(tmp_path, background):
+    """The file system's own refusal: no file may grow beyond a size that only the second checkpoint's files exceed."""
 
-    def save_file(tensors, path):
-        saved.append(path)
-        if len(saved) == 4:  # the second checkpoint's averaged weights
-            Path(path).write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(tensors, path)
+    class Fill(Callback):
+        def on_checkpoint(self, run, step, path):
+            largest = max(file.stat().st_size for file in path.rglob("*.safetensors"))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, limits[1]))
 
-    monkeypatch.setattr(files, "save_file", save_file)
-    with pytest.raises(UserError, match=r"step-00000004.*No space left on device"):
-        toy_run(tmp_path / "run", checkpoint_every=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    settings = {"checkpoint_every": 2, "background_checkpoints": background, "callbacks": [Fill()]}
+    try:
+        with pytest.raises(UserError, match=r"step-0000000[46].* cannot be written: File too large"):
+            toy_run(tmp_path / "run", **settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    toy_run(tmp_path / "whole", checkpoint_every=2)
+    toy_run(tmp_path / "run", checkpoint_every=2, resume=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

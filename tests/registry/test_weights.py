@@ -95,7 +95,7 @@ def test_weights_are_found_by_folder_file_and_checkpoint(tmp_path: Path, family:
     for step in (1, 2):
         checkpoint = tmp_path / f"checkpoints/step-{step:08d}"
         checkpoint.mkdir(parents=True)
-    assert weights_file(tmp_path, "raw") == checkpoint / "raw.safetensors"
+    assert weights_file(tmp_path, "raw") == checkpoint / "raw"
     (tmp_path / "provenance.json").write_text(json.dumps({"a": 1})[:-2])
     with pytest.raises(UserError, match=r"provenance\.json"):
         read_provenance(tmp_path)

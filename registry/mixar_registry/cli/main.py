@@ -67,7 +67,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UserError as error:
-        code = _complain(str(error))
+        code = 2 if error.reported else _complain(str(error))
     except _ClickError as error:
         context = getattr(error, "ctx", None)
         code = _complain(f"{error.format_message()}{f' (see {context.command_path} --help)' if context else ''}")

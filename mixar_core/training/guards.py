@@ -1,0 +1,112 @@
+"""What stops a run that went wrong, and says where: the first tensor that is not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import asdict, frozen
+from torch import Tensor, nn
+
+from mixar_core.data.tokens import CachedTokens
+from mixar_core.training.engine import Engine
+from mixar_core.training.files import write_text, write_weights
+from mixar_core.training.sources import Batch, Source, micro_batches
+from mixar_core.types import ImageBatch
+
+
+@frozen
+class Bad:
+    """What one process found: the first tensor that is not finite, and the data set's images of the pass it was in."""
+
+    rank: int
+    tensor: str
+    images: list[int]
+
+
+def not_finite(values: Mapping[str, float]) -> list[str]:
+    """Names of the values that are not finite."""
+    return [name for name, value in values.items() if not math.isfinite(value)]
+
+
+def find_bad(engine: Engine, batch: Batch, source: Source, *, step: int) -> Bad | None:
+    """Compute a step's loss again, whose randomness is a function of the step, and watch every tensor of it.
+
+    Under FSDP all processes must call it.
+    """
+    rank, indices = engine.processes.rank, source.order.indices(step)[source.share.first :][: source.share.rows]
+    for name, tensor in tensors_of(batch).items():
+        good_B = tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else tensor.isfinite()
+        if not good_B.all():
+            return Bad(rank, f"input {name}", indices[~good_B.cpu()].tolist())
+    for name, parameter in engine.objective.trained.named_parameters():
+        if not _is_finite(parameter):
+            return Bad(rank, f"weights {name}", [])
+    found: Bad | None = None
+    engine.optimizer.zero_grad(set_to_none=True)
+    for rows, _, _ in micro_batches(len(batch), engine.config.micro_batch):
+        with _watched(engine.objective) as seen:
+            total, _ = engine.loss(engine.losses, batch, rows, source, noise_step=step, step=step)
+        total.backward()
+        if not seen and not _is_finite(total):
+            seen.append("the loss")
+        if not seen:  # backwards, the parameter nearest to the loss comes first
+            named = reversed(list(engine.objective.trained.named_parameters()))
+            seen += [f"gradient of {n}" for n, p in named if p.grad is not None and not _is_finite(p.grad)][:1]
+        if seen and found is None:
+            found = Bad(rank, seen[0], indices[rows].tolist())
+    return found
+
+
+def keep_batch(folder: Path, batch: Batch, bad: Bad, *, step: int) -> Path:
+    """Save a process's batch and what was found in it under `folder`/bad; returns the file."""
+    path = folder / "bad" / f"step-{step + 1:08d}-rank-{bad.rank}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    write_weights(path, tensors_of(batch))
+    write_text(path.with_suffix(".json"), json.dumps({"step": step + 1, **asdict(bad)}, indent=1))
+    return path
+
+
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
+    """A batch's tensors by name."""
+    if isinstance(batch, ImageBatch):
+        return {"images": batch.images_B3HW, "labels": batch.labels_B}
+    assert isinstance(batch, CachedTokens)
+    tensors = {"labels": batch.labels_B}
+    if batch.codes_BN is not None:
+        tensors["codes"] = batch.codes_BN
+    if batch.posterior is not None:
+        tensors["latents"] = batch.posterior.mean_BChw
+    return tensors
+
+
+@contextmanager
+def _watched(root: nn.Module) -> Iterator[list[str]]:
+    """Collects, in the order in which they appear, the modules inside whose output is not finite."""
+    seen: list[str] = []
+
+    def hook(name: str) -> Any:
+        def look(module: nn.Module, arguments: Any, output: Any) -> None:
+            several = output if isinstance(output, tuple | list) else (output,)
+            if any(isinstance(value, Tensor) and not _is_finite(value) for value in several):
+                seen.append(f"output of {name} ({type(module).__name__})")
+
+        return look
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in root.named_modules() if name]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(getattr(tensor, "_local_tensor", tensor)).all())
