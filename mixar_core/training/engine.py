@@ -58,10 +58,7 @@ class Engine:
         if self.sharded:
             shard(self.losses, objective, processes)
         elif processes.world > 1:  # its constructor gives every process the main one's weights
-            # A third party's part may leave a parameter unused.
-            self.module = DistributedDataParallel(
-                self.losses, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-            )
+            self.module = DistributedDataParallel(self.losses, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.parameters = [p for p in objective.trained.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(objective.trained, config, objective.no_weight_decay())
         self.ema = EMA(objective.trained, config.ema_decay)
@@ -187,11 +184,25 @@ def shard(losses: LossPass, objective: Objective, processes: Processes) -> None:
     for tensor in objective.trained.state_dict().values():
         dist.broadcast(tensor, 0)  # all begin with the main process's weights, as under DDP
     mesh = init_device_mesh(processes.device.type, (processes.world,))
-    for block in objective.blocks():
-        if any(p.requires_grad for p in block.parameters()):
-            fully_shard(block, mesh=mesh, ignored_params=frozen)
+    for block in sharded_blocks(objective.trained):
+        fully_shard(block, mesh=mesh, ignored_params=frozen)
     # What is left over is resharded after a forward pass too: the average takes the weights' place between two.
     fully_shard(losses, mesh=mesh, ignored_params=frozen, reshard_after_forward=True)
+
+
+def sharded_blocks(trained: nn.Module) -> list[nn.Module]:
+    """The modules whose weights FSDP gathers for as long as they run: the innermost lists' blocks.
+
+    A block has modules of its own and is used by calling it. What is not in a list (embeddings, projections, small
+    networks) is gathered for a whole pass.
+    """
+    lists = [module for module in trained.modules() if isinstance(module, nn.ModuleList)]
+    return [
+        block
+        for blocks in lists
+        for block in blocks
+        if any(True for _ in block.children()) and not any(isinstance(m, nn.ModuleList) for m in block.modules())
+    ]
 
 
 def optimizer_tensors(optimizer: AdamW, module: nn.Module) -> dict[str, Tensor]:

@@ -69,10 +69,7 @@ class Objective(nn.Module, ABC):
         return self
 
     def blocks(self) -> Iterator[nn.Module]:
-        """The modules of `trained` that are compiled, and under FSDP sharded, one by one.
-
-        Its children, and in a list of blocks every block; each must be used by calling it.
-        """
+        """The modules of `trained` that are compiled, one by one: its children, and in a list of blocks every block."""
         for child in self.trained.children():
             yield from child if isinstance(child, nn.ModuleList) else (child,)
 
