@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mixar_core.data.streams import seed_of
 from mixar_core.errors import UserError
-from mixar_core.model import MixAR, SamplingConfig
+from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.pictures import labelled_grid, to_pil, to_uint8
 from mixar_core.types import NO_CLASS
 from mixar_registry.assembly import System, build, open_data
 from mixar_registry.manager import Registry, plugin_manager
-from mixar_registry.recipe import Recipe, load_recipe
+from mixar_registry.recipe import TRAINABLE, Recipe, load_recipe
 from mixar_registry.text import choices
-from mixar_registry.weights import RECIPE, Kind, read_provenance, weights_file
+from mixar_registry.weights import RECIPE, Kind, find_weights, read_provenance, weights_file
 
 Labels = Sequence[int | str] | Tensor | int | str
 #: called with steps done and steps in all
@@ -53,13 +55,35 @@ class Generation:
         return grid_picture(self.images, self.names, columns=columns)
 
 
-class Model:
-    """A MixAR, a MAR or a discrete prior with its weights, ready to sample from. `load` makes one."""
+@attrs.frozen(eq=False)
+class Drawn:
+    """One batch on the model's device: images uint8 (B, 3, H, W), codes (B, N), pictures uint8 (T, B, 3, H, W)."""
 
-    def __init__(self, system: System, class_names: Sequence[str], device: torch.device) -> None:
-        self.system, self.device = system, device
-        #: one name a class, in label order; empty where they are not known
-        self.class_names = tuple(class_names)
+    images_B3HW: Tensor
+    codes_BN: Tensor | None
+    pictures: Tensor | None = None
+
+
+class Model:
+    """A MixAR, a MAR or a discrete prior with its weights, ready to sample from. `load` makes one.
+
+    Args:
+        class_names: one name a class, in label order; empty where they are not known.
+        files: weights file of every part that has one, by its recipe key (what is trained, and what is frozen).
+        weights: which of a run's weights these are.
+    """
+
+    def __init__(
+        self,
+        system: System,
+        class_names: Sequence[str],
+        device: torch.device,
+        *,
+        files: Mapping[str, Path] | None = None,
+        weights: Kind = "ema",
+    ) -> None:
+        self.system, self.device, self.weights = system, device, weights
+        self.class_names, self.files = tuple(class_names), dict(files or {})
 
     @property
     def recipe(self) -> Recipe:
@@ -81,6 +105,9 @@ class Model:
     ) -> Generation:
         """Draw one image a label. The same seed, labels and batch size give the same images, bit for bit.
 
+        The noise of batch k is seeded by the seed and k (`batch_noise`), so that a batch does not depend on those
+        before it: `mixar sample --count` draws the same images, however many processes share them.
+
         Args:
             labels: class numbers or names, one or several; NO_CLASS (-1) for no class.
             steps: autoregressive steps (of a prior folder: the prior's steps). cfg: guidance scale. temperature: of the
@@ -94,73 +121,88 @@ class Model:
             UserError: no such class, or the model draws no images.
         """
         labels_B = self.labels(labels)
-        noise = Noise.seeded(seed)
         if codes is not None:
             codes = self._checked_codes(codes, len(labels_B))
         size = batch_size or len(labels_B)
-        starts = range(0, len(labels_B), size)
-        settings = self._settings(steps, cfg, temperature)
-        batches: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
-        for index, start in enumerate(starts):
-            rows = slice(start, start + size)
+        batches = labels_B.split(size)
+        settings = self.settings(steps=steps, cfg=cfg, temperature=temperature)
+        drawn: list[Drawn] = []
+        for index, labels_of_batch in enumerate(batches):
 
             def report(done: int, of: int, index: int = index) -> None:
                 if progress is not None:
-                    progress(index * of + done, len(starts) * of)
+                    progress(index * of + done, len(batches) * of)
 
-            given = None if codes is None else codes[rows]
-            if self.system.model is None:
-                drawn = given
-                if drawn is None:
-                    drawn = self._draw_codes(labels_B[rows], noise, steps=steps, cfg=cfg, temperature=temperature)
-                batches.append((self.decode_codes(drawn), drawn, None))
-                report(1, 1)
-            else:
-                batches.append(
-                    self._draw_images(self.system.model, labels_B[rows], noise, settings, given, keep_steps, report)
+            drawn.append(
+                self.draw(
+                    labels_of_batch,
+                    settings=settings,
+                    noise=batch_noise(seed, index),
+                    codes_BN=None if codes is None else codes[index * size : (index + 1) * size],
+                    keep_steps=keep_steps,
+                    progress=report,
                 )
-        images, drawn_codes, pictures = zip(*batches, strict=True)
+            )
         numbers = tuple(labels_B.tolist())
         return Generation(
-            images=torch.cat(images).cpu(),
+            images=torch.cat([batch.images_B3HW.cpu() for batch in drawn]),
             labels=numbers,
-            names=tuple(self._name(label) for label in numbers),
-            codes=_joined(drawn_codes, dim=0),
-            steps=_joined(pictures, dim=1),
+            names=tuple(self.name_of(label) for label in numbers),
+            codes=_joined([batch.codes_BN for batch in drawn], dim=0),
+            steps=_joined([batch.pictures for batch in drawn], dim=1),
         )
 
-    def _settings(self, steps: int | None, cfg: float | None, temperature: float | None) -> SamplingConfig:
-        default = self.recipe.sampling
+    def settings(
+        self, *, steps: int | None = None, cfg: float | None = None, temperature: float | None = None
+    ) -> SamplingConfig:
+        """The recipe's sampling, changed where something is given; of a prior folder, the prior's three settings.
+
+        Raises:
+            UserError: a value is not allowed.
+        """
+        return self._changed("prior_" if self.system.model is None else "", steps, cfg, temperature)
+
+    def _changed(self, prefix: str, steps: int | None, cfg: float | None, temperature: float | None) -> SamplingConfig:
+        given = {"steps": steps, "cfg": cfg, "temperature": temperature}
+        changes: dict[str, Any] = {prefix + key: value for key, value in given.items() if value is not None}
         try:
-            return attrs.evolve(
-                default,
-                steps=default.steps if steps is None else steps,
-                cfg=default.cfg if cfg is None else cfg,
-                temperature=default.temperature if temperature is None else temperature,
-            )
+            return attrs.evolve(self.recipe.sampling, **changes)
         except ValueError as error:
             raise UserError(f"sampling: {error}") from error
 
-    def _draw_images(
+    @torch.no_grad()
+    def draw(
         self,
-        model: MixAR,
         labels_B: Tensor,
-        noise: Noise,
+        *,
         settings: SamplingConfig,
-        codes_BN: Tensor | None,
-        keep_steps: bool,
-        report: Progress,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Images, codes, and the pictures (T, B, 3, H, W) after every step if they are kept."""
+        noise: Noise,
+        codes_BN: Tensor | None = None,
+        keep_steps: bool = False,
+        progress: Progress | None = None,
+    ) -> Drawn:
+        """One batch, of labels (B,) as `labels` gives them; what `generate` does once a batch.
+
+        Raises:
+            UserError: the model draws no images.
+        """
+        model = self.system.model
+        if model is None:
+            if codes_BN is None:
+                codes_BN = self._draw_codes(labels_B, settings, noise)
+            images = self.decode_codes(codes_BN)
+            if progress is not None:
+                progress(1, 1)
+            return Drawn(images, codes_BN)
         decode = model.continuous_tokenizer.decode
         pictures: list[Tensor] = []
-        with torch.no_grad():
-            for step in model.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes_BN):
-                if keep_steps:
-                    pictures.append(to_uint8(decode(step.latents_BChw)))
-                report(step.index + 1, step.count)
-            images = pictures[-1] if keep_steps else to_uint8(decode(step.latents_BChw))
-        return images, step.codes_BN, torch.stack(pictures) if keep_steps else None
+        for step in model.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes_BN):
+            if keep_steps:
+                pictures.append(to_uint8(decode(step.latents_BChw)))
+            if progress is not None:
+                progress(step.index + 1, step.count)
+        images = pictures[-1] if keep_steps else to_uint8(decode(step.latents_BChw))
+        return Drawn(images, step.codes_BN, torch.stack(pictures) if keep_steps else None)
 
     def sample_codes(
         self,
@@ -170,9 +212,16 @@ class Model:
         cfg: float | None = None,
         temperature: float | None = None,
         seed: int = 0,
+        batch_size: int | None = None,
     ) -> Tensor:
-        """Codes int64 (B, N), those `generate` would draw with this seed. The arguments are the prior's."""
-        return self._draw_codes(self.labels(labels), Noise.seeded(seed), steps=steps, cfg=cfg, temperature=temperature)
+        """Codes int64 (B, N), those `generate` would draw with this seed and batch size. The settings are the prior's.
+
+        Raises:
+            UserError: no such class, a setting is not allowed, or there is no prior.
+        """
+        labels_B, settings = self.labels(labels), self._changed("prior_", steps, cfg, temperature)
+        batches = labels_B.split(batch_size or len(labels_B))
+        return torch.cat([self._draw_codes(part, settings, batch_noise(seed, k)) for k, part in enumerate(batches)])
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """What the discrete tokenizer alone makes of codes (B, N): images uint8 (B, 3, H, W)."""
@@ -211,22 +260,19 @@ class Model:
             raise UserError(f"unknown label {label}; allowed: {allowed}{NO_CLASS} for no class")
         return int(label)
 
-    def _draw_codes(
-        self, labels_B: Tensor, noise: Noise, *, steps: int | None, cfg: float | None, temperature: float | None
-    ) -> Tensor:
+    @torch.no_grad()
+    def _draw_codes(self, labels_B: Tensor, settings: SamplingConfig, noise: Noise) -> Tensor:
         if self.system.prior is None:
             raise UserError(
                 f"model {self.recipe.name}: has no prior to draw codes from; it trains {self.recipe.trains}"
             )
-        set_in_recipe = self.recipe.sampling
-        with torch.no_grad():
-            return self.system.prior.sample(
-                labels_B,
-                noise=noise,
-                steps=set_in_recipe.prior_steps if steps is None else steps,
-                cfg=set_in_recipe.prior_cfg if cfg is None else cfg,
-                temperature=set_in_recipe.prior_temperature if temperature is None else temperature,
-            )
+        return self.system.prior.sample(
+            labels_B,
+            noise=noise,
+            steps=settings.prior_steps,
+            cfg=settings.prior_cfg,
+            temperature=settings.prior_temperature,
+        )
 
     def _checked_codes(self, codes: Tensor, images: int) -> Tensor:
         tokenizer = self.system.discrete_tokenizer
@@ -239,10 +285,16 @@ class Model:
             raise UserError(f"codes lie outside 0 to {tokenizer.codebook_size - 1}")
         return codes.to(self.device, torch.int64)
 
-    def _name(self, label: int) -> str:
+    def name_of(self, label: int) -> str:
+        """A class's name, or its number where names are not known."""
         if label == NO_CLASS:
             return "no class"
         return self.class_names[label] if self.class_names else str(label)
+
+
+def batch_noise(seed: int, index: int) -> Noise:
+    """The noise of the batch with this index: of no other batch, and the same wherever it is drawn."""
+    return Noise.seeded(seed_of(seed, index))
 
 
 def grid_picture(images_B3HW: Tensor, names: Sequence[str], *, columns: int | None = None) -> Image.Image:
@@ -279,8 +331,15 @@ def load(
     # Only a prior without weights of its own may have to draw from the data (ground-truth).
     draws = recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is None
     data = open_data(recipe, registry, "train") if draws and recipe.data else None
-    system = build(recipe, registry, device=chosen, trained_weights=weights_file(folder, weights), data=data)
-    return Model(system, class_names(recipe, folder, registry), chosen)
+    trained = weights_file(folder, weights)
+    system = build(recipe, registry, device=chosen, trained_weights=trained, data=data)
+    files = {
+        key: find_weights(choice.weights, registry)
+        for key in TRAINABLE
+        if getattr(system, key) is not None and (choice := getattr(recipe, key)).weights is not None
+    }
+    names = class_names(recipe, folder, registry)
+    return Model(system, names, chosen, files=files | {recipe.trains: trained}, weights=weights)
 
 
 def class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 # Python 3.11's fork server does not hand its parent's sys.path to what it imports beforehand
@@ -47,6 +50,42 @@ def refused(*arguments: object, cwd: Path | None = None, largest_file: int = -1)
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     return done.stderr
+
+
+@contextmanager
+def started(*arguments: object, folder: Path) -> Iterator[BaseProcess]:
+    """`mixar` at work in `folder`, which gets its `stdout` and `stderr`; killed at the end, if it is still there."""
+    words = [str(argument) for argument in arguments]
+    process = _FORKS.Process(
+        target=_child, args=(words, str(folder), str(folder / "stdout"), str(folder / "stderr"), -1)
+    )
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def torchrun(*arguments: object, cwd: Path, processes: int = 2) -> str:
+    """The output of `mixar` in several processes under torchrun, which must succeed."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    process = subprocess.Popen(
+        [*launcher, "-m", "mixar_registry", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        with suppress(ProcessLookupError):  # torchrun's children too, should they hang
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    return output
 
 
 def _child(words: Sequence[str], cwd: str, out: str, err: str, largest_file: int) -> None:

@@ -1,7 +1,8 @@
-"""`mixar sample`: images from a trained model, as PNG files and one labelled grid."""
+"""`mixar sample`: images from a trained model. A few as PNG files and one labelled grid; many with --count."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 #: classes drawn when none are asked for
 DEFAULT_CLASSES = 10
+OUT = Path("samples")
 
 
 def sample_command(
@@ -24,7 +26,16 @@ def sample_command(
     ],
     classes: Annotated[str | None, typer.Option(metavar="A,B", help="Class names, separated by commas.")] = None,
     labels: Annotated[str | None, typer.Option(metavar="0,1", help="Class numbers, separated by commas.")] = None,
-    count: Annotated[int, typer.Option("-n", "--per-class", callback=at_least(1), help="Images a class.")] = 1,
+    per_class: Annotated[
+        int | None, typer.Option("-n", "--per-class", callback=at_least(1), help="Images a class; default: 1.")
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(callback=at_least(1), help="Images in all, spread evenly over all classes; resumable."),
+    ] = None,
+    random_labels: Annotated[
+        bool, typer.Option("--random-labels", help="With --count: draw each image's class at random.")
+    ] = False,
     steps: Annotated[
         int | None, typer.Option(callback=at_least(1), help="Sampling steps; default: the recipe's.")
     ] = None,
@@ -37,7 +48,11 @@ def sample_command(
     seed: Annotated[
         int, typer.Option(callback=at_least(0), help="The same seed gives the same images, bit for bit.")
     ] = 0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("samples"),
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the pictures go; default: samples.")] = None,
+    npz: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --count: one .npz as ADM's evaluation reads it, instead of pictures."),
+    ] = None,
     codes_too: Annotated[
         bool, typer.Option("--codes-too", help="Also what the discrete codes alone decode to.")
     ] = False,
@@ -49,8 +64,11 @@ def sample_command(
 ) -> None:
     """Draw images from a trained model.
 
-    Without classes, up to ten are drawn, spread evenly. Examples: `mixar sample runs/digits --labels 3,7 -n 8` ·
-    `mixar sample emoji64 --classes "Food & Drink" --steps 16 --cfg 2 --seed 1 --out food --codes-too`
+    Without classes, up to ten are drawn, spread evenly. With --count, a call that was interrupted goes on when it is
+    repeated, and processes started by torchrun share the work. Examples:
+    `mixar sample runs/digits --labels 3,7 -n 8` ·
+    `mixar sample emoji64 --classes "Food & Drink" --steps 16 --cfg 2 --seed 1 --out food --codes-too` ·
+    `torchrun --nproc-per-node 8 -m mixar_registry sample models/mar_b --count 50000 --npz mar_b.npz`
     """
     from mixar_core.errors import UserError
     from mixar_registry.cli.output import check_folder, write_samples
@@ -58,29 +76,58 @@ def sample_command(
 
     if classes is not None and labels is not None:
         raise UserError("--classes and --labels: give one of them")
+    registry = open_registry(context, no_plugin)
+    if count is not None:
+        for name, given in (("--per-class", per_class is not None), ("--codes-too", codes_too)):
+            if given:
+                raise UserError(f"--count and {name}: give one of them")
+        from mixar_registry.cli.sample_many import sample_many
+
+        def wanted(loaded: Model) -> list[int] | None:
+            return _asked(loaded, classes, labels)
+
+        sample_many(
+            model,
+            wanted,
+            registry=registry,
+            count=count,
+            random_labels=random_labels,
+            steps=steps,
+            cfg=cfg,
+            temperature=temperature,
+            seed=seed,
+            out=out if npz is not None else out or OUT,
+            npz=npz,
+            raw=raw,
+            batch=batch,
+            device=device,
+            force=force,
+        )
+        return
+    for name, given in (("--npz", npz is not None), ("--random-labels", random_labels)):
+        if given:
+            raise UserError(f"{name}: needs --count, the number of images")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("several processes share the images of --count only; give that, or leave torchrun away")
+    out, each = out or OUT, per_class or 1
     check_folder(out, force=force)
-    loaded = load(
-        model,
-        device=checked_device(device),
-        weights="raw" if raw else "ema",
-        registry=open_registry(context, no_plugin),
-    )
-    wanted = [label for label in _wanted(loaded, classes, labels) for _ in range(count)]
-    drawn = _draw(loaded, wanted, steps=steps, cfg=cfg, temperature=temperature, seed=seed, batch=batch)
+    loaded = load(model, device=checked_device(device), weights="raw" if raw else "ema", registry=registry)
+    asked = _asked(loaded, classes, labels)
+    some = [label for label in (_some(loaded) if asked is None else asked) for _ in range(each)]
+    drawn = _draw(loaded, some, steps=steps, cfg=cfg, temperature=temperature, seed=seed, batch=batch)
     decoded = None
     if codes_too:
         if drawn.codes is None:
             raise UserError(f"--codes-too: model {model} uses no discrete codes")
         decoded = loaded.decode_codes(drawn.codes)
     settings = {"model": model, "seed": seed, "steps": steps, "cfg": cfg, "temperature": temperature, "raw": raw}
-    write_samples(out, drawn, codes_alone=decoded, columns=count if count > 1 else None, settings=settings)
+    write_samples(out, drawn, codes_alone=decoded, columns=each if each > 1 else None, settings=settings)
     print(f"{len(drawn.labels)} images in {out}, all of them in {out / 'grid.png'}")
 
 
-def _wanted(model: Model, classes: str | None, labels: str | None) -> list[int]:
-    """Class numbers to draw."""
+def _asked(model: Model, classes: str | None, labels: str | None) -> list[int] | None:
+    """Class numbers asked for; None where none are."""
     from mixar_core.errors import UserError
-    from mixar_core.types import NO_CLASS
 
     if classes is not None:
         return model.labels([name.strip() for name in classes.split(",")]).tolist()
@@ -89,6 +136,13 @@ def _wanted(model: Model, classes: str | None, labels: str | None) -> list[int]:
             return model.labels([int(label) for label in labels.split(",")]).tolist()
         except ValueError as error:
             raise UserError(f"--labels {labels}: not whole numbers separated by commas") from error
+    return None
+
+
+def _some(model: Model) -> list[int]:
+    """Up to DEFAULT_CLASSES class numbers, spread evenly."""
+    from mixar_core.types import NO_CLASS
+
     number = model.recipe.num_classes
     if number == 0:
         return [NO_CLASS]

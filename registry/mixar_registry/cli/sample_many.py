@@ -1,0 +1,141 @@
+"""`mixar sample --count N`: shared by processes, resumable, as a folder of PNG files or as ADM's `.npz`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image
+
+from mixar_core.errors import UserError
+from mixar_core.training.distributed import join_processes, naming_lost_processes
+from mixar_core.training.files import writing
+from mixar_core.training.signals import StopSignals
+from mixar_registry.cli.progress import ImageProgress
+from mixar_registry.cli.train import checked_device
+from mixar_registry.evaluation.sampling import MANIFEST, Plan, Store, all_classes, claim, describe, draw_chunks
+from mixar_registry.evaluation.stores import PNGStore, RawStore, write_npz, write_png
+from mixar_registry.manager import Registry
+from mixar_registry.pipeline import Model, grid_picture, load
+
+#: images in the grid beside many
+SHOWN = 64
+
+
+def sample_many(
+    name: str,
+    wanted: Callable[[Model], Sequence[int] | None],
+    *,
+    registry: Registry,
+    count: int,
+    random_labels: bool,
+    steps: int | None,
+    cfg: float | None,
+    temperature: float | None,
+    seed: int,
+    out: Path | None,
+    npz: Path | None,
+    raw: bool,
+    batch: int,
+    device: str | None,
+    force: bool,
+) -> None:
+    """Draw `count` images and print where they are, or how to go on.
+
+    Args:
+        wanted: class numbers to draw from, of the loaded model; None for all.
+        out, npz: a folder, or a file; one of them is None.
+
+    Raises:
+        UserError: both are given, or what is there already is of another call.
+    """
+    if out is not None and npz is not None:
+        raise UserError("--npz and --out: give one of them")
+    folder = _checked_npz(npz, force=force) if npz is not None else out
+    assert folder is not None
+    processes = join_processes(checked_device(device))
+    model = load(name, device=processes.device, weights="raw" if raw else "ema", registry=registry)
+    plan = Plan(
+        count=count,
+        batch=batch,
+        seed=seed,
+        settings=model.settings(steps=steps, cfg=cfg, temperature=temperature),
+        classes=tuple(dict.fromkeys(wanted(model) or all_classes(model))),
+        labels="random" if random_labels else "balanced",
+    )
+
+    def prepare() -> None:
+        if force:
+            remove_samples(folder)
+        claim(folder, describe(model, plan))
+
+    processes.on_main(prepare)
+    store: Store = RawStore(folder) if npz is not None else PNGStore(folder, plan, model.name_of)
+    with StopSignals() as signals, naming_lost_processes(processes), ImageProgress("sampling") as progress:
+        finished = draw_chunks(model, plan, store, processes, signals=signals, report=progress)
+    processes.leave()
+    if not processes.is_main:
+        return
+    if not finished:
+        there = sum(plan.rows(chunk).stop - plan.rows(chunk).start for chunk in store.done())
+        print(f"stopped with {there:,} of {count:,} images in {folder}; the same command without --force goes on")
+        return
+    labels = f"{labels_in_words(plan)}; seed {seed}"
+    if npz is not None:
+        assert isinstance(store, RawStore)
+        first = store.read(0).images_B3HW
+        batches = (store.read(chunk).images_B3HW for chunk in range(plan.chunks))
+        write_npz(npz, batches, plan.labels_N(), height=first.shape[2], width=first.shape[3])
+        shutil.rmtree(folder)
+        print(f"{count:,} images in {npz}, {labels}")
+        return
+    assert isinstance(store, PNGStore)
+    shown = min(count, SHOWN)
+    images = torch.stack([_read_png(folder / file) for file in store.files[:shown]])
+    names = [model.name_of(label) for label in plan.labels_N()[:shown].tolist()]
+    write_png(folder / "grid.png", grid_picture(images, names))
+    print(f"{count:,} images in {folder}, {labels}; the first {shown} in {folder / 'grid.png'}")
+
+
+def labels_in_words(plan: Plan) -> str:
+    """How often each class is drawn."""
+    classes = len(plan.classes)
+    if classes == 1:
+        return "no class" if plan.classes[0] < 0 else f"all of class {plan.classes[0]}"
+    if plan.labels == "random":
+        return f"classes drawn at random among {classes}"
+    if plan.balanced:
+        return f"exactly {plan.count // classes:,} of each of {classes:,} classes"
+    low = plan.count // classes
+    return f"{low:,} or {low + 1:,} of each of {classes:,} classes ({plan.count:,} does not divide by {classes:,})"
+
+
+def remove_samples(folder: Path) -> None:
+    """Remove a folder of samples, if there is one.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / MANIFEST).is_file():  # --force must never remove what mixar did not write
+        raise UserError(f"{folder}: holds something else than samples; give another")
+    with writing(folder):
+        shutil.rmtree(folder)
+
+
+def _checked_npz(npz: Path, *, force: bool) -> Path:
+    """The folder where the images of an .npz wait until all are there."""
+    if npz.suffix != ".npz":
+        raise UserError(f"--npz {npz}: a file whose name ends in .npz is needed")
+    if npz.exists() and not force:
+        raise UserError(f"--npz {npz}: is there already; give another, or --force to replace it")
+    return npz.with_name(f"{npz.name}.parts")
+
+
+def _read_png(path: Path) -> torch.Tensor:
+    with Image.open(path) as image:
+        return torch.from_numpy(numpy.array(image.convert("RGB"))).permute(2, 0, 1)
