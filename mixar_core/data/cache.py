@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from hashlib import file_digest
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,7 +83,7 @@ class CacheSettings:
         dtype: of latents.
         seed: of samples.
         latent_shape: (C, h, w); None: no latents.
-        tokens: codes of an image; None: no codes.
+        tokens: codes of an image; None: no codes. code_dtype: of codes.
         rows_per_shard: images a shard is made of. batch: images encoded at a time.
         tokenizers: fingerprints of `continuous` and `discrete`, None where there is none.
         source: the data: type and settings, and the number of images where it is known beforehand.
@@ -98,10 +99,22 @@ class CacheSettings:
     seed: int
     latent_shape: tuple[int, int, int] | None
     tokens: int | None
+    code_dtype: Literal["int16", "int32"] | None
     rows_per_shard: int
     batch: int
     tokenizers: dict[str, dict[str, Any] | None]
     source: dict[str, Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of an image on disk, but for the few that a shard's header shares out."""
+        latents, codes = self.latent_shape, self.tokens
+        size = 0
+        if latents is not None:
+            size += prod(latents) * (2 if self.stores == "moments" else 1) * (4 if self.dtype == "float32" else 2)
+        if codes is not None:
+            size += codes * (4 if self.code_dtype == "int32" else 2)
+        return size * (2 if self.flip else 1) + 8
 
 
 @frozen

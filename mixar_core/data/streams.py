@@ -23,6 +23,7 @@ class Stream(IntEnum):
     LOSS = 4
     GLOBAL = 5
     PREVIEW = 6
+    CACHE = 7
 
 
 def seed_of(*parts: int) -> int:

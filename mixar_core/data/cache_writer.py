@@ -1,0 +1,374 @@
+"""Writing a token cache shard by shard: a finished one is kept, and which process writes it does not matter.
+
+While it is written, the folder `progress` holds the settings and a note on each finished shard; at the end all of it
+becomes index.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import attrs
+import cattrs
+import numpy
+import torch
+from attrs import frozen
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mixar_core.data.cache import (
+    INDEX,
+    PROGRESS,
+    CacheIndex,
+    CacheSettings,
+    ChannelStatistics,
+    Shard,
+    Skipped,
+    file_sha256,
+    read_index,
+)
+from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream
+from mixar_core.data.images import read_image
+from mixar_core.data.loader import check_unreadable, flipped, load_batches, to_images
+from mixar_core.data.streams import Stream, seed_of
+from mixar_core.data.tokens import FrozenTokenizers
+from mixar_core.errors import UserError
+from mixar_core.noise import Noise
+from mixar_core.tokenizer import ContinuousTokenizer
+from mixar_core.training.files import write_text, write_whole, writing
+from mixar_core.types import Posterior
+
+SETTINGS = "settings.json"
+
+
+@frozen(eq=False)
+class Piece:
+    """Images of one shard that are encoded together: their numbers in the split, pixels uint8, labels.
+
+    `unreadable` are the numbers of those that are left out, with the reason.
+    """
+
+    shard: int
+    indices: list[int]
+    pixels_B3HW: Tensor
+    labels_B: Tensor
+    unreadable: dict[int, str]
+
+
+@frozen
+class Note:
+    """What progress/ holds of a finished shard; sums are over its raw samples, channel by channel."""
+
+    shard: Shard
+    skipped: tuple[Skipped, ...]
+    values: int
+    sums: tuple[float, ...]
+    squares: tuple[float, ...]
+
+
+def begin(folder: Path, settings: CacheSettings) -> CacheIndex | None:
+    """Prepare a folder for writing, for one process; the index, if the cache is there and finished.
+
+    Raises:
+        UserError: the folder holds something else, or a cache with other settings.
+    """
+    progress = folder / PROGRESS
+    if (folder / INDEX).is_file():
+        index = read_index(folder / INDEX)
+        _check_same(folder, index.settings, settings)
+        rmtree(progress, ignore_errors=True)  # left by a process that ended between the last two things it does
+        return index
+    if progress.is_dir():
+        if any(progress.glob("*.safetensors.json")):
+            _check_same(folder, _read(progress / SETTINGS, CacheSettings), settings)
+        for unfinished in folder.glob(".*.unfinished"):
+            unfinished.unlink()
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder, and no token cache; choose a new one")
+    with writing(folder):
+        progress.mkdir(parents=True, exist_ok=True)
+    write_text(progress / SETTINGS, json.dumps(attrs.asdict(settings), indent=1) + "\n")
+    return None
+
+
+def noted_shards(folder: Path) -> list[int]:
+    """Numbers of the shards that were finished once."""
+    return sorted(int(path.name[len("tokens_") :].split(".")[0]) for path in (folder / PROGRESS).glob("tokens_*.json"))
+
+
+def is_finished(folder: Path, number: int) -> bool:
+    """Whether a shard is there, whole: its checksum is the one noted. One that is not is forgotten."""
+    note = _note_path(folder, number)
+    if not note.is_file():
+        return False
+    shard, file = _read(note, Note).shard, folder / file_name(number)
+    if file.is_file() and file.stat().st_size == shard.bytes and file_sha256(file) == shard.sha256:
+        return True
+    note.unlink()
+    return False
+
+
+def dataset_pieces(
+    dataset: ImageDataset, settings: CacheSettings, shards: Sequence[int], *, workers: int, pin: bool
+) -> Iterator[Piece]:
+    """The images of some shards, loaded ahead by `workers` processes."""
+    wanted, numbers = [], []
+    for shard in shards:
+        first = shard * settings.rows_per_shard
+        end = min(first + settings.rows_per_shard, len(dataset))
+        for start in range(first, end, settings.batch):
+            wanted.append(list(range(start, min(start + settings.batch, end))))
+            numbers.append(shard)
+    batches = load_batches(dataset, wanted, workers=workers, pin=pin)
+    for shard, indices, loaded in zip(numbers, wanted, batches, strict=True):
+        unreadable = {index: reason for index, reason in loaded.unreadable.items() if index in indices}
+        kept = [row for row, index in enumerate(indices) if index not in unreadable]  # the others are stand-ins
+        readable = [indices[row] for row in kept]
+        yield Piece(shard, readable, loaded.pixels_B3HW[kept], loaded.labels_B[kept], unreadable)
+
+
+class StreamPieces:
+    """The same of a stream: it is read as a whole, and the images of shards that are `wanted` are decoded.
+
+    Args:
+        stop: whether to end before the stream does.
+        threads: that decode.
+    """
+
+    #: images read so far
+    count: int = 0
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        settings: CacheSettings,
+        wanted: Callable[[int], bool],
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        threads: int = 1,
+    ) -> None:
+        self.stream, self.settings, self.wanted, self.stop, self.threads = stream, settings, wanted, stop, threads
+
+    def __iter__(self) -> Iterator[Piece]:
+        held: list[EncodedImage] = []
+        per_shard, batch = self.settings.rows_per_shard, self.settings.batch
+        with ThreadPoolExecutor(max(1, self.threads), "mixar-decode") as pool:
+            for image in self.stream:
+                if self.stop():
+                    return
+                shard, row = divmod(self.count, per_shard)
+                self.count += 1
+                if not self.wanted(shard):
+                    continue
+                held.append(image)
+                if (row + 1) % batch == 0 or row + 1 == per_shard:
+                    yield self._decoded(held, pool)
+                    held = []
+            if held:
+                yield self._decoded(held, pool)
+
+    def _decoded(self, held: list[EncodedImage], pool: ThreadPoolExecutor) -> Piece:
+        first, size = self.count - len(held), self.settings.image_size
+        found = list(pool.map(lambda image: _decode(image, size), held))
+        unreadable = {first + row: pixels for row, pixels in enumerate(found) if isinstance(pixels, str)}
+        kept = [row for row in range(len(held)) if first + row not in unreadable]
+        pixels = [each for each in found if isinstance(each, Tensor)]
+        return Piece(
+            first // self.settings.rows_per_shard,
+            [first + row for row in kept],
+            torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8),
+            torch.tensor([held[row].label for row in kept], dtype=torch.int64),
+            unreadable,
+        )
+
+
+def _decode(image: EncodedImage, size: int) -> Tensor | str:
+    try:
+        return read_image(image.data, size, where=image.where)
+    except UserError as error:
+        return str(error)
+
+
+class ShardWriter:
+    """Encodes pieces, and writes each shard when its last piece is there.
+
+    Args:
+        folder: that `begin` has prepared.
+        max_unreadable: images that this process may leave out.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: CacheSettings,
+        tokenizers: FrozenTokenizers,
+        *,
+        device: torch.device,
+        max_unreadable: int = 0,
+    ) -> None:
+        self.folder, self.settings, self.tokenizers, self.device = folder, settings, tokenizers, device
+        self.max_unreadable = max_unreadable
+        self.unreadable: dict[int, str] = {}
+
+    def write(
+        self,
+        pieces: Iterable[Piece],
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], object] = lambda images: None,
+    ) -> bool:
+        """Write the shards that the pieces make up, each of them whole; False if told to `stop` before the last one.
+
+        Args:
+            progress: is told how many images have been encoded since it was called last.
+
+        Raises:
+            UserError: a file cannot be written, or more than `max_unreadable` images cannot be read.
+        """
+        held: list[dict[str, Tensor]] = []
+        skipped: dict[int, str] = {}
+        shard: int | None = None
+        for piece in pieces:
+            if stop():
+                break
+            if shard is not None and piece.shard != shard:
+                self._save(shard, held, skipped)
+                held, skipped = [], {}
+            shard = piece.shard
+            skipped |= piece.unreadable
+            self.unreadable |= piece.unreadable
+            check_unreadable(self.unreadable, self.max_unreadable)
+            held.append(self._encoded(piece))
+            progress(len(piece.indices) + len(piece.unreadable))
+        if stop():
+            return False
+        if shard is not None:
+            self._save(shard, held, skipped)
+        return True
+
+    def _encoded(self, piece: Piece) -> dict[str, Tensor]:
+        """The shard's tensors of a piece's images, as they are stored."""
+        settings = self.settings
+        images = to_images(piece.pixels_B3HW, piece.labels_B, self.device)
+        noise = _ImageNoise(settings.seed, piece.indices)
+        tensors = {"labels": piece.labels_B.long()}
+        for suffix in ("", "_flip") if settings.flip else ("",):
+            if suffix:
+                images = flipped(images, torch.ones(len(images), dtype=torch.bool))
+            found = self.tokenizers.encode(images) if len(images) else None
+            if settings.latent_shape is not None:
+                channels, *grid = settings.latent_shape
+                channels *= 2 if settings.stores == "moments" else 1
+                latents = torch.empty(0, channels, *grid)
+                if found is not None and found.posterior is not None:
+                    latents = self._latents(found.posterior, noise)
+                tensors[f"latents{suffix}"] = latents.to("cpu", getattr(torch, settings.dtype))
+            if settings.tokens is not None and settings.code_dtype is not None:
+                codes = torch.empty(0, settings.tokens) if found is None else found.codes_BN
+                assert codes is not None
+                tensors[f"codes{suffix}"] = codes.to("cpu", getattr(torch, settings.code_dtype))
+        return tensors
+
+    def _latents(self, posterior: Posterior, noise: Noise) -> Tensor:
+        if self.settings.stores == "moments":
+            return torch.cat([posterior.mean_BChw, posterior.logvar_BChw], dim=1)
+        return ContinuousTokenizer.sample_posterior(posterior, noise)
+
+    def _save(self, number: int, held: list[dict[str, Tensor]], skipped: dict[int, str]) -> None:
+        tensors = {key: torch.cat([each[key] for each in held]).contiguous() for key in held[0]}
+        file = self.folder / file_name(number)
+
+        def save(unfinished: Path) -> None:
+            unfinished.touch()
+            mode = unfinished.stat().st_mode
+            save_file(tensors, unfinished)
+            unfinished.chmod(mode)  # safetensors lets nobody but the owner read its files, and caches are shared
+
+        write_whole(file, save)
+        shard = Shard(file.name, len(tensors["labels"]), file.stat().st_size, file_sha256(file))
+        left_out = tuple(Skipped(index, reason) for index, reason in sorted(skipped.items()))
+        note = Note(shard, left_out, *self._sums(tensors))
+        write_text(_note_path(self.folder, number), json.dumps(attrs.asdict(note)) + "\n")
+
+    def _sums(self, tensors: dict[str, Tensor]) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+        """How many values a channel has, their sums, and those of their squares; for moments, the expected ones."""
+        if self.settings.latent_shape is None:
+            return 0, (), ()
+        channels = self.settings.latent_shape[0]
+        values, sums, squares = 0, numpy.zeros(channels), numpy.zeros(channels)
+        for raw in (tensors[key].double().numpy() for key in ("latents", "latents_flip") if key in tensors):
+            mean, variance = raw[:, :channels], numpy.exp(raw[:, channels:]) if raw.shape[1] > channels else 0.0
+            values += mean[:, 0].size
+            sums += mean.sum((0, 2, 3))  # numpy adds in one order, whatever the number of threads
+            squares += (mean**2 + variance).sum((0, 2, 3))
+        return values, tuple(sums.tolist()), tuple(squares.tolist())
+
+
+def finish(folder: Path, settings: CacheSettings, shards: int, *, max_unreadable: int = 0) -> CacheIndex:
+    """Write index.json over all shards, for one process, and remove what was noted on the way.
+
+    Raises:
+        UserError: a shard is missing, no image is left, or more than `max_unreadable` were left out.
+    """
+    notes = [_read(_note_path(folder, number), Note) for number in range(shards)]
+    skipped = tuple(each for note in notes for each in note.skipped)
+    check_unreadable({each.index: each.reason for each in skipped}, max_unreadable)
+    statistics, values = None, sum(note.values for note in notes)
+    count = sum(note.shard.rows for note in notes)
+    if count == 0:
+        raise UserError(f"{folder}: the data have no image that can be read")
+    if settings.latent_shape is not None:
+        mean = [sum(each) / values for each in zip(*(note.sums for note in notes), strict=True)]
+        square = [sum(each) / values for each in zip(*(note.squares for note in notes), strict=True)]
+        std = [max(0.0, s - m**2) ** 0.5 for s, m in zip(square, mean, strict=True)]
+        statistics = ChannelStatistics(tuple(mean), tuple(std))
+    index = CacheIndex(settings, count, tuple(note.shard for note in notes), statistics, skipped)
+    write_text(folder / INDEX, index.to_json())
+    rmtree(folder / PROGRESS)
+    return index
+
+
+def file_name(number: int) -> str:
+    """A shard's file."""
+    return f"tokens_{number:05d}.safetensors"
+
+
+def _note_path(folder: Path, number: int) -> Path:
+    return folder / PROGRESS / f"{file_name(number)}.json"
+
+
+class _ImageNoise(Noise):
+    """Noise for samples: each image has its own stream, so that it does not matter who draws with whom."""
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        super().__init__(torch.Generator())
+        self._own = [torch.Generator().manual_seed(seed_of(seed, index, Stream.CACHE)) for index in indices]
+
+    def normal(self, shape: Sequence[int], device: torch.device | str, *, name: str = "") -> Tensor:
+        return torch.stack([torch.randn(*shape[1:], generator=own) for own in self._own]).to(device)
+
+
+def _check_same(folder: Path, then: CacheSettings, now: CacheSettings) -> None:
+    old, new = attrs.asdict(then), attrs.asdict(now)
+    changed = [f"{key} was {_short(old[key])}, is {_short(new[key])}" for key in new if old[key] != new[key]]
+    if changed:
+        raise UserError(
+            f"{folder} holds a cache made otherwise: {'; '.join(changed)}; give the same settings, or another folder"
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _read(path: Path, cls: type[Any]) -> Any:
+    try:
+        return cattrs.structure(json.loads(path.read_text(encoding="utf-8")), cls)
+    except Exception as error:  # of all kinds: the file is missing, or was changed
+        raise UserError(f"{path} is missing or damaged; remove {path.parent} and begin anew") from error

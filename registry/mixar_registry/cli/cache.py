@@ -1,0 +1,126 @@
+"""`mixar cache`: what frozen tokenizers make of a data set, once and for all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mixar_core.errors import UserError
+from mixar_registry.cli.common import NoPlugin, Set, at_least, open_registry
+from mixar_registry.cli.train import checked_device
+
+
+def cache_command(
+    context: typer.Context,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Name or path of a recipe.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the cache: new, or one that was begun.")
+    ] = None,
+    settings: Set = None,
+    split: Annotated[Literal["train", "validation"], typer.Option(help="Which split of the data.")] = "train",
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Keep one draw from each posterior instead of its mean and logvar.")
+    ] = False,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the latents.")] = "float32",
+    no_flip: Annotated[bool, typer.Option("--no-flip", help="Leave out the mirrored images.")] = False,
+    shard_size: Annotated[int, typer.Option(callback=at_least(1), help="Images a file.")] = 1024,
+    seed: Annotated[int, typer.Option(callback=at_least(0), help="Of --samples.")] = 0,
+    batch: Annotated[int, typer.Option(callback=at_least(1), help="Images encoded at a time.")] = 64,
+    workers: Annotated[
+        int | None,
+        typer.Option(callback=at_least(0), help="Loader processes of each process; default: the recipe's, or none."),
+    ] = None,
+    max_unreadable: Annotated[
+        int, typer.Option(callback=at_least(0), help="Images that may be left out because they cannot be read.")
+    ] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")] = None,
+    verify: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Compare this cache's files with their checksums, and stop.")
+    ] = None,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Write latents and codes of a recipe's data into a folder that `training.cache` takes.
+
+    What was begun goes on, and the files are the same however many processes write them. Examples:
+    `mixar cache emoji64 --out caches/emoji64` ·
+    `torchrun --nproc-per-node 8 -m mixar_registry cache mixar_l --set data.path=/data/imagenet --out /data/cache` ·
+    `mixar cache --verify caches/emoji64`
+    """
+    if verify is not None:
+        if recipe is not None or out is not None:
+            raise UserError("--verify: takes neither RECIPE nor --out")
+        _verify(verify)
+        return
+    if recipe is None or out is None:
+        raise UserError("mixar cache takes RECIPE and --out DIR, or --verify DIR")
+    from mixar_registry.caching import make_cache
+    from mixar_registry.recipe import load_recipe
+
+    registry = open_registry(context, no_plugin)
+    resolved = load_recipe(recipe, registry, overrides=settings or ())
+    if workers is None:
+        workers = resolved.training.workers if resolved.training is not None else 0
+    main = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks
+    with _bar("encoding", shown=main) as update:
+        made = make_cache(
+            resolved,
+            out,
+            registry,
+            split=split,
+            stores="samples" if samples else "moments",
+            dtype=dtype,
+            rows_per_shard=shard_size,
+            seed=seed,
+            flip=not no_flip,
+            batch=batch,
+            workers=workers,
+            max_unreadable=max_unreadable,
+            device=checked_device(device),
+            progress=update,
+        )
+    if not main:
+        return
+    index = made.index
+    if index is None:
+        of = "" if made.total is None else f" of {made.total}"
+        print(f"stopped with {made.shards}{of} files finished; the same command goes on")
+        return
+    for image in index.skipped:
+        print(f"left out image {image.index}: {image.reason}")
+    size = sum(shard.bytes for shard in index.shards)
+    rate = f"{made.encoded / made.seconds:,.0f} images/s" if made.encoded else "all of it was there already"
+    print(f"{index.count:,} images, {_bytes(size)} in {out} ({size / index.count:,.0f} bytes an image), {rate}")
+    print(f"mixar train {recipe} --set training.cache={out}")
+
+
+def _verify(folder: Path) -> None:
+    from mixar_core.data.cache import TokenCache
+
+    cache = TokenCache.open(folder)
+    with _bar("reading", shown=True) as update:
+        cache.verify(update)
+    print(f"{folder}: {len(cache.shards)} files are as they were written")
+
+
+@contextmanager
+def _bar(what: str, *, shown: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr, where that is a terminal; what is yielded takes how much is done, and of how much."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _bytes(size: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size} bytes"
