@@ -10,6 +10,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from mixar_core.evaluation.sharding import summed
+from mixar_core.training.distributed import Processes
 from mixar_core.training.files import write_whole
 
 _CHUNK = 8192
@@ -38,18 +40,10 @@ class Gaussian:
         """
         if features_AF.dim() != 2:
             raise ValueError(f"features of shape {tuple(features_AF.shape)} are no vectors (A, F)")
-        if len(features_AF) < 2:
-            raise ValueError("a distance between sets needs at least two images in each")
-        if not torch.isfinite(features_AF).all():
-            raise ValueError("features are not finite: the images hold NaN or infinity")
-        features_AF = features_AF.detach().cpu()
-        mean_F = features_AF.mean(dim=0, dtype=torch.float64)
-        # In float64 a part at a time: all of ImageNet's vectors at once would take twice their memory.
-        covariance_FF = torch.zeros(len(mean_F), len(mean_F), dtype=torch.float64)
+        total = GaussianSum(features_AF.shape[1])
         for part_BF in features_AF.split(_CHUNK):
-            centred_BF = part_BF.double() - mean_F
-            covariance_FF.addmm_(centred_BF.T, centred_BF)
-        return cls(mean_F, covariance_FF / (len(features_AF) - 1), len(features_AF), extractor)
+            total.add(part_BF)
+        return total.gaussian(extractor=extractor)
 
     def save(self, path: Path) -> None:
         """Write an `.npz` with `mu` and `sigma`, which ADM's evaluation suite reads too, and what else is known.
@@ -68,3 +62,38 @@ class Gaussian:
                 numpy.savez(file, **arrays)
 
         write_whole(path, write)
+
+
+class GaussianSum:
+    """What a Gaussian needs of a set, summed up batch by batch, so that the set's vectors need not be kept."""
+
+    def __init__(self, feature_dim: int) -> None:
+        self.count = 0
+        #: sums of x, and of x x^T, in float64 on the CPU
+        self.first_F = torch.zeros(feature_dim, dtype=torch.float64)
+        self.second_FF = torch.zeros(feature_dim, feature_dim, dtype=torch.float64)
+
+    def add(self, features_BF: Tensor) -> None:
+        """Take in a batch of vectors (B, F)."""
+        x_BF = features_BF.detach().cpu().double()
+        self.count += len(x_BF)
+        self.first_F += x_BF.sum(dim=0)
+        self.second_FF.addmm_(x_BF.T, x_BF)
+
+    def gaussian(self, *, extractor: str | None = None, processes: Processes | None = None) -> Gaussian:
+        """The Gaussian of all that was taken in, by all of `processes` together.
+
+        Raises:
+            ValueError: there were fewer than two vectors, or they held NaN or infinity.
+        """
+        count, first_F, second_FF = self.count, self.first_F, self.second_FF
+        if processes is not None:
+            count = int(summed(torch.tensor(count), processes))
+            first_F, second_FF = summed(first_F, processes), summed(second_FF, processes)
+        if count < 2:
+            raise ValueError("a distance between sets needs at least two images in each")
+        if not torch.isfinite(first_F).all():
+            raise ValueError("features are not finite: the images hold NaN or infinity")
+        mean_F = first_F / count
+        covariance_FF = (second_FF - count * torch.outer(mean_F, mean_F)) / (count - 1)
+        return Gaussian(mean_F, covariance_FF, count, extractor)
