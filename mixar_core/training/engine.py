@@ -83,8 +83,8 @@ class Engine:
                 (total * weight).backward()
             add(sums, figures, weight)
         norm = self._norm()
-        told = torch.tensor([*tell.values()], device=norm.device).mul_(self.processes.world)
-        means = self.processes.mean(torch.cat([torch.stack([*sums.values(), norm]), told])).tolist()
+        told = [norm.new_full((), value * self.processes.world) for value in tell.values()]
+        means = self.processes.mean(torch.stack([*sums.values(), norm, *told])).tolist()
         count = len(sums)
         return Gradients(
             dict(zip(sums, means[:count], strict=True)),
