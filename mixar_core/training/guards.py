@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.training.engine import Engine
-from mixar_core.training.files import write_text, write_weights
+from mixar_core.training.files import write_text, write_weights, writing
 from mixar_core.training.sources import Batch, Source, micro_batches
 from mixar_core.types import ImageBatch
 
@@ -27,6 +27,8 @@ class Bad:
     rank: int
     tensor: str
     images: list[int]
+    #: whether it appeared on the way back only
+    backward: bool = False
 
 
 def not_finite(values: Mapping[str, float]) -> list[str]:
@@ -55,21 +57,26 @@ def find_bad(engine: Engine, batch: Batch, source: Source, *, step: int) -> Bad 
         total.backward()
         if not seen and not _is_finite(total):
             seen.append("the loss")
-        if not seen:  # backwards, the parameter nearest to the loss comes first
+        if seen:
+            found = found or Bad(rank, seen[0], indices[rows].tolist())
+        elif found is None:  # backwards, the parameter nearest to the loss comes first
             named = reversed(list(engine.objective.trained.named_parameters()))
-            seen += [f"gradient of {n}" for n, p in named if p.grad is not None and not _is_finite(p.grad)][:1]
-        if seen and found is None:
-            found = Bad(rank, seen[0], indices[rows].tolist())
+            bad = [name for name, p in named if p.grad is not None and not _is_finite(p.grad)]
+            found = Bad(rank, f"gradient of {bad[0]}", indices[rows].tolist(), backward=True) if bad else None
     return found
 
 
-def keep_batch(folder: Path, batch: Batch, bad: Bad, *, step: int) -> Path:
-    """Save a process's batch and what was found in it under `folder`/bad; returns the file."""
-    path = folder / "bad" / f"step-{step + 1:08d}-rank-{bad.rank}.safetensors"
-    path.parent.mkdir(exist_ok=True)
+def bad_batch_file(folder: Path, *, step: int, rank: int) -> Path:
+    """Where a run keeps the batch of a process that went wrong."""
+    return folder / "bad" / f"step-{step + 1:08d}-rank-{rank}.safetensors"
+
+
+def keep_batch(path: Path, batch: Batch, bad: Bad, *, step: int) -> None:
+    """Save this process's batch, and beside it as JSON what was found in it."""
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
     write_weights(path, tensors_of(batch))
     write_text(path.with_suffix(".json"), json.dumps({"step": step + 1, **asdict(bad)}, indent=1))
-    return path
 
 
 def tensors_of(batch: Batch) -> dict[str, Tensor]:

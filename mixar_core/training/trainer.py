@@ -30,7 +30,7 @@ from mixar_core.training.checkpoint import (
 from mixar_core.training.distributed import Processes, join_processes, naming_lost_processes
 from mixar_core.training.engine import Engine, Gradients
 from mixar_core.training.files import write_text, write_weights, writing
-from mixar_core.training.guards import Bad, find_bad, keep_batch, not_finite
+from mixar_core.training.guards import Bad, bad_batch_file, find_bad, keep_batch, not_finite
 from mixar_core.training.log import Meter, RunLog, note_unreadable
 from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
@@ -272,14 +272,17 @@ class Trainer:
 
     def _stop_at(self, names: list[str], batch: Batch) -> None:
         """The losses or the gradient of this step are not finite: find out where it began, keep that batch, stop."""
-        bad = find_bad(self.engine, batch, self.source, step=self.done)
-        kept = None if bad is None else keep_batch(self.folder, batch, bad, step=self.done)
-        found: list[tuple[Bad, Path]] = [pair for pair in self.processes.everyone((bad, kept)) if pair[0] is not None]
+        found = [
+            bad for bad in self.processes.everyone(find_bad(self.engine, batch, self.source, step=self.done)) if bad
+        ]
         where = "it was finite when computed again, which points at the hardware"
         if found:
-            bad, kept = found[0]
-            images = f" of images {', '.join(map(str, bad.images))}" if bad.images else ""
-            where = f"first in process {bad.rank}: {bad.tensor}{images}; the batch is kept in {kept}"
+            first: Bad = min(found, key=lambda bad: bad.backward)  # backwards, it spreads to the other processes
+            images = f" of images {', '.join(map(str, first.images))}" if first.images else ""
+            kept = bad_batch_file(self.folder, step=self.done, rank=first.rank)
+            where = f"first in process {first.rank}: {first.tensor}{images}; the batch is kept in {kept}"
+            if first.rank == self.processes.rank:
+                keep_batch(kept, batch, first, step=self.done)
         raise UserError(
             f"step {self.done + 1}: not finite: {', '.join(names)}; {where}; {self._advice()}",
             reported=not self.processes.is_main,
