@@ -20,7 +20,7 @@ from mixar_core.errors import UserError
 from mixar_core.training.distributed import Processes
 from mixar_core.training.signals import StopSignals
 from mixar_core.types import NO_CLASS
-from mixar_registry.evaluation.sampling import Plan, all_classes, claim, describe, draw_chunks, plan_of
+from mixar_registry.evaluation.sampling import Plan, all_classes, claim, describe, draw_chunks, plan_of, timing_of
 from mixar_registry.evaluation.stores import RawStore, write_npz
 from tests.cli.process import good, refused, started, torchrun
 
@@ -38,7 +38,7 @@ def plan(model: mixar.Model, count: int = 10, **changes: object) -> Plan:
 
 
 def drawn(store: RawStore, of: Plan) -> torch.Tensor:
-    return torch.cat([store.read(chunk).images_B3HW for chunk in range(of.chunks)])
+    return torch.cat([store.read(chunk) for chunk in range(of.chunks)])
 
 
 def wait_for_files(folder: Path, pattern: str, count: int, child: object) -> None:
@@ -66,7 +66,8 @@ def test_the_engine_draws_what_generate_draws(model: mixar.Model, tmp_path: Path
     assert seen == [(0, 10, 0), (4, 10, 4), (8, 10, 8), (10, 10, 10)]
     whole = model.generate(of.labels_N(), seed=of.seed, batch_size=of.batch)
     assert torch.equal(drawn(store, of), whole.images)
-    assert torch.equal(torch.cat([store.read(k).labels_B for k in range(3)]), of.labels_N())
+    timing = timing_of(tmp_path)
+    assert timing.images == 10 and 0 < timing.seconds == pytest.approx(10 * timing.seconds_per_image)
     # a batch is what it is wherever it stands: the second one alone, too
     codes = model.sample_codes(of.labels_N(), seed=of.seed, batch_size=of.batch)
     assert whole.codes is not None and torch.equal(codes, whole.codes)
@@ -87,7 +88,7 @@ def test_it_goes_on_where_it_was(model: mixar.Model, tmp_path: Path) -> None:
     assert draw_chunks(model, of, parts, ALONE, signals=StopSignals(), report=lambda *told: seen.append(told))
     assert seen == [(4, 10, 0), (8, 10, 4), (10, 10, 6)]
     assert torch.equal(drawn(parts, of), drawn(whole, of))
-    assert plan_of(parts.folder)[1] == of
+    assert plan_of(parts.folder)[1] == of and timing_of(parts.folder).images == 10
 
 
 def test_other_samples_are_not_continued(model: mixar.Model, family: Path, tmp_path: Path) -> None:
@@ -133,7 +134,11 @@ def test_many_as_pictures(family: Path, tmp_path: Path) -> None:
     said = good("sample", family / "models/mixar", "--count", 7, "--batch", 4, "--out", "out", cwd=tmp_path)
     assert "2 or 3 of each of 3 classes (7 does not divide by 3)" in said
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names[:2] == ["000_cat.png", "001_dog.png"] and names[-2:] == ["grid.png", "sample.json"] and len(names) == 9
+    assert (
+        names[:2] == ["000_cat.png", "001_dog.png"]
+        and names[-3:] == ["grid.png", "sample.json", "timing.json"]
+        and len(names) == 10
+    )
     whole = mixar.load(family / "models/mixar", device="cpu").generate([0, 1, 2, 0, 1, 2, 0], batch_size=4).images
     with Image.open(tmp_path / "out/004_dog.png") as picture:
         assert numpy.array_equal(numpy.array(picture), whole[4].permute(1, 2, 0).numpy())

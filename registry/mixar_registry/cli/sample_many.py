@@ -86,8 +86,8 @@ def sample_many(
     labels = f"{labels_in_words(plan)}; seed {seed}"
     if npz is not None:
         assert isinstance(store, RawStore)
-        first = store.read(0).images_B3HW
-        batches = (store.read(chunk).images_B3HW for chunk in range(plan.chunks))
+        first = store.read(0)
+        batches = (store.read(chunk) for chunk in range(plan.chunks))
         write_npz(npz, batches, plan.labels_N(), height=first.shape[2], width=first.shape[3])
         shutil.rmtree(folder)
         print(f"{count:,} images in {npz}, {labels}")

@@ -31,8 +31,8 @@ from mixar_registry.recipe import PART_KEYS, to_plain
 from mixar_registry.structure import join
 from mixar_registry.weights import sha256, versions
 
-#: what a folder of samples says about itself
-MANIFEST = "sample.json"
+#: what a folder of samples says about itself, and how long drawing them took
+MANIFEST, TIMING = "sample.json", "timing.json"
 #: parts of a recipe that take part in sampling, besides those of PART_KEYS
 _SHAPING = ("trains", "image_size", "num_classes", "backbone")
 _IDLE = ("data", "extractor", "callbacks")
@@ -102,8 +102,8 @@ class Store(ABC):
         """Numbers of the chunks that are there."""
 
     @abstractmethod
-    def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor, seconds: float) -> None:
-        """Put a chunk there: uint8 images, their labels, and how long drawing them took."""
+    def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor) -> None:
+        """Put a chunk there: uint8 images and their labels."""
 
 
 def describe(model: Model, plan: Plan) -> dict[str, Any]:
@@ -142,6 +142,27 @@ def plan_of(folder: Path) -> tuple[dict[str, Any], Plan]:
         return manifest, Plan(**{**plain, "classes": tuple(plain["classes"])}, settings=settings)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: does not say what was sampled: {type(error).__name__} {error}") from error
+
+
+@frozen
+class Timing:
+    """How long drawing took: images, and seconds summed over the processes that drew them."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Of one process."""
+        return self.seconds / self.images if self.images else None
+
+
+def timing_of(folder: Path) -> Timing:
+    """How long drawing the samples in a folder took, interrupted calls included; empty where nothing is noted."""
+    try:
+        return Timing(**json.loads((folder / TIMING).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Timing()
 
 
 def claim(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -196,23 +217,26 @@ def draw_chunks(
         UserError: a chunk cannot be written, in any of the processes.
     """
     missing: list[int] = processes.on_main(lambda: sorted(set(range(plan.chunks)) - store.done()))
-    labels_N = plan.labels_N()
+    labels_N, timing = plan.labels_N(), timing_of(store.folder)
     had = plan.count - sum(_size(plan, chunk) for chunk in missing)
     drawn = 0
     if report is not None and processes.is_main:
         report(had, plan.count, 0)
     for first in range(0, len(missing), processes.world):
         turn = missing[first : first + processes.world]
-        problem: str | None = None
+        problem, took = None, 0.0
         if processes.rank < len(turn):
             try:
-                _draw_chunk(model, plan, turn[processes.rank], labels_N, store)
+                took = _draw_chunk(model, plan, turn[processes.rank], labels_N, store)
             except UserError as error:
                 problem = str(error)
-        stops, problems = zip(*processes.everyone((signals.requested, problem)), strict=True)
+        stops, problems, times = zip(*processes.everyone((signals.requested, problem, took)), strict=True)
         if any(problems):
             raise UserError(next(filter(None, problems)), reported=not processes.is_main)
-        drawn += sum(_size(plan, chunk) for chunk in turn)
+        fresh = sum(_size(plan, chunk) for chunk in turn)
+        drawn, timing = drawn + fresh, Timing(timing.images + fresh, timing.seconds + sum(times))
+        if processes.is_main:
+            write_text(store.folder / TIMING, json.dumps(asdict(timing)) + "\n")
         if report is not None and processes.is_main:
             report(had + drawn, plan.count, drawn)
         if any(stops):
@@ -227,12 +251,15 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
 
 
-def _draw_chunk(model: Model, plan: Plan, chunk: int, labels_N: Tensor, store: Store) -> None:
+def _draw_chunk(model: Model, plan: Plan, chunk: int, labels_N: Tensor, store: Store) -> float:
+    """Seconds that drawing it took."""
     labels_B = model.labels(labels_N[plan.rows(chunk)])
     began = time.perf_counter()
     drawn = model.draw(labels_B, settings=plan.settings, noise=batch_noise(plan.seed, chunk))
     images_B3HW = drawn.images_B3HW.cpu()  # waits for the device, so the time is whole
-    store.write(chunk, images_B3HW, labels_B.cpu(), time.perf_counter() - began)
+    took = time.perf_counter() - began
+    store.write(chunk, images_B3HW, labels_B.cpu())
+    return took
 
 
 def _size(plan: Plan, chunk: int) -> int:

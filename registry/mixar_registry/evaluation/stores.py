@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy
-import torch
-from attrs import frozen
 from PIL import Image
 from torch import Tensor
 
@@ -21,35 +19,25 @@ from mixar_registry.evaluation.sampling import Plan, Store
 _CHUNK = re.compile(r"chunk-(\d{6,})\.safetensors")
 
 
-@frozen(eq=False)
-class Chunk:
-    """Images uint8 (B, 3, H, W), labels int64 (B,), and the seconds it took to draw them."""
-
-    images_B3HW: Tensor
-    labels_B: Tensor
-    seconds: float
-
-
 class RawStore(Store):
-    """One safetensors file a chunk: `images` uint8 (B, 3, H, W), `labels` int64 (B,), `seconds`."""
+    """One safetensors file a chunk: `images` uint8 (B, 3, H, W), `labels` int64 (B,)."""
 
     def done(self) -> set[int]:
         return {int(match[1]) for path in self.folder.iterdir() if (match := _CHUNK.fullmatch(path.name))}
 
-    def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor, seconds: float) -> None:
-        took = torch.tensor(seconds, dtype=torch.float64)
-        write_weights(self.path(chunk), {"images": images_B3HW, "labels": labels_B, "seconds": took})
+    def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor) -> None:
+        write_weights(self.path(chunk), {"images": images_B3HW, "labels": labels_B})
 
-    def read(self, chunk: int) -> Chunk:
-        """A chunk that is there.
+    def read(self, chunk: int) -> Tensor:
+        """The images of a chunk that is there, uint8 (B, 3, H, W).
 
         Raises:
             UserError: it is not, or not whole.
         """
         tensors = read_weights(self.path(chunk))
-        if not {"images", "labels", "seconds"} <= tensors.keys():
+        if "images" not in tensors:
             raise UserError(f"{self.path(chunk)}: not a chunk of samples")
-        return Chunk(tensors["images"], tensors["labels"], float(tensors["seconds"]))
+        return tensors["images"]
 
     def path(self, chunk: int) -> Path:
         """The chunk's file."""
@@ -80,7 +68,7 @@ class PNGStore(Store):
             if all(file in there for file in self.files[self.plan.rows(chunk)])
         }
 
-    def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor, seconds: float) -> None:
+    def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor) -> None:
         for file, image_3HW in zip(self.files[self.plan.rows(chunk)], images_B3HW, strict=True):
             write_png(self.folder / file, to_pil(image_3HW))
 
