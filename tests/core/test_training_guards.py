@@ -1,0 +1,92 @@
+"""What stops a run: values that are not finite, found where they began; images that cannot be read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mixar_core.errors import UserError
+from mixar_core.training.files import read_weights
+from tests.core.test_training import assert_same_weights, losses
+from tests.core.training_toys import ToyImages, ToyObjective, toy_run
+
+
+class Infinite(torch.autograd.Function):
+    """One number on the way forward, and no number on the way back."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * float("inf")
+
+
+class Spoilt(ToyObjective):
+    """Spoils one thing at the fourth step."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.calls = what, 0
+        self.net.body[0].register_forward_hook(self._after_first_layer)
+
+    def forward(self, batch, *, step, steps, noise):
+        self.now, self.calls = step == 3, self.calls + (step == 3)
+        if self.now and self.what == "weights":
+            with torch.no_grad():
+                self.net.head.bias[1] = float("nan")
+        return super().forward(batch, step=step, steps=steps, noise=noise)
+
+    def _after_first_layer(self, module, arguments, output):
+        if self.now and self.what == "gradient":
+            return Infinite.apply(output)
+        if self.now and (self.what == "activation" or (self.what == "once" and self.calls == 1)):
+            return output / 0.0
+        return None
+
+
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [
+        ("weights", r"not finite: loss, gradient norm; first in process 0: weights head\.bias; the batch"),
+        ("activation", r"first in process 0: output of net\.body\.0 \(Linear\) of images (\d+, ){3}\d+; the batch"),
+        ("gradient", r"not finite: gradient norm; first in process 0: gradient of body\.0\.bias of images"),
+        ("once", r"finite when computed again, which points at the hardware"),
+    ],
+)
+def test_what_went_bad_first_is_found(tmp_path, what, found):
+    with pytest.raises(UserError, match=rf"^step 4: .*{found}.*the last good state is .*step-00000002$"):
+        toy_run(tmp_path / "run", objective=Spoilt(what), micro_batch=4, checkpoint_every=2)
+    if what == "once":
+        assert not (tmp_path / "run/bad").exists()
+        return
+    facts = json.loads((tmp_path / "run/bad/step-00000004-rank-0.json").read_text())
+    kept = read_weights(tmp_path / "run/bad/step-00000004-rank-0.safetensors")
+    assert facts["step"] == 4 and kept["images"].shape == (8, 3, 16, 16)
+    toy_run(tmp_path / "whole")
+    toy_run(tmp_path / "run", objective=Spoilt("nothing"), checkpoint_every=2, resume=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+def test_images_that_are_not_finite_are_named(tmp_path):
+    class Odd(ToyImages):
+        def __getitem__(self, index):
+            pixels, label = super().__getitem__(index)
+            return (pixels.float() * float("nan") if index == 11 else pixels), label
+
+    with pytest.raises(UserError, match=r"first in process 0: input images of images 11; the batch"):
+        toy_run(tmp_path / "run", data=Odd(), steps=3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_skipped_and_named(tmp_path, capsys, workers):
+    toy_run(tmp_path / "run", data=ToyImages(broken=11), max_unreadable=1, workers=workers)
+    assert len(losses(tmp_path / "run")) == 6
+    (line,) = (tmp_path / "run/unreadable.jsonl").read_text().splitlines()
+    assert json.loads(line)["index"] == 11 and "image 11 cannot be read" in line
+    assert capsys.readouterr().err.count("warning: image 11 is skipped: image 11 cannot be read") == 1
+    with pytest.raises(UserError, match=r"1 images cannot be read, more than training\.max_unreadable 0; .*jsonl"):
+        toy_run(tmp_path / "strict", data=ToyImages(broken=11), max_unreadable=0, workers=workers)
