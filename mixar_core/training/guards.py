@@ -66,17 +66,24 @@ def find_bad(engine: Engine, batch: Batch, source: Source, *, step: int) -> Bad 
     return found
 
 
-def bad_batch_file(folder: Path, *, step: int, rank: int) -> Path:
-    """Where a run keeps the batch of a process that went wrong."""
-    return folder / "bad" / f"step-{step + 1:08d}-rank-{rank}.safetensors"
+def where_it_began(engine: Engine, batch: Batch, source: Source, folder: Path, *, step: int) -> str:
+    """Find the first tensor that is not finite in any process, and keep that process's batch under `folder`/bad.
 
-
-def keep_batch(path: Path, batch: Batch, bad: Bad, *, step: int) -> None:
-    """Save this process's batch, and beside it as JSON what was found in it."""
-    with writing(path):
-        path.parent.mkdir(exist_ok=True)
-    write_weights(path, tensors_of(batch))
-    write_text(path.with_suffix(".json"), json.dumps({"step": step + 1, **asdict(bad)}, indent=1))
+    All processes must call it; all get the same words.
+    """
+    processes = engine.processes
+    found = [bad for bad in processes.everyone(find_bad(engine, batch, source, step=step)) if bad is not None]
+    if not found:
+        return "it was finite when computed again, which points at the hardware"
+    first: Bad = min(found, key=lambda bad: bad.backward)  # backwards, it spreads to the other processes
+    path = folder / "bad" / f"step-{step + 1:08d}-rank-{first.rank}.safetensors"
+    if first.rank == processes.rank:
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+        write_weights(path, tensors_of(batch))
+        write_text(path.with_suffix(".json"), json.dumps({"step": step + 1, **asdict(first)}, indent=1))
+    images = f" of images {', '.join(map(str, first.images))}" if first.images else ""
+    return f"first in process {first.rank}: {first.tensor}{images}; the batch is kept in {path}"
 
 
 def tensors_of(batch: Batch) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from mixar_core.training.checkpoint import (
 from mixar_core.training.distributed import Processes, join_processes, naming_lost_processes
 from mixar_core.training.engine import Engine, Gradients
 from mixar_core.training.files import write_text, write_weights, writing
-from mixar_core.training.guards import Bad, bad_batch_file, find_bad, keep_batch, not_finite
+from mixar_core.training.guards import not_finite, where_it_began
 from mixar_core.training.log import Meter, RunLog, note_unreadable
 from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
@@ -118,7 +118,7 @@ class Trainer:
             raise UserError("data: the training split has no images")
         self.objective, self.config, self.folder, self.processes = objective, config, folder, processes
         self.train_set, self.validation_set, self.cache, self.images = train_set, validation_set, cache, images
-        self.callbacks = Callbacks(callbacks if processes.is_main else ())
+        self.callbacks = Callbacks(callbacks, is_main=processes.is_main)
         self.device = processes.device
         self.steps = config.total_steps(images)
         Share.of(config.batch_size, rank=processes.rank, world=processes.world)  # refuses before anything is written
@@ -206,11 +206,13 @@ class Trainer:
             batch_size=self.config.batch_size,
             first_step=self.done,
             processes=self.processes.world,
+            rank=self.processes.rank,
+            precision=self.config.precision,
             device=self.device,
             flop_per_image=flop_per_image,
             waiting=self.meter.waiting,
         )
-        self.processes.on_main(lambda: self.callbacks.on_start(info))
+        self._start(info)
         try:
             self._steps(info, signals)
         except BaseException as error:
@@ -218,6 +220,16 @@ class Trainer:
             raise
         self.callbacks.on_end(info, self.done)
         return Result(self.folder, self.done, self.steps, self.last_losses, time.perf_counter() - started)
+
+    def _start(self, info: RunInfo) -> None:
+        """Tell the callbacks; what one of them cannot do in any process ends the run in all."""
+        problem = None
+        try:
+            self.callbacks.on_start(info)
+        except UserError as error:
+            problem = str(error)
+        if problems := [each for each in self.processes.everyone(problem) if each]:
+            raise UserError(problems[0], reported=not self.processes.is_main)
 
     def _steps(self, info: RunInfo, signals: StopSignals) -> None:
         config, stop = self.config, False
@@ -258,7 +270,11 @@ class Trainer:
         gradients = self.engine.gradients(batch, self.source, step=step, tell=tell)
         self._check_readable(round(gradients.told["unreadable"]))
         if bad := not_finite({**gradients.losses, "gradient norm": gradients.norm}):
-            self._stop_at(bad, batch)
+            where = where_it_began(self.engine, batch, self.source, self.folder, step=step)
+            raise UserError(
+                f"step {step + 1}: not finite: {', '.join(bad)}; {where}; {self._advice()}",
+                reported=not self.processes.is_main,
+            )
         self.engine.update(step, gradients.norm)
         return gradients
 
@@ -269,24 +285,6 @@ class Trainer:
                 f"{self.config.max_unreadable}; they are named in {self.folder / 'unreadable.jsonl'}; {self._advice()}",
                 reported=not self.processes.is_main,
             )
-
-    def _stop_at(self, names: list[str], batch: Batch) -> None:
-        """The losses or the gradient of this step are not finite: find out where it began, keep that batch, stop."""
-        found = [
-            bad for bad in self.processes.everyone(find_bad(self.engine, batch, self.source, step=self.done)) if bad
-        ]
-        where = "it was finite when computed again, which points at the hardware"
-        if found:
-            first: Bad = min(found, key=lambda bad: bad.backward)  # backwards, it spreads to the other processes
-            images = f" of images {', '.join(map(str, first.images))}" if first.images else ""
-            kept = bad_batch_file(self.folder, step=self.done, rank=first.rank)
-            where = f"first in process {first.rank}: {first.tensor}{images}; the batch is kept in {kept}"
-            if first.rank == self.processes.rank:
-                keep_batch(kept, batch, first, step=self.done)
-        raise UserError(
-            f"step {self.done + 1}: not finite: {', '.join(names)}; {where}; {self._advice()}",
-            reported=not self.processes.is_main,
-        )
 
     def _advice(self) -> str:
         kept = list_checkpoints(self.folder)
@@ -340,8 +338,9 @@ class Trainer:
     @torch.no_grad()
     def _preview(self, info: RunInfo) -> None:
         """The objective's preview with the averaged weights, if a callback wants to see it."""
-        watched = self.processes.on_main(lambda: self.callbacks.want_previews)
-        if not watched or not (self.processes.is_main or self.engine.sharded):  # shards need every process's part
+        if not self.callbacks.want_previews:
+            return
+        if not (self.processes.is_main or self.engine.sharded):  # shards need every process's part
             return
         images = self._preview_images()
         noise = step_noise(Stream.PREVIEW, seed=VALIDATION_SEED, step=0, device=self.device)

@@ -52,7 +52,7 @@ class Spoilt(ToyObjective):
     ("what", "found"),
     [
         ("weights", r"not finite: loss, gradient norm; first in process 0: weights head\.bias; the batch"),
-        ("activation", r"first in process 0: output of net\.body\.0 \(Linear\) of images (\d+, ){3}\d+; the batch"),
+        ("activation", r"first in process 0: output of trained\.body\.0 \(Linear\) of images (\d+, ){3}\d+; the batch"),
         ("gradient", r"not finite: gradient norm; first in process 0: gradient of body\.0\.bias of images"),
         ("once", r"finite when computed again, which points at the hardware"),
     ],
@@ -66,8 +66,8 @@ def test_what_went_bad_first_is_found(tmp_path, what, found):
     facts = json.loads((tmp_path / "run/bad/step-00000004-rank-0.json").read_text())
     kept = read_weights(tmp_path / "run/bad/step-00000004-rank-0.safetensors")
     assert facts["step"] == 4 and kept["images"].shape == (8, 3, 16, 16)
-    toy_run(tmp_path / "whole")
-    toy_run(tmp_path / "run", objective=Spoilt("nothing"), checkpoint_every=2, resume=True)
+    toy_run(tmp_path / "whole", micro_batch=4)
+    toy_run(tmp_path / "run", objective=Spoilt("nothing"), micro_batch=4, resume=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
