@@ -93,17 +93,18 @@ def _network(config: TimmConfig) -> Any:
         raise UserError(f"extractor timm: {config.model}: timm {timm.__version__} has no model of that name")
     if not path.is_file():
         raise UserError(f"extractor timm: weights_file {path}: no such file")
-    # timm's own loading: fits position embeddings to the size, drops the classifier, unpickles tensors alone.
-    # custom_load would hand the file to a model's reader of other formats.
+    # timm's own loading fits position embeddings to the size and unpickles tensors alone. custom_load would hand the
+    # file to a model's reader of other formats. The classifier goes afterwards: num_classes=0 would accept a file with
+    # half of the weights.
     overlay = {"file": str(path), "custom_load": False}
     settings: dict[str, Any] = {}
     try:
         described = timm.get_pretrained_cfg(config.model)
         if config.size is not None and described is not None and described.fixed_input_size:
             settings["img_size"] = config.size
-        return timm.create_model(
-            config.model, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **settings
-        )
+        network = timm.create_model(config.model, pretrained=True, pretrained_cfg_overlay=overlay, **settings)
     except (RuntimeError, OSError, ValueError, KeyError, AssertionError, SafetensorError, pickle.PickleError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"extractor timm: {path} does not fit {config.model}: {reason}") from error
+    network.reset_classifier(0)
+    return network
