@@ -7,7 +7,7 @@ modules on the meta device and summing over their operators; norms, activations 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from mixar_core.masking import masked_after_step, masked_count
 from mixar_core.model import MixAR
 from mixar_core.noise import Noise
 from mixar_registry.assembly import System
+from mixar_registry.memory import training_memory
 
 META = torch.device("meta")
 #: a backward pass costs two forward passes; recomputing activations costs one more
@@ -44,8 +45,7 @@ class Estimate:
         tokens: through encoder and decoder in one forward pass: in training at the mean mask ratio, in sampling at the
             first and at the last step.
         training_gflop, sampling_gflop: by part, what runs for one image; `total` is their sum.
-        memory_gb: of one training process without sharding: weights, gradients, AdamW's two moments and EMA at 4 bytes
-            a parameter each, frozen weights, activations of one micro-batch; and of sampling one image.
+        memory_gb: of one training process, see `training_memory`; and of sampling one image.
     """
 
     parameters: int
@@ -56,17 +56,39 @@ class Estimate:
     memory_gb: dict[str, float | None] = field(factory=dict)
 
 
-def estimate(system: System) -> Estimate:
-    """Estimate of a system built with `meta=True`."""
-    if system.model is not None:
-        tokens, training, sampling = _mixar(system, system.model)
-    else:
-        tokens, (training, sampling) = {}, _single(system)
+def estimate(system: System, *, processes: int = 1) -> Estimate:
+    """Estimate of a system built with `meta=True`; memory is that of one of `processes` that share its training."""
     parts = _parts(system)
-    for costs in (training, sampling):
-        known = [value for value in costs.values() if value is not None]
-        costs["total"] = sum(known) if len(known) == len(costs) else None
-    return Estimate(system.parameters, parts, tokens, training, sampling, _memory(system, parts))
+    if system.model is not None:
+        tokens, sampling = _tokens(system, system.model), _mixar_sampling(system, system.model)
+    else:
+        tokens, sampling = {}, _single_sampling(system)
+    memory = training_memory(system, processes=processes)
+    memory["sampling"] = _sampling_memory(system, parts)
+    training = _training(system)
+    return Estimate(system.parameters, parts, tokens, _with_total(training), _with_total(sampling), memory)
+
+
+def training_flop_per_image(system: System) -> float | None:
+    """Model FLOP of one image in a training step: forward and backward, activations that are recomputed counted once.
+
+    What the frozen parts compute counts where it is computed at every step: tokenizers not where `training.cache` keeps
+    tokens. The prior of TI-Mix counts by the share of the run in which it is asked. None where something cannot be
+    counted.
+
+    Args:
+        system: built with `meta=True`.
+    """
+    costs, settings = _training(system, recomputed=False), system.recipe.training
+    if settings is not None and settings.cache != "none":
+        costs = {part: cost for part, cost in costs.items() if part == system.recipe.trains or "tokenizer" not in part}
+    total = _with_total(costs)["total"]
+    return None if total is None else 1e9 * total
+
+
+def _with_total(costs: Mapping[str, float | None]) -> dict[str, float | None]:
+    known = [value for value in costs.values() if value is not None]
+    return {**costs, "total": sum(known) if len(known) == len(costs) else None}
 
 
 class _Counter(TorchDispatchMode):
@@ -114,37 +136,84 @@ def _times(factor: float, gflop: float | None) -> float | None:
     return None if gflop is None else factor * gflop
 
 
+def _training(system: System, *, recomputed: bool = True) -> dict[str, float | None]:
+    if system.model is not None:
+        return _mixar_training(system, system.model, recomputed=recomputed)
+    return _single_training(system)
+
+
 # ---------------------------------------------------------------- a MixAR
 
 
-def _mixar(system: System, model: MixAR) -> tuple[dict[str, int], dict[str, float | None], dict[str, float | None]]:
-    recipe, settings, noise = system.recipe, system.recipe.sampling, Noise.seeded(0)
-    backbone, head, tokens = model.backbone, model.head, model.backbone.grid.tokens
-    labels_B = torch.zeros(1, dtype=torch.int64, device=META)
-    codes_BN = torch.zeros(1, tokens, dtype=torch.int64, device=META)
-    latents_BNC = torch.zeros(1, tokens, backbone.token_dim, device=META)
-    guidance = model.guidance(codes_BN)
-    prefix = 0 if guidance.prefix_BPD is None else guidance.prefix_BPD.shape[1]
-    memory = 0 if guidance.memory_BMD is None else guidance.memory_BMD.shape[1]
-    masked = masked_count(recipe.masking.mean_ratio(), tokens)
+@frozen
+class _Lengths:
+    """Tokens in front of a MixAR's sequence, attended to beside it, and masked in training at the mean ratio."""
 
-    def pass_gflop(masked: int) -> float:
-        return backbone_flop(model, visible=tokens - masked, prefix=prefix, memory=memory) / 1e9
+    prefix: int
+    memory: int
+    masked: int
 
-    z_BKD, target_BKC = torch.zeros(1, masked, backbone.width, device=META), latents_BNC[:, :masked]
-    repeats = FORWARDS_CHECKPOINTED if recipe.backbone.activation_checkpointing else FORWARDS_A_STEP
-    images = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device=META)
-    training = {
-        "backbone": repeats * pass_gflop(masked),
-        "head": _times(FORWARDS_A_STEP, _gflop(lambda: head.loss(z_BKD, target_BKC, noise=noise))),
-        "continuous_tokenizer": _gflop(lambda: model.continuous_tokenizer.posterior(images)),
+
+def _lengths(system: System, model: MixAR) -> _Lengths:
+    tokens = model.backbone.grid.tokens
+    guidance = model.guidance(torch.zeros(1, tokens, dtype=torch.int64, device=META))
+    return _Lengths(
+        prefix=0 if guidance.prefix_BPD is None else guidance.prefix_BPD.shape[1],
+        memory=0 if guidance.memory_BMD is None else guidance.memory_BMD.shape[1],
+        masked=masked_count(system.recipe.masking.mean_ratio(), tokens),
+    )
+
+
+def _tokens(system: System, model: MixAR) -> dict[str, int]:
+    lengths, tokens = _lengths(system, model), model.backbone.grid.tokens
+    front = lengths.prefix + system.recipe.backbone.buffer
+    last = ([tokens, *masked_after_step(tokens, system.recipe.sampling.steps)])[-2]
+    return {
+        "training_masked": lengths.masked,
+        "training_encoder": front + tokens - lengths.masked,
+        "training_decoder": front + tokens,
+        "sampling_encoder_first": front,
+        "sampling_encoder_last": front + tokens - last,
+        "sampling_decoder": front + tokens,
     }
 
+
+def _mixar_training(system: System, model: MixAR, *, recomputed: bool) -> dict[str, float | None]:
+    recipe, noise, lengths = system.recipe, Noise.seeded(0), _lengths(system, model)
+    backbone, tokens, masked = model.backbone, model.backbone.grid.tokens, lengths.masked
+    labels_B = torch.zeros(1, dtype=torch.int64, device=META)
+    codes_BN = torch.zeros(1, tokens, dtype=torch.int64, device=META)
+    z_BKD = torch.zeros(1, masked, backbone.width, device=META)
+    target_BKC = torch.zeros(1, masked, backbone.token_dim, device=META)
+    images = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device=META)
+    checkpointed = recomputed and recipe.backbone.activation_checkpointing
+    one_pass = backbone_flop(model, visible=tokens - masked, prefix=lengths.prefix, memory=lengths.memory)
+    costs = {
+        "backbone": (FORWARDS_CHECKPOINTED if checkpointed else FORWARDS_A_STEP) * one_pass / 1e9,
+        "head": _times(FORWARDS_A_STEP, _gflop(lambda: model.head.loss(z_BKD, target_BKC, noise=noise))),
+        "continuous_tokenizer": _gflop(lambda: model.continuous_tokenizer.posterior(images)),
+    }
+    discrete, prior = model.discrete_tokenizer, model.prior
+    if model.injector.needs_codes and discrete is not None:
+        costs["discrete_tokenizer"] = _gflop(lambda: discrete.encode(images))
+    if model.injector.needs_codes and prior is not None:
+        mixed = recipe.ti_mix.lambda_at(1.0) < 1.0
+        share = 1.0 - recipe.ti_mix.begin if mixed and recipe.ti_mix.lambda_at(0.0) == 1.0 else float(mixed)
+        hidden_BN = torch.ones(1, tokens, dtype=torch.bool, device=META)
+        asked = _gflop(lambda: prior.predict(codes_BN, hidden_BN, labels_B, noise=noise)) if mixed else 0.0
+        costs["prior"] = _times(share, asked)
+    return costs
+
+
+def _mixar_sampling(system: System, model: MixAR) -> dict[str, float | None]:
+    recipe, settings, noise, lengths = system.recipe, system.recipe.sampling, Noise.seeded(0), _lengths(system, model)
+    backbone, head, tokens = model.backbone, model.head, model.backbone.grid.tokens
     guided = settings.cfg != 1.0 and recipe.num_classes > 0
-    copies = 2 if guided else 1
     before, total = tokens, 0.0
     for after in masked_after_step(tokens, settings.steps):
-        total += pass_gflop(before) * copies if after < before else 0.0
+        if after < before:
+            one_pass = backbone_flop(model, visible=tokens - before, prefix=lengths.prefix, memory=lengths.memory)
+            total += (2 if guided else 1) * one_pass / 1e9
         before = after
     z_RD = torch.zeros(1, backbone.width, device=META)
 
@@ -154,36 +223,14 @@ def _mixar(system: System, model: MixAR) -> tuple[dict[str, int], dict[str, floa
     head_steps = settings.head_steps or getattr(getattr(head, "config", None), "sampling_steps", None)
     grid = model.continuous_tokenizer.grid
     latents_BChw = torch.zeros(1, model.continuous_tokenizer.latent_channels, grid.height, grid.width, device=META)
-    sampling = {
+    costs = {
         "backbone": total,
         "head": _times(tokens, _gflop_of_steps(draw_token, head_steps)),
         "continuous_tokenizer": _gflop(lambda: model.continuous_tokenizer.decode(latents_BChw)),
     }
-
-    discrete, prior = model.discrete_tokenizer, model.prior
-    if model.injector.needs_codes and discrete is not None:
-        training["discrete_tokenizer"] = _gflop(lambda: discrete.encode(images))
-    if model.injector.needs_codes and prior is not None:
-        mixed = recipe.ti_mix.lambda_at(1.0) < 1.0
-        share = 1.0 - recipe.ti_mix.begin if mixed and recipe.ti_mix.lambda_at(0.0) == 1.0 else float(mixed)
-        hidden_BN = torch.ones(1, tokens, dtype=torch.bool, device=META)
-        training["prior"] = _times(
-            share, _gflop(lambda: prior.predict(codes_BN, hidden_BN, labels_B, noise=noise)) if mixed else 0.0
-        )
-        sampling["prior"] = _prior_sampling(system)
-    counts = {
-        "training_masked": masked,
-        "training_encoder": prefix + recipe.backbone.buffer + tokens - masked,
-        "training_decoder": prefix + recipe.backbone.buffer + tokens,
-        "sampling_encoder_first": prefix + recipe.backbone.buffer,
-        "sampling_encoder_last": prefix + recipe.backbone.buffer + tokens - _last_count(tokens, settings.steps),
-        "sampling_decoder": prefix + recipe.backbone.buffer + tokens,
-    }
-    return counts, training, sampling
-
-
-def _last_count(tokens: int, steps: int) -> int:
-    return ([tokens, *masked_after_step(tokens, steps)])[-2]
+    if model.injector.needs_codes and model.prior is not None:
+        costs["prior"] = _prior_sampling(system)
+    return costs
 
 
 def backbone_flop(model: MixAR, *, visible: int, prefix: int = 0, memory: int = 0) -> float:
@@ -210,25 +257,35 @@ def backbone_flop(model: MixAR, *, visible: int, prefix: int = 0, memory: int = 
 # ---------------------------------------------------------------- a tokenizer or a prior
 
 
-def _single(system: System) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """Training and, of a prior, sampling; of a tokenizer, encoding and decoding. Perceptual losses are not counted."""
-    size, key = system.recipe.image_size, system.recipe.trains
+def _single_training(system: System) -> dict[str, float | None]:
+    """Perceptual losses are not counted."""
+    key, discrete = system.recipe.trains, system.discrete_tokenizer
+    if key != "prior":
+        return {key: _times(FORWARDS_A_STEP, _reconstruction(system))}
+    size, prior = system.recipe.image_size, system.prior
+    assert prior is not None and discrete is not None
     images = torch.zeros(1, 3, size, size, device=META)
-    discrete = system.discrete_tokenizer
-    if key == "prior":
-        prior = system.prior
-        assert prior is not None and discrete is not None
-        codes_BN = torch.zeros(1, prior.grid.tokens, dtype=torch.int64, device=META)
-        labels_B = torch.zeros(1, dtype=torch.int64, device=META)
-        loss = _gflop(lambda: prior.loss(codes_BN, labels_B, noise=Noise.seeded(0)))
-        return (
-            {"prior": _times(FORWARDS_A_STEP, loss), "discrete_tokenizer": _gflop(lambda: discrete.encode(images))},
-            {"prior": _prior_sampling(system), "discrete_tokenizer": _gflop(lambda: discrete.decode(codes_BN))},
-        )
-    tokenizer = discrete if key == "discrete_tokenizer" else system.continuous_tokenizer
+    codes_BN = torch.zeros(1, prior.grid.tokens, dtype=torch.int64, device=META)
+    loss = _gflop(lambda: prior.loss(codes_BN, codes_BN[:, 0], noise=Noise.seeded(0)))
+    return {"prior": _times(FORWARDS_A_STEP, loss), "discrete_tokenizer": _gflop(lambda: discrete.encode(images))}
+
+
+def _single_sampling(system: System) -> dict[str, float | None]:
+    """Of a tokenizer, encoding and decoding."""
+    key, discrete = system.recipe.trains, system.discrete_tokenizer
+    if key != "prior":
+        return {key: _reconstruction(system)}
+    assert discrete is not None
+    codes_BN = torch.zeros(1, discrete.grid.tokens, dtype=torch.int64, device=META)
+    return {"prior": _prior_sampling(system), "discrete_tokenizer": _gflop(lambda: discrete.decode(codes_BN))}
+
+
+def _reconstruction(system: System) -> float | None:
+    size, is_discrete = system.recipe.image_size, system.recipe.trains == "discrete_tokenizer"
+    tokenizer = system.discrete_tokenizer if is_discrete else system.continuous_tokenizer
     assert tokenizer is not None
-    both = _gflop(lambda: tokenizer.decode(tokenizer.encode(images)))
-    return {key: _times(FORWARDS_A_STEP, both)}, {key: both}
+    images = torch.zeros(1, 3, size, size, device=META)
+    return _gflop(lambda: tokenizer.decode(tokenizer.encode(images)))
 
 
 def _prior_sampling(system: System) -> float | None:
@@ -242,7 +299,7 @@ def _prior_sampling(system: System) -> float | None:
     return _gflop_of_steps(draw, settings.prior_steps or getattr(getattr(prior, "config", None), "steps", None))
 
 
-# ---------------------------------------------------------------- parameters and memory
+# ---------------------------------------------------------------- parameters and sampling's memory
 
 
 def _parts(system: System) -> tuple[PartCost, ...]:
@@ -262,97 +319,11 @@ def _parts(system: System) -> tuple[PartCost, ...]:
     return tuple(found)
 
 
-def _memory(system: System, parts: tuple[PartCost, ...]) -> dict[str, float | None]:
-    """Gigabytes (1e9 bytes)."""
-    trained = sum(part.parameters for part in parts if part.trained)
-    frozen = sum(part.parameters for part in parts if not part.trained)
-    memory: dict[str, float | None] = {
-        "weights": 4e-9 * trained,
-        "gradients": 4e-9 * trained,
-        "adamw": 8e-9 * trained,
-        "ema": 4e-9 * trained,
-        "frozen_weights": 4e-9 * frozen,
-    }
-    settings = system.recipe.training
-    micro_batch = (settings.micro_batch or settings.batch_size) if settings else 1
-    width = 2 if settings and settings.precision == "bf16" else 4
-    values = _activations(system)
-    memory["activations"] = None if values is None else 1e-9 * values * width * micro_batch
-    known = [value for value in memory.values() if value is not None]
-    memory["training"] = sum(known) if len(known) == len(memory) else None
+def _sampling_memory(system: System, parts: tuple[PartCost, ...]) -> float | None:
+    """Gigabytes (1e9 bytes) for one image."""
     peak = _largest_tensor(system)
     # in the widest layer of a tokenizer's decoder about four tensors of that size live at once
-    memory["sampling"] = None if peak is None else 4e-9 * (trained + frozen + 4 * peak)
-    return memory
-
-
-def _activations(system: System) -> float | None:
-    """Numbers kept for the backward pass of one image.
-
-    A transformer block of width D and MLP ratio r keeps (8 + 2r) D numbers a token: the inputs of two norms, of the
-    qkv, output and two MLP layers, of the GELU, and q, k, v. Fused attention keeps no map. A cross-attention block
-    keeps 4 D more a token and 2 D a memory token. With activation checkpointing a block keeps its input, and one block
-    at a time all of this. What else is trained (head, tokenizers, priors) is run on the meta device, and what autograd
-    keeps is summed, attention maps included.
-    """
-    model, recipe, noise = system.model, system.recipe, Noise.seeded(0)
-    images = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device=META)
-    if model is None:
-        if recipe.trains == "prior":
-            prior = system.prior
-            assert prior is not None
-            codes_BN = torch.zeros(1, prior.grid.tokens, dtype=torch.int64, device=META)
-            labels_B = torch.zeros(1, dtype=torch.int64, device=META)
-            return _kept(prior, lambda: prior.loss(codes_BN, labels_B, noise=noise))
-        if recipe.trains == "continuous_tokenizer":
-            continuous = system.continuous_tokenizer
-            assert continuous is not None
-            return _kept(continuous, lambda: continuous.decode(continuous.encode(images)))
-        discrete = system.discrete_tokenizer
-        assert discrete is not None
-        return _kept(discrete, lambda: discrete.decode_vectors(discrete.quantize(images).vectors_BEhw))
-
-    tokens, config = model.backbone.grid.tokens, recipe.backbone
-    masked = masked_count(recipe.masking.mean_ratio(), tokens)
-    guidance = model.guidance(torch.zeros(1, tokens, dtype=torch.int64, device=META))
-    prefix = 0 if guidance.prefix_BPD is None else guidance.prefix_BPD.shape[1]
-    memory = 0 if guidance.memory_BMD is None else guidance.memory_BMD.shape[1]
-    kept = 0.0
-    for length, width, depth in (
-        (prefix + config.buffer + tokens - masked, config.width, config.depth),
-        (prefix + config.buffer + tokens, model.backbone.width, config.decoder_depth or config.depth),
-    ):
-        block = (8 + 2 * config.mlp_ratio) * width * length
-        if memory:
-            block += 4 * width * length + 2 * width * memory
-        kept += depth * width * length + block if config.activation_checkpointing else depth * block
-    z_BKD = torch.zeros(1, masked, model.backbone.width, device=META, requires_grad=True)
-    target_BKC = torch.zeros(1, masked, model.backbone.token_dim, device=META)
-    head = _kept(model.head, lambda: model.head.loss(z_BKD, target_BKC, noise=noise))
-    return None if head is None else kept + head
-
-
-def _kept(module: nn.Module, run: Callable[[], object]) -> float | None:
-    """Numbers that autograd keeps for a backward pass through `run`, parameters not counted."""
-    own = {id(parameter) for parameter in module.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        base = tensor if tensor._base is None else tensor._base
-        if id(base) not in own:
-            kept[id(base)] = base  # holding it keeps its id its own
-        return tensor
-
-    training = module.training
-    try:
-        module.train()
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            run()
-    except (NotImplementedError, RuntimeError):
-        return None
-    finally:
-        module.train(training)
-    return float(sum(tensor.numel() for tensor in kept.values()))
+    return None if peak is None else 4e-9 * (sum(part.parameters for part in parts) + 4 * peak)
 
 
 def _largest_tensor(system: System) -> int | None:

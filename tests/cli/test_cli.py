@@ -65,7 +65,8 @@ def test_recipe_check_of_the_largest_is_quick_and_small() -> None:
     assert 707e6 <= found["parameters"] <= 709e6
     assert after.ru_utime - before.ru_utime < 10
     assert after.ru_maxrss < 1e6  # kB; the largest of all calls so far
-    assert "708.5M" in good("recipe", "check", "mixar_l_dc_ca")
+    shared = good("recipe", "check", "mixar_l_dc_ca", "--processes", 8, "--set", "training.parallel=fsdp")
+    assert "708.5M" in shared and "gathered blocks" in shared
 
 
 def test_train_and_sample_end_to_end(family: Path, tmp_path: Path) -> None:

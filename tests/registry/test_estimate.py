@@ -9,7 +9,7 @@ import torch
 
 from mixar_core.masking import split_by_order
 from mixar_registry.assembly import build
-from mixar_registry.estimate import META, backbone_flop, estimate
+from mixar_registry.estimate import META, backbone_flop, estimate, training_flop_per_image
 from mixar_registry.manager import Registry
 from mixar_registry.recipe import load_recipe
 
@@ -55,3 +55,18 @@ def test_checkpointing_saves_activations_and_costs_a_forward_pass(registry: Regi
     assert checkpointed.training_gflop["backbone"] == pytest.approx(plain.training_gflop["backbone"] * 4 / 3)  # type: ignore[operator]
     assert plain.tokens["training_decoder"] == plain.tokens["sampling_decoder"] == 64 + 256
     assert plain.tokens["sampling_encoder_first"] == 64
+
+
+def test_model_flop_count_neither_recomputation_nor_tokenizers_that_do_not_run(registry: Registry) -> None:
+    def of(name: str, *overrides: str) -> float | None:
+        return training_flop_per_image(build(load_recipe(name, registry, overrides=overrides), registry, meta=True))
+
+    costs = estimate(build(load_recipe("digits", registry), registry, meta=True)).training_gflop
+    assert of("digits", "training.cache=none") == pytest.approx(1e9 * costs["total"])  # type: ignore[operator]
+    assert of("digits", "training.cache=none", "backbone.activation_checkpointing=true") == of(
+        "digits", "training.cache=none"
+    )
+    kept = sum(costs[part] or 0.0 for part in ("backbone", "head", "prior"))
+    assert of("digits", "training.cache=memory") == pytest.approx(1e9 * kept)
+    # a tokenizer that is trained runs whatever is kept
+    assert of("digits_lfq", "training.cache=memory") == of("digits_lfq", "training.cache=none")

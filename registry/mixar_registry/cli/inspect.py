@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mixar_registry.cli.common import Json, NoPlugin, Set, open_registry, print_json, print_table
+from mixar_registry.cli.common import Json, NoPlugin, Set, at_least, open_registry, print_json, print_table
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name (see `mixar recipes`) or path of a YAML file.")]
 recipe_app = typer.Typer(
@@ -97,11 +97,19 @@ def show_command(
 
 @recipe_app.command("check")
 def check_command(
-    context: typer.Context, recipe: RecipeName, settings: Set = None, no_plugin: NoPlugin = None, as_json: Json = False
+    context: typer.Context,
+    recipe: RecipeName,
+    settings: Set = None,
+    processes: Annotated[
+        int, typer.Option(callback=at_least(1), help="How many would share the training: memory is that of one.")
+    ] = 1,
+    no_plugin: NoPlugin = None,
+    as_json: Json = False,
 ) -> None:
     """Check that a recipe's parts fit, and print what it costs: parameters, tokens, GFLOP an image, memory.
 
-    Nothing is allocated and no weights are read. Example: `mixar recipe check mixar_l --set training.micro_batch=16`
+    Nothing is allocated and no weights are read. Example:
+    `mixar recipe check mixar_l --set training.micro_batch=16 --set training.parallel=fsdp --processes 8`
     """
     import attrs
 
@@ -112,7 +120,7 @@ def check_command(
     registry = open_registry(context, no_plugin)
     resolved = load_recipe(recipe, registry, overrides=settings or ())
     data = try_data(resolved, registry)
-    found = estimate(build(resolved, registry, meta=True))
+    found = estimate(build(resolved, registry, meta=True), processes=processes)
     if as_json:
         print_json({"name": resolved.name, "trains": resolved.trains, **attrs.asdict(found), "data": data})
         return
@@ -138,7 +146,9 @@ def check_command(
         rows = [(name.replace("_", " "), count) for name, count in found.tokens.items()]
         print_table("Tokens of one forward pass", ("pass", "tokens"), rows, right=(1,))
     memory = [(name.replace("_", " "), _number(value)) for name, value in found.memory_gb.items()]
-    print_table("Estimated memory of one process, GB", ("what", "GB"), memory, right=(1,))
+    parallel = f", {resolved.training.parallel}" if processes > 1 and resolved.training is not None else ""
+    of = "one process" if processes == 1 else f"one of {processes} processes{parallel}"
+    print_table(f"Estimated memory of {of}, GB", ("what", "GB"), memory, right=(1,))
 
 
 def _number(value: float | None) -> str:
