@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.dataset import ImageDataset, ImageStream
+from mixar_core.errors import UserError
 from mixar_core.evaluation.extractor import FeatureExtractor
 from mixar_core.testing.common import BATCH, check_module, expect, expect_equal, expect_tensor, normal, unchanged
 from mixar_core.training.callback import Callback, RunInfo, StepReport
@@ -22,6 +23,9 @@ def check_dataset(data: ImageDataset, *, image_size: int) -> None:
     Args:
         data: an opened split with at least one image, cropped to `image_size`.
     """
+    if data.stream is not None:
+        _check_stream(data, data.stream)
+        return
     size, labels = len(data), data.labels()
     expect(size > 0, "it has no image, and so cannot be checked")
     expect(len(labels) == size, f"labels() has {len(labels)} entries for {size} images")
@@ -47,6 +51,23 @@ def check_dataset(data: ImageDataset, *, image_size: int) -> None:
         image.zero_()
         expect(torch.equal(data[index][0], before), f"image {index} changes: it is no copy, or is not repeatable")
         expect(torch.equal(copy[index][0], before), f"image {index} is another one after pickling")
+
+
+def _check_stream(data: ImageDataset, stream: ImageStream) -> None:
+    images = list(stream)
+    expect(bool(images), "it has no image, and so cannot be checked")
+    expect([image.data for image in stream] == [image.data for image in images], "a second pass has another order")
+    expect(len(data.class_names) == data.num_classes, "class_names has not one name a class")
+    allowed = range(data.num_classes) if data.num_classes else (NO_CLASS,)
+    for image in images:
+        expect(type(image.data) is bytes and bool(image.where), f"{image} has no bytes, or no name for errors")
+        expect(type(image.label) is int and image.label in allowed, f"{image.where} has label {image.label}")
+    for what, access in (("len", lambda: len(data)), ("an image", lambda: data[0]), ("labels", lambda: data.labels())):
+        try:
+            access()
+        except UserError:
+            continue
+        raise AssertionError(f"{what} of a stream raises no UserError")
 
 
 def check_extractor(make: Callable[[], FeatureExtractor]) -> None:

@@ -8,6 +8,7 @@ from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
 from mixar_plugins.callbacks.sample_grid import SampleGrid, SampleGridConfig
 from mixar_plugins.callbacks.tensorboard import TensorBoard, TensorBoardConfig
 from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
+from mixar_plugins.datasets.hugging_face import HuggingFaceConfig, HuggingFaceDataset
 from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
 from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
 from mixar_plugins.extractors.inception import Inception, InceptionConfig
@@ -52,6 +53,7 @@ def mixar_parts() -> list[Part]:
         Part("head", "diffusion", DiffusionHead, DiffusionHeadConfig),
         Part("dataset", "parquet", ParquetDataset, ParquetConfig),
         Part("dataset", "image-folder", ImageFolder, ImageFolderConfig),
+        Part("dataset", "datasets", HuggingFaceDataset, HuggingFaceConfig),
         Part("extractor", "efficientnet-lite0", EfficientNetLite0, EfficientNetLite0Config),
         Part("extractor", "inception", Inception, InceptionConfig),
         Part("extractor", "timm", TimmExtractor, TimmConfig),

@@ -59,6 +59,14 @@ def write_timm(folder: Path) -> dict[str, Any]:
     return {"model": networks.TIMM_MODEL, "weights_file": str(weights), "size": 64}
 
 
+def write_for_datasets(folder: Path) -> dict[str, Any]:
+    return {"path": "imagefolder", "data_dir": write_folder(folder)["path"], "cache_dir": str(folder / "cache")}
+
+
+def write_for_streaming(folder: Path) -> dict[str, Any]:
+    return {**write_for_datasets(folder), "streaming": True}
+
+
 def _png(value: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (value, value, value)).save(file, "PNG")
@@ -92,7 +100,11 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "dc-ca": [{}],
     },
     "head": {"diffusion": [{"depth": 1, "width": 16, "samples_per_token": 2, "sampling_steps": 4}]},
-    "dataset": {"parquet": [write_parquet], "image-folder": [write_folder, write_unlabelled_folder]},
+    "dataset": {
+        "parquet": [write_parquet],
+        "image-folder": [write_folder, write_unlabelled_folder],
+        "datasets": [write_for_datasets, write_for_streaming],
+    },
     "extractor": {
         "efficientnet-lite0": [{}, {"size": 64, "maps_scale": 2}],
         "inception": [write_inception],
