@@ -102,7 +102,7 @@ def _network(config: TimmConfig) -> Any:
         described = timm.get_pretrained_cfg(config.model)
         if config.size is not None and described is not None and described.fixed_input_size:
             settings["img_size"] = config.size
-        network = timm.create_model(config.model, pretrained=True, pretrained_cfg_overlay=overlay, **settings)
+        network: Any = timm.create_model(config.model, pretrained=True, pretrained_cfg_overlay=overlay, **settings)
     except (RuntimeError, OSError, ValueError, KeyError, AssertionError, SafetensorError, pickle.PickleError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"extractor timm: {path} does not fit {config.model}: {reason}") from error
