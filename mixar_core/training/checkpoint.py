@@ -193,6 +193,11 @@ class Checkpoints:
                 raise error
             self.processes.on_main(pending.result)
 
+    @property
+    def failed(self) -> bool:
+        """Whether what this process wrote in the background could not be written; `wait` then says why."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+
     def finished(self) -> list[Path]:
         """Those that became complete since this was last called; for the main process."""
         finished, self._finished = self._finished, []
@@ -233,6 +238,8 @@ class Checkpoints:
                 files = {str(file.relative_to(unfinished)): _digest(file) for file in sorted(unfinished.rglob("*.*"))}
                 run = {"step": facts.step, "settings": dict(facts.settings), "processes": facts.processes}
                 write_text(unfinished / "run.json", json.dumps({**run, "files": files}, indent=1))
+                for part in {(unfinished / name).parent for name in files}:
+                    sync(part)
                 os.replace(unfinished, path)
                 sync(path.parent)
         finally:

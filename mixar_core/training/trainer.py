@@ -266,8 +266,10 @@ class Trainer:
         for index in unreadable.keys() - self._named:
             note_unreadable(self.folder, step=step, rank=self.processes.rank, index=index, reason=unreadable[index])
             self._named.add(index)
-        tell = {"stop": float(stop), "unreadable": float(len(unreadable))}
+        tell = {"stop": float(stop), "unreadable": float(len(unreadable)), "failed": float(self.checkpoints.failed)}
         gradients = self.engine.gradients(batch, self.source, step=step, tell=tell)
+        if gradients.told["failed"]:
+            self.checkpoints.wait()
         self._check_readable(round(gradients.told["unreadable"]))
         if bad := not_finite({**gradients.losses, "gradient norm": gradients.norm}):
             where = where_it_began(self.engine, batch, self.source, self.folder, step=step)
