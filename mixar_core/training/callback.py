@@ -50,6 +50,7 @@ class StepReport:
     Args:
         images_per_second: of all processes together.
         waiting_share: of that time, spent waiting for batches; of the process that waited longest.
+        extra: figures that a callback adds for those behind it in the list.
     """
 
     step: int
@@ -59,7 +60,7 @@ class StepReport:
     images_per_second: float
     seconds_left: float
     waiting_share: float
-    extra: Mapping[str, float] = field(factory=dict)
+    extra: dict[str, float] = field(factory=dict)
 
 
 class Callback:

@@ -51,10 +51,10 @@ class Meter:
 
 
 class RunLog:
-    """log.jsonl of a run folder: one JSON object a line, `kind` train or validation, with its `step`."""
+    """A log in a run folder, log.jsonl the trainer's own: one JSON object a line, with its `kind` and its `step`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "log.jsonl"
+    def __init__(self, folder: Path, name: str = "log.jsonl") -> None:
+        self.path = folder / name
 
     def forget_after(self, step: int) -> None:
         """Drop lines of steps after `step`, and a torn one: a resumed run does them again."""

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
 from mixar_plugins.callbacks.sample_grid import SampleGrid, SampleGridConfig
+from mixar_plugins.callbacks.stall_watch import StallWatch, StallWatchConfig
 from mixar_plugins.callbacks.tensorboard import TensorBoard, TensorBoardConfig
+from mixar_plugins.callbacks.throughput import Throughput, ThroughputConfig
+from mixar_plugins.callbacks.wandb import WandB, WandBConfig
 from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
 from mixar_plugins.datasets.hugging_face import HuggingFaceConfig, HuggingFaceDataset
 from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
@@ -60,6 +63,9 @@ def mixar_parts() -> list[Part]:
         Part("callback", "progress", ProgressBar, ProgressConfig),
         Part("callback", "tensorboard", TensorBoard, TensorBoardConfig),
         Part("callback", "sample-grid", SampleGrid, SampleGridConfig),
+        Part("callback", "throughput", Throughput, ThroughputConfig),
+        Part("callback", "stall-watch", StallWatch, StallWatchConfig),
+        Part("callback", "wandb", WandB, WandBConfig),
         Part("importer", "mar", MarImporter, MarImportConfig),
         Part("importer", "kl16", KL16Importer, AutoencoderImportConfig),
         Part("importer", "vavae", VAVAEImporter, AutoencoderImportConfig),

@@ -99,7 +99,7 @@ _RELEVANT: dict[str, tuple[str, ...]] = {
     "discrete_tokenizer": ("reconstruction", "training"),
     "prior": ("training",),
 }
-_DEFAULT_CALLBACKS = ("progress", "tensorboard", "sample-grid")
+_DEFAULT_CALLBACKS = ("throughput", "stall-watch", "progress", "tensorboard", "sample-grid")
 _DEFAULT_EXTRACTOR = "efficientnet-lite0"
 
 

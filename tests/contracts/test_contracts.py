@@ -110,7 +110,15 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "inception": [write_inception],
         "timm": [write_timm],
     },
-    "callback": {"progress": [{}], "tensorboard": [{}], "sample-grid": [{}]},
+    "callback": {
+        "progress": [{}],
+        "tensorboard": [{}],
+        "sample-grid": [{}],
+        "throughput": [{}, {"peak_tflops": 1.0}],
+        "stall-watch": [{}, {"window": 0.0}],
+        # The package need not be there; with a stand-in for it, the contract is checked in tests/plugins.
+        "wandb": [{"mode": "disabled"}],
+    },
 }
 
 

@@ -1,0 +1,112 @@
+"""Curves and previews for Weights & Biases."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import yaml
+from attrs import frozen
+from torch import Tensor
+
+from mixar_core.errors import UserError
+from mixar_core.pictures import to_uint8
+from mixar_core.training.callback import Callback, RunInfo, StepReport
+from mixar_core.training.files import write_text
+
+
+@frozen
+class WandBConfig:
+    """Where a run is shown.
+
+    Args:
+        project: None: wandb's own choice, WANDB_PROJECT or `uncategorized`.
+        name: None: the run folder's name.
+        group: None: none; runs of one group are shown together.
+        mode: `offline` writes into the run folder, for `wandb sync`; `disabled` does nothing, and needs no package.
+    """
+
+    project: str | None = None
+    name: str | None = None
+    group: str | None = None
+    mode: Literal["online", "offline", "disabled"] = "online"
+
+
+class WandB(Callback):
+    """Sends losses, rates and previews to Weights & Biases (package wandb, or `pip install mixar[wandb]`).
+
+    A resumed run goes on under the same id, which wandb_id.txt in the run folder keeps; the steps after its checkpoint,
+    which it does again and which come out the same, are not sent twice. The recipe is the run's config.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+
+    def __init__(self, config: WandBConfig) -> None:
+        self.config = config
+        self.package: Any = None if config.mode == "disabled" else _package()
+        self.run: Any = None
+
+    def on_start(self, run: RunInfo) -> None:
+        if self.package is None:
+            return
+        kept, recipe = run.folder / "wandb_id.txt", run.folder / "recipe.yaml"
+        known = kept.read_text(encoding="utf-8").strip() if run.first_step and kept.is_file() else None
+        self.run = self.package.init(
+            project=self.config.project,
+            name=self.config.name or run.name,
+            group=self.config.group,
+            mode=self.config.mode,
+            dir=str(run.folder),
+            id=known,
+            resume="allow" if known else None,
+            config=yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None,
+            allow_val_change=True,  # of what a resumed run may change
+        )
+        write_text(kept, f"{self.run.id}\n")
+
+    def on_step(self, run: RunInfo, report: StepReport) -> None:
+        figures = {f"train/{name}": value for name, value in report.losses.items()}
+        figures |= {f"extra/{name}": value for name, value in report.extra.items()}
+        figures["run/learning_rate"] = report.learning_rate
+        figures["run/gradient_norm"] = report.gradient_norm
+        figures["run/images_per_second"] = report.images_per_second
+        figures["run/waiting_share"] = report.waiting_share
+        self._send(figures, report.step)
+
+    def on_evaluation(self, run: RunInfo, step: int, losses: Mapping[str, float]) -> None:
+        self._send({f"validation/{name}": value for name, value in losses.items()}, step)
+
+    def on_preview(self, run: RunInfo, step: int, rows: Mapping[str, Tensor]) -> None:
+        if self.run is not None:
+            strips = {name: torch.cat([*to_uint8(row_B3HW)], dim=-1) for name, row_B3HW in rows.items()}
+            images = {
+                f"preview/{name}": self.package.Image(strip.permute(1, 2, 0).numpy()) for name, strip in strips.items()
+            }
+            self._send(images, step)
+
+    def on_end(self, run: RunInfo, step: int) -> None:
+        if self.run is not None:
+            self.run.finish()
+
+    def on_failure(self, run: RunInfo, step: int, error: BaseException) -> None:
+        if self.run is not None:
+            self.run.finish(exit_code=1)
+
+    def _send(self, values: Mapping[str, Any], step: int) -> None:
+        if self.run is not None and step >= self.run.step:  # of a resumed run, the next after the last that was sent
+            self.run.log(dict(values), step=step)
+
+
+def _package() -> Any:
+    try:
+        package = importlib.import_module("wandb")
+    except ImportError:
+        package = None
+    if not hasattr(package, "init"):  # a folder of that name, as wandb itself makes them, imports as well
+        raise UserError(
+            "callback wandb: package wandb is not installed; pip install wandb, or take it out of callbacks"
+        )
+    return package
