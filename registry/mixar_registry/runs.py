@@ -58,6 +58,8 @@ def train(
     cache = None if cached is None else open_cache(cached, recipe, registry)
     # with a cache, images serve previews and the validation split alone, and need not be there
     train_set = open_data(recipe, registry, "train") if recipe.data or cache is None else None
+    if cache is not None and train_set is not None and train_set.stream is not None:
+        train_set = None  # a stream is for making the cache
     measured = recipe.data is not None and recipe.training.evaluate_every
     validation_set = open_data(recipe, registry, "validation") if measured else None
     torch.manual_seed(recipe.training.seed)  # initial weights
