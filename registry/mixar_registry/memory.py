@@ -27,6 +27,7 @@ from mixar_core.errors import UserError
 from mixar_core.masking import masked_count, split_by_order
 from mixar_core.model import MixAR
 from mixar_core.noise import Noise
+from mixar_core.training.engine import sharded_blocks
 from mixar_registry.assembly import System
 
 #: kinds of memory that a run holds from its first step to its last; the rest comes and goes with each pass
@@ -84,25 +85,34 @@ def check_memory(system: System, *, device: torch.device, processes: int = 1) ->
     memory = training_memory(system, processes=processes, device_type=device.type)
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
     standing = together * sum(memory[kind] or 0.0 for kind in STANDING)
-    advice = ["training.parallel: fsdp" + (" on several processes" if processes == 1 else "")]
-    if settings.parallel == "fsdp":
-        advice = ["more processes"]
     name = f"recipe {system.recipe.name} on {device}"
     shared = f" for its {together} processes on this machine" if together > 1 else ""
     if standing > capacity:
         raise UserError(
             f"{name}: weights, gradients, optimizer and averages need {_gb(standing)}{shared}, and there are "
-            f"{_gb(capacity)}; use {advice[0]}, or a smaller model"
+            f"{_gb(capacity)}; use {_fsdp(memory, settings.parallel, processes, capacity)}, or a smaller model"
         )
     total = memory["training"]
     if total is None or total * together <= capacity:
         return None
+    advice = ["a smaller training.micro_batch", _fsdp(memory, settings.parallel, processes, capacity)]
     if system.model is not None and not system.recipe.backbone.activation_checkpointing:
-        advice.insert(0, "backbone.activation_checkpointing: true")
+        advice.insert(1, "backbone.activation_checkpointing: true")
     return (
         f"{name}: training probably needs {_gb(total * together)}{shared}, and there are {_gb(capacity)}; if it runs "
-        f"out of memory, use a smaller training.micro_batch, {', or '.join(advice)}"
+        f"out of memory, use {', or '.join(advice)}"
     )
+
+
+def _fsdp(memory: Mapping[str, float | None], parallel: str, processes: int, capacity: float) -> str:
+    """Over how many devices, one a process, what is trained must be shared to fit."""
+    frozen = memory["frozen_weights"] or 0.0
+    trained, least = sum(memory[kind] or 0.0 for kind in STANDING) - frozen, 2
+    if parallel == "fsdp":
+        trained, least = trained * processes, processes + 1
+    if frozen >= capacity:
+        return "a device with more memory"
+    return f"training.parallel: fsdp over {max(least, math.ceil(trained / (capacity - frozen)))} or more devices"
 
 
 def device_memory(device: torch.device) -> float | None:
@@ -131,9 +141,8 @@ def _modules(system: System) -> list[nn.Module]:
 
 
 def _gathered(trained: nn.Module) -> int:
-    """Parameters that an FSDP process has whole at one time; the blocks are those of Objective.blocks, roughly."""
-    lists = [module for module in trained.modules() if isinstance(module, nn.ModuleList)]
-    sizes = [sum(p.numel() for p in block.parameters()) for blocks in lists for block in blocks]
+    """Parameters that an FSDP process has whole at one time."""
+    sizes = [sum(p.numel() for p in block.parameters()) for block in sharded_blocks(trained)]
     whole = sum(p.numel() for p in trained.parameters())
     return whole - sum(sizes) + sum(sorted(sizes)[-2:])
 

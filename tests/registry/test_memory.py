@@ -130,8 +130,13 @@ def test_the_run_is_compared_with_the_device(family: Path, registry: Registry, m
     warning = check(1.01 * standing)
     assert warning is not None and "probably needs" in warning and "training.micro_batch" in warning
     assert "backbone.activation_checkpointing: true" in warning
-    with pytest.raises(UserError, match=r"need .* GB, and there are .* GB; use training.parallel: fsdp"):
+    with pytest.raises(UserError, match=r"need .* GB, and there are .* GB; use training.parallel: fsdp over 2 or more"):
         check(0.99 * standing)
+    frozen = needs["frozen_weights"] or 0.0
+    with pytest.raises(UserError, match="fsdp over 4 or more devices"):
+        check(frozen + (standing - frozen) / 3.5)
+    with pytest.raises(UserError, match="use a device with more memory"):
+        check(0.9 * frozen)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="for its 2 processes on this machine"):
         check(1.5 * standing)
