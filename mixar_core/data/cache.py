@@ -234,14 +234,16 @@ class TokenCache:
         numbers as any other.
 
         Args:
-            indices_B: int64, each in [0, len).
+            indices_B: int64, at least one, each in [0, len).
             flip_B: bool, which of them mirrored.
 
         Raises:
-            UserError: a file is unreadable.
+            UserError: a file is unreadable, or there are no mirrored images.
         """
-        if len(indices_B) and not 0 <= int(indices_B.min()) <= int(indices_B.max()) < len(self):
+        if not 0 <= int(indices_B.min()) <= int(indices_B.max()) < len(self):
             raise IndexError(f"rows {int(indices_B.min())} to {int(indices_B.max())} of {len(self)}")
+        if flip_B.any() and not self.flip:
+            raise UserError(f"{self.folder} has no mirrored images")
         shard_B = torch.searchsorted(self._starts, indices_B, right=True) - 1
         row_B = indices_B - self._starts[shard_B]
         # rows of one tensor of one shard are gathered together

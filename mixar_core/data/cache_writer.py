@@ -234,11 +234,11 @@ class ShardWriter:
         skipped: dict[int, str] = {}
         shard: int | None = None
         for piece in pieces:
-            if stop():
-                break
             if shard is not None and piece.shard != shard:
                 self._save(shard, held, skipped)
                 held, skipped = [], {}
+            if stop():
+                return False
             shard = piece.shard
             skipped |= piece.unreadable
             self.unreadable |= piece.unreadable

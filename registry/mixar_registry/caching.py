@@ -140,7 +140,6 @@ def make_cache(
     """
     data = open_data(recipe, registry, split)
     continuous, discrete = _used_tokenizers(build(recipe, registry, meta=True))
-    plain: dict[str, Any] = _plain_config(recipe.data)
     settings = CacheSettings(
         image_size=recipe.image_size,
         num_classes=data.num_classes,
@@ -159,16 +158,17 @@ def make_cache(
             key: None if part is None else fingerprint(getattr(recipe, f"{key}_tokenizer"), registry)
             for key, part in (("continuous", continuous), ("discrete", discrete))
         },
-        source={**plain, "images": None if data.stream is not None else len(data)},
+        source={**_plain_config(recipe.data), "images": None if data.stream is not None else len(data)},
     )
+    tokenizers = _load_tokenizers(recipe, registry, continuous is not None, discrete is not None)
     processes = join_processes(device)
     with StopSignals() as signals, naming_lost_processes(processes):
         done = processes.on_main(lambda: begin(folder, settings))
         if done is not None:
-            return Caching(folder, done, len(done.shards), len(done.shards))
-        tokenizers = _load_tokenizers(recipe, registry, continuous is not None, discrete is not None)
-        work = _Work(folder, settings, tokenizers.to(processes.device), data, processes, workers, max_unreadable)
-        made = work.run(lambda: signals.requested, progress)
+            made = Caching(folder, done, len(done.shards), len(done.shards))
+        else:
+            work = _Work(folder, settings, tokenizers.to(processes.device), data, processes, workers, max_unreadable)
+            made = work.run(lambda: signals.requested, progress)
     processes.leave()
     return made
 

@@ -36,8 +36,12 @@ def cache_command(
         typer.Option(callback=at_least(0), help="Loader processes of each process; default: the recipe's, or none."),
     ] = None,
     max_unreadable: Annotated[
-        int, typer.Option(callback=at_least(0), help="Images that may be left out because they cannot be read.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            callback=at_least(0),
+            help="Images that may be left out because they cannot be read; default: the recipe's, or none.",
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")] = None,
     verify: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Compare this cache's files with their checksums, and stop.")
@@ -63,8 +67,9 @@ def cache_command(
 
     registry = open_registry(context, no_plugin)
     resolved = load_recipe(recipe, registry, overrides=settings or ())
-    if workers is None:
-        workers = resolved.training.workers if resolved.training is not None else 0
+    if resolved.training is not None:
+        workers = resolved.training.workers if workers is None else workers
+        max_unreadable = resolved.training.max_unreadable if max_unreadable is None else max_unreadable
     main = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks
     with _bar("encoding", shown=main) as update:
         made = make_cache(
@@ -78,8 +83,8 @@ def cache_command(
             seed=seed,
             flip=not no_flip,
             batch=batch,
-            workers=workers,
-            max_unreadable=max_unreadable,
+            workers=workers or 0,
+            max_unreadable=max_unreadable or 0,
             device=checked_device(device),
             progress=update,
         )

@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mixar_core.data.cache import INDEX, PROGRESS, CacheSettings, TokenCache
+from mixar_core.data.cache_source import CacheSource
+from mixar_core.data.cache_writer import (
+    ShardWriter,
+    StreamPieces,
+    begin,
+    dataset_pieces,
+    finish,
+    is_finished,
+    noted_shards,
+)
+from mixar_core.data.dataset import EncodedImage, ImageStream
+from mixar_core.data.images import read_image
+from mixar_core.data.loader import ImageSource, Share, ShuffledOrder, load_rows
+from mixar_core.data.streams import Stream, step_noise
+from mixar_core.data.tokens import FrozenTokenizers
+from mixar_core.errors import UserError
+from mixar_core.types import ImageBatch, Posterior
+from tests.core.training_toys import ToyImages
+from tests.toys import PoolTokenizer, SignTokenizer
+
+CPU = torch.device("cpu")
+COUNT, ROWS = 20, 6
+
+
+class WideTokenizer(PoolTokenizer):
+    """Its posterior has a width of its own everywhere."""
+
+    def posterior(self, images_B3HW: Tensor) -> Posterior:
+        mean = super().posterior(images_B3HW).mean_BChw
+        return Posterior(mean, mean.square() - 2.0)
+
+
+class Torn(ToyImages):
+    """Images 0, 7 and 8 cannot be read."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index in (0, 7, 8):
+            raise UserError(f"image {index} is torn")
+        return super().__getitem__(index)
+
+
+def tokenizers() -> FrozenTokenizers:
+    continuous = WideTokenizer()
+    continuous.latent_mean_C.fill_(0.25)
+    return FrozenTokenizers(continuous, SignTokenizer())
+
+
+def plan(**changes: object) -> CacheSettings:
+    base = CacheSettings(
+        image_size=16,
+        num_classes=5,
+        class_names=tuple("abcde"),
+        split="train",
+        flip=True,
+        stores="moments",
+        dtype="float32",
+        seed=0,
+        latent_shape=(3, 4, 4),
+        tokens=16,
+        code_dtype="int16",
+        rows_per_shard=ROWS,
+        batch=4,
+        tokenizers={"continuous": {"type": "pool"}, "discrete": {"type": "sign"}},
+        source={"type": "toys"},
+    )
+    return attrs.evolve(base, **changes)
+
+
+def write(folder: Path, *, data: ToyImages | None = None, frozen=None, limit: int = 0, world: int = 1, **changes):
+    """A whole cache, its shards written by `world` writers one after the other."""
+    data, about = data or ToyImages(COUNT), plan(**changes)
+    assert begin(folder, about) is None
+    shards = -(-len(data) // about.rows_per_shard)
+    for rank in reversed(range(world)):
+        writer = ShardWriter(folder, about, frozen or tokenizers(), device=CPU, max_unreadable=limit)
+        assert writer.write(dataset_pieces(data, about, range(shards)[rank::world], workers=0, pin=False))
+    finish(folder, about, shards, max_unreadable=limit)
+    return TokenCache.open(folder)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
+    return write(tmp_path_factory.mktemp("cache") / "moments")
+
+
+def encoded(indices: Tensor, flip: Tensor):
+    pixels, labels = load_rows(ToyImages(COUNT), indices.tolist())
+    images = pixels.float() / 127.5 - 1.0
+    images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+    return tokenizers().encode(ImageBatch(images, labels))
+
+
+@settings(max_examples=30)
+@given(rows=st.lists(st.tuples(st.integers(0, COUNT - 1), st.booleans()), min_size=1, max_size=30))
+def test_rows_are_those_of_the_images_in_any_order(written: TokenCache, rows):
+    indices = torch.tensor([index for index, _ in rows], dtype=torch.int64)
+    flip = torch.tensor([flipped for _, flipped in rows], dtype=torch.bool)
+    found, fresh = written.rows(indices, flip), encoded(indices, flip)
+    assert torch.equal(found.posterior.mean_BChw, fresh.posterior.mean_BChw)
+    assert torch.equal(found.posterior.logvar_BChw, fresh.posterior.logvar_BChw)
+    assert torch.equal(found.codes_BN, fresh.codes_BN) and found.codes_BN.dtype == torch.int64
+    assert torch.equal(found.labels_B, fresh.labels_B)
+
+
+def test_what_a_cache_says_of_itself(written: TokenCache):
+    assert len(written) == COUNT and written.num_classes == 5 and written.class_names == tuple("abcde")
+    assert written.has_codes and written.flip and written.stores == "moments" and written.latent_shape == (3, 4, 4)
+    assert written.labels().tolist() == ToyImages(COUNT).labels()
+    index = written.index
+    assert index is not None and [shard.rows for shard in index.shards] == [6, 6, 6, 2]
+    assert sum(shard.bytes for shard in index.shards) == pytest.approx(COUNT * index.settings.row_bytes, abs=4 * 1000)
+    assert {path.name for path in written.folder.iterdir()} == {INDEX, *(shard.file for shard in index.shards)}
+    written.verify()
+    with pytest.raises(IndexError):
+        written.rows(torch.tensor([COUNT]), torch.tensor([False]))
+
+
+def test_statistics_are_those_of_all_samples(written: TokenCache, tmp_path: Path):
+    whole, every = [], torch.arange(COUNT)
+    for flip in (False, True):
+        posterior = written.rows(every, torch.full((COUNT,), flip)).posterior
+        draws = [
+            WideTokenizer.sample_posterior(posterior, step_noise(Stream.TOKENS, seed=0, step=s)) for s in range(200)
+        ]
+        whole += draws
+    values = torch.stack(whole).transpose(0, 2).flatten(1)
+    assert values.mean(1).tolist() == pytest.approx(written.index.statistics.mean, abs=0.01)
+    assert values.std(1).tolist() == pytest.approx(written.index.statistics.std, abs=0.01)
+    samples = write(tmp_path / "samples", stores="samples")
+    stored = torch.cat([samples.rows(every, torch.full((COUNT,), flip)).posterior.mean_BChw for flip in (False, True)])
+    stored = stored.transpose(0, 1).flatten(1).double()
+    assert stored.mean(1).tolist() == pytest.approx(samples.index.statistics.mean)
+    assert stored.std(1, correction=0).tolist() == pytest.approx(samples.index.statistics.std)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_sees_the_same_from_the_cache_as_from_images(written: TokenCache, workers):
+    frozen, share = tokenizers(), Share.of(8, rank=1, world=2)
+    images = ImageSource(ToyImages(COUNT), ShuffledOrder(COUNT, 8, seed=1), share, seed=1, device=CPU, flip=True)
+    order = ShuffledOrder(len(written), 8, seed=1)
+    cached = CacheSource(written, order, share, seed=1, device=CPU, flip=True, workers=workers)
+    steps = zip(images.batches(2, 9), cached.batches(2, 9), strict=True)
+    for step, (batch, tokens) in enumerate(steps, start=2):
+        noise = [step_noise(Stream.TOKENS, seed=1, step=step, first=4, total=8) for _ in range(2)]
+        fresh, again = frozen.draw(frozen.encode(batch), noise=noise[0]), frozen.draw(tokens, noise=noise[1])
+        assert torch.equal(fresh.latents_BChw, again.latents_BChw)
+        assert torch.equal(fresh.codes_BN, again.codes_BN) and torch.equal(fresh.labels_B, again.labels_B)
+    assert cached.unreadable == {}
+
+
+def test_drawing_from_samples_gives_them_and_takes_as_many_numbers(tmp_path: Path):
+    frozen, cache = tokenizers(), write(tmp_path / "samples", stores="samples")
+    tokens = cache.rows(torch.arange(8), torch.zeros(8, dtype=torch.bool))
+    noise, other = (step_noise(Stream.TOKENS, seed=1, step=0) for _ in range(2))
+    batch = frozen.draw(tokens, noise=noise)
+    stored = load_file(cache.folder / "tokens_00000.safetensors")["latents"]
+    assert torch.equal(frozen.continuous.normalise(stored), batch.latents_BChw[:ROWS])
+    other.normal((8, 3, 4, 4), CPU)
+    assert torch.equal(noise.normal((3,), CPU), other.normal((3,), CPU))
+    assert not torch.equal(stored, written_mean(stored.shape[0]))
+
+
+def written_mean(rows: int) -> Tensor:
+    return encoded(torch.arange(rows), torch.zeros(rows, dtype=torch.bool)).posterior.mean_BChw
+
+
+def test_a_source_can_be_left_in_the_middle(written: TokenCache):
+    source = CacheSource(written, ShuffledOrder(COUNT, 8, seed=1), Share(0, 8, 8), seed=1, device=CPU)
+    before = threading.active_count()
+    batches = source.batches(0, 10_000)
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_a_cache_travels_to_other_processes_and_threads(written: TokenCache):
+    written.labels()
+    assert len(pickle.dumps(written)) < 5000
+    copy = pickle.loads(pickle.dumps(written))
+    assert torch.equal(copy.labels(), written.labels())
+    found: list[Tensor] = []
+    threads = [threading.Thread(target=lambda: found.append(copy.labels())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(each, written.labels()) for each in found) and len(found) == 4
+
+
+@pytest.mark.parametrize("stores", ["moments", "samples"])
+def test_files_do_not_depend_on_who_writes_them(tmp_path: Path, stores):
+    write(tmp_path / "one", stores=stores)
+    write(tmp_path / "three", stores=stores, world=3)
+    assert content(tmp_path / "one") == content(tmp_path / "three")
+    write(tmp_path / "seeded", stores=stores, seed=1)
+    one, seeded = (load_file(tmp_path / name / "tokens_00001.safetensors") for name in ("one", "seeded"))
+    assert torch.equal(one["latents"], seeded["latents"]) == (stores == "moments")
+
+
+def test_what_is_finished_is_kept_and_what_is_not_is_made_anew(tmp_path: Path):
+    whole = write(tmp_path / "whole")
+    folder, about, data = tmp_path / "cut", plan(), ToyImages(COUNT)
+    begin(folder, about)
+    writer = ShardWriter(folder, about, tokenizers(), device=CPU)
+    seen = 0
+
+    def stop() -> bool:
+        nonlocal seen
+        seen += 1
+        return seen > 5  # in the third shard of four
+
+    assert not writer.write(dataset_pieces(data, about, range(4), workers=0, pin=False), stop=stop)
+    assert noted_shards(folder) == [0, 1]
+    with pytest.raises(UserError, match="not finished"):
+        TokenCache.open(folder)
+    with pytest.raises(UserError, match=r"holds a cache made otherwise: flip was True, is False; give the same"):
+        begin(folder, plan(flip=False))
+    damaged = folder / "tokens_00001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    (folder / ".tokens_00002.safetensors.1.unfinished").write_bytes(b"half")
+    begin(folder, about)
+    assert [number for number in range(4) if is_finished(folder, number)] == [0]
+    first = (folder / "tokens_00000.safetensors").stat().st_mtime_ns
+    assert ShardWriter(folder, about, tokenizers(), device=CPU).write(
+        dataset_pieces(data, about, [1, 2, 3], workers=0, pin=False)
+    )
+    finish(folder, about, 4)
+    assert content(folder) == content(whole.folder)
+    assert (folder / "tokens_00000.safetensors").stat().st_mtime_ns == first
+    assert begin(folder, about) == whole.index
+    with pytest.raises(UserError, match="seed was 0, is 1"):
+        begin(folder, plan(seed=1))
+
+
+def test_settings_may_change_while_nothing_is_finished(tmp_path: Path):
+    begin(tmp_path / "new", plan(batch=64))
+    assert begin(tmp_path / "new", plan(batch=2)) is None
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/thesis.tex").write_text("")
+    (tmp_path / "file").write_text("")
+    for name in ("home", "file"):
+        with pytest.raises(UserError, match="is not an empty folder, and no token cache"):
+            begin(tmp_path / name, plan())
+    with pytest.raises(UserError, match=r"missing or damaged; remove .*progress and begin anew"):
+        finish(tmp_path / "new", plan(), 1)
+
+
+def test_unreadable_images_are_left_out_and_named(tmp_path: Path):
+    cache = write(tmp_path / "torn", data=Torn(COUNT), limit=3, world=2)
+    assert [(each.index, each.reason) for each in cache.index.skipped] == [
+        *((0, "image 0 is torn"), (7, "image 7 is torn"), (8, "image 8 is torn")),
+    ]
+    left = [index for index in range(COUNT) if index not in (0, 7, 8)]
+    assert cache.labels().tolist() == [index % 5 for index in left] and len(cache) == 17
+    found, fresh = (
+        cache.rows(torch.arange(17), torch.ones(17, dtype=torch.bool)),
+        encoded(torch.tensor(left), torch.ones(17, dtype=torch.bool)),
+    )
+    assert torch.equal(found.posterior.mean_BChw, fresh.posterior.mean_BChw)
+    with pytest.raises(UserError, match="image 8 is torn; 3 images cannot be read, 2 may be"):
+        write(tmp_path / "few", data=Torn(COUNT), limit=2)
+    with pytest.raises(UserError, match=r"image 0 is torn$"):
+        write(tmp_path / "none", data=Torn(COUNT))
+    with pytest.raises(UserError, match="3 images cannot be read, 2 may be"):  # each process alone found fewer
+        write(tmp_path / "two", data=Torn(COUNT), limit=2, world=2)
+
+
+def test_samples_belong_to_images_and_not_to_rows(tmp_path: Path):
+    whole, torn = (
+        write(tmp_path / "whole", stores="samples"),
+        write(tmp_path / "torn", data=Torn(COUNT), limit=3, stores="samples"),
+    )
+    for flip in (False, True):
+        one = whole.rows(torch.tensor([1, 9, 19]), torch.full((3,), flip)).posterior.mean_BChw
+        other = torn.rows(torch.tensor([0, 6, 16]), torch.full((3,), flip)).posterior.mean_BChw
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("continuous", "discrete"), [(True, False), (False, True)])
+def test_either_tokenizer_may_be_missing(tmp_path: Path, continuous, discrete):
+    frozen = FrozenTokenizers(WideTokenizer() if continuous else None, SignTokenizer() if discrete else None)
+    changes = {} if continuous else {"stores": None, "latent_shape": None}
+    changes |= {} if discrete else {"tokens": None, "code_dtype": None}
+    cache = write(tmp_path / "half", frozen=frozen, **changes)
+    tokens = cache.rows(torch.tensor([3, 19]), torch.tensor([True, False]))
+    assert (tokens.posterior is not None) == continuous and (tokens.codes_BN is not None) == discrete
+    assert cache.has_codes == discrete and cache.flip and (cache.latent_shape is None) == discrete
+    assert (cache.index.statistics is None) == discrete
+    assert cache.index.settings.row_bytes == (768 + 8 if continuous else 64 + 8)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_takes_half_the_place(tmp_path: Path, dtype):
+    cache = write(tmp_path / "half", dtype=dtype, flip=False)
+    exact = encoded(torch.arange(COUNT), torch.zeros(COUNT, dtype=torch.bool)).posterior
+    found = cache.rows(torch.arange(COUNT), torch.zeros(COUNT, dtype=torch.bool)).posterior
+    assert found.mean_BChw.dtype == torch.float32
+    torch.testing.assert_close(found.mean_BChw, exact.mean_BChw, rtol=1e-2, atol=1e-3)
+    assert torch.equal(found.mean_BChw, exact.mean_BChw.to(getattr(torch, dtype)).float())
+    assert cache.index.settings.row_bytes == 3 * 16 * 2 * 2 + 16 * 2 + 8
+    with pytest.raises(UserError, match="no mirrored images"):
+        cache.rows(torch.tensor([0]), torch.tensor([True]))
+
+
+class Roll(ImageStream):
+    """The toy images as PNG, one after the other; image 7 is torn."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.passes = count, 0
+
+    def __iter__(self) -> Iterator[EncodedImage]:
+        import io
+
+        from PIL import Image
+
+        self.passes += 1
+        for index, (pixels, label) in enumerate(ToyImages(COUNT)[i] for i in range(self.count)):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+            yield EncodedImage(b"torn" if index == 7 else buffer.getvalue(), label, f"row {index}")
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_stream_becomes_the_same_cache(tmp_path: Path, world):
+    assert torch.equal(read_image(next(iter(Roll(1))).data, 16, where="")[None], ToyImages(1)[0][0][None])
+    folder, about = tmp_path / "stream", plan()
+    begin(folder, about)
+    for rank in range(world):
+        pieces = StreamPieces(Roll(COUNT), about, lambda number, rank=rank: number % world == rank, threads=2)
+        assert ShardWriter(folder, about, tokenizers(), device=CPU, max_unreadable=1).write(pieces)
+        assert pieces.count == COUNT
+    index = finish(folder, about, 4, max_unreadable=1)
+    assert [(each.index, each.reason) for each in index.skipped] == [
+        (7, "row 7: unreadable image: not an image Pillow knows")
+    ]
+
+    class Torn7(ToyImages):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            if index == 7:
+                raise UserError("row 7: unreadable image: not an image Pillow knows")
+            return super().__getitem__(index)
+
+    write(tmp_path / "random", data=Torn7(COUNT), limit=1)
+    assert content(folder) == content(tmp_path / "random")
+
+
+def test_a_stopped_stream_leaves_no_half_shard(tmp_path: Path):
+    about = plan()
+    begin(tmp_path / "cut", about)
+
+    def stop() -> bool:
+        return pieces.count >= ROWS + 1
+
+    pieces = StreamPieces(Roll(COUNT), about, lambda number: True, stop=stop)
+    assert not ShardWriter(tmp_path / "cut", about, tokenizers(), device=CPU).write(pieces, stop=stop)
+    assert noted_shards(tmp_path / "cut") == []  # the first was not saved yet: the next one had not begun
+
+
+def test_a_damaged_cache_is_refused_in_one_line(written: TokenCache, tmp_path: Path):
+    def broken(name: str) -> Path:
+        return Path(shutil.copytree(written.folder, tmp_path / name))
+
+    short, gone, changed, torn, future, extra = (broken(name) for name in "abcdef")
+    path = short / "tokens_00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    (gone / "tokens_00001.safetensors").unlink()
+    path = changed / "tokens_00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    (torn / INDEX).write_text((torn / INDEX).read_text()[:500])
+    plain = json.loads((future / INDEX).read_text())
+    (future / INDEX).write_text(json.dumps({**plain, "version": 2}))
+    (extra / INDEX).write_text(json.dumps({**plain, "settings": {}}))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    save_file({"weight": torch.ones(1)}, tmp_path / "other/weights.safetensors")
+    cases = {
+        r"tokens_00002.safetensors has \d+ bytes, not \d+: it is truncated": lambda: TokenCache.open(short),
+        r"tokens_00001.safetensors: No such file": lambda: TokenCache.open(gone),
+        r"tokens_00000.safetensors is damaged: its sha256": lambda: TokenCache.open(changed).verify(),
+        r"is not the index of a token cache": lambda: TokenCache.open(torn),
+        r"of version 2, read here": lambda: TokenCache.open(future),
+        r"is not the index of a token cache: required field missing": lambda: TokenCache.open(extra),
+        r"no token cache: there is no index.json and no": lambda: TokenCache.open(tmp_path / "empty"),
+        r"nowhere is no token cache": lambda: TokenCache.open(tmp_path / "nowhere"),
+        r"weights.safetensors holds no latents and labels": lambda: TokenCache.open(tmp_path / "other"),
+    }
+    for message, action in cases.items():
+        with pytest.raises(UserError, match=message) as caught:
+            action()
+        assert "\n" not in str(caught.value)
+    TokenCache.open(changed)  # checksums are read when asked for
+
+
+def test_latents_in_the_published_form(tmp_path: Path):
+    """Shards of samples with labels and no index, as LightningDiT's extract_features.py writes them."""
+    latents, labels = torch.randn(13, 3, 4, 4), torch.tensor([0, 2, 4, 1] * 3 + [6])
+    for number, part in enumerate(torch.arange(13).split(5)):
+        save_file(
+            {"latents": latents[part], "latents_flip": latents[part].flip(-1), "labels": labels[part]},
+            tmp_path / f"latents_rank00_shard{number:03d}.safetensors",
+            metadata={"total_size": str(len(part)), "dtype": "torch.float32", "device": "cpu"},
+        )
+    torch.save({"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, tmp_path / "latents_stats.pt")
+    cache = TokenCache.open(tmp_path)
+    assert len(cache) == 13 and cache.num_classes == 7 and cache.class_names == tuple("0123456")
+    assert not cache.has_codes and cache.flip and cache.stores == "samples" and cache.settings is None
+    tokens = cache.rows(torch.tensor([12, 0, 7]), torch.tensor([True, False, False]))
+    expected = torch.stack([latents[12].flip(-1), latents[0], latents[7]])
+    assert torch.equal(tokens.posterior.mean_BChw, expected) and tokens.labels_B.tolist() == [6, 0, 1]
+    frozen = FrozenTokenizers(PoolTokenizer(), None)
+    assert torch.equal(frozen.draw(tokens, noise=step_noise(Stream.TOKENS, seed=0, step=0)).latents_BChw, expected)
+    with pytest.raises(UserError, match=r"has no index.json, and so no checksums"):
+        cache.verify()
+    assert not (tmp_path / PROGRESS).exists()
