@@ -71,24 +71,32 @@ class Processes:
             atexit.register(dist.destroy_process_group)
 
 
-def join_processes(device: torch.device | str | None = None) -> Processes:
-    """Meet the other processes of a `torchrun`; without one, this process is alone.
-
-    Args:
-        device: where to compute; None: a GPU of its own for each process where there are any, or else the CPU.
+def own_device(device: torch.device | str | None = None) -> torch.device:
+    """Where this process computes: on `device`, or where that is None on a GPU of its own, or else on the CPU.
 
     Raises:
         UserError: there are more processes on this machine than GPUs.
     """
+    if device is not None:
+        return torch.device(device)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    if device is None:
-        if torch.cuda.is_available():
-            if local >= torch.cuda.device_count():
-                raise UserError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
-            device = f"cuda:{local}"
-        else:
-            device = "cpu"
-    device = torch.device(device)
+    if local >= torch.cuda.device_count():
+        raise UserError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
+    return torch.device(f"cuda:{local}")
+
+
+def join_processes(device: torch.device | str | None = None) -> Processes:
+    """Meet the other processes of a `torchrun`; without one, this process is alone.
+
+    Args:
+        device: see `own_device`.
+
+    Raises:
+        UserError: there are more processes on this machine than GPUs.
+    """
+    device = own_device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     owner = "WORLD_SIZE" in os.environ and not dist.is_initialized()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 
 from mixar_core.errors import UserError
 from mixar_core.training.callback import Callback
+from mixar_core.training.distributed import own_device
 from mixar_core.training.mixar_objective import MixARObjective
 from mixar_core.training.objective import Objective
 from mixar_core.training.prior_objective import PriorObjective
@@ -19,7 +22,9 @@ from mixar_core.training.trainer import Result
 from mixar_core.training.trainer import train as run_trainer
 from mixar_registry.assembly import System, build, construct, open_data
 from mixar_registry.caching import open_cache
+from mixar_registry.estimate import training_flop_per_image
 from mixar_registry.manager import Registry, plugin_manager
+from mixar_registry.memory import check_memory
 from mixar_registry.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar_registry.structure import join
 from mixar_registry.weights import PROVENANCE, RECIPE, versions
@@ -51,9 +56,11 @@ def train(
         raise UserError(
             f"recipe {recipe.name}: training: required to train, and not there; set training.steps or .epochs"
         )
-    _check_frozen(recipe, registry)
+    planned = build(recipe, registry, meta=True)
+    _check_frozen(planned)
     if resume:
         _check_same(recipe, Path(folder), registry)
+    _check_memory(planned, device)
     cached = recipe.training.cache_folder
     cache = None if cached is None else open_cache(cached, recipe, registry)
     # with a cache, images serve previews and the validation split alone, and need not be there
@@ -86,7 +93,15 @@ def train(
         files=files,
         resume=resume,
         device=device,
+        flop_per_image=training_flop_per_image(planned),
     )
+
+
+def _check_memory(system: System, device: torch.device | str | None) -> None:
+    """Say before the run what probably does not fit, and refuse what surely does not."""
+    warning = check_memory(system, device=own_device(device), processes=int(os.environ.get("WORLD_SIZE", "1")))
+    if warning is not None and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def make_objective(system: System, registry: Registry) -> Objective:
@@ -105,9 +120,9 @@ def make_objective(system: System, registry: Registry) -> Objective:
     return ContinuousReconstruction(system.continuous_tokenizer, extractor, recipe.reconstruction)
 
 
-def _check_frozen(recipe: Recipe, registry: Registry) -> None:
+def _check_frozen(system: System) -> None:
     """A frozen part that was never trained would teach what it is used for nothing."""
-    system = build(recipe, registry, meta=True)
+    recipe = system.recipe
     for key in TRAINABLE:
         part, choice = getattr(system, key), getattr(recipe, key)
         if key == recipe.trains or part is None or choice.weights is not None:
