@@ -11,6 +11,7 @@ import typer
 from mixar_core.errors import UserError
 from mixar_registry.cli.cache import cache_command
 from mixar_registry.cli.common import NoPlugin, Offline, go_offline
+from mixar_registry.cli.eval import eval_app
 from mixar_registry.cli.inspect import plugins_command, recipe_app, recipes_command
 from mixar_registry.cli.sample import sample_command
 from mixar_registry.cli.train import demo_command, train_command
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("sample")(sample_command)
 app.command("train")(train_command)
 app.command("cache")(cache_command)
+app.add_typer(eval_app, name="eval")
 app.command("demo")(demo_command)
 app.command("recipes")(recipes_command)
 app.add_typer(recipe_app, name="recipe")

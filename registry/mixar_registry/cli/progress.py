@@ -56,6 +56,27 @@ class ImageProgress:
         self.bar.update(self.task, completed=done, total=total, figures=figures)
 
 
+class Phases:
+    """One ImageProgress after the other: `phases("sampling")` ends the one before and begins the next."""
+
+    def __init__(self) -> None:
+        self.now: ImageProgress | None = None
+
+    def __enter__(self) -> Phases:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.now is not None:
+            self.now.__exit__(kind, value, trace)
+
+    def __call__(self, what: str) -> ImageProgress:
+        self.__exit__(None, None, None)
+        self.now = ImageProgress(what)
+        return self.now
+
+
 def duration(seconds: float) -> str:
     """45 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)

@@ -1,0 +1,251 @@
+"""How good a model's images are: drawn, or taken as they are, measured against a reference, and told with all that a
+number depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import asdict, frozen
+
+from mixar_core.errors import UserError
+from mixar_core.evaluation.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, SEED
+from mixar_core.evaluation.extractor import FeatureExtractor
+from mixar_core.evaluation.features import Features
+from mixar_core.training.distributed import Processes
+from mixar_core.training.files import write_text, writing
+from mixar_core.training.signals import StopSignals
+from mixar_registry.evaluation.images import ImageSet, open_images, other_split
+from mixar_registry.evaluation.measuring import (
+    NEIGHBOURS,
+    SPLITS,
+    Floor,
+    Show,
+    Stopped,
+    features_of,
+    floor_of,
+    scores_of,
+)
+from mixar_registry.evaluation.protocol import comparable, count_classes, reasons_against
+from mixar_registry.evaluation.references import Reference, measure
+from mixar_registry.evaluation.sampling import MANIFEST, Plan, claim, describe, draw_chunks, plan_of, timing_of
+from mixar_registry.evaluation.stores import PNGStore, write_png
+from mixar_registry.manager import Registry
+from mixar_registry.pipeline import Model, grid_picture
+from mixar_registry.recipe import Recipe
+
+#: what the folder of a report holds
+SAMPLES, FEATURES, REPORT, PICTURE = "samples", "features", "report", "samples.png"
+#: images in the report's picture
+SHOWN = 64
+
+
+@frozen(eq=False)
+class Samples:
+    """What is measured.
+
+    Args:
+        source: where it came from, in words.
+        folder: of the drawn images, which know how they were drawn; None for images of unknown origin.
+        class_names: empty where they are not known. classes: number of classes there should be, 0: not known.
+    """
+
+    images: ImageSet
+    source: str
+    folder: Path | None = None
+    class_names: tuple[str, ...] = ()
+    classes: int = 0
+
+
+@frozen(eq=False)
+class Means:
+    """What every measurement of one call shares."""
+
+    registry: Registry
+    processes: Processes
+    signals: StopSignals
+    show: Show
+    extractor: FeatureExtractor
+    reference: Reference
+    reference_text: str
+    batch: int
+    workers: int
+
+
+def draw_samples(model: Model, plan: Plan, folder: Path, means: Means, *, source: str, what: str) -> Samples:
+    """Draw what is missing of a model's samples, as PNG files; every process calls this.
+
+    Raises:
+        UserError: the folder holds other samples, or cannot be written.
+        Stopped: a signal came.
+    """
+    means.processes.on_main(lambda: claim(folder, describe(model, plan)))
+    store = PNGStore(folder, plan, model.name_of)
+    if not draw_chunks(model, plan, store, means.processes, signals=means.signals, report=means.show(what)):
+        raise Stopped
+    # only the main process need see the files of all others at once, but each reads some
+    images = open_images(str(folder), means.registry, image_size=model.recipe.image_size)
+    return Samples(images, source, folder, model.class_names, model.recipe.num_classes)
+
+
+def open_samples(text: str, registry: Registry) -> Samples:
+    """Images that are there already: a folder of PNGs, perhaps of `mixar sample`, or an `.npz`.
+
+    Raises:
+        UserError: they cannot be read, or are JPEGs.
+    """
+    images, folder = open_images(text, registry, option="samples"), Path(text)
+    if not (folder / MANIFEST).is_file():
+        return Samples(images, images.description, None, images.data.class_names, images.data.num_classes)
+    manifest, plan = plan_of(folder)
+    names = tuple(map(str, manifest.get("class_names", ())))
+    return Samples(images, images.description, folder, names, len(names) or max(plan.classes) + 1)
+
+
+def measure_samples(samples: Samples, folder: Path, means: Means, *, what: str) -> Features | None:
+    """The samples' features, in the main process; kept in `folder`."""
+    return features_of(
+        samples.images,
+        means.extractor,
+        folder,
+        means.processes,
+        signals=means.signals,
+        batch=means.batch,
+        workers=means.workers,
+        report=means.show(what),
+    )
+
+
+def floor_for(means: Means, count: int, size: int, recipe: Recipe | None) -> Floor | None:
+    """The floor at `count` images, in the main process; every process calls this.
+
+    From the reference's other split, where it has as many images, or else from the reference itself.
+    """
+    other, others = other_split(means.reference_text), None
+    if other is not None:
+        try:
+            images = open_images(other, means.registry, recipe=recipe, image_size=size, option="--reference")
+        except UserError:  # a data set need not have two splits
+            images = None
+        if images is not None and len(images) >= count:
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))
+            report = means.show("real images for the floor")
+            others = measure(
+                images,
+                order[:count].sort().values,
+                means.extractor,
+                means.processes,
+                batch_size=means.batch,
+                workers=means.workers,
+                progress=lambda done, total: report(done, total, done),
+            )
+    return floor_of(means.reference, count, others) if means.processes.is_main else None
+
+
+def report_of(
+    samples: Samples, found: Features, floor: Floor | None, means: Means, *, made: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The report as plain values.
+
+    Args:
+        made: by which command, when, with what; goes in as it is.
+
+    Raises:
+        UserError: the samples cannot be measured.
+    """
+    extractor, reference, images = means.extractor, means.reference, samples.images
+    scores = scores_of(found, reference)
+    classes = count_classes(images.labels, samples.classes)
+    reasons = reasons_against(
+        is_inception=extractor.is_inception,
+        published_weights=extractor.has_published_weights,
+        adm_reference=reference.adm_imagenet,
+        count=len(found),
+        height=images.height,
+        width=images.width,
+        classes=classes,
+    )
+    counts = None
+    if classes is not None:
+        missing = [_name(label, samples.class_names) for label in classes.missing]
+        counts = {**asdict(classes), "missing": missing, "exactly_balanced": classes.exact}
+    drawn = None
+    if samples.folder is not None:
+        timing = timing_of(samples.folder)
+        manifest, _ = plan_of(samples.folder)
+        drawn = {**manifest, "seconds_per_image_and_process": timing.seconds_per_image}
+    return {
+        "comparable with ADM-protocol FID": comparable(reasons),
+        "scores": asdict(scores),
+        "floor": None if floor is None else asdict(floor),
+        "samples": {
+            "source": samples.source,
+            "count": len(found),
+            "width": images.width,
+            "height": images.height,
+            "format": "npz, uint8" if samples.source.partition(":")[0].endswith(".npz") else "PNG",
+            "classes": counts,
+            "drawn": drawn,
+        },
+        "extractor": {
+            "identity": extractor.identity,
+            "feature_dim": extractor.feature_dim,
+            "gives_fid": extractor.gives_fid,
+        },
+        "reference": {
+            "description": reference.description,
+            "count": reference.count,
+            "vectors": None if reference.features_AF is None else len(reference.features_AF),
+            "notes": list(reference.notes),
+        },
+        "settings": {
+            "inception_score_splits": SPLITS,
+            "kernel_subsets": KERNEL_SUBSETS,
+            "kernel_subset_size": KERNEL_SUBSET_SIZE,
+            "neighbours": NEIGHBOURS,
+            "seed": SEED,
+        },
+        "made": dict(made),
+    }
+
+
+def write_report(folder: Path, report: Mapping[str, Any], text: str, samples: Samples) -> None:
+    """Write report.json, report.md and a picture of the first samples."""
+    shown = min(SHOWN, len(samples.images))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    images = torch.stack([samples.images.data[index][0] for index in range(shown)])
+    labels = samples.images.data.labels()[:shown]
+    write_png(folder / PICTURE, grid_picture(images, [_name(label, samples.class_names) for label in labels]))
+    write_text(folder / f"{REPORT}.json", json.dumps(report, indent=2) + "\n")
+    write_text(folder / f"{REPORT}.md", text)
+
+
+def check_content(folder: Path, known: Sequence[str]) -> None:
+    """See that a folder is new, empty, or of an earlier call of the same kind, whose files are `known`.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if folder.is_dir():
+        strange = sorted(e.name for e in folder.iterdir() if e.name not in known and not e.name.endswith(".unfinished"))
+        if strange:
+            raise UserError(f"--out {folder}: holds something else ({strange[0]}); give another folder")
+
+
+def check_out(folder: Path, known: Sequence[str]) -> None:
+    """Check a folder's content, and make the folder.
+
+    Raises:
+        UserError: it holds something else (see `check_content`), or cannot be made.
+    """
+    check_content(folder, known)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _name(label: int, names: Sequence[str]) -> str:
+    return names[label] if 0 <= label < len(names) else ("no class" if label < 0 else str(label))
