@@ -225,7 +225,7 @@ class Checkpoints:
         try:
             for part, values in tensors.items():
                 writer = HuggingFaceStorageWriter(str(_unfinished(path) / part), save_distributed=True)
-                save(_untied(values), storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+                save(_plain(values), storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         except (CheckpointException, OSError, SafetensorError) as error:
             return _reason(error)
         return None
@@ -261,14 +261,15 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.unfinished")
 
 
-def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, no two of which share memory: safetensors refuses those."""
-    untied: dict[str, Tensor] = {}
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors as safetensors takes them: contiguous, and no two of which share memory."""
+    plain: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        untied[name] = tensor.clone() if id(tensor) in seen or _address(tensor) in seen else tensor
-        seen |= {id(tensor), _address(tensor)}
-    return untied
+        plain[name] = tensor.clone() if _address(tensor) in seen else tensor
+        plain[name] = plain[name].contiguous()  # weights of convolutions may be channels_last
+        seen.add(_address(tensor))
+    return plain
 
 
 def _address(tensor: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
@@ -23,6 +24,9 @@ from mixar_core.training.objective import Objective
 from mixar_core.training.optimizer import lr_at, make_optimizer
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.sources import Batch, LossPass, Source, loss_of, micro_batches
+
+# The name that torch 2.9 to 2.13 know it by; newer ones warn in every process.
+warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
 
 
 @frozen(eq=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.cache_source import CacheSource
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.data.loader import ImageSource, Share, ShuffledOrder
+from mixar_core.data.loader import ImageSource, Share, ShuffledOrder, sweep
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import CachedTokens, TokenSource
 from mixar_core.errors import UserError
@@ -117,6 +117,28 @@ def _source(
         in_memory=keep,
         max_unreadable=config.max_unreadable,
     )
+
+
+def preview_images(
+    objective: Objective,
+    dataset: ImageDataset | None,
+    cache: TokenCache | None,
+    config: TrainingConfig,
+    device: torch.device,
+) -> ImageBatch:
+    """Some images of a data set, always the same; without one, what tokens of the cache decode to."""
+    size = len(cache if dataset is None and cache is not None else dataset or ())
+    count = min(config.preview_images, size)
+    order = ShuffledOrder(size, count, seed=VALIDATION_SEED)
+    if dataset is not None:
+        skipped = config.max_unreadable
+        (images,) = sweep(dataset, order.indices(0), batch_size=count, device=device, max_unreadable=skipped)
+        return images
+    assert cache is not None
+    share = Share.of(count, rank=0, world=1)
+    source = CacheSource(cache, order, share, seed=VALIDATION_SEED, device=device)
+    noise = step_noise(Stream.TOKENS, seed=VALIDATION_SEED, step=0, device=device)
+    return objective.detokenize(next(source.batches(0, 1)), noise=noise)
 
 
 def micro_batches(rows: int, size: int | None) -> Iterator[tuple[slice, float, bool]]:

@@ -11,7 +11,6 @@ import torch
 from attrs import field, frozen
 
 from mixar_core.data.cache import TokenCache
-from mixar_core.data.cache_source import CacheSource
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.loader import Share, ShuffledOrder, sweep
 from mixar_core.data.streams import Stream, step_noise
@@ -35,8 +34,14 @@ from mixar_core.training.log import Meter, RunLog, note_unreadable
 from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.signals import StopSignals
-from mixar_core.training.sources import VALIDATION_SEED, Batch, Source, training_source, validation_source
-from mixar_core.types import ImageBatch
+from mixar_core.training.sources import (
+    VALIDATION_SEED,
+    Batch,
+    Source,
+    preview_images,
+    training_source,
+    validation_source,
+)
 
 
 @frozen(eq=False)
@@ -300,6 +305,7 @@ class Trainer:
 
     def _report(self, info: RunInfo, norm: float) -> None:
         meter, self.last_losses = self.meter, self.meter.losses()
+        waited = max(self.processes.everyone(meter.waited))  # the slowest loader holds all of them up
         report = StepReport(
             step=self.done,
             losses=self.last_losses,
@@ -307,7 +313,7 @@ class Trainer:
             gradient_norm=norm,
             images_per_second=meter.steps * self.config.batch_size / meter.seconds,
             seconds_left=(self.steps - self.done) * meter.seconds / meter.steps,
-            waiting_share=meter.waited / meter.seconds,
+            waiting_share=min(1.0, waited / meter.seconds),
         )
         meter.clear()
         if self.processes.is_main:
@@ -344,31 +350,13 @@ class Trainer:
             return
         if not (self.processes.is_main or self.engine.sharded):  # shards need every process's part
             return
-        images = self._preview_images()
+        dataset = self.train_set if self.validation_set is None else self.validation_set
+        images = preview_images(self.objective, dataset, self.cache, self.config, self.device)
         noise = step_noise(Stream.PREVIEW, seed=VALIDATION_SEED, step=0, device=self.device)
         self.objective.eval()
         with self.engine.ema.swapped(), self.engine.gathered(), self.engine.autocast():
             rows = {name: row.float().cpu() for name, row in self.objective.preview(images, noise=noise).items()}
         self.callbacks.on_preview(info, self.done, rows)
-
-    def _preview_images(self) -> ImageBatch:
-        """Some images of the validation or the training split; without images, what their tokens decode to."""
-        dataset = self.validation_set if self.validation_set is not None else self.train_set
-        size = self.images if dataset is None else len(dataset)
-        count = min(self.config.preview_images, size)
-        order = ShuffledOrder(size, count, seed=VALIDATION_SEED)
-        if dataset is None:
-            assert self.cache is not None
-            share = Share.of(count, rank=0, world=1)
-            source = CacheSource(self.cache, order, share, seed=VALIDATION_SEED, device=self.device)
-            return self.objective.detokenize(
-                next(source.batches(0, 1)),
-                noise=step_noise(Stream.TOKENS, seed=VALIDATION_SEED, step=0, device=self.device),
-            )
-        (images,) = sweep(
-            dataset, order.indices(0), batch_size=count, device=self.device, max_unreadable=self.config.max_unreadable
-        )
-        return images
 
     def _checkpoint(self) -> None:
         self.checkpoints.save(self.engine.state(), Facts(self.done, self._settings(), self.processes.world))
