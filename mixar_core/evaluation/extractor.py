@@ -49,7 +49,7 @@ class FeatureExtractor(nn.Module, ABC):
         return f"{self.label}, weights sha256:{self.weights_digest()[:16]}"
 
     def weights_digest(self) -> str:
-        """A sha256 in hex over its weights' names, types, shapes and values."""
+        """A sha256 in hex, over its weights' names, types, shapes and values; or that of the file they are from."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import timm  # noqa: F401
 import torch
+import torch_fidelity  # noqa: F401
 
 import mixar_registry.cli
 import mixar_registry.cli.output
 import mixar_registry.estimate
+import mixar_registry.evaluation.tokenizer_report
 import mixar_registry.runs  # noqa: F401
 
 # torch brings its meta kernels, and its compiler with them, when the first elementwise one is used

@@ -38,27 +38,35 @@ def test_vectors_are_float32_frozen_and_deterministic(extractor):
     assert not any(parameter.requires_grad for parameter in extractor.parameters())
 
 
+@pytest.fixture(scope="module")
+def whole() -> torch.nn.Module:
+    """timm's network with the same weights, as it comes."""
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
+    weights = efficientnet_lite0._weights(efficientnet_lite0._weights_path())
+    network.load_state_dict(efficientnet_lite0._renamed(weights, network))
+    return network.requires_grad_(False)
+
+
 @with_weights
-def test_the_weights_are_trained_ones_seen_as_they_were_trained(extractor):
+def test_the_weights_are_trained_ones_seen_as_they_were_trained(whole):
     """Batch norm's stored variance of the first layer is that of real images: random weights or scales are far off."""
     smooth = torch.nn.functional.interpolate(
         torch.randn(8, 3, 14, 14, generator=torch.Generator().manual_seed(0)) * 0.5, (224, 224), mode="bicubic"
     ).clamp(-1, 1)
-    variance = extractor.stem[0](smooth).var(dim=(0, 2, 3))
-    ratio = (variance / extractor.stem[1].running_var).log().median()
+    variance = whole.conv_stem(smooth).var(dim=(0, 2, 3))
+    ratio = (variance / whole.bn1.running_var).log().median()
     assert abs(float(ratio)) < 1.5
 
 
 @with_weights
-def test_logits_are_those_of_the_whole_network(extractor):
-    whole = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
-    whole.load_state_dict(
-        efficientnet_lite0._renamed(efficientnet_lite0._weights(efficientnet_lite0._weights_path()), whole)
-    )
+def test_vectors_and_logits_are_those_of_the_whole_network(extractor, whole):
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
     outputs = extractor.outputs(images)
     torch.testing.assert_close(outputs.logits_BL, whole(images), rtol=1e-4, atol=1e-4)
+    pooled = whole.forward_head(whole.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(outputs.features_BF, pooled, rtol=1e-4, atol=1e-4)
     assert outputs.logits_BL.shape == (2, extractor.logit_dim) and not extractor.gives_fid
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in extractor.modules())
     assert extractor.identity.startswith("efficientnet-lite0 at 224 px, weights sha256:")
 
 

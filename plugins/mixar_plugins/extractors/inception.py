@@ -75,10 +75,9 @@ class Inception(FeatureExtractor):
         """As torch-fidelity names it."""
         return "inception-v3-compat"
 
-    @property
-    def identity(self) -> str:
-        """With the checksum of the weights' file, which others publish too."""
-        return f"{self.label}, weights file sha256:{self.sha256[:16]}"
+    def weights_digest(self) -> str:
+        """Of the file, as others publish it too."""
+        return self.sha256
 
     def train(self, mode: bool = True) -> Inception:
         """Stays in evaluation mode: its batch norm statistics are part of the weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class TimmExtractor(FeatureExtractor):
         super().__init__()
         self.config = config
         network = _network(config)
+        with Path(config.weights_file).expanduser().open("rb") as file:
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         described = network.pretrained_cfg
         self.size: int = config.size or described["input_size"][-1]
         self.feature_dim = network.head_hidden_size
@@ -58,6 +61,10 @@ class TimmExtractor(FeatureExtractor):
     def label(self) -> str:
         """Names the model and the size at which it sees images."""
         return f"timm {self.config.model} at {self.size} px"
+
+    def weights_digest(self) -> str:
+        """Of the file."""
+        return self.sha256
 
     def train(self, mode: bool = True) -> TimmExtractor:
         """Stays in evaluation mode."""

@@ -133,6 +133,16 @@ def _check_count(data: ImageDataset, where: str) -> None:
         raise UserError(f"{where}: too few images: {len(data)}; a set to measure has at least 2")
 
 
+def other_split(text: str) -> str | None:
+    """The same data's other split; None where `text` names no split."""
+    head, _, rest = text.partition(":")
+    split, comma, settings = rest.partition(",")
+    split = split or ("train" if head == DATA else "")
+    if split not in SPLITS:
+        return None
+    return f"{head}:{SPLITS[1 - SPLITS.index(split)]}{comma}{settings}"
+
+
 def _of_data(data: ImageDataset, name: str, size: int) -> ImageSet:
     return ImageSet(data, f"{name}: {len(data):,} images at {size}x{size}", size, size)
 

@@ -108,7 +108,7 @@ def open_reference(
         note = f"the file's statistics are Inception's; those used are {extractor.label}'s of its images"
         return Reference(seen.description, seen.gaussian, seen.features_AF, notes=(*seen.notes, note))
     count = "" if measured.count is None else f" of {measured.count:,} images"
-    notes = _notes(measured.count, extractor)
+    notes = rank_notes(measured.count, extractor)
     if measured.extractor is None:
         notes = (*notes, f"the statistics do not say whose features they are of; taken to be {extractor.label}'s")
     return Reference(
@@ -171,7 +171,7 @@ def _of_images(
         progress=progress,
     )
     gaussian = Gaussian.of(found.features_AF, extractor=extractor.identity)
-    return Reference(images.description, gaussian, found.features_AF, notes=_notes(len(images), extractor))
+    return Reference(images.description, gaussian, found.features_AF, notes=rank_notes(len(images), extractor))
 
 
 def _summed_up(
@@ -192,7 +192,8 @@ def _summed_up(
     return total.gaussian(extractor=extractor.identity, processes=processes)
 
 
-def _notes(count: int | None, extractor: FeatureExtractor) -> tuple[str, ...]:
+def rank_notes(count: int | None, extractor: FeatureExtractor) -> tuple[str, ...]:
+    """What to say of a reference of so few images that its covariance lacks rank."""
     if count is not None and count <= extractor.feature_dim:
         return (
             f"the reference has {count:,} images and a feature vector {extractor.feature_dim:,} numbers: the covariance"
