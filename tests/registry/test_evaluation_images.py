@@ -174,3 +174,9 @@ def test_a_folder_that_mixar_sampled_has_its_labels(family: Path, tmp_path: Path
     with pytest.raises(UserError, match="4 of 5 images are there"):
         open_images(str(out), registry)
     assert json.loads((out / "sample.json").read_text())["plan"]["count"] == 5
+
+
+def test_a_stream_is_refused(family: Path, registry: Registry) -> None:
+    text = f"datasets:train,path={family / 'data'},streaming=true,num_classes=3"
+    with pytest.raises(UserError, match="a stream has no random access"):
+        open_images(text, registry, image_size=SIZE)

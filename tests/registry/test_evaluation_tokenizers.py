@@ -164,4 +164,4 @@ def test_what_the_command_refuses(family: Path, tmp_path: Path) -> None:
     ):
         line = refused("eval", "tokenizer", *arguments, *(() if "--out" in arguments else ("--out", tmp_path / "out")))
         assert message in line, line
-    assert not (tmp_path / "out/report.json").exists()
+    assert not (tmp_path / "out").exists()

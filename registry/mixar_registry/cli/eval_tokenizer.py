@@ -63,7 +63,7 @@ def tokenizer_command(
     from mixar_registry.cli.progress import ImageProgress
     from mixar_registry.cli.train import checked_device
     from mixar_registry.evaluation.extractors import open_extractor
-    from mixar_registry.evaluation.generation import check_out
+    from mixar_registry.evaluation.generation import check_content, check_out
     from mixar_registry.evaluation.references import open_reference
     from mixar_registry.evaluation.stores import write_png
     from mixar_registry.evaluation.tokenizer_report import report_of, tokenizer_text
@@ -72,7 +72,8 @@ def tokenizer_command(
     began = time.monotonic()
     registry = open_registry(context, no_plugin)
     processes = join_processes(checked_device(device))
-    processes.on_main(lambda: check_out(out, [f"{REPORT}.json", f"{REPORT}.md", PICTURE]))
+    known = (f"{REPORT}.json", f"{REPORT}.md", PICTURE)
+    processes.on_main(lambda: check_content(out, known))
     entries = open_tokenizers(models, registry, processes.device)
     recipe = entries[0].recipe
     least = max(4, processes.world)  # so that halves can be measured
@@ -110,6 +111,7 @@ def tokenizer_command(
     report = report_of(comparison, entries, seeing, seed=seed, made=made(processes, began))
     text = tokenizer_text(report, picture=PICTURE)
     rows = reconstruct_few(entries, chosen, seeing, device=processes.device, seed=seed, count=shown)
+    check_out(out, known)
     write_png(out / PICTURE, rows_picture(rows, scale=max(1, 96 // recipe.image_size)))
     write_text(out / f"{REPORT}.json", json.dumps(report, indent=2) + "\n")
     write_text(out / f"{REPORT}.md", text)

@@ -93,7 +93,7 @@ def open_images(
         option: how an error names where `text` came from.
 
     Raises:
-        UserError: there is no such set, it is not as described above, or it has fewer than 2 images.
+        UserError: there is no such set, it is not as described above, a stream, or of fewer than 2 images.
     """
     image_size = recipe.image_size if image_size is None and recipe is not None else image_size
     where = f"{option} {text}"
