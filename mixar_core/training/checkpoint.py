@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from mixar_core.errors import UserError
-from mixar_core.training.distributed import Processes
+from mixar_core.training.distributed import TIMEOUT, Processes
 from mixar_core.training.files import sync, write_text, writing
 
 # A run of one process needs no process group, and torch says so at every save.
@@ -147,7 +147,7 @@ class Checkpoints:
         self.root, self.processes = folder / "checkpoints", processes
         self.keep_last, self.keep_every = keep_last, keep_every
         # A group of its own: its messages must not mix with the training's while both are under way.
-        self._group = dist.new_group(backend="gloo") if processes.world > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if processes.world > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
         self._pending: Future[None] | None = None
         self._stager: DefaultStager | None = None
