@@ -94,7 +94,7 @@ class LatentCounter:
     """Sums up posteriors batch by batch."""
 
     def __init__(self, tokenizer: ContinuousTokenizer) -> None:
-        self.kept_2C = torch.stack([tokenizer.latent_mean_C, tokenizer.latent_std_C]).double().cpu()
+        self.kept_2C = torch.stack([tokenizer.latent_mean_C, tokenizer.latent_std_C]).cpu().double()
         self.values = tokenizer.latent_channels * tokenizer.grid.tokens
         #: sums of a sample's first and second moments
         self.sums_2C = torch.zeros(2, tokenizer.latent_channels, dtype=torch.float64)

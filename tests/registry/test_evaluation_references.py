@@ -16,11 +16,13 @@ from mixar_core.evaluation.extractor import FeatureExtractor
 from mixar_core.evaluation.scores import inception_score, precision_recall
 from mixar_core.evaluation.statistics import Gaussian
 from mixar_core.training.distributed import Processes
+from mixar_plugins.extractors import inception
 from mixar_registry.evaluation import references
 from mixar_registry.evaluation.extractors import open_extractor
 from mixar_registry.evaluation.images import open_images
 from mixar_registry.evaluation.references import Reference, measure, open_reference
 from mixar_registry.manager import Registry
+from mixar_registry.weights import sha256
 from tests.networks import write_inception
 from tests.registry.test_evaluation_images import pixels, write_pngs
 
@@ -116,8 +118,11 @@ def test_statistics_that_do_not_fit_are_one_line(tmp_path: Path, registry: Regis
         opened(tmp_path / "wide.npz", registry)
 
 
-def test_our_figures_are_those_of_torch_fidelity_on_two_folders(tmp_path: Path, registry: Registry) -> None:
+def test_our_figures_are_those_of_torch_fidelity_on_two_folders(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = write_inception(tmp_path / "random.pth")
+    monkeypatch.setattr(inception, "PUBLISHED_SHA256", sha256(weights))
     drawn, real = pixels(6, seed=1), (0.6 * pixels(6, seed=2) + 60).astype("uint8")
     folders = [write_pngs(tmp_path / name, part) for name, part in (("drawn", drawn), ("real", real))]
     theirs = torch_fidelity.calculate_metrics(
@@ -137,7 +142,8 @@ def test_our_figures_are_those_of_torch_fidelity_on_two_folders(tmp_path: Path, 
         save_cpu_ram=True,
         verbose=False,
     )
-    extractor = open_extractor(f"inception:weights_file={weights},unknown_weights=true", registry)
+    extractor = open_extractor(f"inception:weights_file={weights}", registry)
+    assert extractor.gives_fid and extractor.identity.endswith(sha256(weights)[:16])
     one, other = (
         measure(open_images(str(folder), registry), torch.arange(6), extractor, ALONE, batch_size=5)
         for folder in folders

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from mixar_core.errors import UserError
-from mixar_core.evaluation.distances import frechet_distance
+from mixar_core.evaluation.distances import frechet_distance, frechet_of
 from mixar_core.training.distributed import Processes
+from mixar_registry.evaluation.extractors import open_extractor
 from mixar_registry.evaluation.images import other_split
 from mixar_registry.evaluation.references import open_reference
 from mixar_registry.evaluation.tokenizers import choose, compare_tokenizers, open_tokenizers, reconstruct_few
@@ -147,6 +148,24 @@ def test_the_command_and_two_processes(family: Path, tmp_path: Path) -> None:
 
     torchrun(*call, "--out", tmp_path / "two", "--batch", 2, cwd=tmp_path)
     assert_near(figures(tmp_path / "two"), figures(tmp_path / "one"))
+
+
+def test_statistics_are_measured_once_and_taken_again(family: Path, tmp_path: Path, registry: Registry) -> None:
+    out, text = (
+        tmp_path / "deep/stats.npz",
+        f"timm:model={TIMM_MODEL},weights_file={tmp_path / 'vit.safetensors'},size=32",
+    )
+    write_timm(tmp_path / "vit.safetensors")
+    call = ["eval", "statistics", "data:train", "--recipe", family / "recipes/mixar.yaml", "--extractor", text]
+    assert "train split of image-folder: 9 images" in good(*call, "--out", out)
+    extractor = open_extractor(text, registry)
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry)
+    known = {"extractor": extractor, "registry": registry, "processes": ALONE}
+    stored, anew = open_reference(str(out), **known), open_reference("data:train", recipe=recipe, **known)
+    assert stored.count == 9 and abs(frechet_of(stored.gaussian, anew.gaussian)) < 1e-5
+    assert "is there already" in refused(*call, "--out", out)
+    assert "name ends in .npz" in refused(*call, "--out", tmp_path / "stats.pt")
+    assert "give --recipe" in refused("eval", "statistics", tmp_path, "--set", "a.b=1", "--out", tmp_path / "b.npz")
 
 
 def test_what_the_command_refuses(family: Path, tmp_path: Path) -> None:
