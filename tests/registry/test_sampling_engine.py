@@ -106,7 +106,7 @@ def test_other_samples_are_not_continued(model: mixar.Model, family: Path, tmp_p
     shutil.copytree(family / "models/mixar", tmp_path / "other")
     recipe = tmp_path / "other/recipe.yaml"
     recipe.write_text(recipe.read_text().replace("sampling_steps: 3", "sampling_steps: 4"))
-    with pytest.raises(UserError, match=r"model\.parts was"):  # the weights alone would not tell
+    with pytest.raises(UserError, match=r"parts\.head\.sampling_steps was 3, is 4"):  # the weights would not tell
         claim(tmp_path / "here", describe(mixar.load(tmp_path / "other", device="cpu"), of))
     shutil.copy(family / "models/prior/recipe.yaml", recipe)
     shutil.copy(family / "models/prior/weights.safetensors", tmp_path / "other")

@@ -22,6 +22,7 @@ from mixar_registry.cli.eval_common import (
     measuring,
 )
 from mixar_registry.cli.eval_guidance import guidance_command
+from mixar_registry.cli.eval_statistics import statistics_command
 from mixar_registry.cli.eval_sweep import sweep_command
 from mixar_registry.cli.eval_tokenizer import tokenizer_command
 from mixar_registry.cli.train import checked_device
@@ -125,12 +126,12 @@ def generation_command(
         )
         recipe, size, classes, there = model.recipe, model.recipe.image_size, model.recipe.num_classes, None
     else:
-        there = open_samples(samples, registry)
+        there = open_samples(samples, registry, reference=reference)
         if count is not None and count != len(there.images):
             raise UserError(f"--count {count}: {samples} holds {len(there.images):,} images, and all are measured")
         if there.images.height != there.images.width:
             raise UserError(f"{samples}: images of {there.images.width}x{there.images.height}; needed: square ones")
-        recipe, size, classes = None, there.images.height, there.classes
+        recipe, size, classes = None, there.images.height, 0
     known = (SAMPLES, FEATURES, PICTURE, f"{REPORT}.json", f"{REPORT}.md")
     processes.on_main(lambda: check_content(out, known))
     with measuring(
@@ -193,5 +194,6 @@ def _say(report: Mapping[str, Any], out: Path) -> None:
 
 
 eval_app.command("tokenizer")(tokenizer_command)
+eval_app.command("statistics")(statistics_command)
 eval_app.command("guidance")(guidance_command)
 eval_app.command("sweep")(sweep_command)

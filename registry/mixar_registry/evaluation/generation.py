@@ -91,18 +91,36 @@ def draw_samples(model: Model, plan: Plan, folder: Path, means: Means, *, source
     return Samples(images, source, folder, model.class_names, model.recipe.num_classes)
 
 
-def open_samples(text: str, registry: Registry) -> Samples:
+def open_samples(text: str, registry: Registry, *, reference: str) -> Samples:
     """Images that are there already: a folder of PNGs, perhaps of `mixar sample`, or an `.npz`.
+
+    A folder or file cannot tell that a class is missing from it, but the reference can, where it has classes.
 
     Raises:
         UserError: they cannot be read, or are JPEGs.
     """
     images, folder = open_images(text, registry, option="samples"), Path(text)
-    if not (folder / MANIFEST).is_file():
-        return Samples(images, images.description, None, images.data.class_names, images.data.num_classes)
-    manifest, plan = plan_of(folder)
-    names = tuple(map(str, manifest.get("class_names", ())))
-    return Samples(images, images.description, folder, names, len(names) or max(plan.classes) + 1)
+    if (folder / MANIFEST).is_file():
+        manifest, plan = plan_of(folder)
+        names = tuple(map(str, manifest.get("class_names", ())))
+        return Samples(images, images.description, folder, names, len(names) or max(plan.classes) + 1)
+    own, real = images.data.class_names, _names_of(reference, images, registry)
+    if images.labels is None or len(real) < len(own):
+        return Samples(images, images.description, None, own, images.data.num_classes)
+    if folder.is_dir():
+        if not set(own) <= set(real):
+            return Samples(images, images.description, None, own, images.data.num_classes)
+        images = open_images(text, registry, class_names=real, option="samples")
+    return Samples(images, images.description, None, real, len(real))
+
+
+def _names_of(reference: str, images: ImageSet, registry: Registry) -> tuple[str, ...]:
+    """The class names of a reference; none where it has no classes or is statistics."""
+    try:
+        found = open_images(reference, registry, image_size=images.height, option="--reference")
+    except UserError:  # `open_reference` says what is wrong with it, if anything
+        return ()
+    return tuple(found.data.class_names)
 
 
 def measure_samples(samples: Samples, folder: Path, means: Means, *, what: str) -> Features | None:

@@ -6,7 +6,6 @@ are nor on interruptions. A finished chunk appears by rename; whoever comes next
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
@@ -36,6 +35,7 @@ MANIFEST, TIMING = "sample.json", "timing.json"
 #: parts of a recipe that take part in sampling, besides those of PART_KEYS
 _SHAPING = ("trains", "image_size", "num_classes", "backbone")
 _IDLE = ("data", "extractor", "callbacks")
+_LISTED = 4  # differences that an error names
 #: of the manifest, what may differ between a run and its continuation
 _FREE = ("name", "versions", "device", "class_names")
 _LABELS = 1  # sub-stream of the seed for random labels; chunks use (seed, k) alone
@@ -107,7 +107,7 @@ class Store(ABC):
 
 
 def describe(model: Model, plan: Plan) -> dict[str, Any]:
-    """What decides the images, as plain values: the model by the digests of its weights and parts, and the plan."""
+    """What decides the images, as plain values: the model by its parts and the digests of its weights, and the plan."""
     plain = to_plain(model.recipe)
     shaping = {key: plain[key] for key in (*_SHAPING, *PART_KEYS) if key in plain and key not in _IDLE}
     for choice in shaping.values():
@@ -119,7 +119,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
             "weights": model.weights,
             "dtype": str(next(model.system.trained.parameters()).dtype).removeprefix("torch."),
             "sha256": {key: sha256(file) for key, file in sorted(model.files.items())},
-            "parts": hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16],
+            "parts": shaping,
         },
         "plan": asdict(plan),
         "class_names": list(model.class_names),
@@ -182,8 +182,10 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(manifest))
         changed = differences(*({k: v for k, v in side.items() if k not in _FREE} for side in (then, now)))
         if changed:
+            more = f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
             raise UserError(
-                f"{folder}: holds other samples: {', '.join(changed)}; go on with what was, or give another folder"
+                f"{folder}: holds other samples: {', '.join(changed[:_LISTED])}{more}; "
+                f"go on with what was, or give another folder"
             )
         for left in folder.glob(".*.unfinished"):  # of a process that was killed while writing
             left.unlink(missing_ok=True)
@@ -194,7 +196,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     one, other = _flat(then), _flat(now)
     return [
         f"{key} was {_short(one.get(key))}, is {_short(other.get(key))}"
-        for key in sorted({*one, *other})
+        for key in dict.fromkeys([*one, *other])
         if one.get(key) != other.get(key)
     ]
 
