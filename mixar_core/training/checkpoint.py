@@ -83,7 +83,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
         damaged.append(f"{path}: {problem}")
     if damaged:
         raise UserError(f"{folder} holds no whole checkpoint to resume from: {'; '.join(damaged)}")
-    raise UserError(f"{folder} holds no checkpoint to resume from; start it without resume")
+    raise UserError(f"{folder} holds no checkpoint to resume from; start anew, without resume and in an empty folder")
 
 
 def read_facts(path: Path) -> Facts:
@@ -206,9 +206,11 @@ class Checkpoints:
         return finished
 
     def _open(self, path: Path) -> bool:
-        """Whether it is there already; if not, make room for it."""
+        """Whether it is there already, and whole; if not, make room for it."""
         if path.exists():
-            return True
+            if _problem(path) is None:
+                return True
+            shutil.rmtree(path, ignore_errors=True)  # the run was resumed from an older one
         unfinished = _unfinished(path)
         shutil.rmtree(unfinished, ignore_errors=True)
         with writing(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -117,9 +118,11 @@ def naming_lost_processes(processes: Processes) -> Iterator[None]:
         lost = isinstance(error, dist.DistError) or "gloo" in text or "onnection closed by peer" in text
         if processes.world == 1 or not lost:
             raise
+        what = "does not answer" if "imed out" in text else "ended, look for its own message"
+        # Gloo puts a place in its source code before the reason, and advice after it.
+        reason = re.sub(r"^.*\[/\S*\] ", "", text).partition(". ")[0]
         raise UserError(
-            f"process {processes.rank} of {processes.world}: another process of this run ended or does not answer; "
-            f"look for its own message above ({text})"
+            f"process {processes.rank} of {processes.world}: another process of this run {what} ({reason})"
         ) from error
 
 

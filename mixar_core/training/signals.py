@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
+#: Seconds in which a second signal is still the first request: a scheduler signals every process, and torchrun, which
+#: it signals too, passes the signal on.
+SAME_REQUEST = 2.0
+
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT sets `requested`; a second one acts as it would have without us.
+    """While entered, SIGTERM or SIGINT sets `requested`; a later one (see SAME_REQUEST) acts as it would without us.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._first = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -30,8 +36,12 @@ class StopSignals:
         self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self._first = True, now
+        elif now - self._first > SAME_REQUEST:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
