@@ -45,7 +45,8 @@ def train_command(
         return
     losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items() if name.endswith("loss"))
     if result.stopped:
-        print(f"stopped after step {result.step} of {result.steps}; mixar train {result.folder} --resume goes on")
+        launch = "torchrun ... -m mixar_registry" if "WORLD_SIZE" in os.environ else "mixar"
+        print(f"stopped after step {result.step} of {result.steps}; {launch} train {result.folder} --resume goes on")
     else:
         print(f"{result.steps} steps in {result.seconds:.0f} s; {losses}\nmixar sample {result.folder}")
 
