@@ -102,7 +102,7 @@ def test_distances_are_to_the_originals_or_to_a_reference(family: Path, tmp_path
     assert against.reference == other.description and "to the reference" in against.floor.between
     assert against.floor.distances.frechet == pytest.approx(frechet_distance(real, other.features_AF), rel=1e-6)
     rows = reconstruct_few(entries, chosen, extractor, device=torch.device("cpu"), seed=0, count=3)
-    assert list(rows) == ["original", name] and torch.equal(rows["original"], originals[:3])
+    assert list(rows) == ["original", name] and torch.equal(rows["original"], originals[[0, 5, 11]])
 
 
 def figures(folder: Path) -> dict[str, Any]:

@@ -227,8 +227,9 @@ def reconstruct_few(
     seed: int,
     count: int,
 ) -> dict[str, Tensor]:
-    """The first few of the images and each tokenizer's reconstructions of them, uint8, by name: rows of a picture."""
-    positions_B = torch.arange(min(count, len(chosen.indices_A)))
+    """A few images, evenly spread, and each tokenizer's reconstructions of them, uint8, by name: rows of a picture."""
+    size = len(chosen.indices_A)
+    positions_B = torch.linspace(0, size - 1, min(count, size)).long()  # sets often come class after class
     pixels_B3HW = torch.cat(list(chosen.images.batches(chosen.indices_A[positions_B])))
     rows = {"original": pixels_B3HW}
     for entry in entries:
