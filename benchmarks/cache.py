@@ -135,7 +135,7 @@ def main() -> None:
             trained(resolved(arguments, str(folder), **overrides), arguments.out / name / "cache", arguments.device),
         )
     table = Table(title=f"seconds a step, {arguments.recipe}, {arguments.device}")
-    for column in ("", "from images", "waiting", "from the cache", "waiting", "times faster"):
+    for column in ("", "images", "waiting", "cache", "waiting", "ratio"):
         table.add_column(column, justify="right" if column else "left")
     for name, ((slow, slow_waits), (fast, fast_waits)) in rows.items():
         table.add_row(
