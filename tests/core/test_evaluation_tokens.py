@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixar_core.evaluation.features import as_saved
+from mixar_core.evaluation.features import as_saved, collect_features
 from mixar_core.evaluation.pairs import psnr_B
 from mixar_core.evaluation.reconstructions import TokenizerMeter
 from mixar_core.evaluation.tokens import CodeCounter, LatentCounter
 from mixar_core.training.distributed import Processes
 from mixar_core.types import Posterior
 from tests.core.test_evaluation_scores import Means
+from tests.fake_device import GPU, fake_gpu, place
 from tests.toys import PoolTokenizer, SignTokenizer
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -84,3 +85,17 @@ def test_a_sample_depends_on_the_seed_and_the_images_position_alone():
     assert torch.equal(together, samples([torch.tensor([0, 1]), torch.tensor([2, 3, 4, 5])]))
     assert torch.equal(together[[5, 0]], samples([torch.tensor([5, 0])]))
     assert not torch.equal(together, samples([torch.arange(6)], seed=1))
+
+
+def test_measuring_is_done_where_the_images_are(monkeypatch):
+    # counting is done on the host, with values that a GPU that is not there does not have
+    monkeypatch.setattr(CodeCounter, "add", lambda self, codes_BN: None)
+    tokenizer, extractor = SignTokenizer(), Means()
+    with fake_gpu():
+        for module in (tokenizer, extractor):
+            place(module, GPU)
+        pixels_B3HW = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+        found = collect_features([pixels_B3HW], extractor, device=GPU)
+        assert found.features_AF.device.type == found.logits_AL.device.type == "cpu"
+        meter = TokenizerMeter(tokenizer, extractor, seed=0)
+        assert meter.add(as_saved(pixels_B3HW.to(GPU)), torch.arange(2))["codes"].device == GPU
