@@ -66,6 +66,9 @@ class Quantizer(nn.Module):
         with full_precision(encoded_BEhw.device):  # at a temperature of 0.01 bfloat16 rounds affinities by whole units
             return self._quantize(encoded_BEhw)
 
+    def compile(self, *args: object, **kwargs: object) -> None:
+        """Nothing: torch.compile cannot make the frozen value that `forward` returns, and fails on it."""
+
     def _quantize(self, encoded_BEhw: Tensor) -> Quantized:
         size = encoded_BEhw.shape
         encoded_RE = encoded_BEhw.float().permute(0, 2, 3, 1).flatten(0, 2)
