@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mixar_core.errors import UserError
-from mixar_core.evaluation.distances import frechet_distance, frechet_of
+from mixar_core.evaluation.distances import frechet_distance, frechet_of, kernel_distance
 from mixar_core.training.distributed import Processes
 from mixar_registry.evaluation.extractors import open_extractor
 from mixar_registry.evaluation.images import other_split
@@ -95,10 +95,15 @@ def test_distances_are_to_the_originals_or_to_a_reference(family: Path, tmp_path
     real = extractor(originals.float() / 127.5 - 1)
     codes = found.measured[name].ways["codes"]
     assert found.distances[name]["codes"].frechet == pytest.approx(frechet_distance(codes.features_AF, real), rel=1e-6)
+    assert found.distances[name]["codes"].kernel is None  # an image and its reconstruction are no independent draws
     other = open_reference(
         str(write_pngs(tmp_path / "others", pixels(9, seed=5))), extractor=extractor, registry=registry, processes=ALONE
     )
     against = compare(reference=other)
+    assert against.distances[name]["codes"].kernel == pytest.approx(
+        kernel_distance(codes.features_AF, other.features_AF)
+    )
+    assert found.paired and not against.paired
     assert against.reference == other.description and "to the reference" in against.floor.between
     assert against.floor.distances.frechet == pytest.approx(frechet_distance(real, other.features_AF), rel=1e-6)
     rows = reconstruct_few(entries, chosen, extractor, device=torch.device("cpu"), seed=0, count=3)

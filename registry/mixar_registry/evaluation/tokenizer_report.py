@@ -55,18 +55,18 @@ def tokenizer_text(report: Mapping[str, Any], *, picture: str) -> str:
     """
     tokenizers, images, extractor = report["tokenizers"], report["images"], report["extractor"]
     frechet, kernel = distance_names(extractor["gives_fid"])
-    columns: tuple[str, ...] = ("reconstruction", f"r{frechet}" if extractor["gives_fid"] else frechet, kernel)
+    frechet = f"r{frechet}" if extractor["gives_fid"] else frechet
+    columns: tuple[str, ...] = ("reconstruction", frechet, kernel, "PSNR, dB", "SSIM", "perceptual")
+    rows = _reconstruction_rows(tokenizers, report["floor"])
+    if all(row[2] is None for row in rows):
+        columns, rows = columns[:2] + columns[3:], [row[:2] + row[3:] for row in rows]
     made = [(key, value) for key, value in report["made"].items() if key != "versions"]
     made += list(report["made"]["versions"].items())
     parts = [
         f"# Tokenizers: {', '.join(tokenizer['name'] for tokenizer in tokenizers)}\n",
         f"{images['count']:,} images, chosen by seed {report['seed']}, of the {images['of']}.\n",
         f"**Comparable with published reconstruction FID of ImageNet 256: {report[COMPARABLE]}**\n",
-        table(
-            (*columns, "PSNR, dB", "SSIM", "perceptual"),
-            _reconstruction_rows(tokenizers, report["floor"]),
-            right=range(1, 6),
-        ),
+        table(columns, rows, right=range(1, len(columns))),
         f"Distances are between feature vectors of {extractor['identity']}, from the reconstructions to "
         f"{report['reference']['description']}: lower is better. The last row is how far real images lie apart at the "
         f"same count. The perceptual distance is LPIPS without learned weights, in the same extractor's maps.\n",
@@ -134,6 +134,8 @@ def _reasons(comparison: Comparison, entries: Sequence[Entry], extractor: Featur
         reasons.append("the extractor is not Inception")
     elif not extractor.has_published_weights:
         reasons.append("Inception's weights are not those of the known checksum")
+    if not comparison.paired:
+        reasons.append("the reference is not the originals")
     if comparison.images != COUNT:
         reasons.append(f"{comparison.images:,} images and not {COUNT:,}")
     if size != SIZE:

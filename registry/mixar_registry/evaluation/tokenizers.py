@@ -41,7 +41,7 @@ class Entry:
 
 @frozen
 class Distances:
-    """How far one set lies from another, by their feature vectors; `kernel` is None without vectors on both sides."""
+    """How far one set lies from another, by their feature vectors; `kernel` only to a reference that has vectors."""
 
     frechet: float
     kernel: float | None
@@ -74,6 +74,7 @@ class Comparison:
     Args:
         data: the images, in words; images: how many of them.
         reference: what reconstructions are measured against, in words; notes: what its reader must know.
+        paired: whether that is their originals.
         measured: by entry's name. distances: of an entry's reconstructions to the reference, by way.
     """
 
@@ -81,6 +82,7 @@ class Comparison:
     images: int
     reference: str
     notes: tuple[str, ...]
+    paired: bool
     floor: Floor
     measured: Mapping[str, Measured]
     distances: Mapping[str, Mapping[str, Distances]]
@@ -144,7 +146,13 @@ def choose(data: str, count: int | None, *, seed: int, least: int, recipe: Recip
         others = open_images(other, registry, recipe=recipe)
         if len(others) >= count:
             order_A = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-            return Chosen(images, chosen, others, order_A[:count].sort().values, f"images of {others.description}")
+            return Chosen(
+                images,
+                chosen,
+                others,
+                order_A[:count].sort().values,
+                f"images of the {others.description.partition(':')[0]}",
+            )
     return Chosen(images, chosen)
 
 
@@ -185,14 +193,16 @@ def compare_tokenizers(
         before += len(indices_A)
         return found.features_AF
 
-    real = vectors(chosen.images, chosen.indices_A)
+    real, paired = vectors(chosen.images, chosen.indices_A), reference is None
     if reference is not None:
         floor = Floor(_distances(real, reference), count, "the originals themselves, to the reference")
     else:
+        # Without vectors, and so without a kernel distance: it takes the sets to be drawn independently, and an image
+        # and its own reconstruction would bring it below zero.
         gaussian = Gaussian.of(real, extractor=extractor.identity)
-        reference = Reference(f"the same {count:,} images", gaussian, real, notes=rank_notes(count, extractor))
+        reference = Reference(f"the same {count:,} images", gaussian, None, notes=rank_notes(count, extractor))
         if chosen.others is None:
-            half = Reference("half", Gaussian.of(real[1::2]), real[1::2])
+            half = Reference("half", Gaussian.of(real[1::2]), None)
             floor = Floor(_distances(real[::2], half), count // 2, "one half of the images, to the other")
         else:
             others = vectors(chosen.others, chosen.others_A)
@@ -214,7 +224,14 @@ def compare_tokenizers(
         for name, result in measured.items()
     }
     return Comparison(
-        chosen.images.description, count, reference.description, reference.notes, floor, measured, distances
+        data=chosen.images.description,
+        images=count,
+        reference=reference.description,
+        notes=reference.notes,
+        paired=paired,
+        floor=floor,
+        measured=measured,
+        distances=distances,
     )
 
 
