@@ -1,4 +1,4 @@
-"""torch.compile of what is trained: no block breaks its graph, and no step compiles anew because it masks other counts."""
+"""torch.compile of what is trained: no block breaks its graph, and no other count of masked tokens compiles anew."""
 
 from __future__ import annotations
 
