@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.cli.process import good, refused
+from tests.cli.process import good, refused, run
 
 MIXAR = Path(sys.executable).with_name("mixar")
 
@@ -157,18 +157,13 @@ def test_bad_labels_weights_and_settings_of_a_model(family: Path, tmp_path: Path
 def test_an_unreadable_image_is_named(family: Path, tmp_path: Path) -> None:
     shutil.copytree(family / "data", tmp_path / "data")
     (tmp_path / "data/train/dog/1.png").write_bytes(b"not a picture")
-    recipe = family / "recipes/continuous.yaml"
-    line = refused(
-        "train",
-        recipe,
-        "--set",
-        f"data.path={tmp_path / 'data'}",
-        "--set",
-        "training.batch_size=9",
-        "--out",
-        tmp_path / "run",
-    )
-    assert "dog/1.png" in line
+    base = ("train", family / "recipes/continuous.yaml", "--set", f"data.path={tmp_path / 'data'}")
+    base += ("--set", "training.batch_size=9")
+    skipped = run(*base, "--out", tmp_path / "run")
+    assert skipped.returncode == 0 and skipped.stderr.count("\n") == 1 and "dog/1.png: unreadable" in skipped.stderr
+    stopped = run(*base, "--set", "training.max_unreadable=0", "--out", tmp_path / "strict")
+    assert stopped.returncode == 2 and "dog/1.png: unreadable" in stopped.stderr
+    assert "more than training.max_unreadable 0" in stopped.stderr.splitlines()[-1]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
