@@ -29,7 +29,7 @@ def statistics_command(
         int | None, typer.Option(callback=at_least(1), help="Side of the images of NAME:SPLIT without a recipe.")
     ] = None,
     extractor: ExtractorText = "efficientnet-lite0",
-    batch: Batch = 16,
+    batch: Batch = 64,
     workers: Workers = 0,
     device: Device = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
