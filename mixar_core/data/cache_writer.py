@@ -18,7 +18,6 @@ import cattrs
 import numpy
 import torch
 from attrs import frozen
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mixar_core.data.cache import (
@@ -40,7 +39,7 @@ from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer
-from mixar_core.training.files import write_text, write_whole, writing
+from mixar_core.training.files import write_text, write_weights, writing
 from mixar_core.types import Posterior
 
 SETTINGS = "settings.json"
@@ -282,14 +281,7 @@ class ShardWriter:
     def _save(self, number: int, held: list[dict[str, Tensor]], skipped: dict[int, str]) -> None:
         tensors = {key: torch.cat([each[key] for each in held]).contiguous() for key in held[0]}
         file = self.folder / file_name(number)
-
-        def save(unfinished: Path) -> None:
-            unfinished.touch()
-            mode = unfinished.stat().st_mode
-            save_file(tensors, unfinished)
-            unfinished.chmod(mode)  # safetensors lets nobody but the owner read its files, and caches are shared
-
-        write_whole(file, save)
+        write_weights(file, tensors)
         shard = Shard(file.name, len(tensors["labels"]), file.stat().st_size, file_sha256(file))
         left_out = tuple(Skipped(index, reason) for index, reason in sorted(skipped.items()))
         note = Note(shard, left_out, *self._sums(tensors))

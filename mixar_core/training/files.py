@@ -73,7 +73,14 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dty
             cast = cast.clone()
         taken.add(cast.untyped_storage().data_ptr())
         ready[name] = cast
-    write_whole(path, lambda unfinished: save_file(ready, unfinished))
+
+    def save(unfinished: Path) -> None:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
+        save_file(ready, unfinished)
+        unfinished.chmod(mode)  # safetensors lets nobody but the owner read its files
+
+    write_whole(path, save)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
