@@ -22,7 +22,7 @@ from mixar_core.training.trainer import Result
 from mixar_registry import assembly, pipeline, recipe, runs, strict_yaml
 from mixar_registry.assembly import System
 from mixar_registry.manager import Registry, plugin_manager
-from mixar_registry.pipeline import Generation, Model
+from mixar_registry.pipeline import Generation, Model, Precision
 from mixar_registry.recipe import Recipe
 from mixar_registry.weights import Kind
 
@@ -43,14 +43,21 @@ __all__ = [
 ]
 
 
-def load(name_or_path: str | Path, *, device: torch.device | str | None = None, weights: Kind = "ema") -> Model:
+def load(
+    name_or_path: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    weights: Kind = "ema",
+    precision: Precision = "float32",
+) -> Model:
     """A model to sample from: a shipped one by name, a model folder, or the folder of a run.
 
     Args:
         device: None takes the GPU if there is one.
         weights: averaged over training (`ema`) or those of the last step (`raw`; a run folder has both).
+        precision: `bf16` computes all but the decoders under autocast: about twice as fast, and other images.
     """
-    return pipeline.load(name_or_path, device=device, weights=weights)
+    return pipeline.load(name_or_path, device=device, weights=weights, precision=precision)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] | Mapping[str, object] = ()) -> Recipe:

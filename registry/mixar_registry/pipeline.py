@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -24,6 +24,7 @@ from mixar_registry.recipe import TRAINABLE, Recipe, load_recipe
 from mixar_registry.text import choices
 from mixar_registry.weights import RECIPE, Kind, find_weights, read_provenance, weights_file
 
+Precision = Literal["float32", "bf16"]
 Labels = Sequence[int | str] | Tensor | int | str
 #: called with steps done and steps in all
 Progress = Callable[[int, int], None]
@@ -71,6 +72,7 @@ class Model:
         class_names: one name a class, in label order; empty where they are not known.
         files: weights file of every part that has one, by its recipe key (what is trained, and what is frozen).
         weights: which of a run's weights these are.
+        precision: what all but the decoders compute in; these need float32 for an image's 256 levels.
     """
 
     def __init__(
@@ -81,8 +83,9 @@ class Model:
         *,
         files: Mapping[str, Path] | None = None,
         weights: Kind = "ema",
+        precision: Precision = "float32",
     ) -> None:
-        self.system, self.device, self.weights = system, device, weights
+        self.system, self.device, self.weights, self.precision = system, device, weights, precision
         self.class_names, self.files = tuple(class_names), dict(files or {})
 
     @property
@@ -196,7 +199,12 @@ class Model:
             return Drawn(images, codes_BN)
         decode = model.continuous_tokenizer.decode
         pictures: list[Tensor] = []
-        for step in model.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes_BN):
+        steps = model.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes_BN)
+        while True:
+            with self._computing():
+                if (next_step := next(steps, None)) is None:
+                    break
+            step = next_step
             if keep_steps:
                 pictures.append(to_uint8(decode(step.latents_BChw)))
             if progress is not None:
@@ -266,13 +274,17 @@ class Model:
             raise UserError(
                 f"model {self.recipe.name}: has no prior to draw codes from; it trains {self.recipe.trains}"
             )
-        return self.system.prior.sample(
-            labels_B,
-            noise=noise,
-            steps=settings.prior_steps,
-            cfg=settings.prior_cfg,
-            temperature=settings.prior_temperature,
-        )
+        with self._computing():
+            return self.system.prior.sample(
+                labels_B,
+                noise=noise,
+                steps=settings.prior_steps,
+                cfg=settings.prior_cfg,
+                temperature=settings.prior_temperature,
+            )
+
+    def _computing(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _checked_codes(self, codes: Tensor, images: int) -> Tensor:
         tokenizer = self.system.discrete_tokenizer
@@ -313,6 +325,7 @@ def load(
     *,
     device: torch.device | str | None = None,
     weights: Kind = "ema",
+    precision: Precision = "float32",
     registry: Registry | None = None,
 ) -> Model:
     """A model to sample from: a shipped one by name, a model folder, or the folder of a run.
@@ -320,6 +333,7 @@ def load(
     Args:
         device: None takes the GPU if there is one.
         weights: averaged over training (ema) or those of the last step (raw; a run folder has both).
+        precision: bf16 computes all but the decoders under autocast: about twice as fast, and other images.
 
     Raises:
         UserError: no such model, or its weights are missing, truncated or do not fit.
@@ -339,7 +353,7 @@ def load(
         if getattr(system, key) is not None and (choice := getattr(recipe, key)).weights is not None
     }
     names = class_names(recipe, folder, registry)
-    return Model(system, names, chosen, files=files | {recipe.trains: trained}, weights=weights)
+    return Model(system, names, chosen, files=files | {recipe.trains: trained}, weights=weights, precision=precision)
 
 
 def class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:

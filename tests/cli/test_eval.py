@@ -56,7 +56,7 @@ def test_a_report_says_all_that_a_number_depends_on(measured: Path) -> None:
     for told in (
         "Comparable with ADM-protocol FID: no, because", "60 images and not 50,000", "exactly 20 images of each",
         "| seed | 0 |", "| cfg schedule | linear |", "| temperature | 1.0 |", "| steps | 3 |", "averaged (EMA)",
-        "| dtype | float32 |", "efficientnet-lite0 at 32 px", "| image format | PNG |", "sampling_steps 3",
+        "| precision | float32 |", "efficientnet-lite0 at 32 px", "| image format | PNG |", "sampling_steps 3",
         "samples.png",
         drawn["model"]["sha256"]["mixar"],
     ):  # fmt: skip

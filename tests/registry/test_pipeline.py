@@ -50,6 +50,17 @@ def test_settings_reach_the_sampler(model: mixar.Model) -> None:
         model.generate([0], steps=0)
 
 
+def test_bf16_draws_other_images_of_the_same_kind(family: Path, model: mixar.Model) -> None:
+    half = mixar.load(family / "models/mixar", device="cpu", precision="bf16")
+    one, other = model.generate([0, 1], seed=5), half.generate([0, 1], seed=5, keep_steps=True)
+    assert not torch.equal(one.images, other.images) and other.steps is not None
+    assert torch.equal(other.steps[-1], other.images) and torch.equal(
+        half.generate([0, 1], seed=5).images, other.images
+    )
+    codes = model.sample_codes([0, 1], seed=5)  # decoders are not touched
+    assert torch.equal(half.decode_codes(codes), model.decode_codes(codes))
+
+
 def test_codes_can_be_drawn_given_and_decoded(model: mixar.Model) -> None:
     drawn = model.generate([0, 1], seed=3)
     codes = model.sample_codes([0, 1], seed=3)

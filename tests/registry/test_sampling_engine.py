@@ -103,6 +103,8 @@ def test_other_samples_are_not_continued(model: mixar.Model, family: Path, tmp_p
     ):
         with pytest.raises(UserError, match=message):
             claim(tmp_path / "here", describe(model, other))
+    with pytest.raises(UserError, match=r"model\.precision was float32, is bf16"):
+        claim(tmp_path / "here", describe(mixar.load(family / "models/mixar", device="cpu", precision="bf16"), of))
     shutil.copytree(family / "models/mixar", tmp_path / "other")
     recipe = tmp_path / "other/recipe.yaml"
     recipe.write_text(recipe.read_text().replace("sampling_steps: 3", "sampling_steps: 4"))
@@ -218,7 +220,7 @@ def test_two_processes_draw_what_one_does(family: Path, tmp_path: Path) -> None:
 
 def test_the_manifest_says_what_a_report_needs(model: mixar.Model) -> None:
     said = json.loads(json.dumps(describe(model, plan(model))))
-    assert said["model"]["weights"] == "ema" and said["model"]["dtype"] == "float32"
+    assert said["model"]["weights"] == "ema" and said["model"]["precision"] == "float32"
     assert set(said["model"]["sha256"]) == {"mixar", "continuous_tokenizer", "discrete_tokenizer", "prior"}
     assert said["plan"]["settings"]["cfg"] == 1.5 and said["class_names"] == ["cat", "dog", "owl"]
     assert {"torch", "mixar"} <= said["versions"].keys() and said["device"].startswith("cpu")

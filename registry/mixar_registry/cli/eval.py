@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mixar_registry.cli.common import Json, NoPlugin, at_least, open_registry
+from mixar_registry.cli.common import Json, NoPlugin, Precision, at_least, open_registry
 from mixar_registry.cli.eval_common import (
     Batch,
     Device,
@@ -70,6 +70,7 @@ def generation_command(
         bool, typer.Option("--random-labels", help="Draw each image's class at random, instead of all equally often.")
     ] = False,
     raw: Raw = False,
+    precision: Precision = "float32",
     batch: Batch = 64,
     workers: Workers = 0,
     device: Device = None,
@@ -111,11 +112,13 @@ def generation_command(
     if not drawn:
         flags = [name for name, value in given.items() if value is not None]
         flags += ["--raw"] * raw + ["--random-labels"] * random_labels
+        flags += ["--precision"] * (precision != "float32")
         if flags:
             raise UserError(f"{flags[0]}: says how a model is sampled, and {samples} holds images already")
     processes = join_processes(checked_device(device))
     if drawn:
-        model = load(samples, device=processes.device, weights="raw" if raw else "ema", registry=registry)
+        weights: Literal["ema", "raw"] = "raw" if raw else "ema"
+        model = load(samples, device=processes.device, weights=weights, precision=precision, registry=registry)
         plan = Plan(
             count=count or COUNT,
             batch=batch,

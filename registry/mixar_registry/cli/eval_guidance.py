@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from mixar_registry.cli.common import Json, NoPlugin, at_least, open_registry
+from mixar_registry.cli.common import Json, NoPlugin, Precision, at_least, open_registry
 from mixar_registry.cli.eval_common import (
     Batch,
     Device,
@@ -49,6 +49,7 @@ def guidance_command(
     out: Out = Path("runs/eval_guidance"),
     seed: Seed = 0,
     raw: Raw = False,
+    precision: Precision = "float32",
     batch: Batch = 64,
     workers: Workers = 0,
     device: Device = None,
@@ -80,8 +81,9 @@ def guidance_command(
     for name in models:
         if Path(name).name in loaded:
             raise UserError(f"two models are called {Path(name).name}; rows and folders are named after them")
+        weights: Literal["ema", "raw"] = "raw" if raw else "ema"
         loaded[Path(name).name] = load(
-            name, device=processes.device, weights="raw" if raw else "ema", registry=registry
+            name, device=processes.device, weights=weights, precision=precision, registry=registry
         )
     check_models(loaded)
     recipe = next(iter(loaded.values())).recipe

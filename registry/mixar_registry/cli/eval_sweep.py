@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mixar_registry.cli.common import Json, NoPlugin, at_least, open_registry
+from mixar_registry.cli.common import Json, NoPlugin, Precision, at_least, open_registry
 from mixar_registry.cli.eval_common import (
     Batch,
     Device,
@@ -43,6 +43,7 @@ def sweep_command(
     out: Out = Path("runs/eval_sweep"),
     seed: Seed = 0,
     raw: Raw = False,
+    precision: Precision = "float32",
     batch: Batch = 64,
     workers: Workers = 0,
     device: Device = None,
@@ -80,7 +81,8 @@ def sweep_command(
     scales, temperatures = numbers(cfg, float, "--cfg"), numbers(temperature, float, "--temperature")
     step_counts = numbers(steps, int, "--steps")
     processes = join_processes(checked_device(device))
-    loaded = load(model, device=processes.device, weights="raw" if raw else "ema", registry=registry)
+    weights: Literal["ema", "raw"] = "raw" if raw else "ema"
+    loaded = load(model, device=processes.device, weights=weights, precision=precision, registry=registry)
     settings, recipe = grid(loaded, scales, temperatures, step_counts), loaded.recipe
     if len(settings) < 2:
         raise UserError("nothing to sweep over: give several values of --cfg, --temperature or --steps")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mixar_registry.cli.common import NoPlugin, at_least, open_registry
+from mixar_registry.cli.common import NoPlugin, Precision, at_least, open_registry
 from mixar_registry.cli.train import checked_device
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def sample_command(
         bool, typer.Option("--codes-too", help="Also what the discrete codes alone decode to.")
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the averaged ones.")] = False,
+    precision: Precision = "float32",
     batch: Annotated[int, typer.Option(callback=at_least(1), help="Images at a time.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder of samples that is there already.")] = False,
@@ -99,6 +100,7 @@ def sample_command(
             out=out if npz is not None else out or OUT,
             npz=npz,
             raw=raw,
+            precision=precision,
             batch=batch,
             device=device,
             force=force,
@@ -111,7 +113,8 @@ def sample_command(
         raise UserError("several processes share the images of --count only; give that, or leave torchrun away")
     out, each = out or OUT, per_class or 1
     check_folder(out, force=force)
-    loaded = load(model, device=checked_device(device), weights="raw" if raw else "ema", registry=registry)
+    weights: Literal["ema", "raw"] = "raw" if raw else "ema"
+    loaded = load(model, device=checked_device(device), weights=weights, precision=precision, registry=registry)
     asked = _asked(loaded, classes, labels)
     some = [label for label in (_some(loaded) if asked is None else asked) for _ in range(each)]
     drawn = _draw(loaded, some, steps=steps, cfg=cfg, temperature=temperature, seed=seed, batch=batch)
@@ -121,6 +124,7 @@ def sample_command(
             raise UserError(f"--codes-too: model {model} uses no discrete codes")
         decoded = loaded.decode_codes(drawn.codes)
     settings = {"model": model, "seed": seed, "steps": steps, "cfg": cfg, "temperature": temperature, "raw": raw}
+    settings["precision"] = precision
     write_samples(out, drawn, codes_alone=decoded, columns=each if each > 1 else None, settings=settings)
     print(f"{len(drawn.labels)} images in {out}, all of them in {out / 'grid.png'}")
 

@@ -19,7 +19,8 @@ from mixar_registry.cli.train import checked_device
 from mixar_registry.evaluation.sampling import MANIFEST, Plan, Store, all_classes, claim, describe, draw_chunks
 from mixar_registry.evaluation.stores import PNGStore, RawStore, write_npz, write_png
 from mixar_registry.manager import Registry
-from mixar_registry.pipeline import Model, grid_picture, load
+from mixar_registry.pipeline import Model, Precision, grid_picture, load
+from mixar_registry.weights import Kind
 
 #: images in the grid beside many
 SHOWN = 64
@@ -39,6 +40,7 @@ def sample_many(
     out: Path | None,
     npz: Path | None,
     raw: bool,
+    precision: Precision,
     batch: int,
     device: str | None,
     force: bool,
@@ -57,7 +59,8 @@ def sample_many(
     folder = _checked_npz(npz, force=force) if npz is not None else out
     assert folder is not None
     processes = join_processes(checked_device(device))
-    model = load(name, device=processes.device, weights="raw" if raw else "ema", registry=registry)
+    weights: Kind = "raw" if raw else "ema"
+    model = load(name, device=processes.device, weights=weights, precision=precision, registry=registry)
     plan = Plan(
         count=count,
         batch=batch,

@@ -127,7 +127,7 @@ def _drawn(samples: Mapping[str, Any]) -> str:
         ("model", drawn["name"]),
         ("weights", kinds.get(model["weights"], model["weights"])),
         *((f"sha256 of {key}'s weights", digest) for key, digest in model["sha256"].items()),
-        ("dtype", model["dtype"]),
+        ("precision", {"bf16": "bf16 (autocast; decoders in float32)"}.get(model["precision"], model["precision"])),
         ("seed", plan["seed"]),
         ("labels", f"{plan['labels']}, over {len(plan['classes']):,} classes"),
         ("images of a batch", plan["batch"]),

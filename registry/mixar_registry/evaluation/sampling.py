@@ -117,7 +117,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
         "name": model.recipe.name,
         "model": {
             "weights": model.weights,
-            "dtype": str(next(model.system.trained.parameters()).dtype).removeprefix("torch."),
+            "precision": model.precision,
             "sha256": {key: sha256(file) for key, file in sorted(model.files.items())},
             "parts": shaping,
         },
