@@ -8,7 +8,10 @@ import torch_fidelity  # noqa: F401
 
 import mixar_registry.cli
 import mixar_registry.cli.output
+import mixar_registry.cli.sample_many
 import mixar_registry.estimate
+import mixar_registry.evaluation.guidance
+import mixar_registry.evaluation.sweep
 import mixar_registry.evaluation.tokenizer_report
 import mixar_registry.runs  # noqa: F401
 

@@ -20,6 +20,7 @@ from mixar_core.errors import UserError
 from mixar_core.training.distributed import Processes
 from mixar_core.training.signals import StopSignals
 from mixar_core.types import NO_CLASS
+from mixar_registry.cli.main import app
 from mixar_registry.evaluation.sampling import Plan, all_classes, claim, describe, draw_chunks, plan_of, timing_of
 from mixar_registry.evaluation.stores import RawStore, write_npz
 from tests.cli.process import good, refused, started, torchrun
@@ -174,6 +175,12 @@ def test_bad_calls_are_one_line(family: Path, tmp_path: Path, arguments: list[st
     (tmp_path / "there.npz").write_text("")
     assert message in refused("sample", family / "models/mixar", *arguments, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["home", "there.npz", "thesis.tex"]
+
+
+def test_a_few_images_are_one_processs_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="share the images of --count only"):
+        app(["sample", "emoji64"], standalone_mode=False)
 
 
 def test_a_full_disk_is_one_line_and_the_call_can_be_repeated(family: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mixar_core.evaluation.features import Features
 from mixar_core.training.distributed import Processes
 from mixar_core.training.files import write_text, writing
 from mixar_core.training.signals import StopSignals
-from mixar_registry.evaluation.images import ImageSet, open_images, other_split
+from mixar_registry.evaluation.images import ImageSet, NpzImages, open_images, other_split
 from mixar_registry.evaluation.measuring import (
     NEIGHBOURS,
     SPLITS,
@@ -204,7 +204,7 @@ def report_of(
             "count": len(found),
             "width": images.width,
             "height": images.height,
-            "format": "npz, uint8" if samples.source.partition(":")[0].endswith(".npz") else "PNG",
+            "format": "npz, uint8" if isinstance(images.data, NpzImages) else "PNG",
             "classes": counts,
             "drawn": drawn,
         },
