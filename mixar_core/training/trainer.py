@@ -177,6 +177,8 @@ class Trainer:
         differing = [
             f"{n} was {then.get(n)}, is {now.get(n)}" for n in sorted({*then, *now}) if then.get(n) != now.get(n)
         ]
+        if facts.step > self.steps:
+            differing.append(f"steps done were {facts.step}, steps is {self.steps}")
         if differing:
             raise UserError(
                 f"{checkpoint} was written with other settings: {', '.join(differing)}; resume with those, or start "
@@ -295,11 +297,7 @@ class Trainer:
 
     def _advice(self) -> str:
         kept = list_checkpoints(self.folder)
-        return (
-            f"the run is stopped, the last good state is {kept[-1]}"
-            if kept
-            else "the run is stopped, without checkpoint"
-        )
+        return f"the run is stopped, {f'the last good state is {kept[-1]}' if kept else 'without checkpoint'}"
 
     # ---------------------------------------------------------------- between steps
 

@@ -136,6 +136,7 @@ def _check_frozen(system: System) -> None:
 
 #: what may change between a run and its resumption: the trainer looks at `training` itself
 _FREE = ("name", "summary", "training", "callbacks", "sampling", "data")
+_SHOWN = 4
 
 
 def _check_same(recipe: Recipe, folder: Path, registry: Registry) -> None:
@@ -150,8 +151,10 @@ def _check_same(recipe: Recipe, folder: Path, registry: Registry) -> None:
         if key.partition(".")[0] not in _FREE and then.get(key) != now.get(key)
     ]
     if changed:
+        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise UserError(
-            f"{folder} was started with another recipe: {', '.join(changed)}; resume with that, or start anew"
+            f"{folder} was started with another recipe: {', '.join(changed[:_SHOWN])}{more}; resume with that, or "
+            "start anew"
         )
 
 

@@ -48,7 +48,8 @@ def train_command(
         launch = "torchrun ... -m mixar_registry" if "WORLD_SIZE" in os.environ else "mixar"
         print(f"stopped after step {result.step} of {result.steps}; {launch} train {result.folder} --resume goes on")
     else:
-        print(f"{result.steps} steps in {result.seconds:.0f} s; {losses}\nmixar sample {result.folder}")
+        measured = f"; {losses}" if losses else ""  # nothing was, where the run had ended before
+        print(f"{result.steps} steps in {result.seconds:.0f} s{measured}\nmixar sample {result.folder}")
 
 
 def demo_command(
