@@ -37,7 +37,7 @@ class SamplingConfig:
 
     Args:
         steps: autoregressive steps (MAR: 256; MixAR: 64 or 256).
-        cfg: classifier-free guidance scale of the head, 1 for none (MAR-B/L/H: 2.9, 3.0, 3.2).
+        cfg: classifier-free guidance scale of the head, 1 for none (MAR-B/L/H: 2.9, 3.0, 3.2). Ignored without classes.
         cfg_schedule: linear (rises with the share of tokens known) or constant.
         temperature: scale of the noise in the head's sampling.
         head_steps: diffusion steps a token; None is what the head's config says.

@@ -93,6 +93,17 @@ def test_a_recipe_on_meta(registry: Registry, name: str) -> None:
     draw(recipe, objective, META)
 
 
+@pytest.mark.parametrize("change", ["image_size=512", "num_classes=10000", "num_classes=0"])
+@pytest.mark.parametrize("name", ["mixar_l", "maskbit_generator_14bit"])
+def test_big_images_many_classes_and_none_on_a_gpu(registry: Registry, name: str, change: str) -> None:
+    recipe, objective = made(name, registry, change)
+    shorten(objective)
+    with fake_gpu():
+        place(objective, GPU)
+        train_on_a_gpu(recipe, objective, precision="bf16")
+        draw(recipe, objective, GPU)
+
+
 def train_on_a_gpu(recipe: Recipe, objective: Objective, *, precision: str) -> None:
     """A whole step: from images through the frozen tokenizers to the clipped gradient, AdamW and the average."""
     config = attrs.evolve(recipe.training or TrainingConfig(steps=2), micro_batch=None, compile=False, clip=1.0)

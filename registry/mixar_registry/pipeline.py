@@ -358,6 +358,8 @@ def load(
 
 def class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:
     """Class names as the model's provenance has them, or else its data; empty where neither does."""
+    if recipe.num_classes == 0:  # labelled images may have trained it
+        return ()
     noted = read_provenance(folder).get("class_names")
     if isinstance(noted, list) and len(noted) == recipe.num_classes:
         return tuple(map(str, noted))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -12,6 +14,9 @@ from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Losses
+
+#: classes that an error message lists
+_SHOWN = 24
 
 
 @frozen
@@ -45,7 +50,7 @@ class GroundTruthPrior(DiscretePrior):
         cfg: float | None = None,
         temperature: float | None = None,
     ) -> Tensor:
-        """Codes (B, N) of images drawn from the data, of any class where the label is NO_CLASS.
+        """Codes (B, N) of images drawn from the data, of any class where the label is NO_CLASS or there are no classes.
 
         The other arguments have no meaning here.
 
@@ -55,21 +60,31 @@ class GroundTruthPrior(DiscretePrior):
         tokenizer, data = self._sources
         if data is None:
             raise UserError("the prior ground-truth draws images, but the recipe names no data")
-        of_class: dict[int, list[int]] = {NO_CLASS: list(range(len(data)))}
-        for index, label in enumerate(data.labels()):
-            if label != NO_CLASS:
-                of_class.setdefault(label, []).append(index)
         images = []
         choices = noise.uniform((len(labels_B),), "cpu", name="prior.image")
         for label, choice in zip(labels_B.tolist(), choices.tolist(), strict=True):
-            candidates = of_class.get(label)
+            candidates = self._of_class.get(label if self.num_classes else NO_CLASS)
             if not candidates:
-                known = ", ".join(map(str, sorted(set(of_class) - {NO_CLASS}))) or "none"
-                raise UserError(f"the data of the prior ground-truth have no image of class {label}; they have {known}")
+                known = ", ".join(map(str, sorted(set(self._of_class) - {NO_CLASS})[:_SHOWN])) or "none"
+                more = f", ... ({len(self._of_class) - 1} in all)" if len(self._of_class) > _SHOWN + 1 else ""
+                raise UserError(
+                    f"the data of the prior ground-truth have no image of class {label}; they have {known}{more}"
+                )
             image_3HW, _ = data[candidates[int(choice * len(candidates))]]
             images.append(image_3HW)
         images_B3HW = torch.stack(images).to(labels_B.device).float() / 127.5 - 1.0
         return tokenizer.encode(images_B3HW)
+
+    @cached_property
+    def _of_class(self) -> dict[int, list[int]]:
+        """The indices of the images of each class, and under NO_CLASS of all."""
+        data = self._sources[1]
+        assert data is not None
+        of_class: dict[int, list[int]] = {NO_CLASS: list(range(len(data)))}
+        for index, label in enumerate(data.labels()):
+            if label != NO_CLASS:
+                of_class.setdefault(label, []).append(index)
+        return of_class
 
     def predict(self, codes_BN: Tensor, masked_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Tensor:
         """The truth: `codes_BN` as they are."""

@@ -155,7 +155,9 @@ class MaskedTransformerPrior(DiscretePrior):
         """The transformer's vectors (B, N, D) to logits (B, N, S, V)."""
 
     def forward(self, tokens_BNS: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits (B, N, S, V) of entries (B, N, S), V where masked, for labels (B,)."""
+        """Logits (B, N, S, V) of entries (B, N, S), V where masked; without classes, labels (B,) are ignored."""
+        if self.num_classes == 0:  # labelled images may train it
+            labels_B = torch.full_like(labels_B, NO_CLASS)
         class_B = torch.where(labels_B == NO_CLASS, self.num_classes, labels_B)
         x = torch.cat([self.embed(tokens_BNS), self.class_emb(class_B)[:, None]], dim=1) + self.pos_emb
         x = self.transformer(self.first_layer(x))
