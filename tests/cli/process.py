@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -53,11 +53,15 @@ def refused(*arguments: object, cwd: Path | None = None, largest_file: int = -1)
 
 
 @contextmanager
-def started(*arguments: object, folder: Path) -> Iterator[BaseProcess]:
-    """`mixar` at work in `folder`, which gets its `stdout` and `stderr`; killed at the end, if it is still there."""
+def started(*arguments: object, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[BaseProcess]:
+    """`mixar` at work in `folder`, which gets its `stdout` and `stderr`; killed at the end, if it is still there.
+
+    Args:
+        environment: added to this process's.
+    """
     words = [str(argument) for argument in arguments]
     process = _FORKS.Process(
-        target=_child, args=(words, str(folder), str(folder / "stdout"), str(folder / "stderr"), -1)
+        target=_child, args=(words, str(folder), str(folder / "stdout"), str(folder / "stderr"), -1, environment)
     )
     process.start()
     try:
@@ -67,29 +71,63 @@ def started(*arguments: object, folder: Path) -> Iterator[BaseProcess]:
         process.join()
 
 
+@contextmanager
+def launched(*arguments: object, cwd: Path, output: Path, processes: int = 2) -> Iterator[subprocess.Popen[bytes]]:
+    """`mixar` in several processes under torchrun; at the end, whatever is left of them is killed."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [*launcher, "-m", "mixar_registry", *map(str, arguments)],
+            cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            # Each process that torchrun starts leads a session of its own: killing torchrun's group is not enough.
+            send(signal.SIGKILL, tree(process.pid))
+            process.wait()
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that it started, and those started in turn."""
+    pids = [pid]
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in file.read_text().split():
+                pids += tree(int(child))
+    return pids
+
+
+def send(number: int, pids: Sequence[int]) -> None:
+    """A signal to each of them that is still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def torchrun(*arguments: object, cwd: Path, processes: int = 2) -> str:
     """The output of `mixar` in several processes under torchrun, which must succeed."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    process = subprocess.Popen(
-        [*launcher, "-m", "mixar_registry", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        with suppress(ProcessLookupError):  # torchrun's children too, should they hang
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output
-    return output
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "output"
+        with launched(*arguments, cwd=cwd, output=output, processes=processes) as process:
+            code = process.wait(timeout=120)
+        said = output.read_text()
+    assert code == 0, said
+    return said
 
 
-def _child(words: Sequence[str], cwd: str, out: str, err: str, largest_file: int) -> None:
+def _child(
+    words: Sequence[str], cwd: str, out: str, err: str, largest_file: int, environment: Mapping[str, str] | None = None
+) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    os.environ.update(environment or {})
+    # as where nothing is forked from a server, whose children would start one of their own for their loaders
+    multiprocessing.set_start_method("fork", force=True)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)

@@ -1,0 +1,96 @@
+"""Is anything lost when training is killed? `python -m benchmarks.endurance [--kills 24] [--processes 1 2] [--out DIR]`
+
+Trains a small MixAR with TI-Mix in every configuration: so many processes, DDP and FSDP, checkpoints written in the
+background or not. Each run is killed (SIGKILL) at least so many times: inside a checkpoint's writing, while it starts,
+while its last files are written, and of several processes sometimes only one. It is resumed every time. In the end its
+weights must be those of an undisturbed run bit for bit, its log must have the same losses, and nothing unfinished may
+lie about. Prints a table; the exit code is 1 if a configuration failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from attrs import asdict
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.kills import PARALLEL, Outcome, Setup, endure, leave_alone
+
+#: steps of a run for every kill it is to survive
+STEPS = 8
+
+
+def main() -> None:
+    """Run all configurations and say how they ended."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=24, help="of each configuration")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="how many share a run")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments at which runs are killed")
+    parser.add_argument("--out", type=Path, help="where the runs go and stay; default: nowhere")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args()
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that are started
+    results: list[tuple[Setup, Outcome]] = []
+    with tempfile.TemporaryDirectory(prefix="mixar-endurance-") as scratch:
+        for setup in configurations(arguments.processes, steps=STEPS * arguments.kills):
+            folder = (arguments.out or Path(scratch)) / f"{setup.processes}-{setup.parallel}-{int(setup.background)}"
+            folder.mkdir(parents=True)
+            pace = leave_alone(setup, folder / "alone")
+            print(f"{setup.name}: {pace.seconds:.0f} s undisturbed; killing", file=sys.stderr, flush=True)
+            outcome = endure(
+                setup, folder / "killed", folder / "alone", pace, kills=arguments.kills, seed=arguments.seed
+            )
+            results.append((setup, outcome))
+    if arguments.json:
+        print(json.dumps([{**asdict(setup), **asdict(outcome)} for setup, outcome in results], indent=2))
+    else:
+        show(results)
+    sys.exit(any(outcome.problems for _, outcome in results))
+
+
+def configurations(processes: Sequence[int], *, steps: int) -> list[Setup]:
+    """Every way to share a run, each with checkpoints in the background and without."""
+    return [
+        Setup(processes=count, parallel=parallel, background=background, steps=steps)
+        for count in processes
+        for parallel in (PARALLEL if count > 1 else PARALLEL[:1])
+        for background in (False, True)
+    ]
+
+
+def show(results: Sequence[tuple[Setup, Outcome]]) -> None:
+    """The table, and under it what went wrong."""
+    table = Table(title="training killed and resumed", box=box.SIMPLE_HEAD)
+    for name in ("processes", "checkpoints"):
+        table.add_column(name)
+    for name in ("kills", "in a save", "steps redone", "a kill", "others end s", "all s", "bit-equal"):
+        table.add_column(name, justify="right")
+    for setup, outcome in results:
+        table.add_row(
+            f"{setup.processes}, {setup.parallel.upper()}" if setup.processes > 1 else "1",
+            "background" if setup.background else "blocking",
+            str(outcome.kills),
+            str(outcome.in_save),
+            f"{outcome.repeated} of {setup.steps}",
+            f"{outcome.repeated / max(outcome.kills, 1):.1f}",
+            f"{outcome.slowest_end:.1f}" if outcome.slowest_end else "",
+            f"{outcome.seconds:.0f}",
+            "NO" if outcome.problems else "yes",
+        )
+    Console().print(table)
+    for setup, outcome in results:
+        for problem in outcome.problems:
+            print(f"{setup.name}: {problem}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Killed at any moment and resumed, a run ends as if nothing had happened: benchmarks.endurance in small."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kills import Attempts, Setup, endure, leave_alone, steps_logged, train_one
+from mixar_core.training import checkpoint, distributed
+
+SETUPS = [
+    (Setup(processes=1, background=True, steps=50, checkpoint_every=5), 10),
+    (Setup(processes=2, parallel="ddp", steps=28, checkpoint_every=4), 7),
+    (Setup(processes=2, parallel="fsdp", background=True, steps=16, checkpoint_every=4), 4),
+]
+
+
+@pytest.mark.parametrize(("setup", "kills"), SETUPS, ids=lambda value: getattr(value, "name", str(value)))
+def test_a_killed_run_loses_nothing(setup: Setup, kills: int, tmp_path: Path) -> None:
+    pace = leave_alone(setup, tmp_path / "alone")
+    outcome = endure(setup, tmp_path / "killed", tmp_path / "alone", pace, kills=kills)
+    assert not outcome.problems, "\n".join(outcome.problems)
+    assert outcome.kills >= kills and outcome.in_save > 0
+
+
+def hasty(*words) -> None:
+    """A process that does not wait long for the others."""
+    distributed.TIMEOUT = checkpoint.TIMEOUT = timedelta(seconds=3)
+    train_one(*words)
+
+
+@pytest.mark.parametrize("every", [1, 1000], ids=["saving", "between"])
+def test_a_process_that_hangs_does_not_keep_the_others(every: int, tmp_path: Path) -> None:
+    setup = Setup(processes=2, background=True, steps=10_000, checkpoint_every=every)
+    attempts = Attempts(setup, tmp_path / "run", work=hasty)
+    attempts.start()
+    try:
+        assert attempts.wait_for(lambda: steps_logged(tmp_path / "run") >= 3), attempts.said()
+        stopped, other = attempts.running
+        os.kill(stopped.pid, signal.SIGSTOP)
+        other.join(60)
+        assert other.exitcode == 2, attempts.said()
+    finally:
+        attempts.kill(attempts.running)
+    assert attempts.said().startswith("error: process 1 of 2: another process of this run does not answer (Timed out")
+    assert attempts.said().count("\n") == 1
