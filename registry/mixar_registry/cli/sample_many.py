@@ -16,14 +16,12 @@ from mixar_core.training.files import writing
 from mixar_core.training.signals import StopSignals
 from mixar_registry.cli.progress import ImageProgress
 from mixar_registry.cli.train import checked_device
+from mixar_registry.evaluation.generation import SHOWN, grid_columns
 from mixar_registry.evaluation.sampling import MANIFEST, Plan, Store, all_classes, claim, describe, draw_chunks
 from mixar_registry.evaluation.stores import PNGStore, RawStore, write_npz, write_png
 from mixar_registry.manager import Registry
 from mixar_registry.pipeline import Model, Precision, grid_picture, load
 from mixar_registry.weights import Kind
-
-#: images in the grid beside many
-SHOWN = 64
 
 
 def sample_many(
@@ -96,10 +94,11 @@ def sample_many(
         print(f"{count:,} images in {npz}, {labels}")
         return
     assert isinstance(store, PNGStore)
-    shown = min(count, SHOWN)
+    columns = grid_columns(len(plan.classes))
+    shown = min(count, SHOWN - SHOWN % (columns or 1))
     images = torch.stack([_read_png(folder / file) for file in store.files[:shown]])
     names = [model.name_of(label) for label in plan.labels_N()[:shown].tolist()]
-    write_png(folder / "grid.png", grid_picture(images, names))
+    write_png(folder / "grid.png", grid_picture(images, names, columns=columns))
     print(f"{count:,} images in {folder}, {labels}; the first {shown} in {folder / 'grid.png'}")
 
 

@@ -39,8 +39,8 @@ from mixar_registry.recipe import Recipe
 
 #: what the folder of a report holds
 SAMPLES, FEATURES, REPORT, PICTURE = "samples", "features", "report", "samples.png"
-#: images in the report's picture
-SHOWN = 64
+#: images in the report's picture at most, and in a row of it
+SHOWN, WIDEST = 64, 16
 
 
 @frozen(eq=False)
@@ -86,7 +86,6 @@ def draw_samples(model: Model, plan: Plan, folder: Path, means: Means, *, source
     store = PNGStore(folder, plan, model.name_of)
     if not draw_chunks(model, plan, store, means.processes, signals=means.signals, report=means.show(what)):
         raise Stopped
-    # only the main process need see the files of all others at once, but each reads some
     images = open_images(str(folder), means.registry, image_size=model.recipe.image_size)
     return Samples(images, source, folder, model.class_names, model.recipe.num_classes)
 
@@ -232,14 +231,21 @@ def report_of(
 
 def write_report(folder: Path, report: Mapping[str, Any], text: str, samples: Samples) -> None:
     """Write report.json, report.md and a picture of the first samples."""
-    shown = min(SHOWN, len(samples.images))
+    columns = grid_columns(samples.classes)
+    shown = min(SHOWN - SHOWN % (columns or 1), len(samples.images))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     images = torch.stack([samples.images.data[index][0] for index in range(shown)])
     labels = samples.images.data.labels()[:shown]
-    write_png(folder / PICTURE, grid_picture(images, [_name(label, samples.class_names) for label in labels]))
+    names = [_name(label, samples.class_names) for label in labels]
+    write_png(folder / PICTURE, grid_picture(images, names, columns=columns))
     write_text(folder / f"{REPORT}.json", json.dumps(report, indent=2) + "\n")
     write_text(folder / f"{REPORT}.md", text)
+
+
+def grid_columns(classes: int) -> int | None:
+    """Images in a row so that classes drawn in turn stand in columns; None where there are too many."""
+    return WIDEST - WIDEST % classes if 1 < classes <= WIDEST else None
 
 
 def check_content(folder: Path, known: Sequence[str]) -> None:
