@@ -66,6 +66,7 @@ class Engine:
         self.parameters = [p for p in objective.trained.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(objective.trained, config, objective.no_weight_decay())
         self.ema = EMA(objective.trained, config.ema_decay)
+        self._settled = processes.world < 3 or not isinstance(self.module, DistributedDataParallel)
 
     # ---------------------------------------------------------------- a step
 
@@ -73,6 +74,8 @@ class Engine:
         """The gradient of step `step`, left in the parameters; `tell` is summed over the processes on the way."""
         if not (self.objective.training and self.objective.trained.training):
             self.objective.train()
+        if not self._settled:
+            self._settle(batch, source, step=step)
         # Dropout draws from torch's own generator: seeded by step, a resumed run drops what the first one would have.
         torch.manual_seed(seed_of(self.config.seed, step, Stream.GLOBAL, self.processes.rank))
         self.optimizer.zero_grad(set_to_none=True)
@@ -95,6 +98,19 @@ class Engine:
             means[count],
             dict(zip(tell, means[count + 1 :], strict=True)),
         )
+
+    def _settle(self, batch: Batch, source: Source, *, step: int) -> None:
+        """A pass that is thrown away: after its first one, DDP lays out anew what it sums over the processes.
+
+        How the sums of more than two are rounded depends on that, so a resumed run's first step would not be what it
+        was in a run that never stopped.
+        """
+        self._settled = True
+        buffers = [(buffer, buffer.clone()) for buffer in self.objective.trained.buffers()]
+        rows = next(micro_batches(len(batch), self.config.micro_batch))[0]
+        self.loss(self.module, batch, rows, source, noise_step=step, step=step)[0].backward()
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
     def update(self, step: int, norm: float) -> None:
         """Clip the gradient, whose norm is `norm`, and move the weights and their average."""
