@@ -28,6 +28,7 @@ class MixARObjective(Objective):
         super().__init__()
         self.model, self.sampling = model, sampling
         self.trained = model.trained
+        self.needs_length = model.ti_mix.schedule != "constant"  # lambda falls towards the last step
         # the discrete tokenizer runs only where its codes go somewhere
         discrete = model.discrete_tokenizer if model.injector.needs_codes else None
         self.tokenizers = FrozenTokenizers(model.continuous_tokenizer, discrete)

@@ -24,6 +24,8 @@ class Objective(nn.Module, ABC):
     trained: nn.Module
     #: Whether `forward` takes tokens (TokenBatch) or images (ImageBatch).
     takes_tokens: bool
+    #: Whether its loss depends on the length of the run, so that a resumed run must have the same.
+    needs_length: bool = False
     #: What makes tokens of images; objectives on images do not have it.
     tokenizers: FrozenTokenizers
 

@@ -198,7 +198,9 @@ class Trainer:
     def _settings(self) -> dict[str, object]:
         """What a resumed run must share with the one it goes on with."""
         drawn = "samples" if self.cache is not None and self.cache.stores == "samples" else "posteriors"
-        about = {"objective": type(self.objective).__name__, "images": self.images, "latents": drawn}
+        about: dict[str, object] = {"objective": type(self.objective).__name__, "images": self.images, "latents": drawn}
+        if self.objective.needs_length:
+            about["steps"] = self.steps
         return {**self.config.fingerprint(), **about}
 
     # ---------------------------------------------------------------- the run

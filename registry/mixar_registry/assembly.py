@@ -116,6 +116,8 @@ def try_data(recipe: Recipe, registry: Registry) -> str:
     except UserError as error:
         return f"cannot be opened here: {error}"
     _check_classes(recipe, data)
+    if data.stream is not None:
+        return f"a stream of images of {data.num_classes} classes ({recipe.data.type})"
     return f"{len(data):,} training images of {data.num_classes} classes ({recipe.data.type})"
 
 

@@ -66,6 +66,8 @@ def _misfit(cache: TokenCache, recipe: Recipe, registry: Registry) -> str | None
     system = build(recipe, registry, meta=True)
     continuous, discrete = needed_tokenizers(system)
     settings, classes = cache.settings, cache.num_classes
+    if settings is not None and settings.split != "train":
+        return f"the cache is of the {settings.split} split, and training reads the train split"
     if settings is not None and settings.image_size != recipe.image_size:
         return f"the cache is of images of {settings.image_size} pixels, the recipe of {recipe.image_size}"
     if recipe.num_classes and (classes > recipe.num_classes if settings is None else classes != recipe.num_classes):

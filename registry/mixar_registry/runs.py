@@ -136,6 +136,8 @@ def _check_frozen(system: System) -> None:
 
 #: what may change between a run and its resumption: the trainer looks at `training` itself
 _FREE = ("name", "summary", "training", "callbacks", "sampling", "data")
+#: the same of single settings: what is computed again instead of kept is the same
+_FREE_SETTINGS = ("backbone.activation_checkpointing",)
 _SHOWN = 4
 
 
@@ -148,7 +150,7 @@ def _check_same(recipe: Recipe, folder: Path, registry: Registry) -> None:
     changed = [
         f"{key} was {then.get(key)}, is {now.get(key)}"
         for key in sorted({*then, *now})
-        if key.partition(".")[0] not in _FREE and then.get(key) != now.get(key)
+        if key.partition(".")[0] not in _FREE and key not in _FREE_SETTINGS and then.get(key) != now.get(key)
     ]
     if changed:
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""

@@ -164,6 +164,12 @@ def test_a_finished_run_can_be_made_longer(tmp_path):
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_run_whose_loss_ends_somewhere_keeps_its_length(tmp_path):
+    toy_run(tmp_path / "run", objective=mixar_objective(), steps=3)
+    with pytest.raises(UserError, match="steps was 3, is 6"):  # lambda would jump
+        toy_run(tmp_path / "run", objective=mixar_objective(), steps=6, resume=True)
+
+
 def test_the_last_checkpoints_are_kept(tmp_path):
     toy_run(tmp_path / "run", checkpoint_every=1, keep_last=3)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())

@@ -100,7 +100,8 @@ def cache_command(
     size = sum(shard.bytes for shard in index.shards)
     rate = f"{made.encoded / made.seconds:,.0f} images/s" if made.encoded else "all of it was there already"
     print(f"{index.count:,} images, {_bytes(size)} in {out} ({size / index.count:,.0f} bytes an image), {rate}")
-    print(f"mixar train {recipe} --set training.cache={out}")
+    if split == "train":
+        print(f"mixar train {recipe} --set training.cache={out}")
 
 
 def _verify(folder: Path) -> None:
