@@ -157,8 +157,9 @@ class Checkpoints:
         """Remove what a killed run left unfinished, single files of its folder too; for the main process."""
         for left in self.root.glob(".step-*") if self.root.is_dir() else ():
             shutil.rmtree(left, ignore_errors=True)
-        for left in self.root.parent.glob(".*.unfinished"):
-            left.unlink(missing_ok=True)
+        for pattern in (".*.unfinished", ".tmp??????"):  # ours, and safetensors' own
+            for left in self.root.parent.glob(pattern):
+                left.unlink(missing_ok=True)
 
     def save(self, tensors: Tensors, facts: Facts) -> None:
         """Write a checkpoint, or in the background begin to, once the one before is complete.
