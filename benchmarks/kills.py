@@ -90,7 +90,7 @@ class Outcome:
 
 def objective() -> MixARObjective:
     """A MixAR of a few thousand weights; the same in every process."""
-    model = small_mixar(dropout=0.1, attention_dropout=0.1)
+    model = small_mixar(depth=1, dropout=0.1, attention_dropout=0.1)
     model.ti_mix = TIMixConfig(schedule="linear")
     return MixARObjective(model, SamplingConfig())
 

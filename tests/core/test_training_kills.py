@@ -11,13 +11,14 @@ import pytest
 
 from benchmarks.kills import Attempts, Setup, endure, leave_alone, steps_logged, train_one
 from mixar_core.training import checkpoint, distributed
+from tests.core.training_toys import toy_run
 
 SETUPS = [
-    (Setup(processes=1, background=True, steps=50, checkpoint_every=5), 10),
-    (Setup(processes=2, parallel="ddp", steps=20, checkpoint_every=4), 5),
-    (Setup(processes=2, parallel="fsdp", background=True, steps=16, checkpoint_every=4), 4),
+    (Setup(processes=1, background=True, steps=40, checkpoint_every=4), 10),
+    (Setup(processes=2, parallel="ddp", steps=24, checkpoint_every=4), 6),
+    (Setup(processes=2, parallel="fsdp", background=True, steps=12, checkpoint_every=3), 3),
     # the sums of more than two depend on their order
-    (Setup(processes=4, parallel="ddp", steps=24, checkpoint_every=4), 3),
+    (Setup(processes=4, parallel="ddp", steps=16, checkpoint_every=4), 2),
 ]
 
 
@@ -50,3 +51,14 @@ def test_a_process_that_hangs_does_not_keep_the_others(every: int, tmp_path: Pat
         attempts.kill(attempts.running)
     assert attempts.said().startswith("error: process 1 of 2: another process of this run does not answer (Timed out")
     assert attempts.said().count("\n") == 1
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    toy_run(folder)
+    left = (".weights.safetensors.12.unfinished", ".tmpAbC123", "checkpoints/.step-00000009.unfinished/run.json")
+    for name in (*left, "checkpoints/.step-00000003.removed/run.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    toy_run(folder, resume=True)
+    assert not list(folder.rglob(".*"))
