@@ -62,9 +62,9 @@ def test_two_processes_write_the_same_files(made: Path, family: Path, tmp_path: 
 #: of five shards its file and a note, then the index; every attempt comes further than the one before.
 KILLS = [
     ("write_text", 1),  # before the first file
-    ("write_whole", 1),  # a file without a note
+    ("write_weights", 1),  # a file without a note
     ("write_text", 2),
-    ("write_whole", 3),
+    ("write_weights", 3),
     ("file_sha256", 3),
     ("write_text", 3),  # all shards, no index
     ("write_text", 2),  # the index, and still what was noted
