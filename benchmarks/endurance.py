@@ -70,10 +70,11 @@ def configurations(processes: Sequence[int], *, steps: int) -> list[Setup]:
 
 def show(results: Sequence[tuple[Setup, Outcome]]) -> None:
     """The table, and under it what went wrong."""
-    table = Table(title="training killed and resumed", box=box.SIMPLE_HEAD)
+    title = f"training of {results[0][0].steps} steps, killed and resumed"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("processes", "saving"):
         table.add_column(name, no_wrap=True)
-    for name in ("kills", "in a save", "redone", "a kill", "others", "time", "bit-equal"):
+    for name in ("kills", "in a save", "redone", "a kill", "others s", "all s", "bit-equal"):
         table.add_column(name, justify="right", no_wrap=True)
     for setup, outcome in results:
         table.add_row(
@@ -81,10 +82,10 @@ def show(results: Sequence[tuple[Setup, Outcome]]) -> None:
             "background" if setup.background else "blocking",
             str(outcome.kills),
             str(outcome.in_save),
-            f"{outcome.repeated} of {setup.steps}",
+            str(outcome.repeated),
             f"{outcome.repeated / max(outcome.kills, 1):.1f}",
-            f"{outcome.slowest_end:.1f} s" if outcome.slowest_end else "",
-            f"{outcome.seconds:.0f} s",
+            f"{outcome.slowest_end:.1f}" if outcome.slowest_end else "",
+            f"{outcome.seconds:.0f}",
             "NO" if outcome.problems else "yes",
         )
     Console().print(table)
