@@ -72,9 +72,9 @@ def show(results: Sequence[tuple[Setup, Outcome]]) -> None:
     """The table, and under it what went wrong."""
     title = f"training of {results[0][0].steps} steps, killed and resumed"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("processes", "saving"):
+    for name in ("ranks", "saves"):
         table.add_column(name, no_wrap=True)
-    for name in ("kills", "in a save", "redone", "a kill", "others s", "all s", "bit-equal"):
+    for name in ("kills", "in save", "redone", "a kill", "others s", "all s", "bit-equal"):
         table.add_column(name, justify="right", no_wrap=True)
     for setup, outcome in results:
         table.add_row(
