@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -297,12 +299,19 @@ def make_loader(batches: Dataset, wanted: _Wanted, *, workers: int, pin: bool) -
             sampler=wanted,
             num_workers=workers,
             pin_memory=pin,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=_begin_worker,
             snapshot_every_n_steps=None,  # where we are is a function of the step: there is no state to keep
         )
 
 
-def _leave_signals(worker: int) -> None:
-    """Ctrl-C reaches the workers too; the run must still finish its step, and ends them itself."""
+def _begin_worker(worker: int) -> None:
+    """Ctrl-C reaches the workers too; the run must still finish its step, and ends them itself.
+
+    torch's workers watch whether the process that they began under is there. One whose run was killed before that would
+    wait for work for ever.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    run = multiprocessing.parent_process()
+    if run is not None and run.pid != os.getppid() and multiprocessing.get_start_method() != "forkserver":
+        os._exit(1)
