@@ -33,6 +33,7 @@ from mixar_core.training.checkpoint import checkpoint_step, list_checkpoints, ne
 from mixar_core.training.mixar_objective import MixARObjective
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.trainer import train
+from tests.cli.process import send, tree
 from tests.core.training_toys import ToyImages
 from tests.toys import small_mixar
 
@@ -214,12 +215,17 @@ class Attempts:
         return True
 
     def kill(self, which: Sequence[BaseProcess]) -> bool:
-        """SIGKILL these; whether one of them was still at work."""
-        for process in which:
-            if process.exitcode is None:
-                process.kill()
-        for process in which:
+        """SIGKILL these; whether one of them was still at work.
+
+        Then their loaders too. They end by themselves within seconds, unless they have only just begun.
+        """
+        alive = [process for process in which if process.exitcode is None]
+        loaders = [pid for process in alive for pid in tree(process.pid or 0)[1:]]
+        for process in alive:
+            process.kill()
+        for process in alive:
             process.join()
+        send(signal.SIGKILL, loaders)
         return any(process.exitcode == -signal.SIGKILL for process in which)
 
     def end(self, seconds: float) -> list[int | None]:
