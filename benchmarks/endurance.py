@@ -74,7 +74,7 @@ def show(results: Sequence[tuple[Setup, Outcome]]) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("ranks", "saves"):
         table.add_column(name, no_wrap=True)
-    for name in ("kills", "in save", "redone", "a kill", "others s", "all s", "bit-equal"):
+    for name in ("kills", "in save", "redone", "a kill", "others s", "all s", "equal"):
         table.add_column(name, justify="right", no_wrap=True)
     for setup, outcome in results:
         table.add_row(
