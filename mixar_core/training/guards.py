@@ -14,6 +14,7 @@ from attrs import asdict, frozen
 from torch import Tensor, nn
 
 from mixar_core.data.tokens import CachedTokens
+from mixar_core.training.ema import local
 from mixar_core.training.engine import Engine
 from mixar_core.training.files import write_text, write_weights, writing
 from mixar_core.training.sources import Batch, Source, micro_batches
@@ -39,17 +40,17 @@ def not_finite(values: Mapping[str, float]) -> list[str]:
 def find_bad(engine: Engine, batch: Batch, source: Source, *, step: int) -> Bad | None:
     """Compute a step's loss again, whose randomness is a function of the step, and watch every tensor of it.
 
-    Under FSDP all processes must call it.
+    Under FSDP all processes must call it, and compute the loss together whatever each has found before.
     """
     rank, indices = engine.processes.rank, source.order.indices(step)[source.share.first :][: source.share.rows]
+    found: Bad | None = None
     for name, tensor in tensors_of(batch).items():
         good_B = tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else tensor.isfinite()
         if not good_B.all():
-            return Bad(rank, f"input {name}", indices[~good_B.cpu()].tolist())
+            found = found or Bad(rank, f"input {name}", indices[~good_B.cpu()].tolist())
     for name, parameter in engine.objective.trained.named_parameters():
         if not _is_finite(parameter):
-            return Bad(rank, f"weights {name}", [])
-    found: Bad | None = None
+            found = found or Bad(rank, f"weights {name}", [])
     engine.optimizer.zero_grad(set_to_none=True)
     for rows, _, _ in micro_batches(len(batch), engine.config.micro_batch):
         with _watched(engine.objective) as seen:
@@ -123,4 +124,4 @@ def _watched(root: nn.Module) -> Iterator[list[str]]:
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point():
         return True
-    return bool(torch.isfinite(getattr(tensor, "_local_tensor", tensor)).all())
+    return bool(torch.isfinite(local(tensor.detach())).all())

@@ -34,6 +34,14 @@ class BadInOne(ToyObjective):
         return super().forward(batch, step=step, steps=steps, noise=noise)
 
 
+class OneNaN(ToyImages):
+    """Image 11 is not finite: one process has it in its batch, the other goes on computing."""
+
+    def __getitem__(self, index):
+        pixels, label = super().__getitem__(index)
+        return (pixels.float() * float("nan") if index == 11 else pixels), label
+
+
 def several_runs(folder: Path) -> None:
     """What two processes do, one run after the other."""
     watch = Watch()
@@ -49,6 +57,7 @@ def several_runs(folder: Path) -> None:
             {"folder": folder / "nan", "objective": BadInOne(), "checkpoint_every": 1},
             {"folder": folder / "nan_fsdp", "objective": BadInOne(), **SHARDED},
             {"folder": folder / "broken", "data": ToyImages(broken=3), "max_unreadable": 0},
+            {"folder": folder / "input_fsdp", "data": OneNaN(), **SHARDED},
         ]
     ):
         try:
@@ -138,6 +147,7 @@ def test_two_processes_do_what_one_does(tmp_path, capsys):
             "step 3: not finite: loss, gradient norm; first in process 1: the loss of images ",
             "step 3: not finite: loss, gradient norm; first in process 1: the loss of images ",
             "data: 1 images cannot be read, more than training.max_unreadable 0",
+            "input images of images 11; the batch is kept",
         ]
     ):
         said = [line for line in refused if line.startswith(f"{number} ") and text in line]
