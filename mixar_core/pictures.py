@@ -21,6 +21,11 @@ def to_uint8(images_B3HW: Tensor) -> Tensor:
     return ((images_B3HW.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
+def strip(row_B3HW: Tensor) -> Tensor:
+    """Float images in [-1, 1] side by side, as one uint8 image (3, H, B * W)."""
+    return torch.cat([*to_uint8(row_B3HW)], dim=-1)
+
+
 def to_pil(image_3HW: Tensor) -> Image.Image:
     """One uint8 image (3, H, W) as a PIL image."""
     return Image.fromarray(image_3HW.permute(1, 2, 0).contiguous().cpu().numpy())

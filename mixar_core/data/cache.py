@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from hashlib import file_digest
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.errors import UserError
+from mixar_core.training.files import file_sha256
 from mixar_core.types import Posterior
 
 INDEX = "index.json"
@@ -293,12 +293,6 @@ class TokenCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}  # a loader's worker maps the files itself
-
-
-def file_sha256(path: Path) -> str:
-    """A file's digest, in hex."""
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:

@@ -28,7 +28,6 @@ from mixar_core.data.cache import (
     ChannelStatistics,
     Shard,
     Skipped,
-    file_sha256,
     read_index,
 )
 from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream
@@ -39,7 +38,7 @@ from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer
-from mixar_core.training.files import write_text, write_weights, writing
+from mixar_core.training.files import file_sha256, write_text, write_weights, writing
 from mixar_core.types import Posterior
 
 SETTINGS = "settings.json"

@@ -62,6 +62,17 @@ class StepReport:
     waiting_share: float
     extra: dict[str, float] = field(factory=dict)
 
+    def figures(self) -> dict[str, float]:
+        """All of it by the names under which curves are drawn: `train/loss`, `extra/mfu`, `run/learning_rate`."""
+        return {
+            **{f"train/{name}": value for name, value in self.losses.items()},
+            **{f"extra/{name}": value for name, value in self.extra.items()},
+            "run/learning_rate": self.learning_rate,
+            "run/gradient_norm": self.gradient_norm,
+            "run/images_per_second": self.images_per_second,
+            "run/waiting_share": self.waiting_share,
+        }
+
 
 class Callback:
     """Does nothing; override what you need. Built as `Class(config)`; called in the main process.

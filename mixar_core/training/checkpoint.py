@@ -11,7 +11,6 @@ Random streams and the order of images are functions of the step, so there is no
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -35,7 +34,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from mixar_core.errors import UserError
 from mixar_core.training.distributed import TIMEOUT, Processes
-from mixar_core.training.files import sync, write_text, writing
+from mixar_core.training.ema import local
+from mixar_core.training.files import file_sha256, sync, write_text, writing
 
 # A run of one process needs no process group, and torch says so at every save.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -276,12 +276,11 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _address(tensor: Tensor) -> int:
-    return getattr(tensor, "_local_tensor", tensor).data_ptr() or id(tensor)
+    return local(tensor).data_ptr() or id(tensor)
 
 
 def _digest(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def _problem(path: Path) -> str | None:

@@ -47,15 +47,19 @@ class Processes:
         if self.world > 1:
             dist.broadcast_object_list(done, src=0, device=self.device)
         if done[1] is not None:
-            raise UserError(done[1], reported=not self.is_main)
+            raise self.common_error(done[1])
         return done[0]
 
-    def everyone(self, value: Any) -> list[Any]:
-        """Each process's `value`, in the order of their ranks, in all of them."""
+    def common_error(self, message: str) -> UserError:
+        """What all processes raise for the same reason, so that it is printed once."""
+        return UserError(message, reported=not self.is_main)
+
+    def everyone(self, value: Any, *, group: Any = None) -> list[Any]:
+        """Each process's `value`, in the order of their ranks, in all of them; `group` is another group of the same."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=group)
         return values
 
     def mean(self, values: Tensor) -> Tensor:

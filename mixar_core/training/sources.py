@@ -51,20 +51,9 @@ def training_source(
     processes: Processes,
 ) -> Source:
     """What training steps read: `cache` if there is one, or else `dataset`."""
-    if cache is not None:
-        order = ShuffledOrder(len(cache), config.batch_size, seed=config.seed)
-        share = Share.of(config.batch_size, rank=processes.rank, world=processes.world)
-        return CacheSource(
-            cache,
-            order,
-            share,
-            seed=config.seed,
-            device=processes.device,
-            flip=config.flip,
-            workers=config.workers,
-        )
-    assert dataset is not None
-    return _source(objective, dataset, config, processes, config.batch_size, seed=config.seed, flip=config.flip)
+    data = dataset if cache is None else cache
+    assert data is not None
+    return _source(objective, data, config, processes, config.batch_size, seed=config.seed, flip=config.flip)
 
 
 def validation_source(
@@ -83,7 +72,7 @@ def validation_source(
 
 def _source(
     objective: Objective,
-    dataset: ImageDataset,
+    data: ImageDataset | TokenCache,
     config: TrainingConfig,
     processes: Processes,
     batch_size: int,
@@ -91,29 +80,32 @@ def _source(
     seed: int,
     flip: bool,
 ) -> Source:
-    order = ShuffledOrder(len(dataset), batch_size, seed=seed)
+    order = ShuffledOrder(len(data), batch_size, seed=seed)
     share = Share.of(batch_size, rank=processes.rank, world=processes.world)
+    device, workers = processes.device, config.workers
+    if isinstance(data, TokenCache):
+        return CacheSource(data, order, share, seed=seed, device=device, flip=flip, workers=workers)
     keep = config.cache == "memory"
     if keep and objective.takes_tokens:
         return TokenSource(
-            dataset,
+            data,
             order,
             share,
             objective.tokenizers,
             seed=seed,
-            device=processes.device,
+            device=device,
             flip=flip,
-            workers=config.workers,
+            workers=workers,
             max_unreadable=config.max_unreadable,
         )
     return ImageSource(
-        dataset,
+        data,
         order,
         share,
         seed=seed,
-        device=processes.device,
+        device=device,
         flip=flip,
-        workers=config.workers,
+        workers=workers,
         in_memory=keep,
         max_unreadable=config.max_unreadable,
     )

@@ -180,10 +180,9 @@ class Trainer:
         if facts.step > self.steps:
             differing.append(f"steps done were {facts.step}, steps is {self.steps}")
         if differing:
-            raise UserError(
+            raise self.processes.common_error(
                 f"{checkpoint} was written with other settings: {', '.join(differing)}; resume with those, or start "
-                "a new run",
-                reported=not self.processes.is_main,
+                "a new run"
             )
         if facts.processes != self.processes.world and self.processes.is_main:
             _warn(
@@ -238,7 +237,7 @@ class Trainer:
         except UserError as error:
             problem = str(error)
         if problems := [each for each in self.processes.everyone(problem) if each]:
-            raise UserError(problems[0], reported=not self.processes.is_main)
+            raise self.processes.common_error(problems[0])
 
     def _steps(self, info: RunInfo, signals: StopSignals) -> None:
         config, stop = self.config, False
@@ -282,19 +281,17 @@ class Trainer:
         self._check_readable(round(gradients.told["unreadable"]))
         if bad := not_finite({**gradients.losses, "gradient norm": gradients.norm}):
             where = where_it_began(self.engine, batch, self.source, self.folder, step=step)
-            raise UserError(
-                f"step {step + 1}: not finite: {', '.join(bad)}; {where}; {self._advice()}",
-                reported=not self.processes.is_main,
+            raise self.processes.common_error(
+                f"step {step + 1}: not finite: {', '.join(bad)}; {where}; {self._advice()}"
             )
         self.engine.update(step, gradients.norm)
         return gradients
 
     def _check_readable(self, unreadable: int) -> None:
         if unreadable > self.config.max_unreadable:
-            raise UserError(
+            raise self.processes.common_error(
                 f"data: {unreadable} images cannot be read, more than training.max_unreadable "
-                f"{self.config.max_unreadable}; they are named in {self.folder / 'unreadable.jsonl'}; {self._advice()}",
-                reported=not self.processes.is_main,
+                f"{self.config.max_unreadable}; they are named in {self.folder / 'unreadable.jsonl'}; {self._advice()}"
             )
 
     def _advice(self) -> str:

@@ -36,7 +36,7 @@ from mixar_core.training.signals import StopSignals
 from mixar_registry.assembly import System, build, construct, open_data
 from mixar_registry.manager import Registry
 from mixar_registry.recipe import PartChoice, Recipe
-from mixar_registry.structure import join, unstructure
+from mixar_registry.structure import flat, unstructure
 from mixar_registry.weights import find_weights, load_into, read_tensors, sha256
 
 T = TypeVar("T")
@@ -201,7 +201,8 @@ class _Work:
         rank, world, started = self.processes.rank, self.processes.world, time.perf_counter()
         data, settings, encoded = self.data, self.settings, 0
         noted = [number for number in noted_shards(self.folder) if number % world == rank]
-        kept = set().union(*self._everyone({number for number in noted if is_finished(self.folder, number)}))
+        whole_ones = {number for number in noted if is_finished(self.folder, number)}
+        kept = set().union(*self.processes.everyone(whole_ones, group=self.group))
 
         def count(images: int) -> None:
             nonlocal encoded
@@ -224,8 +225,8 @@ class _Work:
 
             pieces = streamed = StreamPieces(data.stream, settings, wanted, stop=stop, threads=self.workers)
         count(0)
-        whole = all(self._everyone(self.writer.write(pieces, stop=stop, progress=count)))
-        encoded, seconds = sum(self._everyone(encoded)), time.perf_counter() - started
+        whole = all(self.processes.everyone(self.writer.write(pieces, stop=stop, progress=count), group=self.group))
+        encoded, seconds = sum(self.processes.everyone(encoded, group=self.group)), time.perf_counter() - started
         if not whole:
             total = None if streamed is not None else self._shards(len(data))
             return Caching(self.folder, None, len(noted_shards(self.folder)), total, encoded, seconds)
@@ -235,14 +236,6 @@ class _Work:
 
     def _shards(self, images: int) -> int:
         return -(-images // self.settings.rows_per_shard)
-
-    def _everyone(self, value: T) -> list[T]:
-        """Each process's value, in the order of ranks."""
-        if self.group is None:
-            return [value]
-        values: list[Any] = [None] * self.processes.world
-        dist.all_gather_object(values, value, group=self.group)
-        return values
 
     def _check_disk(self, shards: int) -> None:
         rows = min(shards * self.settings.rows_per_shard, len(self.data))
@@ -305,16 +298,14 @@ def _plain_config(choice: PartChoice | None) -> dict[str, Any]:
     return {"type": choice.type, "config": plain}
 
 
-def _changed(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs, a line each: key, old and new value."""
-    lines = []
-    for key in sorted({*then, *now}):
-        old, new = then.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += _changed(old, new, join(path, key))
-        elif old != new:
-            lines.append(f"{join(path, key)} was {_short(old)}, is {_short(new)}")
-    return lines
+    old, new = flat(then), flat(now)
+    return [
+        f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _latent_shape(tokenizer: ContinuousTokenizer) -> tuple[int, int, int]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ from mixar_registry.estimate import training_flop_per_image
 from mixar_registry.manager import Registry, plugin_manager
 from mixar_registry.memory import check_memory
 from mixar_registry.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
-from mixar_registry.structure import join
+from mixar_registry.structure import flat
 from mixar_registry.weights import PROVENANCE, RECIPE, versions
 
 
@@ -146,7 +145,7 @@ def _check_same(recipe: Recipe, folder: Path, registry: Registry) -> None:
     path = folder / RECIPE
     if not path.is_file():
         raise UserError(f"{folder} holds no run to resume: there is no {RECIPE}")
-    then, now = _flat(to_plain(load_recipe(path, registry))), _flat(to_plain(recipe))
+    then, now = flat(to_plain(load_recipe(path, registry))), flat(to_plain(recipe))
     changed = [
         f"{key} was {then.get(key)}, is {now.get(key)}"
         for key in sorted({*then, *now})
@@ -158,10 +157,3 @@ def _check_same(recipe: Recipe, folder: Path, registry: Registry) -> None:
             f"{folder} was started with another recipe: {', '.join(changed[:_SHOWN])}{more}; resume with that, or "
             "start anew"
         )
-
-
-def _flat(plain: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in plain.items():
-        flat |= _flat(value, join(path, key)) if isinstance(value, Mapping) else {join(path, key): value}
-    return flat

@@ -52,6 +52,14 @@ def join(path: str, name: str) -> str:
 # ---------------------------------------------------------------- hooks
 
 
+def flat(plain: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Values at any depth by their paths, `head.depth`."""
+    values: dict[str, Any] = {}
+    for key, value in plain.items():
+        values |= flat(value, join(path, key)) if isinstance(value, Mapping) else {join(path, key): value}
+    return values
+
+
 def _plain(allowed: type, what: str) -> Callable[[Any, Any], Any]:
     def check(value: Any, _: Any) -> Any:
         if type(value) is not allowed:  # bool is an int to isinstance

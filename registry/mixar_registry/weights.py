@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mixar_core.errors import UserError
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
-from mixar_core.training.files import read_weights, write_text, write_weights, writing
+from mixar_core.training.files import file_sha256, read_weights, write_text, write_weights, writing
 from mixar_registry import hub
 from mixar_registry.manager import Registry
 from mixar_registry.text import one_line
@@ -153,8 +153,7 @@ def sha256(path: Path) -> str:
     """A file's digest, in hex; of a folder (a checkpoint's), that of its files' digests in order of their names."""
     if path.is_dir():
         return hashlib.sha256("".join(sha256(file) for file in sorted(path.iterdir())).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def versions() -> dict[str, str]:

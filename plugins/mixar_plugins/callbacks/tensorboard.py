@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from attrs import frozen
 from torch import Tensor
 
-from mixar_core.pictures import to_uint8
+from mixar_core.pictures import strip
 from mixar_core.training.callback import Callback, RunInfo, StepReport
 
 if TYPE_CHECKING:
@@ -40,13 +39,7 @@ class TensorBoard(Callback):
         self.writer = SummaryWriter(str(folder), purge_step=run.first_step + 1 if run.first_step else None)
 
     def on_step(self, run: RunInfo, report: StepReport) -> None:
-        figures = {f"train/{name}": value for name, value in report.losses.items()}
-        figures |= {f"extra/{name}": value for name, value in report.extra.items()}
-        figures["run/learning_rate"] = report.learning_rate
-        figures["run/gradient_norm"] = report.gradient_norm
-        figures["run/images_per_second"] = report.images_per_second
-        figures["run/waiting_share"] = report.waiting_share
-        self._scalars(figures, report.step)
+        self._scalars(report.figures(), report.step)
 
     def on_evaluation(self, run: RunInfo, step: int, losses: Mapping[str, float]) -> None:
         self._scalars({f"validation/{name}": value for name, value in losses.items()}, step)
@@ -54,8 +47,7 @@ class TensorBoard(Callback):
     def on_preview(self, run: RunInfo, step: int, rows: Mapping[str, Tensor]) -> None:
         if self.writer is not None:
             for name, row_B3HW in rows.items():
-                strip = torch.cat([*to_uint8(row_B3HW)], dim=-1)
-                self.writer.add_image(f"preview/{name}", strip, step, dataformats="CHW")
+                self.writer.add_image(f"preview/{name}", strip(row_B3HW), step, dataformats="CHW")
 
     def on_end(self, run: RunInfo, step: int) -> None:
         if self.writer is not None:

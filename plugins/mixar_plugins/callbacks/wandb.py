@@ -6,13 +6,12 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 import yaml
 from attrs import frozen
 from torch import Tensor
 
 from mixar_core.errors import UserError
-from mixar_core.pictures import to_uint8
+from mixar_core.pictures import strip
 from mixar_core.training.callback import Callback, RunInfo, StepReport
 from mixar_core.training.files import write_text
 
@@ -68,22 +67,16 @@ class WandB(Callback):
         write_text(kept, f"{self.run.id}\n")
 
     def on_step(self, run: RunInfo, report: StepReport) -> None:
-        figures = {f"train/{name}": value for name, value in report.losses.items()}
-        figures |= {f"extra/{name}": value for name, value in report.extra.items()}
-        figures["run/learning_rate"] = report.learning_rate
-        figures["run/gradient_norm"] = report.gradient_norm
-        figures["run/images_per_second"] = report.images_per_second
-        figures["run/waiting_share"] = report.waiting_share
-        self._send(figures, report.step)
+        self._send(report.figures(), report.step)
 
     def on_evaluation(self, run: RunInfo, step: int, losses: Mapping[str, float]) -> None:
         self._send({f"validation/{name}": value for name, value in losses.items()}, step)
 
     def on_preview(self, run: RunInfo, step: int, rows: Mapping[str, Tensor]) -> None:
         if self.run is not None:
-            strips = {name: torch.cat([*to_uint8(row_B3HW)], dim=-1) for name, row_B3HW in rows.items()}
             images = {
-                f"preview/{name}": self.package.Image(strip.permute(1, 2, 0).numpy()) for name, strip in strips.items()
+                f"preview/{name}": self.package.Image(strip(row_B3HW).permute(1, 2, 0).numpy())
+                for name, row_B3HW in rows.items()
             }
             self._send(images, step)
 

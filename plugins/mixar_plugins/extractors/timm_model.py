@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from mixar_core.errors import UserError
 from mixar_core.evaluation.extractor import FeatureExtractor
+from mixar_core.training.files import file_sha256
 
 
 @frozen
@@ -44,8 +44,7 @@ class TimmExtractor(FeatureExtractor):
         super().__init__()
         self.config = config
         network = _network(config)
-        with Path(config.weights_file).expanduser().open("rb") as file:
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.sha256 = file_sha256(Path(config.weights_file).expanduser())
         described = network.pretrained_cfg
         self.size: int = config.size or described["input_size"][-1]
         self.feature_dim = network.head_hidden_size

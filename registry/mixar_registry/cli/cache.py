@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from mixar_core.errors import UserError
-from mixar_registry.cli.common import NoPlugin, Set, at_least, open_registry
+from mixar_registry.cli.common import Device, NoPlugin, Set, at_least, open_registry
 from mixar_registry.cli.train import checked_device
 
 
@@ -42,7 +40,7 @@ def cache_command(
             help="Images that may be left out because they cannot be read; default: the recipe's, or none.",
         ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")] = None,
+    device: Device = None,
     verify: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Compare this cache's files with their checksums, and stop.")
     ] = None,
@@ -63,6 +61,7 @@ def cache_command(
     if recipe is None or out is None:
         raise UserError("mixar cache takes RECIPE and --out DIR, or --verify DIR")
     from mixar_registry.caching import make_cache
+    from mixar_registry.cli.progress import plain_bar
     from mixar_registry.recipe import load_recipe
 
     registry = open_registry(context, no_plugin)
@@ -71,7 +70,7 @@ def cache_command(
         workers = resolved.training.workers if workers is None else workers
         max_unreadable = resolved.training.max_unreadable if max_unreadable is None else max_unreadable
     main = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks
-    with _bar("encoding", shown=main) as update:
+    with plain_bar("encoding", shown=main) as update:
         made = make_cache(
             resolved,
             out,
@@ -106,23 +105,12 @@ def cache_command(
 
 def _verify(folder: Path) -> None:
     from mixar_core.data.cache import TokenCache
+    from mixar_registry.cli.progress import plain_bar
 
     cache = TokenCache.open(folder)
-    with _bar("reading", shown=True) as update:
+    with plain_bar("reading", shown=True) as update:
         cache.verify(update)
     print(f"{folder}: {len(cache.shards)} files are as they were written")
-
-
-@contextmanager
-def _bar(what: str, *, shown: bool) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on stderr, where that is a terminal; what is yielded takes how much is done, and of how much."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _bytes(size: int) -> str:

@@ -25,6 +25,34 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. training.steps=100."),
 ]
+
+
+def at_least(low: int) -> Callable[[typer.CallbackParam, float | None], float | None]:
+    """A check of a number given to an option: the bound, the value and the option's name in one line."""
+
+    def check(parameter: typer.CallbackParam, value: float | None) -> float | None:
+        if value is not None and value < low:
+            raise UserError(f"{parameter.opts[0]}: {value} is too small; allowed: {low} or more")
+        return value
+
+    return check
+
+
+Steps = Annotated[
+    int | None, typer.Option("--steps", callback=at_least(1), help="Sampling steps; default: the recipe's.")
+]
+Cfg = Annotated[
+    float | None, typer.Option("--cfg", callback=at_least(0), help="Guidance scale; default: the recipe's.")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", callback=at_least(0), help="Scale of the noise; default: the recipe's."),
+]
+Batch = Annotated[int, typer.Option("--batch", callback=at_least(1), help="Images at a time.")]
+Raw = Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the averaged ones.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
+]
 Precision = Annotated[
     Literal["float32", "bf16"],
     typer.Option("--precision", help="What is computed in; bf16 is about twice as fast and draws other images."),
@@ -37,17 +65,6 @@ Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing: hf:// f
 def go_offline() -> None:
     """Fetch nothing from here on, as with HF_HUB_OFFLINE=1."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-def at_least(low: int) -> Callable[[typer.CallbackParam, float | None], float | None]:
-    """A check of a number given to an option: the bound, the value and the option's name in one line."""
-
-    def check(parameter: typer.CallbackParam, value: float | None) -> float | None:
-        if value is not None and value < low:
-            raise UserError(f"{parameter.opts[0]}: {value} is too small; allowed: {low} or more")
-        return value
-
-    return check
 
 
 def open_registry(context: typer.Context, no_plugin: Sequence[str] | None) -> Registry:

@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mixar_registry.cli.common import Json, NoPlugin, Precision, at_least, open_registry
-from mixar_registry.cli.eval_common import (
+from mixar_registry.cli.common import (
     Batch,
+    Cfg,
     Device,
+    Json,
+    NoPlugin,
+    Precision,
+    Raw,
+    Steps,
+    Temperature,
+    at_least,
+    open_registry,
+)
+from mixar_registry.cli.eval_common import (
     ExtractorText,
     Out,
-    Raw,
     ReferenceText,
     Seed,
     Workers,
@@ -56,15 +65,9 @@ def generation_command(
     ] = None,
     extractor: ExtractorText = "efficientnet-lite0",
     out: Out = Path("runs/eval_generation"),
-    steps: Annotated[
-        int | None, typer.Option(callback=at_least(1), help="Sampling steps; default: the recipe's.")
-    ] = None,
-    cfg: Annotated[
-        float | None, typer.Option(callback=at_least(0), help="Guidance scale; default: the recipe's.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(callback=at_least(0), help="Scale of the noise; default: the recipe's.")
-    ] = None,
+    steps: Steps = None,
+    cfg: Cfg = None,
+    temperature: Temperature = None,
     seed: Seed = 0,
     random_labels: Annotated[
         bool, typer.Option("--random-labels", help="Draw each image's class at random, instead of all equally often.")

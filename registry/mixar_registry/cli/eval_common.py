@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,12 +37,7 @@ ExtractorText = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of samples, features and report.")]
 Seed = Annotated[int, typer.Option("--seed", callback=at_least(0), help="Of the samples.")]
-Batch = Annotated[int, typer.Option("--batch", callback=at_least(1), help="Images at a time.")]
 Workers = Annotated[int, typer.Option("--workers", callback=at_least(0), help="Processes that load images, each.")]
-Raw = Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the averaged ones.")]
-Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
-]
 
 
 def numbers(text: str, kind: type[Number], option: str) -> list[Number]:
@@ -125,3 +120,16 @@ def made(processes: Processes, began: float) -> dict[str, Any]:
         "processes": processes.world,
         "versions": versions() | {name: version(name) for name in ("numpy", "torch-fidelity")},
     }
+
+
+def publish(out: Path, report: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """Write a report, and print it."""
+    from mixar_registry.cli.common import print_json
+    from mixar_registry.evaluation.generation import REPORT, write_texts
+
+    write_texts(out, report, text)
+    if as_json:
+        print_json(report)
+    else:
+        print(text)
+        print(f"report: {out / f'{REPORT}.md'}")

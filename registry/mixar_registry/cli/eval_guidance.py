@@ -8,19 +8,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from mixar_registry.cli.common import Json, NoPlugin, Precision, at_least, open_registry
+from mixar_registry.cli.common import Batch, Device, Json, NoPlugin, Precision, Raw, at_least, open_registry
 from mixar_registry.cli.eval_common import (
-    Batch,
-    Device,
     ExtractorText,
     Out,
-    Raw,
     ReferenceText,
     Seed,
     Workers,
     made,
     measuring,
     numbers,
+    publish,
 )
 from mixar_registry.cli.train import checked_device
 
@@ -62,12 +60,9 @@ def guidance_command(
     goes on when it is repeated; processes started by torchrun share the work. Example:
     `mixar eval guidance runs/mar runs/dc_mix runs/dc_sa runs/dc_ca --steps 16,64 --count 5000 --reference data:train`
     """
-    import json
-
     from mixar_core.errors import UserError
     from mixar_core.training.distributed import join_processes
     from mixar_core.training.files import write_text
-    from mixar_registry.cli.common import print_json
     from mixar_registry.evaluation.generation import REPORT, check_content, check_out, floor_for
     from mixar_registry.evaluation.guidance import Row, check_models, cost_of, guidance_text, plot_guidance
     from mixar_registry.evaluation.points import POINTS, circumstances, csv_text, measure_point
@@ -119,11 +114,5 @@ def guidance_command(
             plot_guidance(rows, out / PLOT, gives_fid=fid, floor=lowest)
             write_text(out / TABLE, csv_text([row.row() for row in rows]))
             report = {"rows": [row.row() for row in rows], **shared}
-            write_text(out / f"{REPORT}.json", json.dumps(report, indent=2) + "\n")
             text = guidance_text(rows, shared, gives_fid=fid, floor=lowest, picture=PLOT)
-            write_text(out / f"{REPORT}.md", text)
-            if as_json:
-                print_json(report)
-            else:
-                print(text)
-                print(f"report: {out / f'{REPORT}.md'}")
+            publish(out, report, text, as_json=as_json)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mixar_registry.cli.common import NoPlugin, Set, at_least, open_registry
-from mixar_registry.cli.eval_common import Batch, Device, ExtractorText, Workers
+from mixar_registry.cli.common import Batch, Device, NoPlugin, Set, at_least, open_registry
+from mixar_registry.cli.eval_common import ExtractorText, Workers
 
 
 def statistics_command(

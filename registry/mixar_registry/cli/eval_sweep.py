@@ -8,19 +8,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from mixar_registry.cli.common import Json, NoPlugin, Precision, at_least, open_registry
+from mixar_registry.cli.common import Batch, Device, Json, NoPlugin, Precision, Raw, at_least, open_registry
 from mixar_registry.cli.eval_common import (
-    Batch,
-    Device,
     ExtractorText,
     Out,
-    Raw,
     ReferenceText,
     Seed,
     Workers,
     made,
     measuring,
     numbers,
+    publish,
 )
 from mixar_registry.cli.train import checked_device
 
@@ -56,14 +54,11 @@ def sweep_command(
     started by torchrun share the work. Example:
     `mixar eval sweep emoji64 --cfg 1,1.5,2,3 --temperature 0.6,1 --budget 4000 --reference data:train`
     """
-    import json
-
     import attrs
 
     from mixar_core.errors import UserError
     from mixar_core.training.distributed import join_processes
     from mixar_core.training.files import write_text
-    from mixar_registry.cli.common import print_json
     from mixar_registry.evaluation.generation import REPORT, check_content, check_out, floor_for
     from mixar_registry.evaluation.points import POINTS, circumstances, csv_text, images_per_point, measure_point
     from mixar_registry.evaluation.sampling import Plan, all_classes
@@ -119,12 +114,6 @@ def sweep_command(
             plot_sweep(points, out / PLOT, by=by, gives_fid=fid, floor=floor_value(shared, by))
             write_text(out / TABLE, csv_text([point.row() for point in points]))
             report = {"best": best.row(), "by": by, "points": [point.row() for point in points], **shared}
-            write_text(out / f"{REPORT}.json", json.dumps(report, indent=2) + "\n")
             title = f"Sweep of {Path(model).name}"
             text = sweep_text(points, shared, title=title, by=by, gives_fid=fid, picture=PLOT)
-            write_text(out / f"{REPORT}.md", text)
-            if as_json:
-                print_json(report)
-            else:
-                print(text)
-                print(f"report: {out / f'{REPORT}.md'}")
+            publish(out, report, text, as_json=as_json)

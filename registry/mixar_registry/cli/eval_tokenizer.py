@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from mixar_registry.cli.common import Json, NoPlugin, at_least, open_registry
-from mixar_registry.cli.eval_common import Batch, Device, ExtractorText, Workers, made
+from mixar_registry.cli.common import Batch, Device, Json, NoPlugin, at_least, open_registry
+from mixar_registry.cli.eval_common import ExtractorText, Workers, made, publish
 
-REPORT, PICTURE = "report", "reconstructions.png"
+PICTURE = "reconstructions.png"
 
 
 def tokenizer_command(
@@ -53,17 +53,14 @@ def tokenizer_command(
     `mixar eval tokenizer runs/kl --data data:train --images 1000 --out reports/kl` ·
     `torchrun --nproc-per-node 8 -m mixar_registry eval tokenizer kl --extractor inception:weights_file=inception.pth`
     """
-    import json
     import time
 
     from mixar_core.pictures import rows_picture
     from mixar_core.training.distributed import join_processes, naming_lost_processes
-    from mixar_core.training.files import write_text
-    from mixar_registry.cli.common import print_json
     from mixar_registry.cli.progress import ImageProgress
     from mixar_registry.cli.train import checked_device
     from mixar_registry.evaluation.extractors import open_extractor
-    from mixar_registry.evaluation.generation import check_content, check_out
+    from mixar_registry.evaluation.generation import REPORT, check_content, check_out
     from mixar_registry.evaluation.references import open_reference
     from mixar_registry.evaluation.stores import write_png
     from mixar_registry.evaluation.tokenizer_report import report_of, tokenizer_text
@@ -113,10 +110,4 @@ def tokenizer_command(
     rows = reconstruct_few(entries, chosen, seeing, device=processes.device, seed=seed, count=shown)
     check_out(out, known)
     write_png(out / PICTURE, rows_picture(rows, scale=max(1, 96 // recipe.image_size)))
-    write_text(out / f"{REPORT}.json", json.dumps(report, indent=2) + "\n")
-    write_text(out / f"{REPORT}.md", text)
-    if as_json:
-        print_json(report)
-    else:
-        print(text)
-        print(f"report: {out / f'{REPORT}.md'}")
+    publish(out, report, text, as_json=as_json)

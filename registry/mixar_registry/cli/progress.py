@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -54,6 +56,15 @@ class ImageProgress:
             self.task = self.bar.add_task(self.what, figures="")
             self.bar.start()
         self.bar.update(self.task, completed=done, total=total, figures=figures)
+
+
+@contextmanager
+def plain_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on stderr, where that is a terminal; what is yielded takes how much is done, and of how much."""
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class Phases:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mixar_registry.cli.common import NoPlugin, Precision, at_least, open_registry
+from mixar_registry.cli.common import (
+    Batch,
+    Cfg,
+    Device,
+    NoPlugin,
+    Precision,
+    Raw,
+    Steps,
+    Temperature,
+    at_least,
+    open_registry,
+)
 from mixar_registry.cli.train import checked_device
 
 if TYPE_CHECKING:
@@ -36,15 +47,9 @@ def sample_command(
     random_labels: Annotated[
         bool, typer.Option("--random-labels", help="With --count: draw each image's class at random.")
     ] = False,
-    steps: Annotated[
-        int | None, typer.Option(callback=at_least(1), help="Sampling steps; default: the recipe's.")
-    ] = None,
-    cfg: Annotated[
-        float | None, typer.Option(callback=at_least(0), help="Guidance scale; default: the recipe's.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(callback=at_least(0), help="Scale of the noise; default: the recipe's.")
-    ] = None,
+    steps: Steps = None,
+    cfg: Cfg = None,
+    temperature: Temperature = None,
     seed: Annotated[
         int, typer.Option(callback=at_least(0), help="The same seed gives the same images, bit for bit.")
     ] = 0,
@@ -56,10 +61,10 @@ def sample_command(
     codes_too: Annotated[
         bool, typer.Option("--codes-too", help="Also what the discrete codes alone decode to.")
     ] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the averaged ones.")] = False,
+    raw: Raw = False,
     precision: Precision = "float32",
-    batch: Annotated[int, typer.Option(callback=at_least(1), help="Images at a time.")] = 64,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")] = None,
+    batch: Batch = 64,
+    device: Device = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder of samples that is there already.")] = False,
     no_plugin: NoPlugin = None,
 ) -> None:
@@ -164,12 +169,9 @@ def _draw(
     seed: int,
     batch: int,
 ) -> Generation:
-    from rich.console import Console
-    from rich.progress import Progress
+    from mixar_registry.cli.progress import plain_bar
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("sampling", total=None)
+    with plain_bar("sampling") as update:
         return model.generate(
             labels,
             steps=steps,
@@ -177,5 +179,5 @@ def _draw(
             temperature=temperature,
             seed=seed,
             batch_size=batch,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=update,
         )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mixar_registry.cli.common import NoPlugin, Set, open_registry
+from mixar_registry.cli.common import Device, NoPlugin, Set, open_registry
 
 
 def train_command(
@@ -20,7 +20,7 @@ def train_command(
     settings: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
     seed: Annotated[int | None, typer.Option(help="The same as --set training.seed=N.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")] = None,
+    device: Device = None,
     no_plugin: NoPlugin = None,
 ) -> None:
     """Train what a recipe describes, into a run folder that `mixar sample` takes.

@@ -239,6 +239,11 @@ def write_report(folder: Path, report: Mapping[str, Any], text: str, samples: Sa
     labels = samples.images.data.labels()[:shown]
     names = [_name(label, samples.class_names) for label in labels]
     write_png(folder / PICTURE, grid_picture(images, names, columns=columns))
+    write_texts(folder, report, text)
+
+
+def write_texts(folder: Path, report: Mapping[str, Any], text: str) -> None:
+    """A report as JSON and as Markdown."""
     write_text(folder / f"{REPORT}.json", json.dumps(report, indent=2) + "\n")
     write_text(folder / f"{REPORT}.md", text)
 

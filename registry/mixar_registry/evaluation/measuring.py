@@ -110,7 +110,7 @@ def features_of(
         problem = str(error)
     told = processes.everyone((found, problem, signals.requested))
     if problem := next((text for _, text, _ in told if text), None):
-        raise UserError(problem, reported=not processes.is_main)
+        raise processes.common_error(problem)
     if any(stop for _, _, stop in told):
         raise Stopped
     if not processes.is_main:

@@ -27,7 +27,7 @@ from mixar_core.training.signals import StopSignals
 from mixar_core.types import NO_CLASS
 from mixar_registry.pipeline import Model, batch_noise
 from mixar_registry.recipe import PART_KEYS, to_plain
-from mixar_registry.structure import join
+from mixar_registry.structure import flat
 from mixar_registry.weights import sha256, versions
 
 #: what a folder of samples says about itself, and how long drawing them took
@@ -193,7 +193,7 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`key was A, is B` for every value, at any depth, that is not the same."""
-    one, other = _flat(then), _flat(now)
+    one, other = flat(then), flat(now)
     return [
         f"{key} was {_short(one.get(key))}, is {_short(other.get(key))}"
         for key in dict.fromkeys([*one, *other])
@@ -234,7 +234,7 @@ def draw_chunks(
                 problem = str(error)
         stops, problems, times = zip(*processes.everyone((signals.requested, problem, took)), strict=True)
         if any(problems):
-            raise UserError(next(filter(None, problems)), reported=not processes.is_main)
+            raise processes.common_error(next(filter(None, problems)))
         fresh = sum(_size(plan, chunk) for chunk in turn)
         drawn, timing = drawn + fresh, Timing(timing.images + fresh, timing.seconds + sum(times))
         if processes.is_main:
@@ -267,13 +267,6 @@ def _draw_chunk(model: Model, plan: Plan, chunk: int, labels_N: Tensor, store: S
 def _size(plan: Plan, chunk: int) -> int:
     rows = plan.rows(chunk)
     return rows.stop - rows.start
-
-
-def _flat(plain: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in plain.items():
-        flat |= _flat(value, join(path, key)) if isinstance(value, Mapping) else {join(path, key): value}
-    return flat
 
 
 def _short(value: Any, limit: int = 40) -> str:
