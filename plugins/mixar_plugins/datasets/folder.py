@@ -33,7 +33,8 @@ class ImageFolder(ImageDataset):
     """Images in PATH/train/CLASS/ and PATH/val/CLASS/; labels are the class folders of train/ in sorted order.
 
     Raises:
-        UserError: a folder is missing or empty, or validation has a class that train has not.
+        UserError: a folder is missing or empty; validation has a class that train has not, or images outside of
+            classes where train has classes.
     """
 
     def __init__(self, config: ImageFolderConfig, *, split: str, image_size: int) -> None:
@@ -49,7 +50,13 @@ class ImageFolder(ImageDataset):
         if unknown:
             raise UserError(f"{self._root / min(unknown)}: a class that {train} does not have")
         found = [(file, label) for label, name in enumerate(self.class_names) for file in self._images(name)]
-        found = found or [(file, NO_CLASS) for file in self._images("")]
+        if not found:
+            found = [(file, NO_CLASS) for file in self._images("")]
+            if found and self.class_names:  # ImageNet's validation images come so
+                raise UserError(
+                    f"{self._root}: {len(found):,} images in no class folder, and {train} has classes; "
+                    f"sort them into {self._root / self.class_names[0]}/ and so on"
+                )
         if not found:
             raise UserError(f"{self._root}: no images ({', '.join(SUFFIXES)}) in it")
         self._files = [file for file, _ in found]
