@@ -39,6 +39,7 @@ from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.training.files import file_sha256, write_text, write_weights, writing
+from mixar_core.training.lock import FolderLock
 from mixar_core.types import Posterior
 
 SETTINGS = "settings.json"
@@ -69,11 +70,14 @@ class Note:
     squares: tuple[float, ...]
 
 
-def begin(folder: Path, settings: CacheSettings) -> CacheIndex | None:
+def begin(folder: Path, settings: CacheSettings, lock: FolderLock) -> CacheIndex | None:
     """Prepare a folder for writing, for one process; the index, if the cache is there and finished.
 
+    Args:
+        lock: the folder's; taken where there is something to write.
+
     Raises:
-        UserError: the folder holds something else, or a cache with other settings.
+        UserError: the folder holds something else, or a cache with other settings, or another process has the lock.
     """
     progress = folder / PROGRESS
     if (folder / INDEX).is_file():
@@ -82,6 +86,7 @@ def begin(folder: Path, settings: CacheSettings) -> CacheIndex | None:
         rmtree(progress, ignore_errors=True)  # left by a process that ended between the last two things it does
         return index
     if progress.is_dir():
+        lock.take()
         if any(progress.glob("*.safetensors.json")):
             _check_same(folder, _read(progress / SETTINGS, CacheSettings), settings)
         for unfinished in folder.glob(".*.unfinished"):
@@ -90,6 +95,7 @@ def begin(folder: Path, settings: CacheSettings) -> CacheIndex | None:
         raise UserError(f"{folder} is not an empty folder, and no token cache; choose a new one")
     with writing(folder):
         progress.mkdir(parents=True, exist_ok=True)
+    lock.take()
     write_text(progress / SETTINGS, json.dumps(attrs.asdict(settings), indent=1) + "\n")
     return None
 

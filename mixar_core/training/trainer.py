@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from mixar_core.training.distributed import Processes, join_processes, naming_lo
 from mixar_core.training.engine import Engine, Gradients
 from mixar_core.training.files import write_text, write_weights, writing
 from mixar_core.training.guards import not_finite, where_it_began
+from mixar_core.training.lock import FolderLock
 from mixar_core.training.log import Meter, RunLog, note_unreadable
 from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
@@ -91,15 +93,17 @@ def train(
         flop_per_image: of a training step, for callbacks.
 
     Raises:
-        UserError: the folder is not empty, or there is nothing to resume, or it was another run; a loss or the
-            gradient is not finite; too many images cannot be read; the disk is full; another process died.
+        UserError: the folder is not empty, or there is nothing to resume, or it was another run, or one is at work in
+            it; a loss or the gradient is not finite; too many images cannot be read; the disk is full; another process
+            died.
     """
     folder = Path(folder)
     processes = join_processes(device)
     with StopSignals() as signals, naming_lost_processes(processes):
         trainer = Trainer(objective, train_set, validation_set, config, folder, cache, callbacks, processes)
-        trainer.prepare(files or {}, resume=resume)
-        result = trainer.run(signals, flop_per_image=flop_per_image)
+        with closing(trainer.lock):
+            trainer.prepare(files or {}, resume=resume)
+            result = trainer.run(signals, flop_per_image=flop_per_image)
     processes.leave()
     return result
 
@@ -127,6 +131,7 @@ class Trainer:
         self.device = processes.device
         self.steps = config.total_steps(images)
         Share.of(config.batch_size, rank=processes.rank, world=processes.world)  # refuses before anything is written
+        self.lock = FolderLock(folder)
         self.log = RunLog(folder)
         self.meter = Meter()
         self.done = 0
@@ -158,6 +163,8 @@ class Trainer:
 
     def _open_folder(self, files: Mapping[str, str], *, resume: bool) -> Path | None:
         if resume:
+            if self.folder.is_dir():
+                self.lock.take()
             checkpoint, damaged = newest_checkpoint(self.folder)
             for problem in damaged:
                 _warn(f"not resumed from {problem}")
@@ -166,6 +173,7 @@ class Trainer:
             raise UserError(f"{self.folder} is not an empty folder; choose a new one, or resume the run in it")
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock.take()
         for name, text in files.items():
             write_text(self.folder / name, text)
         return None

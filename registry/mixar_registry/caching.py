@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from shutil import disk_usage
@@ -32,6 +33,7 @@ from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.errors import UserError
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.training.distributed import Processes, join_processes, naming_lost_processes
+from mixar_core.training.lock import FolderLock
 from mixar_core.training.signals import StopSignals
 from mixar_registry.assembly import System, build, construct, open_data
 from mixar_registry.manager import Registry
@@ -138,7 +140,7 @@ def make_cache(
 
     Raises:
         UserError: the recipe reads images and not tokens, its tokenizers have no weights, the folder holds something
-            else, the disk is too small, or more than `max_unreadable` images cannot be read.
+            else or another call is at work in it, the disk is too small, or more than `max_unreadable` images cannot be read.
     """
     data = open_data(recipe, registry, split)
     continuous, discrete = _used_tokenizers(build(recipe, registry, meta=True))
@@ -164,8 +166,8 @@ def make_cache(
     )
     tokenizers = _load_tokenizers(recipe, registry, continuous is not None, discrete is not None)
     processes = join_processes(device)
-    with StopSignals() as signals, naming_lost_processes(processes):
-        done = processes.on_main(lambda: begin(folder, settings))
+    with StopSignals() as signals, naming_lost_processes(processes), closing(FolderLock(folder)) as lock:
+        done = processes.on_main(lambda: begin(folder, settings, lock))
         if done is not None:
             made = Caching(folder, done, len(done.shards), len(done.shards))
         else:

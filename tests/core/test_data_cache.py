@@ -5,6 +5,7 @@ import pickle
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import attrs
@@ -32,6 +33,7 @@ from mixar_core.data.loader import ImageSource, Share, ShuffledOrder, load_rows
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.errors import UserError
+from mixar_core.training.lock import FolderLock
 from mixar_core.types import ImageBatch, Posterior
 from tests.core.training_toys import ToyImages
 from tests.toys import PoolTokenizer, SignTokenizer
@@ -84,10 +86,15 @@ def plan(**changes: object) -> CacheSettings:
     return attrs.evolve(base, **changes)
 
 
+def begun(folder: Path, about: CacheSettings):
+    with closing(FolderLock(folder)) as lock:
+        return begin(folder, about, lock)
+
+
 def write(folder: Path, *, data: ToyImages | None = None, frozen=None, limit: int = 0, world: int = 1, **changes):
     """A whole cache, its shards written by `world` writers one after the other."""
     data, about = data or ToyImages(COUNT), plan(**changes)
-    assert begin(folder, about) is None
+    assert begun(folder, about) is None
     shards = -(-len(data) // about.rows_per_shard)
     for rank in reversed(range(world)):
         writer = ShardWriter(folder, about, frozen or tokenizers(), device=CPU, max_unreadable=limit)
@@ -222,7 +229,7 @@ def test_files_do_not_depend_on_who_writes_them(tmp_path: Path, stores):
 def test_what_is_finished_is_kept_and_what_is_not_is_made_anew(tmp_path: Path):
     whole = write(tmp_path / "whole")
     folder, about, data = tmp_path / "cut", plan(), ToyImages(COUNT)
-    begin(folder, about)
+    begun(folder, about)
     writer = ShardWriter(folder, about, tokenizers(), device=CPU)
     seen = 0
 
@@ -236,11 +243,11 @@ def test_what_is_finished_is_kept_and_what_is_not_is_made_anew(tmp_path: Path):
     with pytest.raises(UserError, match="not finished"):
         TokenCache.open(folder)
     with pytest.raises(UserError, match=r"holds a cache made otherwise: flip was True, is False; give the same"):
-        begin(folder, plan(flip=False))
+        begun(folder, plan(flip=False))
     damaged = folder / "tokens_00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     (folder / ".tokens_00002.safetensors.1.unfinished").write_bytes(b"half")
-    begin(folder, about)
+    begun(folder, about)
     assert [number for number in range(4) if is_finished(folder, number)] == [0]
     first = (folder / "tokens_00000.safetensors").stat().st_mtime_ns
     assert ShardWriter(folder, about, tokenizers(), device=CPU).write(
@@ -249,20 +256,20 @@ def test_what_is_finished_is_kept_and_what_is_not_is_made_anew(tmp_path: Path):
     finish(folder, about, 4)
     assert content(folder) == content(whole.folder)
     assert (folder / "tokens_00000.safetensors").stat().st_mtime_ns == first
-    assert begin(folder, about) == whole.index
+    assert begun(folder, about) == whole.index
     with pytest.raises(UserError, match="seed was 0, is 1"):
-        begin(folder, plan(seed=1))
+        begun(folder, plan(seed=1))
 
 
 def test_settings_may_change_while_nothing_is_finished(tmp_path: Path):
-    begin(tmp_path / "new", plan(batch=64))
-    assert begin(tmp_path / "new", plan(batch=2)) is None
+    begun(tmp_path / "new", plan(batch=64))
+    assert begun(tmp_path / "new", plan(batch=2)) is None
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").write_text("")
     (tmp_path / "file").write_text("")
     for name in ("home", "file"):
         with pytest.raises(UserError, match="is not an empty folder, and no token cache"):
-            begin(tmp_path / name, plan())
+            begun(tmp_path / name, plan())
     with pytest.raises(UserError, match=r"missing or damaged; remove .*progress and begin anew"):
         finish(tmp_path / "new", plan(), 1)
 
@@ -346,7 +353,7 @@ class Roll(ImageStream):
 def test_a_stream_becomes_the_same_cache(tmp_path: Path, world):
     assert torch.equal(read_image(next(iter(Roll(1))).data, 16, where="")[None], ToyImages(1)[0][0][None])
     folder, about = tmp_path / "stream", plan()
-    begin(folder, about)
+    begun(folder, about)
     for rank in range(world):
         pieces = StreamPieces(Roll(COUNT), about, lambda number, rank=rank: number % world == rank, threads=2)
         assert ShardWriter(folder, about, tokenizers(), device=CPU, max_unreadable=1).write(pieces)
@@ -368,7 +375,7 @@ def test_a_stream_becomes_the_same_cache(tmp_path: Path, world):
 
 def test_a_stopped_stream_leaves_no_half_shard(tmp_path: Path):
     about = plan()
-    begin(tmp_path / "cut", about)
+    begun(tmp_path / "cut", about)
 
     def stop() -> bool:
         return pieces.count >= ROWS + 1

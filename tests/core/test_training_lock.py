@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from mixar_core.errors import UserError
+from mixar_core.training.lock import LOCK, FolderLock
+from tests.core.test_data_cache import begun, plan
+from tests.core.training_toys import toy_run
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mixar_core.training.lock import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+lock.take()
+print("taken", flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def other_process(folder: Path) -> Iterator[int]:
+    """Another process that works in `folder`, killed at the end; its number."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "taken\n"
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+def test_two_runs_cannot_be_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    toy_run(folder, steps=2)
+    before = sorted(folder.rglob("*"))
+    with other_process(folder) as number:
+        with pytest.raises(UserError, match=rf"run: process {number} on \S+ works in it; wait for its end, or stop it$"):
+            toy_run(folder, steps=4, resume=True)
+        assert sorted(path for path in folder.rglob("*") if path.name != LOCK) == before
+    assert (folder / LOCK).exists()  # it was killed, and that is enough
+    toy_run(folder, steps=4, resume=True)
+    assert not (folder / LOCK).exists()
+
+
+def test_two_calls_cannot_write_one_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    assert begun(folder, plan()) is None
+    unfinished = folder / ".tokens_00000.safetensors.1.unfinished"
+    unfinished.write_bytes(b"half")
+    with other_process(folder), pytest.raises(UserError, match="works in it"):
+        begun(folder, plan())
+    assert unfinished.exists()
+    assert begun(folder, plan()) is None
+    assert not unfinished.exists()
+
+
+def test_a_lock_that_its_owner_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = FolderLock(tmp_path), FolderLock(tmp_path)
+    first.take()
+    locked = FolderLock._lock
+
+    def and_then_it_is_removed(lock: FolderLock, file) -> None:
+        monkeypatch.setattr(FolderLock, "_lock", locked)
+        locked(lock, file)
+        first.close()
+
+    monkeypatch.setattr(FolderLock, "_lock", and_then_it_is_removed)
+    second.take()
+    with closing(second):
+        command = [sys.executable, "-c", HOLD, str(tmp_path)]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert refused.returncode and f"process {os.getpid()} on " in refused.stderr.splitlines()[-1]
+
+
+def test_without_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", none)
+    lock = FolderLock(tmp_path)
+    lock.take()
+    lock.close()
+    lock.close()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written: No such file"):
+        FolderLock(tmp_path / "nowhere").take()
+    with pytest.raises(UserError, match="nowhere"):
+        toy_run(tmp_path / "nowhere", resume=True)
+    assert not (tmp_path / "nowhere").exists()
