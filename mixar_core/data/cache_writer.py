@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -83,7 +84,9 @@ def begin(folder: Path, settings: CacheSettings, lock: FolderLock) -> CacheIndex
     if (folder / INDEX).is_file():
         index = read_index(folder / INDEX)
         _check_same(folder, index.settings, settings)
-        rmtree(progress, ignore_errors=True)  # left by a process that ended between the last two things it does
+        rmtree(progress, ignore_errors=True)  # left by a process that ended between the last things it does
+        with suppress(OSError):  # a cache may lie where nothing can be written
+            lock.path.unlink()
         return index
     if progress.is_dir():
         lock.take()

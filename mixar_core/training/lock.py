@@ -17,9 +17,9 @@ LOCK = ".lock"
 class FolderLock:
     """Keeps a second run out of a folder, until it is closed or this process ends, however it ends.
 
-    A POSIX lock: NFS knows it, and loader processes, which may outlive a killed run by seconds, do not inherit it. (It is
-    freed as well when its process opens the file again and closes it.) Where a file system has no locks, nobody is kept
-    out.
+    A POSIX lock: NFS knows it, and loader processes, which may outlive a killed run by seconds, do not inherit it. (It
+    is freed as well when its process opens the file again and closes it.) Where a file system has no locks, nobody is
+    kept out.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -140,7 +140,8 @@ def make_cache(
 
     Raises:
         UserError: the recipe reads images and not tokens, its tokenizers have no weights, the folder holds something
-            else or another call is at work in it, the disk is too small, or more than `max_unreadable` images cannot be read.
+            else, or another call is at work in it, the disk is too small, or more than `max_unreadable` images cannot
+            be read.
     """
     data = open_data(recipe, registry, split)
     continuous, discrete = _used_tokenizers(build(recipe, registry, meta=True))

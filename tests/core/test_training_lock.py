@@ -43,7 +43,9 @@ def test_two_runs_cannot_be_in_one_folder(tmp_path: Path) -> None:
     toy_run(folder, steps=2)
     before = sorted(folder.rglob("*"))
     with other_process(folder) as number:
-        with pytest.raises(UserError, match=rf"run: process {number} on \S+ works in it; wait for its end, or stop it$"):
+        with pytest.raises(
+            UserError, match=rf"run: process {number} on \S+ works in it; wait for its end, or stop it$"
+        ):
             toy_run(folder, steps=4, resume=True)
         assert sorted(path for path in folder.rglob("*") if path.name != LOCK) == before
     assert (folder / LOCK).exists()  # it was killed, and that is enough

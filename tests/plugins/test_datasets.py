@@ -158,7 +158,9 @@ def test_folder_says_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="no folder train/"):
         build(tmp_path / "nowhere", "train")
     flat = folder(tmp_path / "flat", ["train/a/0.png", "train/b/0.png", "val/ILSVRC2012_val_00000001.JPEG"])
-    with pytest.raises(UserError, match=r"flat/val: 1 images in no class folder.*sort them into .*/flat/val/a/ and so on$"):
+    with pytest.raises(
+        UserError, match=r"flat/val: 1 images in no class folder.*sort them into .*/flat/val/a/ and so on$"
+    ):
         build(flat, "validation")
     (tmp_path / "new/train/a").mkdir(parents=True)
     with pytest.raises(UserError, match="no images"):
