@@ -45,8 +45,11 @@ class Gaussian:
             total.add(part_BF)
         return total.gaussian(extractor=extractor)
 
-    def save(self, path: Path) -> None:
-        """Write an `.npz` with `mu` and `sigma`, which ADM's evaluation suite reads too, and what else is known.
+    def save(self, path: Path, *, features_AF: Tensor | None = None) -> None:
+        """Write an `.npz` with `mu` and `sigma`, the names that all FID tools use, and what else is known.
+
+        Args:
+            features_AF: the vectors themselves, to be written too.
 
         Raises:
             UserError: it cannot be written.
@@ -56,6 +59,8 @@ class Gaussian:
             arrays["count"] = numpy.int64(self.count)
         if self.extractor is not None:
             arrays["extractor"] = numpy.str_(self.extractor)
+        if features_AF is not None:
+            arrays["features"] = features_AF.numpy()
 
         def write(unfinished: Path) -> None:
             with unfinished.open("wb") as file:

@@ -53,11 +53,13 @@ def test_a_folder_and_its_saved_statistics_are_the_same_reference(tmp_path: Path
     reference = opened(write_pngs(tmp_path / "real", pixels(30)), registry)
     assert reference.count == 30 and reference.features_AF.shape == (30, 4) and not reference.notes
     assert abs(frechet_of(reference.gaussian, reference.gaussian)) < 1e-3
-    reference.gaussian.save(tmp_path / "stats.npz")
-    again = opened(tmp_path / "stats.npz", registry)
-    assert again.count == 30 and again.features_AF is None and not again.adm_imagenet
+    reference.save(tmp_path / "all.npz")
+    again = opened(tmp_path / "all.npz", registry)
+    assert again.count == 30 and torch.equal(again.features_AF, reference.features_AF) and not again.adm_imagenet
     assert "sha256" in again.description and not again.notes
     assert abs(frechet_of(reference.gaussian, again.gaussian)) < 1e-12
+    reference.gaussian.save(tmp_path / "stats.npz")
+    assert opened(tmp_path / "stats.npz", registry).features_AF is None
     few = opened(write_pngs(tmp_path / "few", pixels(4)), registry)
     assert "4 images and a feature vector 4 numbers" in few.notes[0]
 
@@ -102,6 +104,9 @@ def test_statistics_that_do_not_fit_are_one_line(tmp_path: Path, registry: Regis
     numpy.savez(tmp_path / "nan.npz", mu=numpy.full(4, numpy.nan), sigma=eye)
     numpy.savez(tmp_path / "neither.npz", labels=numpy.zeros(4))
     Gaussian(torch.zeros(4), torch.eye(4), 9, "another network").save(tmp_path / "theirs.npz")
+    ours = Gaussian(torch.zeros(4), torch.eye(4), 9, GreyInception().identity)
+    ours.save(tmp_path / "short.npz", features_AF=torch.zeros(8, 4))
+    ours.save(tmp_path / "double.npz", features_AF=torch.zeros(9, 4).double())
     for name, message in (
         ("wide", "statistics of 5 numbers; GreyInception gives vectors of 4"),
         ("uneven", r"sigma \(5, 5\); needed: \(F,\) and \(F, F\)"),
@@ -110,6 +115,8 @@ def test_statistics_that_do_not_fit_are_one_line(tmp_path: Path, registry: Regis
         ("nan", "NaN or infinity"),
         ("neither", "neither statistics .* nor images"),
         ("theirs", "statistics of another network's features"),
+        ("short", r"features are float32 \(8, 4\); needed: float32 \(9, 4\)"),
+        ("double", r"features are float64 \(9, 4\); needed: float32"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             opened(tmp_path / f"{name}.npz", registry, GreyInception())

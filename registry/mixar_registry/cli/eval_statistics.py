@@ -35,7 +35,7 @@ def statistics_command(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
     no_plugin: NoPlugin = None,
 ) -> None:
-    """Mean and covariance of real images' features, in a file that ADM's evaluation suite reads too.
+    """Mean and covariance of real images' features, and of up to 50,000 images the features, in a file for --reference.
 
     Processes started by torchrun share the work. Examples: `mixar eval statistics data:train --recipe emoji64 --out
     emoji64.npz` · `torchrun --nproc-per-node 8 -m mixar_registry eval statistics data:train --recipe mixar_l --set
@@ -77,5 +77,6 @@ def statistics_command(
     if processes.is_main:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-        found.gaussian.save(out)
-        print(f"{found.description}\n{seeing.identity}\nstatistics: {out}")
+        found.save(out)
+        notes = "".join(f"note: {note}\n" for note in found.notes)
+        print(f"{found.description}\n{seeing.identity}\n{notes}statistics: {out}")

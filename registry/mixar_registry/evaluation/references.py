@@ -54,6 +54,14 @@ class Reference:
         """How many images the statistics are of; None where a file does not say."""
         return self.gaussian.count
 
+    def save(self, path: Path) -> None:
+        """Write all of it to an `.npz` that `open_reference` reads: statistics, and the vectors where there are any.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self.gaussian.save(path, features_AF=self.features_AF)
+
 
 def open_reference(
     text: str,
@@ -73,7 +81,7 @@ def open_reference(
 
     Args:
         text: what `open_images` takes, or an `.npz` with `mu` and `sigma`: ADM's, which are Inception's, or ones that
-            `Gaussian.save` wrote. Where it has images (`arr_0`) too, distances that need vectors take those.
+            `Reference.save` wrote. Distances that need vectors take the file's `features`, or its images' (`arr_0`).
         extractor: on the processes' device.
         progress: called in the main process.
 
@@ -93,7 +101,8 @@ def open_reference(
                 f"{where}: neither statistics (mu, sigma) nor images (arr_0); it has {', '.join(archive.names)}"
             )
         measured = _statistics(archive, extractor, where) if {"mu", "sigma"} & set(archive.names) else None
-        has_images = "arr_0" in archive.names
+        vectors_AF = None if measured is None else _vectors(archive, measured, where)
+        has_images = "arr_0" in archive.names and vectors_AF is None
     if measured is None and not has_images:
         raise UserError(
             f"{where}: statistics of Inception's features, and {extractor.label} gives others; "
@@ -114,7 +123,7 @@ def open_reference(
     return Reference(
         f"{path}: statistics{count} (sha256 {sha256(path)[:16]})",
         measured,
-        None if seen is None else seen.features_AF,
+        vectors_AF if seen is None else seen.features_AF,
         adm_imagenet=path.name in ADM_IMAGENET_256 and extractor.is_inception,
         notes=notes,
     )
@@ -228,3 +237,18 @@ def _statistics(archive: Archive, extractor: FeatureExtractor, where: str) -> Ga
     count = int(archive.load("count")) if "count" in archive.names else None
     mean_F, covariance_FF = (torch.from_numpy(side.astype(numpy.float64)) for side in (mean, covariance))
     return Gaussian(mean_F, covariance_FF, count, identity)
+
+
+def _vectors(archive: Archive, measured: Gaussian, where: str) -> Tensor | None:
+    """The vectors that the file's Gaussian is of, where it has them and says whose they are.
+
+    Raises:
+        UserError: they are of another shape or dtype.
+    """
+    if "features" not in archive.names or measured.extractor is None:
+        return None
+    features = archive.load("features")
+    shape = (measured.count, len(measured.mean_F))
+    if features.dtype != numpy.float32 or features.shape != shape:
+        raise UserError(f"{where}: features are {features.dtype} {features.shape}; needed: float32 {shape}")
+    return torch.from_numpy(features)
