@@ -60,6 +60,10 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def error_gain(self, k: int) -> float:
+        """What an error in x_t is multiplied by in the x_0 predicted at step k, 1 / sqrt(alpha_bar): up to 2e4."""
+        return 1.0 / math.sqrt(self.alphas_cumprod[k])
+
 
 @lru_cache(maxsize=64)
 def schedule(steps: int = TRAIN_STEPS) -> Schedule:

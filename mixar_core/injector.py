@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
+from mixar_core.errors import UserError
 from mixar_core.types import DiscreteTokens, Guidance
 
 Door = Literal["fill", "prefix", "memory"]
@@ -30,3 +31,35 @@ class GuidanceInjector(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens: DiscreteTokens) -> Guidance:
         """Guidance with exactly the doors of `opens`: fill (B, N, D), prefix (B, P, D), memory (B, M, D)."""
+
+
+def check_guidance(
+    guidance: Guidance, injector: GuidanceInjector, *, images: int, tokens: int, fill_width: int, width: int
+) -> None:
+    """See that an injector opens the doors it announced, each in its shape; looks at no value.
+
+    Args:
+        images, tokens: B and N.
+        fill_width, width: D of the decoder, in which a fill stands, and of the encoder, which a prefix and a memory
+            meet.
+
+    Raises:
+        UserError: it does not; names its class.
+    """
+    doors = {
+        "fill": (guidance.fill_BND, tokens, fill_width),
+        "prefix": (guidance.prefix_BPD, None, width),
+        "memory": (guidance.memory_BMD, None, width),
+    }
+    name = type(injector).__name__
+    opened = {door for door, (tensor, _, _) in doors.items() if tensor is not None}
+    if opened != injector.opens:
+        listed = [", ".join(sorted(names)) or "none" for names in (opened, injector.opens)]
+        raise UserError(f"injector {name} opens the doors {listed[0]}; its class announces (`opens`): {listed[1]}")
+    for door, (tensor, length, size) in doors.items():
+        if tensor is None:
+            continue
+        shape = tuple(tensor.shape)
+        if len(shape) != 3 or (shape[0], shape[2]) != (images, size) or length not in (None, shape[1]):
+            wanted = f"({images}, {'any length' if length is None else length}, {size})"
+            raise UserError(f"injector {name}: its {door} has the shape {shape}; needed: {wanted}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mixar_core.backbone import Backbone, take
 from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
-from mixar_core.injector import GuidanceInjector
+from mixar_core.injector import GuidanceInjector, check_guidance
 from mixar_core.masking import (
     MaskingConfig,
     cfg_at_step,
@@ -40,7 +40,7 @@ class SamplingConfig:
         cfg: classifier-free guidance scale of the head, 1 for none (MAR-B/L/H: 2.9, 3.0, 3.2). Ignored without classes.
         cfg_schedule: linear (rises with the share of tokens known) or constant.
         temperature: scale of the noise in the head's sampling.
-        head_steps: diffusion steps a token; None is what the head's config says.
+        head_steps: diffusion steps a token, at least two; None is what the head's config says.
         prior_steps, prior_cfg, prior_temperature: the prior's sampler; None is what the prior's config says.
     """
 
@@ -48,7 +48,7 @@ class SamplingConfig:
     cfg: float = field(default=1.0, validator=ge(0.0))
     cfg_schedule: Literal["linear", "constant"] = field(default="linear", validator=in_(("linear", "constant")))
     temperature: float = field(default=1.0, validator=ge(0.0))
-    head_steps: int | None = field(default=None, validator=optional(ge(1)))
+    head_steps: int | None = field(default=None, validator=optional(ge(2)))
     prior_steps: int | None = field(default=None, validator=optional(ge(1)))
     prior_cfg: float | None = field(default=None, validator=optional(ge(0.0)))
     prior_temperature: float | None = field(default=None, validator=optional(gt(0.0)))
@@ -167,14 +167,21 @@ class MixAR(nn.Module):
         return ti_mixture(codes_BN, predicted_BN, masked_BN, rho_BN, lam)
 
     def guidance(self, codes_BN: Tensor | None) -> Guidance:
-        """What the injector makes of codes (B, N); empty for plain MAR."""
+        """What the injector makes of codes (B, N); empty for plain MAR.
+
+        Raises:
+            UserError: there are no codes, or the injector opens other doors than it announced, or one in a wrong shape.
+        """
         if not self.injector.needs_codes:
             return Guidance()
         if codes_BN is None or self.discrete_tokenizer is None:
             raise UserError(f"injector {type(self.injector).__name__} needs codes, and there is no discrete_tokenizer")
         with torch.no_grad():
             vectors_BNE = self.discrete_tokenizer.code_vectors(codes_BN)
-        return self.injector(DiscreteTokens(codes_BN, vectors_BNE))
+        guidance: Guidance = self.injector(DiscreteTokens(codes_BN, vectors_BNE))
+        (images, tokens), encoder, decoder = codes_BN.shape, self.backbone.config.width, self.backbone.width
+        check_guidance(guidance, self.injector, images=images, tokens=tokens, fill_width=decoder, width=encoder)
+        return guidance
 
     # ---------------------------------------------------------------- sampling
 

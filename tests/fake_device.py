@@ -35,7 +35,6 @@ def fake_gpu() -> Iterator[None]:
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
         patch.setattr(torch.Tensor, "backward", backward)
-        patch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)  # would stay for the tests to come
         patch.setattr(nn.Module, "to", lambda module, *_, **__: module)
         patch.setattr(FakeTensor, "tolist", lambda tensor: [0.0] * tensor.numel())
         patch.setattr(sources, "step_noise", lambda *_, **__: DeviceNoise())

@@ -16,7 +16,7 @@ Latents as they are published for LightningDiT can be read too: shards of `laten
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,8 @@ INDEX = "index.json"
 PROGRESS = "progress"
 FORMAT, VERSION = "mixar token cache", 1
 KEYS = ("latents", "latents_flip", "codes", "codes_flip", "labels")
+#: the kinds of tokens among them
+TOKENS = ("latents", "codes")
 
 Stores = Literal["moments", "samples"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -227,7 +229,7 @@ class TokenCache:
         """All labels in order, int64."""
         return torch.cat([self._tensors(shard)["labels"].long() for shard in range(len(self.shards))])
 
-    def rows(self, indices_B: Tensor, flip_B: Tensor) -> CachedTokens:
+    def rows(self, indices_B: Tensor, flip_B: Tensor, kinds: Collection[str] = TOKENS) -> CachedTokens:
         """The tokens of these rows, on the CPU: raw posterior float32, codes and labels int64.
 
         The posterior of a cache of samples has no width: drawing from it gives the sample, and takes as many random
@@ -236,6 +238,7 @@ class TokenCache:
         Args:
             indices_B: int64, at least one, each in [0, len).
             flip_B: bool, which of them mirrored.
+            kinds: of TOKENS, those to read; the others are None, as if the cache had none.
 
         Raises:
             UserError: a file is unreadable, or there are no mirrored images.
@@ -253,7 +256,7 @@ class TokenCache:
         found: dict[str, Tensor] = {}
         for group, places in zip(groups.tolist(), order_B.split(counts.tolist()), strict=True):
             tensors, mirrored = self._tensors(group // 2), "_flip" if group % 2 else ""
-            for key in ("latents", "codes", "labels"):
+            for key in (*kinds, "labels"):
                 if key in tensors:
                     tensor = tensors[key if key == "labels" else key + mirrored]
                     if key not in found:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mixar_core.data.cache import TokenCache
+from mixar_core.data.cache import TOKENS, TokenCache
 from mixar_core.data.loader import Share, ShuffledOrder, flips, make_loader
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.errors import UserError
@@ -29,6 +29,7 @@ class CacheSource:
         seed: of the mirroring.
         flip: whether rows are mirrored with probability 1/2.
         workers: loader processes; 0: a thread of this one reads ahead.
+        kinds: of tokens to read, see TokenCache.rows.
     """
 
     #: a cache holds no images that could not be read
@@ -44,9 +45,10 @@ class CacheSource:
         device: torch.device,
         flip: bool = False,
         workers: int = 0,
+        kinds: Collection[str] = TOKENS,
     ) -> None:
         self.cache, self.order, self.share, self.seed, self.device = cache, order, share, seed, device
-        self.flip, self.workers, self.unreadable = flip, workers, {}
+        self.flip, self.workers, self.kinds, self.unreadable = flip, workers, kinds, {}
 
     def batches(self, first: int, end: int) -> Iterator[CachedTokens]:
         """The batches of steps `first` up to `end`."""
@@ -56,14 +58,14 @@ class CacheSource:
             yield tokens.to(self.device)
 
     def _loaded(self, wanted: _Wanted, pin: bool) -> Iterator[CachedTokens]:
-        for item in make_loader(_Rows(self.cache), wanted, workers=self.workers, pin=pin):
+        for item in make_loader(_Rows(self.cache, self.kinds), wanted, workers=self.workers, pin=pin):
             if isinstance(item, UserError):
                 raise item
             yield item
 
     def _read(self, wanted: _Wanted, pin: bool) -> Iterator[CachedTokens]:
         def read(rows: Tensor, flip: Tensor) -> CachedTokens:
-            tokens = self.cache.rows(rows, flip)
+            tokens = self.cache.rows(rows, flip, self.kinds)
             return tokens.pin_memory() if pin else tokens
 
         ahead: deque[Future[CachedTokens]] = deque()
@@ -96,11 +98,11 @@ class _Wanted:
 class _Rows(Dataset):
     """A data set whose item is a whole batch; a UserError travels as a value."""
 
-    def __init__(self, cache: TokenCache) -> None:
-        self.cache = cache
+    def __init__(self, cache: TokenCache, kinds: Collection[str]) -> None:
+        self.cache, self.kinds = cache, kinds
 
     def __getitem__(self, wanted: tuple[Tensor, Tensor]) -> CachedTokens | UserError:
         try:
-            return self.cache.rows(*wanted)
+            return self.cache.rows(*wanted, self.kinds)
         except UserError as error:
             return error

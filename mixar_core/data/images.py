@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy
@@ -11,6 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from mixar_core.errors import UserError
+
+#: What Pillow raises for damaged files. SyntaxError: PNG; EOFError: WebP; RuntimeError: AVIF; struct.error: headers.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -41,8 +53,8 @@ def read_image(source: Path | bytes, size: int, *, where: str) -> Tensor:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             image = center_crop(opened.convert("RGB"), size)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # SyntaxError is what Pillow raises for a broken PNG. Its message may name an object's address: keep it short.
+    except UNREADABLE as error:
+        # Pillow's message may name an object's address: keep it short.
         reason = "not an image Pillow knows" if "cannot identify" in str(error) else str(error)
         raise UserError(f"{where}: unreadable image: {reason}") from error
     return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).contiguous()

@@ -45,6 +45,12 @@ class CachedTokens:
         """The same in pinned memory, from where a GPU fetches it while it computes. (Loaders call it by this name.)"""
         return self._each(lambda tensor: tensor.pin_memory())
 
+    def tensors(self) -> list[Tensor]:
+        """Those that are there, always in the same order; each has a row an image."""
+        posterior = () if self.posterior is None else (self.posterior.mean_BChw, self.posterior.logvar_BChw)
+        codes = () if self.codes_BN is None else (self.codes_BN,)
+        return [*posterior, *codes, self.labels_B]
+
     def _each(self, do: Callable[[Tensor], Tensor]) -> CachedTokens:
         posterior = self.posterior
         if posterior is not None:
@@ -114,8 +120,7 @@ class TokenSource:
     ) -> None:
         self.order, self.share, self.seed, self.flip = order, share, seed, flip
         self.device, self._size, self.unreadable = device, len(dataset), {}
-        views = (False, True) if flip else (False,)
-        parts: dict[bool, list[CachedTokens]] = {view: [] for view in views}
+        views, done = (False, True) if flip else (False,), 0
         for images in sweep(
             dataset,
             torch.arange(len(dataset)),
@@ -127,11 +132,14 @@ class TokenSource:
         ):
             for view in views:
                 mirrored = torch.full((len(images),), view)
-                parts[view].append(tokenizers.encode(flipped(images, mirrored) if view else images))
-            if len(parts[False]) == 1:
-                _check_memory(parts[False][0], images=len(dataset) * len(views), device=device)
-        #: rows of the plain images, and behind them the same of the mirrored ones
-        self.kept = _joined([part for view in views for part in parts[view]])
+                encoded = tokenizers.encode(flipped(images, mirrored) if view else images)
+                if not done and not view:
+                    #: rows of the plain images, and behind them the same of the mirrored ones
+                    self.kept = _room(encoded, images=len(dataset) * len(views), device=device)
+                first = done + len(dataset) * view
+                for whole, part in zip(self.kept.tensors(), encoded.tensors(), strict=True):
+                    whole[first : first + len(encoded)] = part
+            done += len(images)
 
     def batches(self, first: int, end: int) -> Iterator[CachedTokens]:
         """The batches of steps `first` up to `end`."""
@@ -143,29 +151,18 @@ class TokenSource:
             yield self.kept.rows(rows.to(self.device))
 
 
-def _joined(parts: list[CachedTokens]) -> CachedTokens:
-    posteriors = [part.posterior for part in parts if part.posterior is not None]
-    codes = [part.codes_BN for part in parts if part.codes_BN is not None]
-    return CachedTokens(
-        Posterior(torch.cat([p.mean_BChw for p in posteriors]), torch.cat([p.logvar_BChw for p in posteriors]))
-        if posteriors
-        else None,
-        torch.cat(codes) if codes else None,
-        torch.cat([part.labels_B for part in parts]),
-    )
-
-
-def _check_memory(sample: CachedTokens, *, images: int, device: torch.device) -> None:
-    kept = [sample.codes_BN] if sample.codes_BN is not None else []
-    if sample.posterior is not None:
-        kept += [sample.posterior.mean_BChw, sample.posterior.logvar_BChw]
-    need = sum(t.numel() * t.element_size() for t in kept) * images // len(sample)
+def _room(sample: CachedTokens, *, images: int, device: torch.device) -> CachedTokens:
+    """Memory for so many rows like those of `sample`, not filled, if the device has it."""
+    need = sum(tensor.nbytes for tensor in sample.tensors()) * images // len(sample)
     if device.type == "cuda":
-        there = torch.cuda.mem_get_info(device)[0]
-    else:
+        together, there = 1, torch.cuda.mem_get_info(device)[0]
+    else:  # torchrun's processes on this machine share its memory
+        together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need > there:
+    if need * together > there:
+        each = f" in each of {together} processes" if together > 1 else ""
         raise UserError(
-            f"training.cache: memory needs {need / 2**30:.0f} GiB for {images} encoded images, and {device} has "
+            f"training.cache: memory needs {need / 2**30:.0f} GiB for {images} encoded images{each}, and {device} has "
             f"{there / 2**30:.0f} GiB; use cache: none"
         )
+    return sample._each(lambda tensor: tensor.new_empty(images, *tensor.shape[1:]))

@@ -196,6 +196,11 @@ class Checkpoints:
                 raise error
             self.processes.on_main(pending.result)
 
+    def close(self) -> None:
+        """Until this process writes nothing more, whatever became of it; the others need not call it."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
     @property
     def failed(self) -> bool:
         """Whether what this process wrote in the background could not be written; `wait` then says why."""

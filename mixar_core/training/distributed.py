@@ -19,6 +19,13 @@ from mixar_core.errors import UserError
 
 #: How long a process waits for the others before it gives up on them: the longest work that one may do alone.
 TIMEOUT = timedelta(minutes=15)
+#: The same where processes share out hours of work and meet rarely, or one works on alone: drawing, measuring.
+PATIENT = timedelta(days=7)
+#: What errors say of another process: that it does not answer, that its connection is gone.
+_TIMED_OUT = re.compile(r"\btim(ed |e|ing )out\b", re.IGNORECASE)
+_LOST = re.compile(
+    r"remote (process|peer|error)|ncclRemoteError|connection (was \w+ )?(closed|reset|refused)", re.IGNORECASE
+)
 
 
 @frozen
@@ -79,12 +86,19 @@ class Processes:
 def own_device(device: torch.device | str | None = None) -> torch.device:
     """Where this process computes: on `device`, or where that is None on a GPU of its own, or else on the CPU.
 
+    `cuda` without a number is a GPU of its own too.
+
     Raises:
-        UserError: there are more processes on this machine than GPUs.
+        UserError: there are more processes on this machine than GPUs, or all are told to share one.
     """
-    if device is not None:
-        return torch.device(device)
-    if not torch.cuda.is_available():
+    chosen = None if device is None else torch.device(device)
+    if chosen is not None and chosen.type == "cuda" and chosen.index is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"device {chosen}: several processes cannot share a GPU; with `cuda` each has its own")
+        return chosen
+    if chosen is not None and chosen.type != "cuda":
+        return chosen
+    if chosen is None and not torch.cuda.is_available():
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
@@ -92,21 +106,22 @@ def own_device(device: torch.device | str | None = None) -> torch.device:
     return torch.device(f"cuda:{local}")
 
 
-def join_processes(device: torch.device | str | None = None) -> Processes:
+def join_processes(device: torch.device | str | None = None, *, timeout: timedelta = TIMEOUT) -> Processes:
     """Meet the other processes of a `torchrun`; without one, this process is alone.
 
     Args:
         device: see `own_device`.
+        timeout: how long one waits for the others.
 
     Raises:
-        UserError: there are more processes on this machine than GPUs.
+        UserError: see `own_device`.
     """
     device = own_device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     owner = "WORLD_SIZE" in os.environ and not dist.is_initialized()
     if owner:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     if not dist.is_initialized():
         return Processes(0, 1, device)
     return Processes(dist.get_rank(), dist.get_world_size(), device, owner)
@@ -114,20 +129,23 @@ def join_processes(device: torch.device | str | None = None) -> Processes:
 
 @contextmanager
 def naming_lost_processes(processes: Processes) -> Iterator[None]:
-    """What a collective raises where another process died or hangs becomes a UserError."""
+    """What a collective raises where another process died or hangs, or NCCL itself fails, becomes a UserError."""
     try:
         yield
     except RuntimeError as error:
-        text = str(error).strip().partition("\n")[0]
+        whole = str(error).strip()
+        text = whole.partition("\n")[0]
         lost = isinstance(error, dist.DistError) or "gloo" in text or "onnection closed by peer" in text
         if processes.world == 1 or not lost:
             raise
-        what = "does not answer" if "imed out" in text else "ended, look for its own message"
+        who = f"process {processes.rank} of {processes.world}"
+        if isinstance(error, dist.DistBackendError) and not (_TIMED_OUT.search(whole) or _LOST.search(whole)):
+            # of its own making (no shared memory, two processes on a GPU): the cause is in NCCL's last line
+            raise UserError(f"{who}: {' '.join(whole.split())}") from error
+        what = "does not answer" if _TIMED_OUT.search(text) else "ended, look for its own message"
         # Gloo puts a place in its source code before the reason, and advice after it.
         reason = re.sub(r"^.*\[/\S*\] ", "", text).partition(". ")[0]
-        raise UserError(
-            f"process {processes.rank} of {processes.world}: another process of this run {what} ({reason})"
-        ) from error
+        raise UserError(f"{who}: another process of this run {what} ({reason})") from error
 
 
 def world_size() -> int:

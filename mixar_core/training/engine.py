@@ -51,8 +51,6 @@ class Engine:
         self.objective, self.config, self.processes = objective, config, processes
         self.steps, self.warmup = steps, warmup
         objective.to(processes.device)
-        if config.precision == "bf16" and processes.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
         if config.compile:
             objective.compile_parts()
         #: the loss as a module, as every process computes it alone (under FSDP: together)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import sys
+import time
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from mixar_core.errors import UserError
 from mixar_core.training.files import writing
 
 LOCK = ".lock"
+#: Seconds to wait for another's lock, well under distributed.TIMEOUT: a run's end may overlap its next life's start,
+#: and a file server keeps the locks of a machine that died until their lease runs out.
+PATIENCE = 120.0
 
 
 class FolderLock:
@@ -19,7 +24,7 @@ class FolderLock:
 
     A POSIX lock: NFS knows it, and loader processes, which may outlive a killed run by seconds, do not inherit it. (It
     is freed as well when its process opens the file again and closes it.) Where a file system has no locks, nobody is
-    kept out.
+    kept out. Of several processes that share a run only the main one takes it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,19 +32,31 @@ class FolderLock:
         self._file: TextIOWrapper | None = None
 
     def take(self) -> None:
-        """Take it, if it is not taken already.
+        """Take it, if it is not taken already; wait up to PATIENCE seconds where another process has it.
 
         Raises:
-            UserError: another process has it (says which), or the folder is not there, or cannot be written.
+            UserError: another process keeps it (says which), or the folder is not there, or cannot be written.
         """
+        end, told = time.monotonic() + PATIENCE, False
         with writing(self.path):
             while self._file is None:
                 file = self.path.open("a+")
-                self._lock(file)
-                if _is_at(file, self.path):  # else its last owner removed it meanwhile
+                holder = _lock(file)
+                if holder is None and _is_at(file, self.path):  # else its last owner removed it meanwhile
                     self._file = file
-                else:
-                    file.close()
+                    break
+                file.close()
+                if holder is None:
+                    continue
+                works = f"{self.path.parent}: {holder} works in it"
+                if time.monotonic() >= end:
+                    raise UserError(
+                        f"{works}; wait for its end, or stop it; if its machine is gone, remove {self.path}"
+                    )
+                if not told:
+                    print(f"{works}; waiting up to {PATIENCE:.0f} s for its end", file=sys.stderr, flush=True)
+                    told = True
+                time.sleep(1.0)
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
             self._file.flush()
@@ -51,16 +68,17 @@ class FolderLock:
             self._file.close()
             self._file = None
 
-    def _lock(self, file: TextIOWrapper) -> None:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            holder = file.read() or "another process"
-            file.close()
-            raise UserError(f"{self.path.parent}: {holder} works in it; wait for its end, or stop it") from error
-        except OSError:
-            pass  # no locks here
+
+def _lock(file: TextIOWrapper) -> str | None:
+    """Lock the file, and return None; or, where that cannot be, say who has the lock."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        return file.read() or "another process"
+    except OSError:
+        pass  # no locks here
+    return None
 
 
 def _is_at(file: TextIOWrapper, path: Path) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mixar_core.training.distributed import Processes
 from mixar_core.training.files import write_text, writing
 
 
@@ -75,9 +76,43 @@ class RunLog:
             file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
 
 
-def note_unreadable(folder: Path, *, step: int, rank: int, index: int, reason: str) -> None:
-    """Name an image that was skipped, on stderr and in unreadable.jsonl; every process does so for its own."""
-    print(f"warning: image {index} is skipped: {reason}", file=sys.stderr)
-    path = folder / "unreadable.jsonl"
-    with writing(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "rank": rank, "index": index, "reason": reason}) + "\n")
+class Unreadable:
+    """Images of a split that could not be read: each named once by each process that met it, and limited in number.
+
+    Args:
+        limit: so many different ones may be skipped, by all processes together.
+        split: what errors call it.
+    """
+
+    def __init__(self, folder: Path, processes: Processes, *, limit: int, split: str) -> None:
+        self.path, self.processes, self.limit, self.split = folder / "unreadable.jsonl", processes, limit, split
+        self._named: set[int] = set()
+        self._counted = limit
+
+    def too_many(self, found: Mapping[int, str], *, step: int, told: int | None = None) -> str | None:
+        """Name those that this process found, and say why the run cannot go on; None, in all alike, if it can.
+
+        Args:
+            found: reasons by the images' indices.
+            told: how many were found, summed over the processes, if that is known: an upper bound, since several may
+                have met the same image. Where it has not grown beyond the limit since it was last asked for, the
+                processes do not ask each other which ones.
+        """
+        for index in sorted(found.keys() - self._named):
+            self._named.add(index)
+            print(f"warning: {self.split} image {index} is skipped: {found[index]}", file=sys.stderr)
+            line = {"step": step, "split": self.split, "rank": self.processes.rank, "index": index}
+            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**line, "reason": found[index]}) + "\n")
+        if told is None:
+            told = sum(self.processes.everyone(len(found)))
+        if told <= self._counted:
+            return None
+        self._counted = told
+        count = len(set[int]().union(*self.processes.everyone(set(found))))
+        if count <= self.limit:
+            return None
+        return (
+            f"data: {count} {self.split} images cannot be read, more than training.max_unreadable {self.limit}; they "
+            f"are named in {self.path}"
+        )

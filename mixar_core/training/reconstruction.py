@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ from mixar_core.evaluation.extractor import FeatureExtractor
 from mixar_core.evaluation.pairs import perceptual_distance_B, psnr_B
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.training.distributed import sum_over_processes, world_size
+from mixar_core.training.distributed import sum_over_processes
 from mixar_core.training.objective import Objective
 from mixar_core.types import ImageBatch, Losses, Posterior, TokenBatch
 
@@ -105,8 +105,11 @@ class ContinuousReconstruction(Reconstruction):
         tokenizer = self.tokenizer
         count = torch.zeros((), dtype=torch.float64, device=tokenizer.latent_mean_C.device)
         sums_2C = count.new_zeros(2, tokenizer.latent_channels)
-        for batch in _first(batches, self.config.statistics_images):
-            posterior = tokenizer.posterior(batch.images_B3HW)
+        blank_13HW = torch.zeros(1, 3, tokenizer.image_size, tokenizer.image_size, device=count.device)
+        for batch in _first(batches, self.config.statistics_images, count.device):
+            posterior = tokenizer.posterior(blank_13HW if batch is None else batch.images_B3HW)
+            if batch is None:
+                continue
             mean = posterior.mean_BChw.double()
             second = mean.square() + posterior.logvar_BChw.double().exp()
             sums_2C += torch.stack([mean.sum(dim=(0, 2, 3)), second.sum(dim=(0, 2, 3))])
@@ -151,11 +154,17 @@ class DiscreteReconstruction(Reconstruction):
         return {"real": images.images_B3HW, "decoded": self.tokenizer.decode(codes_BN)}
 
 
-def _first(batches: Iterable[ImageBatch], images: int) -> Iterable[ImageBatch]:
-    """Batches until, with those of the other processes, there are at least so many images."""
-    seen = 0
-    for batch in batches:
-        yield batch
-        seen += len(batch) * world_size()
-        if seen >= images:
+def _first(batches: Iterable[ImageBatch], images: int, device: torch.device) -> Iterator[ImageBatch | None]:
+    """Batches until, with those of the other processes, there are at least so many images.
+
+    None where this process has no more and another has: all take equally many turns, since under FSDP a pass of one
+    needs the weights of all.
+    """
+    left, seen = iter(batches), 0
+    while seen < images:
+        batch = next(left, None)
+        met = int(sum_over_processes(torch.tensor(0 if batch is None else len(batch), device=device)))
+        if met == 0:
             return
+        yield batch
+        seen += met

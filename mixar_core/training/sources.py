@@ -84,7 +84,8 @@ def _source(
     share = Share.of(batch_size, rank=processes.rank, world=processes.world)
     device, workers = processes.device, config.workers
     if isinstance(data, TokenCache):
-        return CacheSource(data, order, share, seed=seed, device=device, flip=flip, workers=workers)
+        kinds = _kinds(objective)
+        return CacheSource(data, order, share, seed=seed, device=device, flip=flip, workers=workers, kinds=kinds)
     keep = config.cache == "memory"
     if keep and objective.takes_tokens:
         return TokenSource(
@@ -111,6 +112,12 @@ def _source(
     )
 
 
+def _kinds(objective: Objective) -> list[str]:
+    """The kinds of a cache's tokens that an objective takes; reading the others would cost up to 100 times as much."""
+    parts = {"latents": objective.tokenizers.continuous, "codes": objective.tokenizers.discrete}
+    return [kind for kind, tokenizer in parts.items() if tokenizer is not None]
+
+
 def preview_images(
     objective: Objective,
     dataset: ImageDataset | None,
@@ -128,7 +135,7 @@ def preview_images(
         return images
     assert cache is not None
     share = Share.of(count, rank=0, world=1)
-    source = CacheSource(cache, order, share, seed=VALIDATION_SEED, device=device)
+    source = CacheSource(cache, order, share, seed=VALIDATION_SEED, device=device, kinds=_kinds(objective))
     noise = step_noise(Stream.TOKENS, seed=VALIDATION_SEED, step=0, device=device)
     return objective.detokenize(next(source.batches(0, 1)), noise=noise)
 

@@ -16,6 +16,7 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.loader import Share, ShuffledOrder, sweep
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.errors import UserError
+from mixar_core.precision import tf32_where
 from mixar_core.training.callback import Callback, Callbacks, RunInfo, StepReport
 from mixar_core.training.checkpoint import (
     Checkpoints,
@@ -32,7 +33,7 @@ from mixar_core.training.engine import Engine, Gradients
 from mixar_core.training.files import write_text, write_weights, writing
 from mixar_core.training.guards import not_finite, where_it_began
 from mixar_core.training.lock import FolderLock
-from mixar_core.training.log import Meter, RunLog, note_unreadable
+from mixar_core.training.log import Meter, RunLog, Unreadable
 from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.signals import StopSignals
@@ -99,9 +100,9 @@ def train(
     """
     folder = Path(folder)
     processes = join_processes(device)
-    with StopSignals() as signals, naming_lost_processes(processes):
+    with StopSignals() as signals, naming_lost_processes(processes), tf32_where(config.precision, processes.device):
         trainer = Trainer(objective, train_set, validation_set, config, folder, cache, callbacks, processes)
-        with closing(trainer.lock):
+        with closing(trainer):
             trainer.prepare(files or {}, resume=resume)
             result = trainer.run(signals, flop_per_image=flop_per_image)
     processes.leave()
@@ -134,9 +135,18 @@ class Trainer:
         self.lock = FolderLock(folder)
         self.log = RunLog(folder)
         self.meter = Meter()
+        kept = {"keep_last": config.keep_last, "keep_every": config.keep_every}
+        self.checkpoints = Checkpoints(folder, processes, **kept, background=config.background_checkpoints)
+        self.unreadable, self.unreadable_validation = (
+            Unreadable(folder, processes, limit=config.max_unreadable, split=split) for split in ("train", "validation")
+        )
         self.done = 0
         self.last_losses: Mapping[str, float] = {}
-        self._named: set[int] = set()
+
+    def close(self) -> None:
+        """Let others into the folder, once nothing writes into it any more."""
+        self.checkpoints.close()
+        self.lock.close()
 
     # ---------------------------------------------------------------- before the first step
 
@@ -146,13 +156,6 @@ class Trainer:
         checkpoint = processes.on_main(lambda: self._open_folder(files, resume=resume))
         warmup = config.total_warmup(self.images)
         self.engine = Engine(self.objective, config, processes, steps=self.steps, warmup=warmup)
-        self.checkpoints = Checkpoints(
-            self.folder,
-            processes,
-            keep_last=config.keep_last,
-            keep_every=config.keep_every,
-            background=config.background_checkpoints,
-        )
         if checkpoint is not None:
             self._load(checkpoint)
         processes.on_main(self.checkpoints.sweep)
@@ -167,7 +170,7 @@ class Trainer:
                 self.lock.take()
             checkpoint, damaged = newest_checkpoint(self.folder)
             for problem in damaged:
-                _warn(f"not resumed from {problem}")
+                print(f"warning: not resumed from {problem}", file=sys.stderr)
             return checkpoint
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(f"{self.folder} is not an empty folder; choose a new one, or resume the run in it")
@@ -193,14 +196,22 @@ class Trainer:
                 "a new run"
             )
         if facts.processes != self.processes.world and self.processes.is_main:
-            _warn(
-                f"this run was shared by {facts.processes} processes and goes on with {self.processes.world}: the same "
-                "batches and draws, but sums are rounded in another order"
+            print(
+                f"warning: this run was shared by {facts.processes} processes and goes on with {self.processes.world}: "
+                "the same batches and draws, but sums are rounded in another order",
+                file=sys.stderr,
             )
         self.engine.expect(stored_shapes(checkpoint / "optimizer"), steps_done=facts.step)
         load_tensors(checkpoint, self.engine.state(), self.processes)
         self.done = facts.step
-        self.processes.on_main(lambda: self.log.forget_after(self.done))
+        self.processes.on_main(self._forget)
+
+    def _forget(self) -> None:
+        """What steps yet to be done will write anew; finished weights would be taken for newer than a checkpoint."""
+        self.log.forget_after(self.done)
+        for name in ("weights.safetensors", "weights_raw.safetensors") if self.done < self.steps else ():
+            with writing(self.folder / name):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _settings(self) -> dict[str, object]:
         """What a resumed run must share with the one it goes on with."""
@@ -279,32 +290,24 @@ class Trainer:
     def _step(self, batch: Batch, *, stop: bool) -> Gradients:
         """One optimizer step, unless its loss or gradient is not finite."""
         step, unreadable = self.done, self.source.unreadable
-        for index in unreadable.keys() - self._named:
-            note_unreadable(self.folder, step=step, rank=self.processes.rank, index=index, reason=unreadable[index])
-            self._named.add(index)
         tell = {"stop": float(stop), "unreadable": float(len(unreadable)), "failed": float(self.checkpoints.failed)}
         gradients = self.engine.gradients(batch, self.source, step=step, tell=tell)
         if gradients.told["failed"]:
             self.checkpoints.wait()
-        self._check_readable(round(gradients.told["unreadable"]))
+        if reason := self.unreadable.too_many(unreadable, step=step, told=round(gradients.told["unreadable"])):
+            raise self._stopped(reason)
         if bad := not_finite({**gradients.losses, "gradient norm": gradients.norm}):
             where = where_it_began(self.engine, batch, self.source, self.folder, step=step)
-            raise self.processes.common_error(
-                f"step {step + 1}: not finite: {', '.join(bad)}; {where}; {self._advice()}"
-            )
+            raise self._stopped(f"step {step + 1}: not finite: {', '.join(bad)}; {where}")
         self.engine.update(step, gradients.norm)
         return gradients
 
-    def _check_readable(self, unreadable: int) -> None:
-        if unreadable > self.config.max_unreadable:
-            raise self.processes.common_error(
-                f"data: {unreadable} images cannot be read, more than training.max_unreadable "
-                f"{self.config.max_unreadable}; they are named in {self.folder / 'unreadable.jsonl'}; {self._advice()}"
-            )
-
-    def _advice(self) -> str:
-        kept = list_checkpoints(self.folder)
-        return f"the run is stopped, {f'the last good state is {kept[-1]}' if kept else 'without checkpoint'}"
+    def _stopped(self, reason: str) -> UserError:
+        """What all processes raise for one reason, once the checkpoint that is being written is complete."""
+        self.checkpoints.wait()
+        kept = self.processes.on_main(lambda: list_checkpoints(self.folder))
+        state = f"the last good state is {kept[-1]}" if kept else "without checkpoint"
+        return self.processes.common_error(f"{reason}; the run is stopped, {state}")
 
     # ---------------------------------------------------------------- between steps
 
@@ -343,6 +346,8 @@ class Trainer:
         with self.engine.ema.swapped():
             measured = self.engine.measure(source, count, step=self.done - 1)
         losses |= {f"ema/{name}": value for name, value in measured.items()}
+        if reason := self.unreadable_validation.too_many(source.unreadable, step=self.done - 1):
+            raise self._stopped(reason)
         self.last_losses = losses
         if self.processes.is_main:
             self.log.write("validation", self.done, losses=losses)
@@ -351,9 +356,8 @@ class Trainer:
     @torch.no_grad()
     def _preview(self, info: RunInfo) -> None:
         """The objective's preview with the averaged weights, if a callback wants to see it."""
-        if not self.callbacks.want_previews:
-            return
-        if not (self.processes.is_main or self.engine.sharded):  # shards need every process's part
+        needed = self.processes.is_main or self.engine.sharded  # shards need every process's part
+        if not (self.callbacks.want_previews and needed):
             return
         dataset = self.train_set if self.validation_set is None else self.validation_set
         images = preview_images(self.objective, dataset, self.cache, self.config, self.device)
@@ -383,21 +387,12 @@ class Trainer:
         if self.train_set is not None:
             order = ShuffledOrder(len(self.train_set), 1, seed=VALIDATION_SEED).permutation(0)
             mine = order[self.processes.rank :: self.processes.world]
-            size = self.config.micro_batch or self.source.share.rows
+            size, workers = self.config.micro_batch or self.source.share.rows, self.config.workers
+            batches = sweep(
+                self.train_set, mine, batch_size=size, device=self.device, workers=workers,
+                max_unreadable=self.config.max_unreadable,
+            )  # fmt: skip
             with self.engine.gathered():
-                self.objective.finish(
-                    sweep(
-                        self.train_set,
-                        mine,
-                        batch_size=size,
-                        device=self.device,
-                        workers=self.config.workers,
-                        max_unreadable=self.config.max_unreadable,
-                    )
-                )
+                self.objective.finish(batches)
         weights = self.engine.whole_weights()
         self.processes.on_main(lambda: write_weights(self.folder / name, weights))
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)

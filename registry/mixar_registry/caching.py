@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from datetime import timedelta
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any, Literal, TypeVar
@@ -32,7 +31,7 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.errors import UserError
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.training.distributed import Processes, join_processes, naming_lost_processes
+from mixar_core.training.distributed import PATIENT, Processes, join_processes, naming_lost_processes
 from mixar_core.training.lock import FolderLock
 from mixar_core.training.signals import StopSignals
 from mixar_registry.assembly import System, build, construct, open_data
@@ -197,7 +196,7 @@ class _Work:
         # Processes that share out hours of work meet minutes apart, which the run's own group would not wait for.
         self.group: Any = None
         if processes.world > 1:
-            self.group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+            self.group = dist.new_group(backend="gloo", timeout=PATIENT)
 
     def run(self, stop: Callable[[], bool], progress: Callable[[int, int | None], object]) -> Caching:
         """Write what is missing, and the index when all is there."""

@@ -7,7 +7,8 @@ modules on the meta device and summing over their operators; norms, activations 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from mixar_core.errors import UserError
 from mixar_core.masking import masked_after_step, masked_count
 from mixar_core.model import MixAR
 from mixar_core.noise import Noise
@@ -87,8 +89,12 @@ def training_flop_per_image(system: System) -> float | None:
 
 
 def _with_total(costs: Mapping[str, float | None]) -> dict[str, float | None]:
-    known = [value for value in costs.values() if value is not None]
-    return {**costs, "total": sum(known) if len(known) == len(costs) else None}
+    return {**costs, "total": _sum(costs.values())}
+
+
+def _sum(values: Collection[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 class _Counter(TorchDispatchMode):
@@ -110,11 +116,11 @@ class _Counter(TorchDispatchMode):
 
 
 def _count(run: Callable[[], object]) -> _Counter | None:
-    """What `run` costs; None where one of its operators has no meta kernel."""
+    """What `run` costs; None where it cannot run on the meta device."""
     try:
         with torch.no_grad(), _Counter() as counter:
             run()
-    except (NotImplementedError, RuntimeError):
+    except Exception:  # no meta kernel, no data to draw from, or whatever a part raises that looks at values
         return None
     return counter
 
@@ -147,30 +153,45 @@ def _training(system: System, *, recomputed: bool = True) -> dict[str, float | N
 
 @frozen
 class _Lengths:
-    """Tokens in front of a MixAR's sequence, attended to beside it, and masked in training at the mean ratio."""
+    """Tokens in front of a MixAR's sequence, and attended to beside it."""
 
     prefix: int
     memory: int
-    masked: int
 
 
-def _lengths(system: System, model: MixAR) -> _Lengths:
-    tokens = model.backbone.grid.tokens
-    guidance = model.guidance(torch.zeros(1, tokens, dtype=torch.int64, device=META))
+def _lengths(model: MixAR) -> _Lengths | None:
+    """None where the injector cannot run on the meta device.
+
+    Raises:
+        UserError: see MixAR.guidance.
+    """
+    codes_BN = torch.zeros(1, model.backbone.grid.tokens, dtype=torch.int64, device=META)
+    try:
+        guidance = model.guidance(codes_BN)
+    except UserError:  # it opens other doors than it announced
+        raise
+    except Exception:  # see _count
+        return None
     return _Lengths(
         prefix=0 if guidance.prefix_BPD is None else guidance.prefix_BPD.shape[1],
         memory=0 if guidance.memory_BMD is None else guidance.memory_BMD.shape[1],
-        masked=masked_count(system.recipe.masking.mean_ratio(), tokens),
     )
 
 
+def _masked(system: System, model: MixAR) -> int:
+    """Tokens masked in training at the mean ratio."""
+    return masked_count(system.recipe.masking.mean_ratio(), model.backbone.grid.tokens)
+
+
 def _tokens(system: System, model: MixAR) -> dict[str, int]:
-    lengths, tokens = _lengths(system, model), model.backbone.grid.tokens
+    lengths, masked, tokens = _lengths(model), _masked(system, model), model.backbone.grid.tokens
+    if lengths is None:
+        return {}
     front = lengths.prefix + system.recipe.backbone.buffer
     last = ([tokens, *masked_after_step(tokens, system.recipe.sampling.steps)])[-2]
     return {
-        "training_masked": lengths.masked,
-        "training_encoder": front + tokens - lengths.masked,
+        "training_masked": masked,
+        "training_encoder": front + tokens - masked,
         "training_decoder": front + tokens,
         "sampling_encoder_first": front,
         "sampling_encoder_last": front + tokens - last,
@@ -179,17 +200,17 @@ def _tokens(system: System, model: MixAR) -> dict[str, int]:
 
 
 def _mixar_training(system: System, model: MixAR, *, recomputed: bool) -> dict[str, float | None]:
-    recipe, noise, lengths = system.recipe, Noise.seeded(0), _lengths(system, model)
-    backbone, tokens, masked = model.backbone, model.backbone.grid.tokens, lengths.masked
+    recipe, noise, backbone, lengths = system.recipe, Noise.seeded(0), model.backbone, _lengths(model)
+    tokens, masked = backbone.grid.tokens, _masked(system, model)
     labels_B = torch.zeros(1, dtype=torch.int64, device=META)
     codes_BN = torch.zeros(1, tokens, dtype=torch.int64, device=META)
     z_BKD = torch.zeros(1, masked, backbone.width, device=META)
     target_BKC = torch.zeros(1, masked, backbone.token_dim, device=META)
     images = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device=META)
     checkpointed = recomputed and recipe.backbone.activation_checkpointing
-    one_pass = backbone_flop(model, visible=tokens - masked, prefix=lengths.prefix, memory=lengths.memory)
+    forwards = FORWARDS_CHECKPOINTED if checkpointed else FORWARDS_A_STEP
     costs = {
-        "backbone": (FORWARDS_CHECKPOINTED if checkpointed else FORWARDS_A_STEP) * one_pass / 1e9,
+        "backbone": _times(forwards, _backbone_gflop(model, lengths, visible=tokens - masked)),
         "head": _times(FORWARDS_A_STEP, _gflop(lambda: model.head.loss(z_BKD, target_BKC, noise=noise))),
         "continuous_tokenizer": _gflop(lambda: model.continuous_tokenizer.posterior(images)),
     }
@@ -206,15 +227,13 @@ def _mixar_training(system: System, model: MixAR, *, recomputed: bool) -> dict[s
 
 
 def _mixar_sampling(system: System, model: MixAR) -> dict[str, float | None]:
-    recipe, settings, noise, lengths = system.recipe, system.recipe.sampling, Noise.seeded(0), _lengths(system, model)
+    recipe, settings, noise, lengths = system.recipe, system.recipe.sampling, Noise.seeded(0), _lengths(model)
     backbone, head, tokens = model.backbone, model.head, model.backbone.grid.tokens
     guided = settings.cfg != 1.0 and recipe.num_classes > 0
-    before, total = tokens, 0.0
-    for after in masked_after_step(tokens, settings.steps):
-        if after < before:
-            one_pass = backbone_flop(model, visible=tokens - before, prefix=lengths.prefix, memory=lengths.memory)
-            total += (2 if guided else 1) * one_pass / 1e9
-        before = after
+    counts = [tokens, *masked_after_step(tokens, settings.steps)]
+    passes = [
+        _backbone_gflop(model, lengths, visible=tokens - before) for before, after in pairwise(counts) if after < before
+    ]
     z_RD = torch.zeros(1, backbone.width, device=META)
 
     def draw_token(steps: int | None) -> Tensor:
@@ -224,13 +243,19 @@ def _mixar_sampling(system: System, model: MixAR) -> dict[str, float | None]:
     grid = model.continuous_tokenizer.grid
     latents_BChw = torch.zeros(1, model.continuous_tokenizer.latent_channels, grid.height, grid.width, device=META)
     costs = {
-        "backbone": total,
+        "backbone": _times(2 if guided else 1, _sum(passes)),
         "head": _times(tokens, _gflop_of_steps(draw_token, head_steps)),
         "continuous_tokenizer": _gflop(lambda: model.continuous_tokenizer.decode(latents_BChw)),
     }
     if model.injector.needs_codes and model.prior is not None:
         costs["prior"] = _prior_sampling(system)
     return costs
+
+
+def _backbone_gflop(model: MixAR, lengths: _Lengths | None, *, visible: int) -> float | None:
+    if lengths is None:
+        return None
+    return backbone_flop(model, visible=visible, prefix=lengths.prefix, memory=lengths.memory) / 1e9
 
 
 def backbone_flop(model: MixAR, *, visible: int, prefix: int = 0, memory: int = 0) -> float:

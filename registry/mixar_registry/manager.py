@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from abc import ABCMeta
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import attrs
 import pluggy
 
 from mixar_core.errors import UserError
+from mixar_core.injector import Door, GuidanceInjector
 from mixar_registry import hookspecs
 from mixar_registry.part import KINDS, Part
 from mixar_registry.text import choices, one_line
@@ -201,6 +204,13 @@ def _checked(part: object) -> Part:
     base = KINDS[part.kind]
     if not (isinstance(part.component, type) and issubclass(part.component, base)):
         raise TypeError(f"part {label}: component {part.component!r} does not derive from {base.__name__}")
+    if inspect.isabstract(part.component):
+        lacking = ", ".join(sorted(cast(ABCMeta, part.component).__abstractmethods__))
+        raise TypeError(f"part {label}: component {part.component.__name__} lacks {lacking}")
+    if issubclass(part.component, GuidanceInjector):
+        opens, doors = getattr(part.component, "opens", None), get_args(Door)
+        if not (isinstance(opens, Set) and opens <= {*doors}):
+            raise TypeError(f"part {label}: opens is {opens!r}, not a set of doors; {choices(doors)}")
     if not (isinstance(part.config, type) and attrs.has(part.config) and attrs.inspect(part.config).is_frozen):
         raise TypeError(f"part {label}: config {part.config!r} is not a frozen attrs class")
     reserved = {"type", "weights"} & {field.name for field in attrs.fields(part.config)}

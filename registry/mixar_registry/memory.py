@@ -30,7 +30,7 @@ from mixar_core.noise import Noise
 from mixar_core.training.engine import sharded_blocks
 from mixar_registry.assembly import System
 
-#: kinds of memory that a run holds from its first step to its last; the rest comes and goes with each pass
+#: kinds of memory that a run holds from its first step to its last; the rest comes and goes with each step
 STANDING = ("weights", "gradients", "adamw", "ema", "frozen_weights")
 
 
@@ -39,8 +39,9 @@ def training_memory(system: System, *, processes: int = 1, device_type: str = "c
 
     Weights, gradients, AdamW's two moments and averages take 4 bytes a parameter each. Under `training.parallel: fsdp`
     every process holds its share of these, and in addition the whole weights and gradients of what it computes with:
-    what is outside the blocks, and two blocks, the present one and the next. Activations are those of one pass, at the
-    mask ratio that keeps most. Perceptual losses, and tokens kept by `training.cache: memory`, are not counted.
+    what is outside the blocks, and two blocks, the present one and the next. Where a step has several passes
+    (`training.micro_batch`), it keeps all gradients whole between them. Activations are those of one pass, at the mask
+    ratio that keeps most. Perceptual losses, and tokens kept by `training.cache: memory`, are not counted.
 
     Args:
         system: built with `meta=True`.
@@ -58,7 +59,12 @@ def training_memory(system: System, *, processes: int = 1, device_type: str = "c
         "frozen_weights": 4e-9 * frozen,
     }
     if shares > 1:
-        memory["gathered_blocks"] = 8e-9 * _gathered(system.trained)
+        gathered = _gathered(system.trained)
+        memory["gathered_blocks"] = 8e-9 * gathered
+        if settings is not None and settings.micro_batch and settings.micro_batch < settings.batch_size // processes:
+            # FSDP sums gradients over the processes in the last pass alone; the share counted above is among these.
+            memory["gathered_blocks"] = 4e-9 * gathered
+            memory["whole_gradients"] = 4e-9 * trained * (1 - 1 / shares)
     memory["activations"] = _activations(system, processes, device_type)
     known = [value for value in memory.values() if value is not None]
     memory["training"] = sum(known) if len(known) == len(memory) else None
@@ -162,7 +168,7 @@ def _activations(system: System, processes: int, device_type: str) -> float | No
         with _fake(device_type, bf16=bf16):
             counts = _counts(system, device_type)
             one, two = [count(1) for count in counts], counts[-1](2)
-    except (NotImplementedError, RuntimeError):  # an operator without a meta kernel, a shape that depends on a value
+    except Exception:  # whatever a third party's part does that fake tensors do not allow; it need not fail for real
         return None
     fixed = 2 * one[-1] - two  # what does not grow with the images: autocast's copies of the weights
     return 1e-9 * (fixed + images * (max(one) - fixed))

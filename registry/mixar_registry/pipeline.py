@@ -150,7 +150,7 @@ class Model:
         return Generation(
             images=torch.cat([batch.images_B3HW.cpu() for batch in drawn]),
             labels=numbers,
-            names=tuple(self.name_of(label) for label in numbers),
+            names=tuple(label_name(label, self.class_names) for label in numbers),
             codes=_joined([batch.codes_BN for batch in drawn], dim=0),
             steps=_joined([batch.pictures for batch in drawn], dim=1),
         )
@@ -187,7 +187,7 @@ class Model:
         """One batch, of labels (B,) as `labels` gives them; what `generate` does once a batch.
 
         Raises:
-            UserError: the model draws no images.
+            UserError: the model draws no images, or ones that are not finite.
         """
         model = self.system.model
         if model is None:
@@ -206,10 +206,10 @@ class Model:
                     break
             step = next_step
             if keep_steps:
-                pictures.append(to_uint8(decode(step.latents_BChw)))
+                pictures.append(_pixels(decode(step.latents_BChw)))
             if progress is not None:
                 progress(step.index + 1, step.count)
-        images = pictures[-1] if keep_steps else to_uint8(decode(step.latents_BChw))
+        images = pictures[-1] if keep_steps else _pixels(decode(step.latents_BChw))
         return Drawn(images, step.codes_BN, torch.stack(pictures) if keep_steps else None)
 
     def sample_codes(
@@ -239,7 +239,7 @@ class Model:
                 f"model {self.recipe.name}: has no discrete_tokenizer, so there is nothing to decode codes with"
             )
         with torch.no_grad():
-            return to_uint8(tokenizer.decode(self._checked_codes(codes, len(codes)))).cpu()
+            return _pixels(tokenizer.decode(self._checked_codes(codes, len(codes)))).cpu()
 
     def labels(self, labels: Labels) -> Tensor:
         """Class numbers int64 (B,) on the model's device, of numbers or names.
@@ -297,11 +297,10 @@ class Model:
             raise UserError(f"codes lie outside 0 to {tokenizer.codebook_size - 1}")
         return codes.to(self.device, torch.int64)
 
-    def name_of(self, label: int) -> str:
-        """A class's name, or its number where names are not known."""
-        if label == NO_CLASS:
-            return "no class"
-        return self.class_names[label] if self.class_names else str(label)
+
+def label_name(label: int, names: Sequence[str]) -> str:
+    """A class's name, or its number where names are not known."""
+    return names[label] if 0 <= label < len(names) else ("no class" if label == NO_CLASS else str(label))
 
 
 def batch_noise(seed: int, index: int) -> Noise:
@@ -313,6 +312,21 @@ def grid_picture(images_B3HW: Tensor, names: Sequence[str], *, columns: int | No
     """uint8 images (B, 3, H, W) in one picture, each with its name; small ones enlarged so that the name fits."""
     columns = columns or math.ceil(math.sqrt(len(names)))
     return labelled_grid(images_B3HW, names, columns=columns, scale=max(1, 96 // images_B3HW.shape[-1]))
+
+
+def _pixels(images_B3HW: Tensor) -> Tensor:
+    """Decoded images as uint8. (One that is not finite would become a black one, and be measured as that.)
+
+    Raises:
+        UserError: there is one.
+    """
+    bad = ~images_B3HW.isfinite().flatten(1).all(dim=1)
+    if bad.any():
+        raise UserError(
+            f"{int(bad.sum())} of {len(bad)} images drawn are not finite: try float32, a bound on the head's x_0 "
+            "(head.clip), or other weights"
+        )
+    return to_uint8(images_B3HW)
 
 
 def _joined(batches: Sequence[Tensor | None], *, dim: int) -> Tensor | None:

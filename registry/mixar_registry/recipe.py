@@ -139,30 +139,33 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
     return merge(inherited, plain)
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, whole_parts: bool = True) -> dict[str, Any]:
     """`over` on top of `base`: mappings merge key by key, everything else is replaced.
 
     A part (a mapping with `type` or `weights`) is replaced as a whole where its type changes, and where `over` names a
-    model, because the model brings type and settings with it.
+    model, because the model brings type and settings with it; without `whole_parts` it is a mapping as any other.
     """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _replaces(old, value):
-            merged[key] = merge(old, value)
-        else:
+        if not isinstance(old, Mapping) or not isinstance(value, Mapping) or (whole_parts and _replaces(old, value)):
             merged[key] = value
+        else:
+            merged[key] = merge(old, value, whole_parts=whole_parts)
     return merged
 
 
 def _replaces(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    if "type" in new:
-        return new["type"] != old.get("type")
+    if "type" in new and new["type"] != old.get("type"):
+        return True
     return isinstance(new.get("weights"), str) and not is_file(new["weights"])
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Plain values of "a.b=value" strings, as a recipe would hold them."""
+    """Plain values of "a.b=value" strings, as a recipe would hold them; of one key given twice the last value.
+
+    The order of different keys does not matter: what replaces a part is seen when all of them meet the recipe.
+    """
     plain: dict[str, Any] = {}
     for text in overrides:
         path, equals, value = text.partition("=")
@@ -172,7 +175,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         nested: Any = strict_yaml.load(value, where=f"--set {text}")
         for key in reversed(keys):
             nested = {key: nested}
-        plain = merge(plain, nested)
+        plain = merge(plain, nested, whole_parts=False)
     if "extends" in plain:
         raise UserError("--set extends: only a recipe file extends another; give that recipe's name instead")
     return plain
@@ -265,8 +268,12 @@ def _choice(value: Any, path: str, kind: str, registry: Registry) -> PartChoice:
             raise Invalid([f"{path}.weights: only {', '.join(TRAINABLE)} have weights of their own"])
         if not isinstance(weights, str):
             raise Invalid([f"{path}.weights: {weights!r} is not a model's name, a model folder or a .safetensors file"])
-        if "type" not in settings:
-            settings = _settings_of_model(weights, path, registry) | settings
+        # a resolved recipe says all of it, and loads where the model that training began with is no more
+        if "type" not in settings or _is_model(weights, registry):
+            own = _settings_of_model(weights, path, registry)
+            settings = own | settings
+            if settings.get("type") != own.get("type", settings.get("type")):
+                raise Invalid([f"{path}.type: {settings['type']} is not the type of {weights}, which is {own['type']}"])
         weights = _absolute(weights, registry)
     if "type" not in settings:
         names = [part.name for part in registry.parts(kind)]
@@ -291,6 +298,17 @@ def _settings_of_model(weights: str, path: str, registry: Registry) -> dict[str,
     if trains != path or not isinstance(part, Mapping):
         raise Invalid([f"{path}.weights: {weights} is a model of a {trains}, not of a {path}"])
     return {key: value for key, value in part.items() if key != "weights"}
+
+
+def _is_model(weights: str, registry: Registry) -> bool:
+    """Whether it names a model that is there."""
+    if is_file(weights):
+        return False
+    try:
+        registry.find_model(weights)
+    except UserError:
+        return False
+    return True
 
 
 def _absolute(weights: str, registry: Registry) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from mixar_registry.manager import Registry, plugin_manager
 from mixar_registry.memory import check_memory
 from mixar_registry.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar_registry.structure import flat
-from mixar_registry.weights import PROVENANCE, RECIPE, versions
+from mixar_registry.weights import PROVENANCE, RECIPE, find_weights, read_provenance, sha256, versions
 
 
 def train(
@@ -56,7 +56,7 @@ def train(
             f"recipe {recipe.name}: training: required to train, and not there; set training.steps or .epochs"
         )
     planned = build(recipe, registry, meta=True)
-    _check_frozen(planned)
+    files_of_frozen = _frozen_files(planned, registry)
     if resume:
         _check_same(recipe, Path(folder), registry)
     _check_memory(planned, device)
@@ -70,6 +70,9 @@ def train(
     validation_set = open_data(recipe, registry, "validation") if measured else None
     torch.manual_seed(recipe.training.seed)  # initial weights
     system = build(recipe, registry, data=train_set)
+    frozen = {key: sha256(file) for key, file in files_of_frozen.items()}
+    if resume:
+        _check_same_frozen(Path(folder), frozen)
     objective = make_objective(system, registry)
     if callbacks is None:
         callbacks = [registry.part("callback", choice.type).component(choice.config) for choice in recipe.callbacks]
@@ -79,6 +82,7 @@ def train(
         "trained_by": f"mixar train {recipe.name}",
         "versions": versions(),
         "class_names": list(named.class_names),
+        "frozen": frozen,
     }
     files = {RECIPE: to_yaml(recipe), PROVENANCE: json.dumps(provenance, indent=2) + "\n"}
     return run_trainer(
@@ -119,18 +123,30 @@ def make_objective(system: System, registry: Registry) -> Objective:
     return ContinuousReconstruction(system.continuous_tokenizer, extractor, recipe.reconstruction)
 
 
-def _check_frozen(system: System) -> None:
-    """A frozen part that was never trained would teach what it is used for nothing."""
-    recipe = system.recipe
+def _frozen_files(system: System, registry: Registry) -> dict[str, Path]:
+    """The weights' files of frozen parts, by recipe key.
+
+    One that was never trained would teach what it is used for nothing. One whose training is not over will be another:
+    a tokenizer, for one, measures its latents' mean and deviation at the end.
+    """
+    recipe, files = system.recipe, {}
     for key in TRAINABLE:
         part, choice = getattr(system, key), getattr(recipe, key)
-        if key == recipe.trains or part is None or choice.weights is not None:
+        if key == recipe.trains or part is None:
             continue
-        if any(True for _ in part.parameters()):
+        if choice.weights is not None:
+            files[key] = find_weights(choice.weights, registry)
+            if files[key].is_dir():
+                raise UserError(
+                    f"recipe {recipe.name}: {key}.weights: {choice.weights} is a run that is not finished, its newest "
+                    f"state is {files[key].parent.name}; finish it with --resume, or give a finished model"
+                )
+        elif any(True for _ in part.parameters()):
             raise UserError(
                 f"recipe {recipe.name}: {key}.weights: required, because this recipe trains {recipe.trains} and keeps "
                 f"{key} as it is; give a model's name, a model folder or a .safetensors file"
             )
+    return files
 
 
 #: what may change between a run and its resumption: the trainer looks at `training` itself
@@ -157,3 +173,14 @@ def _check_same(recipe: Recipe, folder: Path, registry: Registry) -> None:
             f"{folder} was started with another recipe: {', '.join(changed[:_SHOWN])}{more}; resume with that, or "
             "start anew"
         )
+
+
+def _check_same_frozen(folder: Path, frozen: Mapping[str, str]) -> None:
+    """The same names may have other weights behind them by now. A run of before this was noted goes on unchecked."""
+    noted = read_provenance(folder).get("frozen", {})
+    for key, digest in frozen.items():
+        if (then := noted.get(key, digest)) != digest:
+            raise UserError(
+                f"{folder} was started with other weights of its {key}: their sha256 was {then}, is {digest}; resume "
+                "with those, or start anew"
+            )

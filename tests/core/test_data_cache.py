@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mixar_core.data import cache as cache_module
 from mixar_core.data.cache import INDEX, PROGRESS, CacheSettings, TokenCache
 from mixar_core.data.cache_source import CacheSource
 from mixar_core.data.cache_writer import (
@@ -33,9 +34,12 @@ from mixar_core.data.loader import ImageSource, Share, ShuffledOrder, load_rows
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.errors import UserError
+from mixar_core.noise import Noise
+from mixar_core.training.distributed import Processes
 from mixar_core.training.lock import FolderLock
+from mixar_core.training.sources import preview_images, training_source
 from mixar_core.types import ImageBatch, Posterior
-from tests.core.training_toys import ToyImages
+from tests.core.training_toys import ToyImages, ToyObjective, toy_config
 from tests.toys import PoolTokenizer, SignTokenizer
 
 CPU = torch.device("cpu")
@@ -175,6 +179,47 @@ def test_training_sees_the_same_from_the_cache_as_from_images(written: TokenCach
         assert torch.equal(fresh.latents_BChw, again.latents_BChw)
         assert torch.equal(fresh.codes_BN, again.codes_BN) and torch.equal(fresh.labels_B, again.labels_B)
     assert cached.unreadable == {}
+
+
+class Noting(dict):
+    """A shard's tensors that note who is asked for."""
+
+    asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Tensor:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize(
+    ("continuous", "discrete", "expected"),
+    [
+        (True, True, {"latents", "latents_flip", "codes", "codes_flip", "labels"}),
+        (True, False, {"latents", "latents_flip", "labels"}),
+        (False, True, {"codes", "codes_flip", "labels"}),
+    ],
+)
+def test_only_what_an_objective_takes_is_read(written: TokenCache, monkeypatch, continuous, discrete, expected):
+    objective, mapped = ToyObjective(), cache_module._mapped
+    objective.tokenizers = FrozenTokenizers(
+        WideTokenizer() if continuous else None, SignTokenizer() if discrete else None
+    )
+    monkeypatch.setattr(cache_module, "_mapped", lambda path: Noting(mapped(path)))
+    monkeypatch.setattr(Noting, "asked", set())
+    cache, config, alone = TokenCache.open(written.folder), toy_config(flip=True), Processes(0, 1, CPU)
+    source = training_source(objective, None, cache, config, alone)
+    whole = CacheSource(written, source.order, source.share, seed=source.seed, device=CPU, flip=True)
+    for tokens, every in zip(source.batches(0, 5), whole.batches(0, 5), strict=True):
+        assert (tokens.posterior is not None) == continuous and (tokens.codes_BN is not None) == discrete
+        drawn, again = (objective.tokenizers.draw(each, noise=Noise.seeded(0)) for each in (tokens, every))
+        assert torch.equal(drawn.latents_BChw, again.latents_BChw) and torch.equal(drawn.labels_B, again.labels_B)
+        assert not discrete or torch.equal(drawn.codes_BN, again.codes_BN)
+    assert Noting.asked == expected
+    Noting.asked.clear()
+    preview_images(objective, None, cache, config, CPU)
+    assert Noting.asked == {key for key in expected if "flip" not in key}
+    (tokens, *_) = training_source(objective, None, cache, toy_config(workers=1), alone).batches(0, 2)
+    assert (tokens.posterior is not None) == continuous and (tokens.codes_BN is not None) == discrete
 
 
 def test_drawing_from_samples_gives_them_and_takes_as_many_numbers(tmp_path: Path):

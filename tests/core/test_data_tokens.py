@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -16,6 +18,12 @@ CPU = torch.device("cpu")
 
 def noise(step: int):
     return step_noise(Stream.TOKENS, seed=0, step=step)
+
+
+def kept_source(frozen: FrozenTokenizers, **settings) -> TokenSource:
+    return TokenSource(
+        ToyImages(), ShuffledOrder(20, 8, seed=1), Share(0, 8, 8), frozen, seed=1, device=CPU, **settings
+    )
 
 
 def test_kept_tokens_are_those_of_the_images():
@@ -48,11 +56,30 @@ def test_either_tokenizer_may_be_missing():
 def test_a_split_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(tokens.os, "sysconf", lambda name: 10)
     with pytest.raises(UserError, match="cache"):
-        TokenSource(
-            ToyImages(),
-            ShuffledOrder(20, 8, seed=1),
-            Share(0, 8, 8),
-            FrozenTokenizers(PoolTokenizer(), None),
-            seed=1,
-            device=CPU,
-        )
+        kept_source(FrozenTokenizers(PoolTokenizer(), None))
+
+
+def test_encoded_batches_are_not_kept_beside_the_whole(monkeypatch):
+    encode, batches = FrozenTokenizers.encode, []
+
+    def watched(frozen, images):
+        assert sum(batch() is not None for batch in batches) <= 1  # the last one
+        found = encode(frozen, images)
+        batches.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(FrozenTokenizers, "encode", watched)
+    kept = kept_source(FrozenTokenizers(PoolTokenizer(), SignTokenizer()), flip=True, encode_batch=3).kept
+    assert len(batches) == 14 and len(kept) == 40
+    assert kept.labels_B.tolist() == 2 * ToyImages().labels() and kept.codes_BN.dtype == torch.int64
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch):
+    frozen = FrozenTokenizers(PoolTokenizer(), SignTokenizer())
+    need = sum(tensor.nbytes for tensor in kept_source(frozen).kept.tensors())
+    monkeypatch.setattr(tokens.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * need}[name])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    kept_source(frozen)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="for 20 encoded images in each of 3 processes, and cpu has"):
+        kept_source(frozen)

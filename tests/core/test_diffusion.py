@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixar_core.diffusion import TrainTables, cosine_betas, respaced_timesteps, reverse_step, schedule
+from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 
@@ -72,3 +73,35 @@ def test_the_head_learns_the_mean_and_spread_of_its_tokens() -> None:
     assert drawn[:, 0].mean() == pytest.approx(1.0, abs=0.15)
     assert drawn[:, 1].mean() == pytest.approx(-1.0, abs=0.15)
     assert drawn[:, 0].std() == pytest.approx(0.3, abs=0.15)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+@pytest.mark.parametrize("steps", [2, 20, 1000])
+def test_bf16_is_kept_out_of_the_steps_that_would_multiply_its_rounding(cfg: float, steps: int) -> None:
+    torch.manual_seed(0)
+    head = DiffusionHead(DiffusionHeadConfig(depth=1, width=16), token_dim=3, width=4)
+    for parameter in head.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    z, z_uncond = torch.randn(2, 50, 4)
+    process = schedule(steps)
+    first = sum(process.error_gain(k) > 100 for k in range(steps))
+    assert first == (7 if steps == 1000 else 1)
+    drawn: list[list[torch.Tensor]] = []
+    for enabled in (False, True):
+        seen: list[torch.Tensor] = []
+        handle = head.net.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[0][:50]))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            head.sample(z, z_uncond_RD=z_uncond, cfg=cfg, steps=steps, noise=Noise.seeded(0))
+        handle.remove()
+        drawn.append(seen)
+    exact, rounded = drawn
+    torch.testing.assert_close(rounded[first], exact[first], rtol=1e-6, atol=1e-5)
+    assert not torch.equal(rounded[-1], exact[-1]) or steps == 2  # the others do run in bf16
+
+
+def test_one_step_of_sampling_is_refused() -> None:
+    with pytest.raises(ValueError, match="'sampling_steps' must be >= 2"):
+        DiffusionHeadConfig(sampling_steps=1)
+    with pytest.raises(ValueError, match="'head_steps' must be >= 2"):
+        SamplingConfig(head_steps=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -15,8 +16,9 @@ from mixar_core.masking import random_orders, split_by_order
 from mixar_core.mixture import TIMixConfig
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
-from mixar_core.types import NO_CLASS, Guidance, ImageBatch, TokenBatch
-from tests.toys import small_mixar
+from mixar_core.types import NO_CLASS, DiscreteTokens, Guidance, ImageBatch, TokenBatch
+from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
+from tests.toys import SignTokenizer, small_mixar
 
 INJECTORS = ("none", "dc-mix", "dc-mix-projected", "dc-sa", "dc-ca")
 seeds = st.integers(0, 2**31 - 1)
@@ -187,3 +189,29 @@ def test_frozen_parts_stay_frozen_and_in_evaluation_mode() -> None:
     assert model.trained.training and not model.continuous_tokenizer.training
     assert ImageBatch(torch.zeros(2, 3, 4, 4), torch.zeros(2)).__len__() == 2
     assert not any(p.requires_grad for p in model.continuous_tokenizer.parameters())
+
+
+@pytest.mark.parametrize(
+    ("doors", "message"),
+    [
+        ({}, "Careless opens the doors none; its class announces (`opens`): fill"),
+        ({"fill_BND": (3, 16, 20), "memory_BMD": (3, 1, 16)}, "Careless opens the doors fill, memory; its class"),
+        ({"fill_BND": (3, 1, 20)}, "Careless: its fill has the shape (3, 1, 20); needed: (3, 16, 20)"),
+        ({"fill_BND": (3, 16, 16)}, "Careless: its fill has the shape (3, 16, 16); needed: (3, 16, 20)"),
+        ({"fill_BND": (1, 16, 20)}, "Careless: its fill has the shape (1, 16, 20); needed: (3, 16, 20)"),
+        ({"fill_BND": (3, 16)}, "Careless: its fill has the shape (3, 16); needed: (3, 16, 20)"),
+        ({"prefix_BPD": (3, 5, 20)}, "Careless: its prefix has the shape (3, 5, 20); needed: (3, any length, 16)"),
+        ({"memory_BMD": (2, 5, 16)}, "Careless: its memory has the shape (2, 5, 16); needed: (3, any length, 16)"),
+    ],
+)
+def test_an_injector_that_does_not_keep_its_word_is_named(doors: dict[str, tuple[int, ...]], message: str) -> None:
+    class Careless(DCMix):
+        opens = frozenset({"fill"} if len(doors) != 1 else {next(iter(doors)).partition("_")[0]})
+
+        def forward(self, tokens: DiscreteTokens) -> Guidance:
+            return Guidance(**{door: torch.zeros(shape) for door, shape in doors.items()})
+
+    model = small_mixar("dc-mix", decoder_width=20)
+    model.trained["injector"] = Careless(DCMixConfig(), tokenizer=SignTokenizer(), width=20)
+    with pytest.raises(UserError, match=re.escape(message)):
+        model.loss(batch_of(model), noise=Noise.seeded(0))

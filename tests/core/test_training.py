@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from mixar_core.errors import UserError
 from mixar_core.mixture import TIMixConfig
 from mixar_core.model import SamplingConfig
-from mixar_core.training import files
+from mixar_core.training import files, trainer
 from mixar_core.training.callback import Callback
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
+from mixar_core.training.distributed import Processes
 from mixar_core.training.mixar_objective import MixARObjective
+from mixar_registry.weights import weights_file
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
 from tests.toys import small_mixar
 
@@ -162,6 +164,36 @@ def test_a_finished_run_can_be_made_longer(tmp_path):
     toy_run(tmp_path / "parts", steps=6)
     toy_run(tmp_path / "parts", steps=9, resume=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_weights_of_an_end_that_is_no_end_any_more_are_removed(tmp_path):
+    toy_run(tmp_path / "run")
+    before = weights(tmp_path / "run")
+    assert toy_run(tmp_path / "run", resume=True).step == 6  # there is nothing to do
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "run").items())
+    with pytest.raises(UserError, match="batch_size was 8, is 4"):
+        toy_run(tmp_path / "run", steps=12, batch_size=4, resume=True)
+    assert weights(tmp_path / "run") and weights(tmp_path / "run", "weights_raw")
+    assert toy_run(tmp_path / "run", steps=12, callbacks=[Watch(stop_at=9)], resume=True).step == 10
+    assert not [*(tmp_path / "run").glob("*.safetensors")]
+    assert weights_file(tmp_path / "run").parent.name == "step-00000010"
+
+
+def test_the_processs_own_precision_comes_back_after_a_run(tmp_path, monkeypatch):
+    seen = []
+
+    def fail(*_):
+        seen.append(torch.get_float32_matmul_precision())
+        raise UserError("stop here")
+
+    monkeypatch.setattr(trainer, "Trainer", fail)
+    before = torch.get_float32_matmul_precision()
+    for device in ("cuda", "cpu"):
+        monkeypatch.setattr(trainer, "join_processes", lambda _, name=device: Processes(0, 1, torch.device(name)))
+        with pytest.raises(UserError, match="stop here"):
+            toy_run(tmp_path / "run", precision="bf16")
+        assert torch.get_float32_matmul_precision() == before
+    assert seen == ["high", before] and before == "highest"
 
 
 def test_a_run_whose_loss_ends_somewhere_keeps_its_length(tmp_path):

@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from mixar_core.errors import UserError
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
+from mixar_core.training.distributed import Processes, naming_lost_processes, own_device
 from mixar_core.training.files import read_weights
 from tests.core.test_training import Watch, mixar_objective
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
@@ -158,3 +161,80 @@ def test_two_processes_do_what_one_does(tmp_path, capsys):
     kept = json.loads((tmp_path / "nan/bad/step-00000003-rank-1.json").read_text())
     assert kept["rank"] == 1 and len(kept["images"]) == 4
     assert read_weights(tmp_path / "nan/bad/step-00000003-rank-1.safetensors")["images"].shape == (4, 3, 16, 16)
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [str(own_device(each)) for each in (None, "cuda", "cuda:1", "cpu")] == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for device in (None, "cuda", torch.device("cuda")):
+        assert own_device(device) == torch.device("cuda:1")
+    assert own_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"^device cuda:0: several processes cannot share a GPU; with `cuda` each has"):
+        own_device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"^process 2 of this machine has no GPU: there are 2$"):
+        own_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert own_device() == torch.device("cpu")
+
+
+NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, "
+ENDED, SILENT = (
+    "another process of this run ended, look for its own message",
+    "another process of this run does not answer",
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            f"{NCCL}unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\n"
+            "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. \n"
+            "Last error:\nError while creating shared memory segment /dev/shm/nccl-a1 (size 9637888), error: No space "
+            "left on device (28)",
+            "0 of 2: NCCL error in: * Last error: Error while creating shared memory segment *No space left*(28)",
+        ),
+        (
+            f"{NCCL}invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclInvalidUsage: This "
+            "usually reflects invalid usage of NCCL library.\nLast error:\nDuplicate GPU detected : rank 1 and rank 0",
+            "0 of 2: NCCL error in: * Last error: Duplicate GPU detected : rank 1 and rank 0",
+        ),
+        (
+            f"{NCCL}unhandled cuda error, NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+            "Last error:\nCuda failure 2 'out of memory'",
+            "0 of 2: NCCL error in: * Cuda failure 2 'out of memory'",
+        ),
+        (
+            f"{NCCL}remote process exited or there was a network error, NCCL version 2.27.5\nncclRemoteError: A call "
+            "failed possibly due to a network error or a remote process exiting prematurely. \nLast error:\n",
+            f"0 of 2: {ENDED} (NCCL error in: *remote process exited *)",
+        ),
+        (
+            f"{NCCL}unhandled system error, NCCL version 2.27.5\nncclSystemError: System call failed.\nLast error:\n"
+            "socketPollConnect: connect to 10.0.0.1<40001> returned Connection refused, retries exceeded",
+            f"0 of 2: {ENDED} (NCCL error in: *)",
+        ),
+        (
+            "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=8, OpType=ALLREDUCE) ran for 900 "
+            "milliseconds before timing out.",
+            f"0 of 2: {SILENT} (*Watchdog caught collective operation timeout: *)",
+        ),
+    ],
+)
+def test_an_error_of_nccl_itself_is_told_whole(error, said):
+    with pytest.raises(UserError) as caught, naming_lost_processes(Processes(0, 2, torch.device("cpu"))):
+        raise dist.DistBackendError(error)
+    assert fnmatchcase(str(caught.value), f"process {said}") and "\n" not in str(caught.value)
+
+
+def test_errors_of_one_process_stay_what_they_are():
+    with pytest.raises(dist.DistBackendError), naming_lost_processes(Processes(0, 1, torch.device("cpu"))):
+        raise dist.DistBackendError(NCCL)
+    with pytest.raises(RuntimeError, match="shapes"), naming_lost_processes(Processes(0, 2, torch.device("cpu"))):
+        raise RuntimeError("shapes differ")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
 
 from mixar_core.errors import UserError
+from mixar_core.training.checkpoint import Checkpoints
+from mixar_core.training.distributed import Processes
 from mixar_core.training.files import read_weights
+from mixar_core.training.log import Unreadable
 from tests.core.test_training import assert_same_weights, losses
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
 
@@ -81,12 +85,55 @@ def test_images_that_are_not_finite_are_named(tmp_path):
         toy_run(tmp_path / "run", data=Odd(), steps=3)
 
 
+def test_an_image_that_several_processes_met_counts_once(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def two(_, value):
+        asked.append(value)
+        return [value, value | {7}] if isinstance(value, set) else [value, value + 1]
+
+    monkeypatch.setattr(Processes, "everyone", two)
+    unreadable = Unreadable(tmp_path, Processes(0, 2, torch.device("cpu")), limit=2, split="train")
+    found = {3: "torn"}
+    assert unreadable.too_many(found, step=1, told=2) is None and not asked
+    found[7] = "cut off"
+    assert unreadable.too_many(found, step=2, told=4) is None and asked == [{3, 7}]
+    assert unreadable.too_many(found, step=3, told=4) is None and len(asked) == 1
+    found[8] = "empty"
+    assert "3 train images cannot be read, more than training.max_unreadable 2" in unreadable.too_many(found, step=4)
+    assert len((tmp_path / "unreadable.jsonl").read_text().splitlines()) == 3
+    assert capsys.readouterr().err.count("is skipped") == 3
+
+
+def test_unreadable_validation_images_are_named_and_limited(tmp_path, capsys):
+    settings = {"validation": ToyImages(broken=3), "evaluate_every": 2}
+    toy_run(tmp_path / "run", **settings)
+    (line,) = (tmp_path / "run/unreadable.jsonl").read_text().splitlines()
+    assert json.loads(line)["split"] == "validation" and "validation image 3 is skipped" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"1 validation images cannot be read, .*max_unreadable 0; .*step-00000001$"):
+        toy_run(tmp_path / "strict", **settings, max_unreadable=0, checkpoint_every=1)
+
+
+def test_a_run_that_is_stopped_keeps_what_is_being_written(tmp_path, monkeypatch):
+    complete = Checkpoints._complete
+
+    def slowly(self, *arguments):
+        time.sleep(1.0)
+        complete(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "_complete", slowly)
+    with pytest.raises(UserError, match=r"^step 4: not finite: .*the last good state is .*step-00000003$"):
+        toy_run(tmp_path / "run", objective=Spoilt("gradient"), checkpoint_every=3, background_checkpoints=True)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_images_are_skipped_and_named(tmp_path, capsys, workers):
     toy_run(tmp_path / "run", data=ToyImages(broken=11), max_unreadable=1, workers=workers)
     assert len(losses(tmp_path / "run")) == 6
     (line,) = (tmp_path / "run/unreadable.jsonl").read_text().splitlines()
     assert json.loads(line)["index"] == 11 and "image 11 cannot be read" in line
-    assert capsys.readouterr().err.count("warning: image 11 is skipped: image 11 cannot be read") == 1
-    with pytest.raises(UserError, match=r"1 images cannot be read, more than training\.max_unreadable 0; .*jsonl"):
+    assert capsys.readouterr().err.count("warning: train image 11 is skipped: image 11 cannot be read") == 1
+    with pytest.raises(
+        UserError, match=r"1 train images cannot be read, more than training\.max_unreadable 0; .*jsonl"
+    ):
         toy_run(tmp_path / "strict", data=ToyImages(broken=11), max_unreadable=0, workers=workers)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mixar_core.errors import UserError
+from mixar_core.training import lock
 from mixar_core.training.lock import LOCK, FolderLock
 from tests.core.test_data_cache import begun, plan
 from tests.core.training_toys import toy_run
@@ -18,12 +20,18 @@ from tests.core.training_toys import toy_run
 HOLD = """
 import sys, time
 from pathlib import Path
-from mixar_core.training.lock import FolderLock
-lock = FolderLock(Path(sys.argv[1]))
-lock.take()
+from mixar_core.training import lock
+lock.PATIENCE = 0.0
+held = lock.FolderLock(Path(sys.argv[1]))
+held.take()
 print("taken", flush=True)
 time.sleep(600)
 """
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.0)
 
 
 @contextmanager
@@ -44,13 +52,31 @@ def test_two_runs_cannot_be_in_one_folder(tmp_path: Path) -> None:
     before = sorted(folder.rglob("*"))
     with other_process(folder) as number:
         with pytest.raises(
-            UserError, match=rf"run: process {number} on \S+ works in it; wait for its end, or stop it$"
+            UserError,
+            match=rf"run: process {number} on \S+ works in it; wait for its end, or stop it; "
+            rf"if its machine is gone, remove {folder / LOCK}$",
         ):
             toy_run(folder, steps=4, resume=True)
         assert sorted(path for path in folder.rglob("*") if path.name != LOCK) == before
     assert (folder / LOCK).exists()  # it was killed, and that is enough
     toy_run(folder, steps=4, resume=True)
     assert not (folder / LOCK).exists()
+
+
+def test_a_life_that_begins_too_early_waits_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 60.0)
+    with other_process(tmp_path) as number:
+        end = threading.Timer(1.5, os.kill, (number, signal.SIGKILL))
+        end.start()
+        with closing(FolderLock(tmp_path)) as mine:
+            mine.take()
+            assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+        end.join()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"{tmp_path}: process {number} on ")
+    assert said[0].endswith(" works in it; waiting up to 60 s for its end")
 
 
 def test_two_calls_cannot_write_one_cache(tmp_path: Path) -> None:
@@ -68,14 +94,15 @@ def test_two_calls_cannot_write_one_cache(tmp_path: Path) -> None:
 def test_a_lock_that_its_owner_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = FolderLock(tmp_path), FolderLock(tmp_path)
     first.take()
-    locked = FolderLock._lock
+    locked = lock._lock
 
-    def and_then_it_is_removed(lock: FolderLock, file) -> None:
-        monkeypatch.setattr(FolderLock, "_lock", locked)
-        locked(lock, file)
+    def and_then_it_is_removed(file) -> str | None:
+        monkeypatch.setattr(lock, "_lock", locked)
+        holder = locked(file)
         first.close()
+        return holder
 
-    monkeypatch.setattr(FolderLock, "_lock", and_then_it_is_removed)
+    monkeypatch.setattr(lock, "_lock", and_then_it_is_removed)
     second.take()
     with closing(second):
         command = [sys.executable, "-c", HOLD, str(tmp_path)]
@@ -88,10 +115,10 @@ def test_without_locks_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", none)
-    lock = FolderLock(tmp_path)
-    lock.take()
-    lock.close()
-    lock.close()
+    free = FolderLock(tmp_path)
+    free.take()
+    free.close()
+    free.close()
     assert not (tmp_path / LOCK).exists()
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,7 @@ from mixar_core.evaluation.extractor import FeatureExtractor
 from mixar_core.evaluation.pairs import perceptual_distance_B
 from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
+from mixar_core.training import reconstruction
 from mixar_core.training.prior_objective import PriorObjective
 from mixar_core.training.reconstruction import (
     ContinuousReconstruction,
@@ -136,6 +140,54 @@ def test_latents_are_measured_into_the_weights(tmp_path):
     torch.testing.assert_close(tokenizer.latent_std_C, sampled.std((0, 1, 3, 4)), rtol=0.01, atol=0.0)
     latents = tokenizer.encode(pixels, Noise.seeded(0))
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(3), rtol=0.15, atol=0.0)
+
+
+def statistics(rank: int, world: int, count: int, limit: int = 50_000) -> tuple[LinearTokenizer, int]:
+    """What one of several processes measures over its share of `count` images, two at a time; its passes."""
+    tokenizer, mine = LinearTokenizer(), images(count).images_B3HW[rank::world]
+    passes, posterior = [], tokenizer.posterior
+
+    def counted(images_B3HW: Tensor) -> Posterior:
+        passes.append(len(images_B3HW))
+        return posterior(images_B3HW)
+
+    tokenizer.load_state_dict({name: torch.full_like(t, 0.1) for name, t in tokenizer.state_dict().items()})
+    tokenizer.posterior = counted
+    batches = [ImageBatch(part, torch.zeros(len(part))) for part in mine.split(2) if len(part)]
+    ContinuousReconstruction(tokenizer, None, ReconstructionConfig(statistics_images=limit)).finish(iter(batches))
+    return tokenizer, len(passes)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("count", [1, 3, 5, 8, 13])
+def test_all_processes_measure_in_equally_many_passes(monkeypatch, world, count):
+    """Under FSDP a process that has one batch more would wait for the others' weights for ever."""
+    alone, _ = statistics(0, 1, count)
+    said, meeting = [None] * world, threading.Barrier(world, timeout=20)
+    place = threading.local()
+
+    def sum_over_threads(values: Tensor) -> Tensor:
+        said[place.rank] = values
+        meeting.wait()
+        total = sum(said)
+        meeting.wait()
+        return total
+
+    def measured(rank: int):
+        place.rank = rank
+        return statistics(rank, world, count)
+
+    monkeypatch.setattr(reconstruction, "sum_over_processes", sum_over_threads)
+    with ThreadPoolExecutor(world) as pool:
+        found = list(pool.map(measured, range(world)))
+    assert {passes for _, passes in found} == {-(-len(range(0, count, world)) // 2)}
+    for tokenizer, _ in found:
+        torch.testing.assert_close(tokenizer.latent_mean_C, alone.latent_mean_C)
+        torch.testing.assert_close(tokenizer.latent_std_C, alone.latent_std_C)
+
+
+def test_no_more_images_are_measured_than_asked_for():
+    assert [statistics(0, 1, 8, limit)[1] for limit in (1, 2, 3, 7, 8, 9)] == [1, 1, 2, 4, 4, 4]
 
 
 def test_previews():

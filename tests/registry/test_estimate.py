@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixar_core.errors import UserError
 from mixar_core.masking import split_by_order
+from mixar_core.types import Guidance
 from mixar_registry.assembly import build
 from mixar_registry.estimate import META, backbone_flop, estimate, training_flop_per_image
 from mixar_registry.manager import Registry
@@ -70,3 +72,32 @@ def test_model_flop_count_neither_recomputation_nor_tokenizers_that_do_not_run(r
     assert of("digits", "training.cache=memory") == pytest.approx(1e9 * kept)
     # a tokenizer that is trained runs whatever is kept
     assert of("digits_lfq", "training.cache=memory") == of("digits_lfq", "training.cache=none")
+
+
+def test_what_cannot_run_without_values_is_left_out(
+    family: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["prior.type=ground-truth", "injector.type=dc-sa", "ti_mix.start=0.5"]
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry, overrides=overrides)
+    system = build(recipe, registry, meta=True)
+    found = estimate(system)  # this prior draws from data, and there are none
+    assert found.sampling_gflop["prior"] is None and found.sampling_gflop["total"] is None
+    assert found.training_gflop["total"] is not None and found.sampling_gflop["backbone"] is not None
+    assert system.model is not None
+
+    def look(*_: object, **__: object) -> None:
+        raise KeyError("a value")
+
+    monkeypatch.setattr(system.model.head, "loss", look)
+    assert training_flop_per_image(system) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(system.model.injector, "forward", look)
+    assert training_flop_per_image(system) is None
+    monkeypatch.undo()
+
+    def other_door(_: object) -> Guidance:
+        return Guidance(fill_BND=torch.zeros(1, 16, 8, device=META))
+
+    monkeypatch.setattr(system.model.injector, "forward", other_door)
+    with pytest.raises(UserError, match="DCSA opens the doors fill"):
+        estimate(system)

@@ -88,6 +88,8 @@ def test_adms_file_gives_inceptions_statistics_and_its_images_vectors(tmp_path: 
     reference = opened(path, registry, GreyInception())
     assert reference.adm_imagenet and reference.count is None and reference.features_AF.shape == (9, 4)
     assert reference.gaussian.mean_F.tolist() == [1.0] * 4 and "do not say whose features" in reference.notes[0]
+    Gaussian(torch.zeros(4), torch.eye(4), 9, GreyInception().identity).save(tmp_path / "adm_in256_stats.npz")
+    assert not opened(tmp_path / "adm_in256_stats.npz", registry, GreyInception()).adm_imagenet  # ours, called so
     other = opened(path, registry, Grey())
     assert not other.adm_imagenet and other.count == 9 and other.gaussian.mean_F.tolist() != [1.0] * 4
     assert any("statistics are Inception's" in note for note in other.notes)

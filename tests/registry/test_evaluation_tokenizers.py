@@ -139,7 +139,8 @@ def test_the_command_and_two_processes(family: Path, tmp_path: Path) -> None:
     assert files == ["reconstructions.png", "report.json", "report.md"]
     report = json.loads((tmp_path / "one/report.json").read_text())
     assert report["comparable with published reconstruction FID of ImageNet 256"] == (
-        "no, because the extractor is not Inception; 7 images and not 50,000; 16x16 pixels and not 256x256"
+        "no, because the extractor is not Inception; 7 images and not 50,000; 16x16 pixels and not 256x256; "
+        "the images are not known to be a whole validation split; 3 classes and not 1,000"
     )
     assert report["floor"]["images"] == 3 and report["made"]["command"].startswith("mixar eval tokenizer")
     continuous, discrete = report["tokenizers"]

@@ -33,6 +33,7 @@ from mixar_registry.recipe import load_recipe, to_yaml
 from mixar_registry.weights import save_model
 
 ALONE = Processes(0, 1, torch.device("cpu"))
+DRAWN = {"seconds_per_image_and_process": 0.1}
 
 
 class Pooled(FeatureExtractor):
@@ -104,6 +105,7 @@ def test_the_protocol_is_told_by_every_part_of_it() -> None:
         ("classes", None, "the samples' classes are not known"),
         ("classes", ClassCounts(100, 500, 500, ()), "100 classes and not 1,000"),
         ("classes", ClassCounts(1000, 41, 60, ()), "41 to 60 images of a class and not 50 of each"),
+        ("real_codes", True, "the codes that guide them are real images'"),
     ):
         assert comparable(reasons_against(**good | {key: value})) == f"no, because {reason}"  # type: ignore[arg-type]
     two = good | {"is_inception": False, "count": 10}
@@ -187,7 +189,10 @@ def test_floors_are_of_real_images_at_the_same_count() -> None:
     assert floor.what == "30 of the reference's images against its other 70" and 0 < floor.scores.frechet < 1
     assert floor_of(whole, 30) == floor
     half = floor_of(whole, 500)
-    assert half is not None and half.what == "50 of the reference's images against its other 50"
+    assert half is not None and half.what == (
+        "50 of the reference's images against its other 50: fewer than the 500 samples, so its Frechet distance reads "
+        "too high"
+    )
     of_others = Reference("", Gaussian(torch.zeros(3), torch.eye(3), 1_000_000), vectors)  # as ADM's file has it
     against = floor_of(of_others, 80)
     assert against is not None and against.what == "80 of the reference's images against its statistics"
@@ -234,7 +239,7 @@ def test_a_grid_is_every_combination_once(family: Path) -> None:
 def test_a_sweep_marks_the_best_point(family: Path, tmp_path: Path) -> None:
     settings = grid(mixar.load(family / "models/mixar", device="cpu"), [1.0, 2.0, 3.0], [0.5, 1.0], [])
     points = [
-        SweepPoint(setting, Measured(Scores(60, abs(setting.values[0] - 2) + 1, kernel), 0.1))  # type: ignore[operator]
+        SweepPoint(setting, Measured(Scores(60, abs(setting.values[0] - 2) + 1, kernel), DRAWN))  # type: ignore[operator]
         for setting, kernel in zip(settings, (0.3, 0.2, 0.1, 0.3, 0.2, 0.4), strict=True)
     ]
     assert best_of(points, "frechet").setting.values == (2.0, 0.5, 3)
@@ -245,11 +250,11 @@ def test_a_sweep_marks_the_best_point(family: Path, tmp_path: Path) -> None:
     plot_sweep(points, tmp_path / "a.png", by="frechet", gives_fid=False, floor=0.5)
     with Image.open(tmp_path / "a.png") as picture:
         assert len(numpy.unique(numpy.array(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
-    shared = {"floor's Frechet distance": 0.5, "floor's kernel distance": None}
+    shared = {"floor's Frechet distance": 0.5, "floor's kernel distance": None, "floor": "60 real images"}
     text = sweep_text(points, shared, title="Sweep", by="frechet", gives_fid=True, picture="a.png")
-    assert "**Best FID: 1 at cfg 2, temperature 0.5, steps 3.** Floor (real images): 0.5." in text
+    assert "**Best FID: 1 at cfg 2, temperature 0.5, steps 3.** Floor: 0.5 (60 real images)." in text
     assert text.count("| best |") == 1
-    bare = [attrs.evolve(point, measured=Measured(Scores(60, 1.0), None)) for point in points]
+    bare = [attrs.evolve(point, measured=Measured(Scores(60, 1.0), DRAWN)) for point in points]
     with pytest.raises(UserError, match="--by kernel"):
         best_of(bare, "kernel")
 

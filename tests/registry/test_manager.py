@@ -38,6 +38,29 @@ GOOD = """
 """
 
 
+INJECTOR = """
+    from attrs import frozen
+    from mixar_core.injector import GuidanceInjector
+    from mixar_core.types import Guidance
+    from mixar_registry.hookspecs import hookimpl
+    from mixar_registry.part import Part
+
+    @frozen
+    class Config:
+        pass
+
+    class Mine(GuidanceInjector):
+        opens = OPENS
+
+        def forward(self, tokens):
+            return Guidance()
+
+    @hookimpl
+    def mixar_parts():
+        return [Part("injector", "mine", Mine, Config)]
+"""
+
+
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """install(distribution, entry, code): puts a distribution with one module and one entry point on the path."""
@@ -63,6 +86,8 @@ def test_a_third_party_comes_in_through_the_door_the_shipped_parts_use(install: 
     assert registry.plugin_of(part).distribution == "bell-shop 1.0"
     assert registry.plugin_of(registry.part("callback", "progress")).name == "builtin"
     assert not registry.broken
+    install("tap-shop", "taps", INJECTOR.replace("OPENS", "frozenset({'fill', 'memory'})"))
+    assert plugin_manager().part("injector", "mine")
 
 
 def test_every_call_finds_anew(install: Install) -> None:
@@ -99,6 +124,13 @@ def test_one_part_of_two_plugins_is_refused(install: Install) -> None:
         (GOOD.replace("@frozen", "").replace("NAME", '"bell"'), "not a frozen attrs class"),
         (GOOD.replace("loud", "weights").replace("NAME", '"bell"'), "recipes use themselves"),
         (GOOD.replace('Part("callback", NAME, Bell, BellConfig)', '"bell"'), "not a Part"),
+        (INJECTOR.replace("opens = OPENS", ""), 'injector "mine": opens is None, not a set of doors; allowed: fill,'),
+        (INJECTOR.replace("OPENS", "frozenset({'fil'})"), "opens is frozenset({'fil'}), not a set of doors"),
+        (INJECTOR.replace("OPENS", "('fill',)"), "opens is ('fill',), not a set of doors"),
+        (
+            INJECTOR.replace("OPENS", "{'fill'}").replace("forward", "go"),
+            'injector "mine": component Mine lacks forward',
+        ),
     ],
 )
 def test_a_broken_plugin_is_reported_and_the_others_load(install: Install, code: str, reason: str) -> None:

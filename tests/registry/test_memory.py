@@ -106,6 +106,21 @@ def test_fsdp_shares_what_is_trained(registry: Registry) -> None:
         )
 
 
+def test_fsdp_keeps_whole_gradients_between_passes(registry: Registry) -> None:
+    def of(micro_batch: int, parallel: str = "fsdp") -> dict[str, float | None]:
+        settings = (f"training.parallel={parallel}", f"training.micro_batch={micro_batch}")
+        return training_memory(system_of("digits", registry, *settings), processes=4)
+
+    one, several, ddp = of(BATCH // 4), of(BATCH // 8), of(BATCH // 8, "ddp")
+    assert "whole_gradients" not in one and "whole_gradients" not in ddp
+    # all of them, as DDP has them; then what is gathered are weights alone
+    assert several["gradients"] + several["whole_gradients"] == pytest.approx(ddp["gradients"])  # type: ignore[operator]
+    assert several["gathered_blocks"] == pytest.approx(one["gathered_blocks"] / 2)  # type: ignore[operator]
+    assert several["training"] == pytest.approx(
+        sum(value or 0.0 for key, value in several.items() if key != "training")
+    )
+
+
 def test_attention_on_a_gpu_keeps_no_map(registry: Registry) -> None:
     one, two = (
         training_memory(system_of("mar_b", registry, "training.precision=float32", f"backbone.buffer={buffer}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from hypothesis import strategies as st
 from mixar_core.errors import UserError
 from mixar_registry import strict_yaml
 from mixar_registry.manager import Registry, plugin_manager
-from mixar_registry.recipe import load_recipe, make_recipe, merge, parse_overrides, read_plain, to_plain, to_yaml
+from mixar_registry.recipe import (
+    Recipe,
+    load_recipe,
+    make_recipe,
+    merge,
+    parse_overrides,
+    read_plain,
+    to_plain,
+    to_yaml,
+)
 
 REGISTRY = plugin_manager()
 SHIPPED = sorted(REGISTRY.recipes())
@@ -90,6 +100,7 @@ def test_a_part_whose_type_changes_loses_the_old_ones_settings() -> None:
     assert merge(base, {"head": {"type": "one", "width": 4}}) == {"head": {"type": "one", "depth": 3, "width": 4}}
     assert merge(base, {"head": {"type": "two"}}) == {"head": {"type": "two"}}
     assert merge(base, {"head": {"weights": "model"}}) == {"head": {"weights": "model"}}
+    assert merge(base, {"head": {"type": "one", "weights": "model"}}) == {"head": {"type": "one", "weights": "model"}}
     assert merge(base, {"head": {"weights": "a.safetensors"}})["head"]["depth"] == 3
     assert merge(base, {"head": None}) == {"head": None}
 
@@ -100,6 +111,21 @@ def test_overrides_are_yaml_and_later_ones_win() -> None:
     for bad in ("a", "=1", "a..b=1", "a=[", "extends=x"):
         with pytest.raises(UserError, match="--set"):
             parse_overrides([bad])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_order_of_overrides_does_not_matter(order: int, family: Path) -> None:
+    def overridden(name: str | Path, *overrides: str) -> Recipe:
+        return load_recipe(name, REGISTRY, overrides=overrides[::order])
+
+    prior = overridden("mixar_l", "prior.steps=7", "prior.bits=3", f"prior.weights={family / 'models/prior'}").prior
+    assert prior is not None and (prior.config.steps, prior.config.bits, prior.config.width) == (7, 3, 8)
+    head = overridden("mixar_l", "head.width=512", "head.type=diffusion").head
+    assert head is not None and (head.config.width, head.config.depth) == (512, 12)
+    tokenizer = overridden("mixar_l", "continuous_tokenizer.channels=64", "continuous_tokenizer.type=kl")
+    assert tokenizer.continuous_tokenizer.config.channels == 64  # type: ignore[union-attr]
+    injector = overridden("mixar_l_dc_ca", "injector.projection=true", "injector.type=dc-mix").injector
+    assert injector is not None and injector.config.projection
 
 
 def test_extends_by_path_and_by_name_and_never_in_a_circle(tmp_path: Path) -> None:
@@ -160,6 +186,27 @@ def test_a_part_takes_type_and_settings_from_the_model_it_names(family: Path, re
         load_recipe(
             family / "recipes/mixar.yaml", registry, overrides=[f"discrete_tokenizer.weights={family / 'models/prior'}"]
         )
+
+
+def test_a_model_brings_its_settings_where_its_type_is_written_beside_it(
+    family: Path, registry: Registry, tmp_path: Path
+) -> None:
+    shutil.copytree(family / "models/prior", tmp_path / "prior")
+    mixar, named = family / "recipes/mixar.yaml", [f"prior.weights={tmp_path / 'prior'}", "prior.type=maskbit"]
+    plain = load_recipe(mixar, registry)
+    for base in (mixar, "mixar_l"):  # the latter has settings for a prior of its own
+        prior = load_recipe(base, registry, overrides=named).prior
+        assert prior is not None and plain.prior is not None and prior.config == plain.prior.config
+    tuned = load_recipe(mixar, registry, overrides=[*named, "prior.steps=2"])
+    assert (tuned.prior.config.heads, tuned.prior.config.steps) == (2, 2)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"prior\.type: ground-truth is not the type of .*prior, which is maskbit"):
+        load_recipe(mixar, registry, overrides=[named[0], "prior.type=ground-truth"])
+
+    # a resolved recipe says every setting itself, so it is read where the model is no more, too
+    (tmp_path / "run.yaml").write_text(to_yaml(tuned))
+    for _ in range(2):
+        assert load_recipe(tmp_path / "run.yaml", registry) == tuned
+        shutil.rmtree(tmp_path / "prior", ignore_errors=True)
 
 
 def test_relative_weights_become_absolute(family: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

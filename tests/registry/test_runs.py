@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from mixar_registry import memory
 from mixar_registry.assembly import build
 from mixar_registry.estimate import training_flop_per_image
 from mixar_registry.manager import Registry
-from mixar_registry.recipe import load_recipe
+from mixar_registry.pipeline import load
+from mixar_registry.recipe import Recipe, load_recipe
 from mixar_registry.runs import train
+from mixar_registry.weights import read_provenance, sha256
 
 
 class Keep(Callback):
@@ -50,3 +54,38 @@ def test_what_does_not_fit_is_known_before_the_run(
     with pytest.raises(UserError, match="weights, gradients, optimizer and averages need"):
         train(recipe, tmp_path / "run", registry=registry)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def around(family: Path, registry: Registry, tmp_path: Path) -> Recipe:
+    """The family's MixAR around a tokenizer trained for two steps, in `tmp_path / "tokenizer"`."""
+    train(load_recipe(family / "recipes/continuous.yaml", registry), tmp_path / "tokenizer", registry=registry)
+    named = [f"continuous_tokenizer.weights={tmp_path / 'tokenizer'}"]
+    return load_recipe(family / "recipes/mixar.yaml", registry, overrides=named)
+
+
+def test_a_run_that_is_not_finished_is_no_frozen_part(around: Recipe, tmp_path: Path, registry: Registry) -> None:
+    train(around, tmp_path / "before", registry=registry)
+    (tmp_path / "tokenizer/weights.safetensors").unlink()  # as while it is trained
+    with pytest.raises(UserError, match=r"continuous_tokenizer\.weights: .*not finished, .* step-00000002; finish it"):
+        train(around, tmp_path / "run", registry=registry)
+    assert not (tmp_path / "run").exists()
+    assert load(tmp_path / "before", registry=registry).generate(0).images.shape == (1, 3, 16, 16)
+
+
+def test_a_run_goes_on_with_the_frozen_weights_it_began_with(
+    around: Recipe, tmp_path: Path, registry: Registry
+) -> None:
+    run, weights = tmp_path / "run", tmp_path / "tokenizer/weights.safetensors"
+    train(around, run, registry=registry)
+    noted = read_provenance(run)["frozen"]
+    assert sorted(noted) == ["continuous_tokenizer", "discrete_tokenizer", "prior"]
+    before = sha256(weights)
+    assert noted["continuous_tokenizer"] == before
+    assert train(around, run, resume=True, registry=registry).step == 2
+    shutil.copy(tmp_path / "tokenizer/weights_raw.safetensors", weights)
+    with pytest.raises(UserError, match=f"continuous_tokenizer: their sha256 was {before}, is {sha256(weights)}"):
+        train(around, run, resume=True, registry=registry)
+    older = {key: value for key, value in read_provenance(run).items() if key != "frozen"}
+    (run / "provenance.json").write_text(json.dumps(older))
+    assert train(around, run, resume=True, registry=registry).step == 2

@@ -21,8 +21,10 @@ from mixar_core.training.distributed import Processes
 from mixar_core.training.signals import StopSignals
 from mixar_core.types import NO_CLASS
 from mixar_registry.cli.main import app
+from mixar_registry.evaluation.generation import draws_real_codes, open_samples
 from mixar_registry.evaluation.sampling import Plan, all_classes, claim, describe, draw_chunks, plan_of, timing_of
 from mixar_registry.evaluation.stores import RawStore, write_npz
+from mixar_registry.manager import Registry
 from tests.cli.process import good, refused, started, torchrun
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -90,6 +92,46 @@ def test_it_goes_on_where_it_was(model: mixar.Model, tmp_path: Path) -> None:
     assert seen == [(4, 10, 0), (8, 10, 4), (10, 10, 6)]
     assert torch.equal(drawn(parts, of), drawn(whole, of))
     assert plan_of(parts.folder)[1] == of and timing_of(parts.folder).images == 10
+
+
+def test_who_goes_on_keeps_the_names_and_is_noted(model: mixar.Model, tmp_path: Path) -> None:
+    of, first = plan(model), describe(model, plan(model))
+    claim(tmp_path, first)
+    later = describe(model, of) | {"class_names": [], "device": "another"}  # the data are not there, on another machine
+    for _ in range(2):
+        said = claim(tmp_path, later)
+        assert said["class_names"] == ["cat", "dog", "owl"] and said["device"] == first["device"]
+        assert said["continued"] == [{"versions": first["versions"], "device": "another"}]
+        assert claim(tmp_path, first) == said == plan_of(tmp_path)[0]
+    with pytest.raises(UserError, match=r"plan\.seed was 3, is 4"):
+        claim(tmp_path, describe(model, plan(model, seed=4)))
+
+
+def test_processes_with_other_weights_do_not_share(
+    model: mixar.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two(_: Processes, value: dict[str, str]) -> list[dict[str, str]]:
+        return [value, value | {"mixar": "checkpoints/step-00000002"}]
+
+    monkeypatch.setattr(Processes, "everyone", two)
+    with pytest.raises(UserError, match=r"mixar: some processes found .*, others checkpoints/step-00000002"):
+        draw_chunks(model, plan(model), RawStore(tmp_path), ALONE, signals=StopSignals())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_finite_is_no_image(model: mixar.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model.system.model is not None
+    tokenizer, decode = model.system.model.continuous_tokenizer, model.system.model.continuous_tokenizer.decode
+
+    def broken(latents_BChw: torch.Tensor) -> torch.Tensor:
+        images_B3HW = decode(latents_BChw)
+        images_B3HW[1, 0, 0, 0] = torch.nan
+        return images_B3HW
+
+    monkeypatch.setattr(tokenizer, "decode", broken)
+    with pytest.raises(UserError, match="1 of 4 images drawn are not finite"):
+        draw_chunks(model, plan(model), RawStore(tmp_path), ALONE, signals=StopSignals())
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_samples_are_not_continued(model: mixar.Model, family: Path, tmp_path: Path) -> None:
@@ -188,7 +230,32 @@ def test_a_full_disk_is_one_line_and_the_call_can_be_repeated(family: Path, tmp_
     assert "cannot be written" in refused(*call, cwd=tmp_path, largest_file=3000)
     assert not (tmp_path / "a.npz").exists() and not list(tmp_path.rglob("*.unfinished"))
     good(*call, cwd=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.npz.json"]
+
+
+def test_an_npz_knows_how_it_was_drawn(family: Path, tmp_path: Path, registry: Registry) -> None:
+    call = ("sample", family / "models/mixar", "--count", 6, "--batch", 2, "--npz", "a.npz")
+    good(*call, cwd=tmp_path)
+    samples = open_samples(str(tmp_path / "a.npz"), registry, reference="")
+    assert samples.drawn is not None and samples.drawn["plan"]["count"] == 6 and samples.class_names[0] == "cat"
+    assert samples.drawn["seconds_per_image_and_process"] > 0 and not draws_real_codes(samples.drawn)
+    write_npz(tmp_path / "a.npz", [torch.zeros(6, 3, 16, 16).byte()], torch.arange(6) % 3, height=16, width=16)
+    assert open_samples(str(tmp_path / "a.npz"), registry, reference="").drawn is None
+
+
+def test_a_replacement_that_was_interrupted_goes_on_without_force(family: Path, tmp_path: Path) -> None:
+    call = ("sample", family / "models/mixar", "--count", 120, "--batch", 4, "--npz", "a.npz")
+    (tmp_path / "a.npz").write_text("old")
+    with started(*call, "--force", folder=tmp_path) as child:
+        wait_for_files(tmp_path / "a.npz.parts", "chunk-*", 3, child)
+        child.kill()
+    there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a.npz.parts").glob("chunk-*")}
+    assert there and (tmp_path / "a.npz").read_text() == "old"
+    with started(*call, folder=tmp_path) as child:
+        wait_for_files(tmp_path / "a.npz.parts", "chunk-*", len(there) + 3, child)
+        child.kill()
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a.npz.parts").glob("chunk-*")}
+    assert len(kept) > len(there) and kept.items() >= there.items()
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(family: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,12 @@ from torch import Tensor, nn
 from mixar_core.diffusion import TRAIN_STEPS, TrainTables, reverse_step, schedule
 from mixar_core.head import ContinuousHead
 from mixar_core.noise import Noise
+from mixar_core.precision import full_precision
 
 FREQUENCIES = 256
+#: Steps of sampling that multiply errors by more than this are computed in float32: bfloat16's would drown the token.
+#: Up to 100 respaced steps have one such step, all 1000 have seven.
+MOST_GAIN_IN_BF16 = 100.0
 
 
 @frozen
@@ -24,7 +29,7 @@ class DiffusionHeadConfig:
     Args:
         depth, width: residual blocks and their width (MAR-B/L/H: 6x1024, 8x1280, 12x1536).
         samples_per_token: noise levels drawn for each masked token in a training step (MAR: 4).
-        sampling_steps: respaced steps of sampling (MAR: 100).
+        sampling_steps: respaced steps of sampling (MAR: 100); two at least, because one alone leaves the noise there.
         clip: bound on the x_0 predicted while sampling, in units of the normalised latents. The schedule's noisiest
             step multiplies an error in the predicted noise by 2e4, which a head trained for minutes does not survive
             without a bound; MAR, trained for weeks, has none (None).
@@ -33,7 +38,7 @@ class DiffusionHeadConfig:
     depth: int = field(default=6, validator=ge(1))
     width: int = field(default=1024, validator=ge(1))
     samples_per_token: int = field(default=4, validator=ge(1))
-    sampling_steps: int = field(default=100, validator=and_(ge(1), le(TRAIN_STEPS)))
+    sampling_steps: int = field(default=100, validator=and_(ge(2), le(TRAIN_STEPS)))
     clip: float | None = field(default=None, validator=optional(gt(0.0)))
 
 
@@ -78,17 +83,22 @@ class DiffusionHead(ContinuousHead):
         steps: int | None = None,
         noise: Noise,
     ) -> Tensor:
-        """Reverse diffusion over `steps` respaced steps: (R, C), float32."""
+        """Reverse diffusion over `steps` respaced steps: (R, C), float32; its noisiest steps in float32 throughout."""
         process = schedule(steps or self.config.sampling_steps)
         guided = z_uncond_RD is not None and cfg != 1.0
         conditions = [z_RD] if z_uncond_RD is None or not guided else [z_RD, z_uncond_RD]
-        # neither the condition nor a step's time embedding changes from row to row: computed once
-        cond = self.net.cond_embed(torch.cat(conditions))
-        times = self.net.embed_time(torch.tensor(process.timesteps, device=z_RD.device))
+        z, timesteps = torch.cat(conditions), torch.tensor(process.timesteps, device=z_RD.device)
+        # a step's time embedding is the same for every row, and a row's condition for every step: computed once
+        embedded = self.net.embed_time(timesteps), self.net.cond_embed(z)
+        with full_precision(z.device):
+            exact = self.net.embed_time(timesteps), self.net.cond_embed(z.float())
         shape = (z_RD.shape[0], self.token_dim)
         x = noise.normal(shape, z_RD.device, name="head_init")
         for k in reversed(range(len(process))):
-            out = self.net(x.repeat(2, 1) if guided else x, times[k], cond).float()
+            sensitive = process.error_gain(k) > MOST_GAIN_IN_BF16
+            times, cond = exact if sensitive else embedded
+            with full_precision(x.device) if sensitive else nullcontext():
+                out = self.net(x.repeat(2, 1) if guided else x, times[k], cond).float()
             eps, variance = out.chunk(2, dim=-1)
             if guided:
                 (eps, uncond), variance = eps.chunk(2), variance.chunk(2)[0]

@@ -50,7 +50,8 @@ def cache_command(
 
     What was begun goes on, and the files are the same however many processes write them. Examples:
     `mixar cache emoji64 --out caches/emoji64` ·
-    `torchrun --nproc-per-node 8 -m mixar_registry cache mixar_l --set data.path=/data/imagenet --out /data/cache` ·
+    `torchrun --nproc-per-node 8 -m mixar_registry cache my_mixar_l.yaml --out /data/cache`, a recipe that names data
+    and weights ·
     `mixar cache --verify caches/emoji64`
     """
     if verify is not None:

@@ -89,7 +89,7 @@ def generation_command(
     `mixar eval generation theirs.npz --reference data.npz`
     """
     from mixar_core.errors import UserError
-    from mixar_core.training.distributed import join_processes
+    from mixar_core.training.distributed import PATIENT, join_processes
     from mixar_registry.cli.common import print_json
     from mixar_registry.evaluation.generation import (
         FEATURES,
@@ -118,7 +118,7 @@ def generation_command(
         flags += ["--precision"] * (precision != "float32")
         if flags:
             raise UserError(f"{flags[0]}: says how a model is sampled, and {samples} holds images already")
-    processes = join_processes(checked_device(device))
+    processes = join_processes(checked_device(device), timeout=PATIENT)
     if drawn:
         weights: Literal["ema", "raw"] = "raw" if raw else "ema"
         model = load(samples, device=processes.device, weights=weights, precision=precision, registry=registry)

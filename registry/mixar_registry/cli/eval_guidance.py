@@ -61,7 +61,7 @@ def guidance_command(
     `mixar eval guidance runs/mar runs/dc_mix runs/dc_sa runs/dc_ca --steps 16,64 --count 5000 --reference data:train`
     """
     from mixar_core.errors import UserError
-    from mixar_core.training.distributed import join_processes
+    from mixar_core.training.distributed import PATIENT, join_processes
     from mixar_core.training.files import write_text
     from mixar_registry.evaluation.generation import REPORT, check_content, check_out, floor_for
     from mixar_registry.evaluation.guidance import Row, check_models, cost_of, guidance_text, plot_guidance
@@ -71,7 +71,7 @@ def guidance_command(
 
     began, registry = time.monotonic(), open_registry(context, no_plugin)
     step_counts = numbers(steps, int, "--steps")
-    processes = join_processes(checked_device(device))
+    processes = join_processes(checked_device(device), timeout=PATIENT)
     loaded: dict[str, Model] = {}
     for name in models:
         if Path(name).name in loaded:
@@ -109,10 +109,11 @@ def guidance_command(
                 if measured is not None:
                     rows.append(Row(name, some, cost_of(model, settings, registry), measured))
         if processes.is_main:
-            shared = circumstances(means, plan, recipe.image_size, floor) | made(processes, began)
+            points = [(row.model, row.measured) for row in rows]
+            shared = circumstances(means, plan, recipe.image_size, floor, points) | made(processes, began)
             lowest, fid = None if floor is None else floor.scores.frechet, means.extractor.gives_fid
             plot_guidance(rows, out / PLOT, gives_fid=fid, floor=lowest)
             write_text(out / TABLE, csv_text([row.row() for row in rows]))
-            report = {"rows": [row.row() for row in rows], **shared}
+            report = {"rows": [row.row() | {"drawn": row.measured.drawn} for row in rows], **shared}
             text = guidance_text(rows, shared, gives_fid=fid, floor=lowest, picture=PLOT)
             publish(out, report, text, as_json=as_json)

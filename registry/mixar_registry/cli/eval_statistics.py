@@ -42,7 +42,7 @@ def statistics_command(
     data.path=/data/imagenet --extractor inception:weights_file=inception.pth --out imagenet256.npz`
     """
     from mixar_core.errors import UserError
-    from mixar_core.training.distributed import join_processes, naming_lost_processes
+    from mixar_core.training.distributed import PATIENT, join_processes, naming_lost_processes
     from mixar_core.training.files import writing
     from mixar_registry.cli.progress import ImageProgress
     from mixar_registry.cli.train import checked_device
@@ -58,7 +58,7 @@ def statistics_command(
         raise UserError("--set: changes a recipe's settings; give --recipe")
     registry = open_registry(context, no_plugin)
     resolved = None if recipe is None else load_recipe(recipe, registry, overrides=settings or ())
-    processes = join_processes(checked_device(device))
+    processes = join_processes(checked_device(device), timeout=PATIENT)
     seeing = open_extractor(extractor, registry, device=processes.device)
     with naming_lost_processes(processes), ImageProgress("measuring") as bar:
         found = open_reference(

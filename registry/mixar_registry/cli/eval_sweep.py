@@ -57,7 +57,7 @@ def sweep_command(
     import attrs
 
     from mixar_core.errors import UserError
-    from mixar_core.training.distributed import join_processes
+    from mixar_core.training.distributed import PATIENT, join_processes
     from mixar_core.training.files import write_text
     from mixar_registry.evaluation.generation import REPORT, check_content, check_out, floor_for
     from mixar_registry.evaluation.points import POINTS, circumstances, csv_text, images_per_point, measure_point
@@ -75,7 +75,7 @@ def sweep_command(
     began, registry = time.monotonic(), open_registry(context, no_plugin)
     scales, temperatures = numbers(cfg, float, "--cfg"), numbers(temperature, float, "--temperature")
     step_counts = numbers(steps, int, "--steps")
-    processes = join_processes(checked_device(device))
+    processes = join_processes(checked_device(device), timeout=PATIENT)
     weights: Literal["ema", "raw"] = "raw" if raw else "ema"
     loaded = load(model, device=processes.device, weights=weights, precision=precision, registry=registry)
     settings, recipe = grid(loaded, scales, temperatures, step_counts), loaded.recipe
@@ -109,11 +109,13 @@ def sweep_command(
             if measured is not None:
                 points.append(SweepPoint(setting, measured))
         if processes.is_main:
-            shared = circumstances(means, plan, recipe.image_size, floor) | made(processes, began)
+            of_model = [(recipe.name, point.measured) for point in points]
+            shared = circumstances(means, plan, recipe.image_size, floor, of_model) | made(processes, began)
             fid, best = means.extractor.gives_fid, best_of(points, by)
             plot_sweep(points, out / PLOT, by=by, gives_fid=fid, floor=floor_value(shared, by))
             write_text(out / TABLE, csv_text([point.row() for point in points]))
-            report = {"best": best.row(), "by": by, "points": [point.row() for point in points], **shared}
+            rows = [point.row() | {"drawn": point.measured.drawn} for point in points]
+            report = {"best": best.row(), "by": by, "points": rows, **shared}
             title = f"Sweep of {Path(model).name}"
             text = sweep_text(points, shared, title=title, by=by, gives_fid=fid, picture=PLOT)
             publish(out, report, text, as_json=as_json)

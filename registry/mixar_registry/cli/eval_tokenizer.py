@@ -51,12 +51,13 @@ def tokenizer_command(
 
     Writes report.md, report.json and a picture. Examples: `mixar eval tokenizer emoji64_continuous emoji64_lfq` ·
     `mixar eval tokenizer runs/kl --data data:train --images 1000 --out reports/kl` ·
-    `torchrun --nproc-per-node 8 -m mixar_registry eval tokenizer kl --extractor inception:weights_file=inception.pth`
+    `torchrun --nproc-per-node 8 -m mixar_registry eval tokenizer runs/kl --extractor
+    inception:weights_file=inception.pth`
     """
     import time
 
     from mixar_core.pictures import rows_picture
-    from mixar_core.training.distributed import join_processes, naming_lost_processes
+    from mixar_core.training.distributed import PATIENT, join_processes, naming_lost_processes
     from mixar_registry.cli.progress import ImageProgress
     from mixar_registry.cli.train import checked_device
     from mixar_registry.evaluation.extractors import open_extractor
@@ -68,7 +69,7 @@ def tokenizer_command(
 
     began = time.monotonic()
     registry = open_registry(context, no_plugin)
-    processes = join_processes(checked_device(device))
+    processes = join_processes(checked_device(device), timeout=PATIENT)
     known = (f"{REPORT}.json", f"{REPORT}.md", PICTURE)
     processes.on_main(lambda: check_content(out, known))
     entries = open_tokenizers(models, registry, processes.device)

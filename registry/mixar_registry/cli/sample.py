@@ -51,7 +51,10 @@ def sample_command(
     cfg: Cfg = None,
     temperature: Temperature = None,
     seed: Annotated[
-        int, typer.Option(callback=at_least(0), help="The same seed gives the same images, bit for bit.")
+        int,
+        typer.Option(
+            callback=at_least(0), help="The same seed, classes and --batch give the same images, bit for bit."
+        ),
     ] = 0,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the pictures go; default: samples.")] = None,
     npz: Annotated[
@@ -76,6 +79,8 @@ def sample_command(
     `mixar sample emoji64 --classes "Food & Drink" --steps 16 --cfg 2 --seed 1 --out food --codes-too` ·
     `torchrun --nproc-per-node 8 -m mixar_registry sample models/mar_b --count 50000 --npz mar_b.npz`
     """
+    import attrs
+
     from mixar_core.errors import UserError
     from mixar_registry.cli.output import check_folder, write_samples
     from mixar_registry.pipeline import load
@@ -128,8 +133,8 @@ def sample_command(
         if drawn.codes is None:
             raise UserError(f"--codes-too: model {model} uses no discrete codes")
         decoded = loaded.decode_codes(drawn.codes)
-    settings = {"model": model, "seed": seed, "steps": steps, "cfg": cfg, "temperature": temperature, "raw": raw}
-    settings["precision"] = precision
+    resolved = attrs.asdict(loaded.settings(steps=steps, cfg=cfg, temperature=temperature))
+    settings = {"model": model, "seed": seed, "batch": batch, "raw": raw, "precision": precision, **resolved}
     write_samples(out, drawn, codes_alone=decoded, columns=each if each > 1 else None, settings=settings)
     print(f"{len(drawn.labels)} images in {out}, all of them in {out / 'grid.png'}")
 

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 from PIL import Image
 
 from mixar_core.errors import UserError
-from mixar_core.training.distributed import join_processes, naming_lost_processes
-from mixar_core.training.files import writing
+from mixar_core.training.distributed import PATIENT, join_processes, naming_lost_processes
+from mixar_core.training.files import write_text, writing
 from mixar_core.training.signals import StopSignals
 from mixar_registry.cli.progress import ImageProgress
 from mixar_registry.cli.train import checked_device
-from mixar_registry.evaluation.generation import SHOWN, grid_columns
-from mixar_registry.evaluation.sampling import MANIFEST, Plan, Store, all_classes, claim, describe, draw_chunks
-from mixar_registry.evaluation.stores import PNGStore, RawStore, write_npz, write_png
+from mixar_registry.evaluation.generation import SHOWN, grid_columns, manifest_beside
+from mixar_registry.evaluation.sampling import (
+    MANIFEST,
+    Plan,
+    Store,
+    all_classes,
+    claim,
+    describe,
+    draw_chunks,
+    timing_of,
+)
+from mixar_registry.evaluation.stores import PNGStore, RawStore, images_crc32, write_npz, write_png
 from mixar_registry.manager import Registry
-from mixar_registry.pipeline import Model, Precision, grid_picture, load
+from mixar_registry.pipeline import Model, Precision, grid_picture, label_name, load
 from mixar_registry.weights import Kind
 
 
@@ -56,7 +67,7 @@ def sample_many(
         raise UserError("--npz and --out: give one of them")
     folder = _checked_npz(npz, force=force) if npz is not None else out
     assert folder is not None
-    processes = join_processes(checked_device(device))
+    processes = join_processes(checked_device(device), timeout=PATIENT)
     weights: Kind = "raw" if raw else "ema"
     model = load(name, device=processes.device, weights=weights, precision=precision, registry=registry)
     plan = Plan(
@@ -68,13 +79,13 @@ def sample_many(
         labels="random" if random_labels else "balanced",
     )
 
-    def prepare() -> None:
+    def prepare() -> dict[str, Any]:
         if force:
             remove_samples(folder)
-        claim(folder, describe(model, plan))
+        return claim(folder, describe(model, plan))
 
-    processes.on_main(prepare)
-    store: Store = RawStore(folder) if npz is not None else PNGStore(folder, plan, model.name_of)
+    manifest = processes.on_main(prepare)
+    store: Store = RawStore(folder) if npz is not None else PNGStore(folder, plan, manifest["class_names"])
     with StopSignals() as signals, naming_lost_processes(processes), ImageProgress("sampling") as progress:
         finished = draw_chunks(model, plan, store, processes, signals=signals, report=progress)
     processes.leave()
@@ -90,14 +101,17 @@ def sample_many(
         first = store.read(0)
         batches = (store.read(chunk) for chunk in range(plan.chunks))
         write_npz(npz, batches, plan.labels_N(), height=first.shape[2], width=first.shape[3])
+        told = {**manifest, "seconds_per_image_and_process": timing_of(folder).seconds_per_image}
+        told["arr_0_crc32"] = images_crc32(npz)
+        write_text(manifest_beside(npz), json.dumps(told, indent=2) + "\n")
         shutil.rmtree(folder)
-        print(f"{count:,} images in {npz}, {labels}")
+        print(f"{count:,} images in {npz}, {labels}; how they were drawn in {manifest_beside(npz)}")
         return
     assert isinstance(store, PNGStore)
     columns = grid_columns(len(plan.classes))
     shown = min(count, SHOWN - SHOWN % (columns or 1))
     images = torch.stack([_read_png(folder / file) for file in store.files[:shown]])
-    names = [model.name_of(label) for label in plan.labels_N()[:shown].tolist()]
+    names = [label_name(label, manifest["class_names"]) for label in plan.labels_N()[:shown].tolist()]
     write_png(folder / "grid.png", grid_picture(images, names, columns=columns))
     print(f"{count:,} images in {folder}, {labels}; the first {shown} in {folder / 'grid.png'}")
 
@@ -133,9 +147,11 @@ def _checked_npz(npz: Path, *, force: bool) -> Path:
     """The folder where the images of an .npz wait until all are there."""
     if npz.suffix != ".npz":
         raise UserError(f"--npz {npz}: a file whose name ends in .npz is needed")
-    if npz.exists() and not force:
+    parts = npz.with_name(f"{npz.name}.parts")
+    begun = (parts / MANIFEST).is_file()  # with --force, and interrupted
+    if npz.exists() and not force and not begun:
         raise UserError(f"--npz {npz}: is there already; give another, or --force to replace it")
-    return npz.with_name(f"{npz.name}.parts")
+    return parts
 
 
 def _read_png(path: Path) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,21 @@ from mixar_registry.evaluation.measuring import (
 )
 from mixar_registry.evaluation.protocol import comparable, count_classes, reasons_against
 from mixar_registry.evaluation.references import Reference, measure
-from mixar_registry.evaluation.sampling import MANIFEST, Plan, claim, describe, draw_chunks, plan_of, timing_of
-from mixar_registry.evaluation.stores import PNGStore, write_png
+from mixar_registry.evaluation.sampling import (
+    MANIFEST,
+    REAL,
+    Plan,
+    Timing,
+    claim,
+    describe,
+    draw_chunks,
+    plan_of,
+    read_manifest,
+    timing_of,
+)
+from mixar_registry.evaluation.stores import PNGStore, images_crc32, write_png
 from mixar_registry.manager import Registry
-from mixar_registry.pipeline import Model, grid_picture
+from mixar_registry.pipeline import Model, grid_picture, label_name
 from mixar_registry.recipe import Recipe
 
 #: what the folder of a report holds
@@ -49,13 +61,13 @@ class Samples:
 
     Args:
         source: where it came from, in words.
-        folder: of the drawn images, which know how they were drawn; None for images of unknown origin.
+        drawn: how they were drawn, as `describe` says it, with `seconds_per_image_and_process`; None: not known.
         class_names: empty where they are not known. classes: number of classes there should be, 0: not known.
     """
 
     images: ImageSet
     source: str
-    folder: Path | None = None
+    drawn: Mapping[str, Any] | None = None
     class_names: tuple[str, ...] = ()
     classes: int = 0
 
@@ -82,16 +94,31 @@ def draw_samples(model: Model, plan: Plan, folder: Path, means: Means, *, source
         UserError: the folder holds other samples, or cannot be written.
         Stopped: a signal came.
     """
-    means.processes.on_main(lambda: claim(folder, describe(model, plan)))
-    store = PNGStore(folder, plan, model.name_of)
+    manifest = means.processes.on_main(lambda: claim(folder, describe(model, plan)))
+    names = tuple(manifest["class_names"])
+    store = PNGStore(folder, plan, names)
     if not draw_chunks(model, plan, store, means.processes, signals=means.signals, report=means.show(what)):
         raise Stopped
     images = open_images(str(folder), means.registry, image_size=model.recipe.image_size)
-    return Samples(images, source, folder, model.class_names, model.recipe.num_classes)
+    return Samples(images, source, _drawn(manifest, timing_of(folder)), names, model.recipe.num_classes)
+
+
+def _drawn(manifest: Mapping[str, Any], timing: Timing) -> dict[str, Any]:
+    return {**manifest, "seconds_per_image_and_process": timing.seconds_per_image}
+
+
+def draws_real_codes(manifest: Mapping[str, Any]) -> bool:
+    """Whether the codes of these images are real images' (of the prior ground-truth, say)."""
+    return REAL in manifest["model"]["parts"]
+
+
+def manifest_beside(npz: Path) -> Path:
+    """Where `mixar sample --npz` says how the images of the file were drawn."""
+    return npz.with_name(f"{npz.name}.json")
 
 
 def open_samples(text: str, registry: Registry, *, reference: str) -> Samples:
-    """Images that are there already: a folder of PNGs, perhaps of `mixar sample`, or an `.npz`.
+    """Images that are there already: a folder of PNGs or an `.npz`, perhaps of `mixar sample`, which says how.
 
     A folder or file cannot tell that a class is missing from it, but the reference can, where it has classes.
 
@@ -102,7 +129,14 @@ def open_samples(text: str, registry: Registry, *, reference: str) -> Samples:
     if (folder / MANIFEST).is_file():
         manifest, plan = plan_of(folder)
         names = tuple(map(str, manifest.get("class_names", ())))
-        return Samples(images, images.description, folder, names, len(names) or max(plan.classes) + 1)
+        drawn = _drawn(manifest, timing_of(folder))
+        return Samples(images, images.description, drawn, names, len(names) or max(plan.classes) + 1)
+    if manifest_beside(folder).is_file():
+        with suppress(UserError):  # somebody else's file
+            manifest, plan = read_manifest(manifest_beside(folder))
+            if manifest.get("arr_0_crc32") == images_crc32(folder):  # else it is of another file that was called so
+                names = tuple(map(str, manifest.get("class_names", ())))
+                return Samples(images, images.description, manifest, names, len(names) or max(plan.classes) + 1)
     own, real = images.data.class_names, _names_of(reference, images, registry)
     if images.labels is None or len(real) < len(own):
         return Samples(images, images.description, None, own, images.data.num_classes)
@@ -184,16 +218,12 @@ def report_of(
         height=images.height,
         width=images.width,
         classes=classes,
+        real_codes=samples.drawn is not None and draws_real_codes(samples.drawn),
     )
     counts = None
     if classes is not None:
-        missing = [_name(label, samples.class_names) for label in classes.missing]
+        missing = [label_name(label, samples.class_names) for label in classes.missing]
         counts = {**asdict(classes), "missing": missing, "exactly_balanced": classes.exact}
-    drawn = None
-    if samples.folder is not None:
-        timing = timing_of(samples.folder)
-        manifest, _ = plan_of(samples.folder)
-        drawn = {**manifest, "seconds_per_image_and_process": timing.seconds_per_image}
     return {
         "comparable with ADM-protocol FID": comparable(reasons),
         "scores": asdict(scores),
@@ -205,7 +235,7 @@ def report_of(
             "height": images.height,
             "format": "npz, uint8" if isinstance(images.data, NpzImages) else "PNG",
             "classes": counts,
-            "drawn": drawn,
+            "drawn": None if samples.drawn is None else dict(samples.drawn),
         },
         "extractor": {
             "identity": extractor.identity,
@@ -237,7 +267,7 @@ def write_report(folder: Path, report: Mapping[str, Any], text: str, samples: Sa
         folder.mkdir(parents=True, exist_ok=True)
     images = torch.stack([samples.images.data[index][0] for index in range(shown)])
     labels = samples.images.data.labels()[:shown]
-    names = [_name(label, samples.class_names) for label in labels]
+    names = [label_name(label, samples.class_names) for label in labels]
     write_png(folder / PICTURE, grid_picture(images, names, columns=columns))
     write_texts(folder, report, text)
 
@@ -274,7 +304,3 @@ def check_out(folder: Path, known: Sequence[str]) -> None:
     check_content(folder, known)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-
-
-def _name(label: int, names: Sequence[str]) -> str:
-    return names[label] if 0 <= label < len(names) else ("no class" if label < 0 else str(label))

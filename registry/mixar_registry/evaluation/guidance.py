@@ -55,10 +55,11 @@ class Row:
 
     def row(self) -> dict[str, Any]:
         """As the CSV file has it."""
-        images = self.measured.scores.count
+        images, settings = self.measured.scores.count, self.measured.settings
         return {
             "model": self.model,
             "steps": self.steps,
+            **{key: settings[key] for key in ("cfg", "cfg_schedule", "temperature")},
             **attrs.asdict(self.cost),
             "images": images,
             **figures(self.measured),
@@ -140,14 +141,16 @@ def guidance_text(
     """The report as Markdown."""
     names = distance_names(gives_fid)
     columns = (
-        "injector", "model", "steps", "encoder", "decoder", "memory", "tokens/image", "parameters", "GFLOP/image",
-        "s/image", *names, "precision", "recall",
+        "injector", "model", "steps", "cfg", "temperature", "encoder", "decoder", "memory", "tokens/image",
+        "parameters", "GFLOP/image", "s/image", *names, "precision", "recall",
     )  # fmt: skip
     cells = [
         (
             row.cost.injector,
             row.model,
             row.steps,
+            f"{row.measured.settings['cfg']:g}",
+            f"{row.measured.settings['temperature']:g}",
             f"{row.cost.encoder_first}-{row.cost.encoder_last}",
             row.cost.decoder,
             row.cost.memory,
@@ -166,7 +169,7 @@ def guidance_text(
         [
             "# Guidance: what it costs and gains\n",
             table(columns, cells, right=tuple(range(2, len(columns)))),
-            f"Floor (real images): {names[0]} {number(floor) or 'not known'}.\n",
+            f"Floor: {names[0]} {number(floor) or 'not known'} ({shared['floor']}).\n",
             "Encoder and decoder: length of the sequence in one pass, of the encoder at the first and the last step. "
             "Memory: tokens that every block's cross-attention looks at besides. Tokens/image: through both, over all "
             "steps, the second pass of classifier-free guidance included. Seconds: of one process, prior and decoder "

@@ -40,12 +40,13 @@ _MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
 
 @frozen(eq=False)
 class ImageSet:
-    """Images of one size with what a report says of them."""
+    """Images of one size with what a report says of them; `split` is None where they are not known to be one."""
 
     data: ImageDataset
     description: str
     height: int
     width: int
+    split: str | None = None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -102,7 +103,7 @@ def open_images(
         split = _split(rest if colon else "train", where)
         if recipe is None:
             raise UserError(f"{where}: a model's recipe names its data, and there is no model here; give a folder")
-        found = _of_data(open_data(recipe, registry, split), f"{split} split of {_named(recipe)}", recipe.image_size)
+        found = _of_data(open_data(recipe, registry, split), split, _named(recipe), recipe.image_size)
     elif colon and head in {part.name for part in registry.parts("dataset")}:
         if image_size is None:
             raise UserError(f"{where}: at which size is not known without a model; give a folder or an .npz")
@@ -143,8 +144,8 @@ def other_split(text: str) -> str | None:
     return f"{head}:{SPLITS[1 - SPLITS.index(split)]}{comma}{settings}"
 
 
-def _of_data(data: ImageDataset, name: str, size: int) -> ImageSet:
-    return ImageSet(data, f"{name}: {len(data):,} images at {size}x{size}", size, size)
+def _of_data(data: ImageDataset, split: str, name: str, size: int) -> ImageSet:
+    return ImageSet(data, f"{split} split of {name}: {len(data):,} images at {size}x{size}", size, size, split)
 
 
 def _of_part(name: str, rest: str, registry: Registry, image_size: int, where: str) -> ImageSet:
@@ -161,7 +162,7 @@ def _of_part(name: str, rest: str, registry: Registry, image_size: int, where: s
         config = structure(plain, part.config)
     except Invalid as invalid:
         raise UserError(f"{where}: {'; '.join(invalid.problems)}") from invalid
-    return _of_data(part.component(config, split=split, image_size=image_size), f"{split} split of {name}", image_size)
+    return _of_data(part.component(config, split=split, image_size=image_size), split, name, image_size)
 
 
 def _split(name: str, where: str) -> Any:

@@ -94,8 +94,10 @@ def _inception_name(report: Mapping[str, Any]) -> str:
 
 
 def _scores(report: Mapping[str, Any]) -> str:
-    columns = "score", f"{report['scores']['count']:,} samples", "floor: real images"
-    text, floor = table(columns, score_rows(report), right=(1, 2)), report["floor"]
+    floor = report["floor"]
+    real = "floor" if floor is None else f"floor: {floor['scores']['count']:,} real images"
+    columns = "score", f"{report['scores']['count']:,} samples", real
+    text = table(columns, score_rows(report), right=(1, 2))
     below = "there are no reference images at hand to measure it with" if floor is None else floor["what"]
     return f"{text}\nThe floor: {below}.\n"
 
@@ -133,13 +135,12 @@ def _drawn(samples: Mapping[str, Any]) -> str:
         ("images of a batch", plan["batch"]),
     ]
     rows += [(key.replace("_", " "), "as the part says" if value is None else value) for key, value in settings.items()]
-    for key in ("injector", "head", "prior"):
+    for key in ("injector", "head", "prior", "data"):
         if part := model["parts"].get(key):
             told = ", ".join(f"{name} {value}" for name, value in part.items() if name != "type")
             rows.append((key, f"{part['type']}{f' ({told})' if told else ''}"))
-    rows += [
-        ("drawn on", drawn["device"]),
-        ("seconds an image, of one process", number(drawn["seconds_per_image_and_process"], 3)),
-        ("drawn with", ", ".join(f"{name} {version}" for name, version in drawn["versions"].items())),
-    ]
+    rows.append(("seconds an image, of one process", number(drawn["seconds_per_image_and_process"], 3)))
+    for call in (drawn, *drawn.get("continued", ())):
+        versions = ", ".join(f"{name} {version}" for name, version in call["versions"].items())
+        rows += [("drawn on" if call is drawn else "and on", call["device"]), ("with", versions)]
     return table(("what", "value"), rows)

@@ -157,7 +157,8 @@ def floor_of(reference: Reference, count: int, others: Features | None = None) -
     """Real images against the reference, `count` of them if there are as many.
 
     Without `others`, images of the reference itself: against its statistics, where those are of other images, as ADM's
-    are, and else against the rest of its images, half of them at most. None where it has no vectors.
+    are, and else against the rest of its images, half of them at most. None where it has no vectors. Fewer real images
+    than `count` have a higher Frechet distance for that alone, and `what` says so.
 
     Args:
         others: features of real images that are not the reference's.
@@ -172,11 +173,17 @@ def floor_of(reference: Reference, count: int, others: Features | None = None) -
     if reference.count != total:
         some = Features(vectors_AF[order[: min(count, total)]])
         statistics = Reference(reference.description, reference.gaussian, None)
-        return Floor(scores_of(some, statistics), f"{len(some):,} of the reference's images against its statistics")
+        what = f"{len(some):,} of the reference's images against its statistics"
+        return Floor(scores_of(some, statistics), what + _fewer(len(some), count))
     size = min(count, total // 2)
     some, rest = Features(vectors_AF[order[:size]]), vectors_AF[order[size:]]
     what = f"{size:,} of the reference's images against its other {total - size:,}"
+    what += _fewer(size, count)
     return Floor(scores_of(some, Reference(reference.description, Gaussian.of(rest), rest)), what)
+
+
+def _fewer(there: int, count: int) -> str:
+    return "" if there == count else f": fewer than the {count:,} samples, so its Frechet distance reads too high"
 
 
 def _write(path: Path, found: Features) -> None:

@@ -11,10 +11,17 @@ from typing import Any
 from attrs import frozen
 
 from mixar_core.errors import UserError
-from mixar_registry.evaluation.generation import FEATURES, SAMPLES, Means, draw_samples, measure_samples
+from mixar_registry.evaluation.generation import (
+    FEATURES,
+    SAMPLES,
+    Means,
+    draw_samples,
+    draws_real_codes,
+    measure_samples,
+)
 from mixar_registry.evaluation.measuring import Floor, Scores, scores_of
 from mixar_registry.evaluation.protocol import comparable, count_classes, reasons_against
-from mixar_registry.evaluation.sampling import Plan, timing_of
+from mixar_registry.evaluation.sampling import Plan
 from mixar_registry.pipeline import Model
 
 #: where a call keeps the samples and features of its points
@@ -34,10 +41,21 @@ FIGURES = (
 
 @frozen
 class Measured:
-    """A point's scores and the seconds that one process took for an image of it."""
+    """A point's scores and how its images were drawn (see `Samples`)."""
 
     scores: Scores
-    seconds_per_image: float | None
+    drawn: Mapping[str, Any]
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Of one process."""
+        seconds: float | None = self.drawn["seconds_per_image_and_process"]
+        return seconds
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How an image was drawn: SamplingConfig as plain values."""
+        return dict(self.drawn["plan"]["settings"])
 
 
 def images_per_point(budget: int, points: int, classes: int) -> int:
@@ -65,7 +83,8 @@ def measure_point(model: Model, plan: Plan, folder: Path, means: Means, *, what:
     found = measure_samples(samples, folder / FEATURES, means, what=f"features of {what}")
     if found is None:
         return None
-    return Measured(scores_of(found, means.reference), timing_of(folder / SAMPLES).seconds_per_image)
+    assert samples.drawn is not None
+    return Measured(scores_of(found, means.reference), samples.drawn)
 
 
 def figures(measured: Measured) -> dict[str, float | None]:
@@ -85,8 +104,14 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return file.getvalue()
 
 
-def circumstances(means: Means, plan: Plan, size: int, floor: Floor | None) -> dict[str, Any]:
-    """What all points of a call share, as a report tells it."""
+def circumstances(
+    means: Means, plan: Plan, size: int, floor: Floor | None, points: Sequence[tuple[str, Measured]]
+) -> dict[str, Any]:
+    """What the points of a call share, as a report tells it; of a setting that differs, that it does.
+
+    Args:
+        points: each with its model's name.
+    """
     extractor, reference = means.extractor, means.reference
     reasons = reasons_against(
         is_inception=extractor.is_inception,
@@ -96,13 +121,29 @@ def circumstances(means: Means, plan: Plan, size: int, floor: Floor | None) -> d
         height=size,
         width=size,
         classes=count_classes(plan.labels_N().tolist(), len(plan.classes)),
+        real_codes=any(draws_real_codes(point.drawn) for _, point in points),
     )
+    drawn = [
+        {key: point.drawn["model"][key] for key in ("weights", "precision")} | point.settings for _, point in points
+    ]
+    settings = {}
+    for key, value in drawn[0].items():
+        same = all(some[key] == value for some in drawn)
+        told = "as the part says" if value is None else value
+        settings[key.replace("_", " ")] = told if same else "differs from row to row"
+    digests: dict[str, str] = {}
+    for name, point in points:
+        for key, digest in point.drawn["model"]["sha256"].items():
+            if digest not in digests.values():
+                digests[f"sha256 of {name}'s {key}"] = digest
     return {
         "comparable with ADM-protocol FID": comparable(reasons),
         "images of a point": plan.count,
         "seed": plan.seed,
         "images of a batch": plan.batch,
         "classes": f"{len(plan.classes)}, {'exactly' if plan.balanced else 'about'} balanced",
+        **settings,
+        **digests,
         "extractor": extractor.identity,
         "reference": reference.description,
         "floor": "none: no reference images at hand" if floor is None else floor.what,

@@ -52,6 +52,7 @@ def reasons_against(
     height: int,
     width: int,
     classes: ClassCounts | None,
+    real_codes: bool = False,
 ) -> list[str]:
     """Why a Frechet distance is not comparable with FIDs by ADM's protocol; empty where it is.
 
@@ -62,6 +63,7 @@ def reasons_against(
             known checksum.
         adm_reference: whether the reference is ADM's ImageNet 256 statistics.
         count, height, width: of the samples. classes: their class counts; None where they are not known.
+        real_codes: whether what guides them was taken from real images.
     """
     reasons = []
     if not is_inception:
@@ -80,6 +82,8 @@ def reasons_against(
         reasons.append(f"{classes.known:,} classes and not {CLASSES:,}")
     elif not classes.exact:
         reasons.append(f"{classes.fewest} to {classes.most} images of a class and not {COUNT // CLASSES} of each")
+    if real_codes:
+        reasons.append("the codes that guide them are real images'")
     return reasons
 
 

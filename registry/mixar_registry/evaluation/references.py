@@ -124,7 +124,7 @@ def open_reference(
         f"{path}: statistics{count} (sha256 {sha256(path)[:16]})",
         measured,
         vectors_AF if seen is None else seen.features_AF,
-        adm_imagenet=path.name in ADM_IMAGENET_256 and extractor.is_inception,
+        adm_imagenet=path.name in ADM_IMAGENET_256 and extractor.is_inception and measured.extractor is None,
         notes=notes,
     )
 

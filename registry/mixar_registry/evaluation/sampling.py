@@ -32,12 +32,14 @@ from mixar_registry.weights import sha256, versions
 
 #: what a folder of samples says about itself, and how long drawing them took
 MANIFEST, TIMING = "sample.json", "timing.json"
+#: among the parts of a manifest only where codes are drawn from real images: how the data are called there
+REAL = "data"
 #: parts of a recipe that take part in sampling, besides those of PART_KEYS
 _SHAPING = ("trains", "image_size", "num_classes", "backbone")
-_IDLE = ("data", "extractor", "callbacks")
+_IDLE = (REAL, "extractor", "callbacks")
 _LISTED = 4  # differences that an error names
 #: of the manifest, what may differ between a run and its continuation
-_FREE = ("name", "versions", "device", "class_names")
+_FREE = ("name", "versions", "device", "class_names", "continued")
 _LABELS = 1  # sub-stream of the seed for random labels; chunks use (seed, k) alone
 
 #: called with images done, images in all, and images drawn by this call
@@ -108,8 +110,11 @@ class Store(ABC):
 
 def describe(model: Model, plan: Plan) -> dict[str, Any]:
     """What decides the images, as plain values: the model by its parts and the digests of its weights, and the plan."""
-    plain = to_plain(model.recipe)
-    shaping = {key: plain[key] for key in (*_SHAPING, *PART_KEYS) if key in plain and key not in _IDLE}
+    plain, prior = to_plain(model.recipe), model.recipe.prior
+    idle: tuple[str, ...] = _IDLE
+    if model.recipe.trains == "mixar" and prior is not None and prior.weights is None:
+        idle = tuple(key for key in _IDLE if key != REAL)  # the prior draws from them, as `load` lets it
+    shaping = {key: plain[key] for key in (*_SHAPING, *PART_KEYS) if key in plain and key not in idle}
     for choice in shaping.values():
         if isinstance(choice, dict):
             choice.pop("weights", None)  # a path; the file's digest says more
@@ -134,7 +139,15 @@ def plan_of(folder: Path) -> tuple[dict[str, Any], Plan]:
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    path = folder / MANIFEST
+    return read_manifest(folder / MANIFEST)
+
+
+def read_manifest(path: Path) -> tuple[dict[str, Any], Plan]:
+    """What a manifest says, and the plan in it.
+
+    Raises:
+        UserError: it is not there, or cannot be read.
+    """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         plain = dict(manifest["plan"])
@@ -165,8 +178,11 @@ def timing_of(folder: Path) -> Timing:
         return Timing()
 
 
-def claim(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Make `folder` the place of these samples, or see that it is.
+def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Make `folder` the place of these samples, or see that it is; what it then says of itself.
+
+    Of an earlier call's folder that is what it said before, with this call under `continued` where it computes with
+    other versions or on another device.
 
     Raises:
         UserError: it holds something else, other samples (says what differs), or cannot be written.
@@ -177,7 +193,7 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> None:
             if any(not entry.name.endswith(".unfinished") for entry in folder.iterdir()):
                 raise UserError(f"{folder}: holds something else than samples; give another folder")
             write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-            return
+            return dict(manifest)
         then, _ = plan_of(folder)
         now = json.loads(json.dumps(manifest))
         changed = differences(*({k: v for k, v in side.items() if k not in _FREE} for side in (then, now)))
@@ -189,6 +205,11 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> None:
             )
         for left in folder.glob(".*.unfinished"):  # of a process that was killed while writing
             left.unlink(missing_ok=True)
+        means = {key: now[key] for key in ("versions", "device")}
+        if means not in (calls := [{key: then.get(key) for key in means}, *then.get("continued", ())]):
+            then["continued"] = [*calls[1:], means]
+            write_text(folder / MANIFEST, json.dumps(then, indent=2) + "\n")
+        return then
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -216,8 +237,14 @@ def draw_chunks(
         whether all chunks are there.
 
     Raises:
-        UserError: a chunk cannot be written, in any of the processes.
+        UserError: a chunk cannot be written, in any of the processes; or they have loaded different weights.
     """
+    files = processes.everyone({key: str(file) for key, file in model.files.items()})
+    for key, file in files[0].items():
+        if other := next((some.get(key) for some in files if some.get(key) != file), None):
+            raise processes.common_error(
+                f"{key}: some processes found {file}, others {other}: its run wrote one meanwhile; repeat the command"
+            )
     missing: list[int] = processes.on_main(lambda: sorted(set(range(plan.chunks)) - store.done()))
     labels_N, timing = plan.labels_N(), timing_of(store.folder)
     had = plan.count - sum(_size(plan, chunk) for chunk in missing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy
@@ -15,6 +15,7 @@ from mixar_core.errors import UserError
 from mixar_core.pictures import to_pil
 from mixar_core.training.files import read_weights, write_weights, write_whole
 from mixar_registry.evaluation.sampling import Plan, Store
+from mixar_registry.pipeline import label_name
 
 _CHUNK = re.compile(r"chunk-(\d{6,})\.safetensors")
 
@@ -48,16 +49,17 @@ class PNGStore(Store):
     """One PNG file an image, `000012_name.png`, in one folder.
 
     Args:
-        names: a label's name.
+        names: of the classes, as the folder's manifest has them; empty: not known.
     """
 
-    def __init__(self, folder: Path, plan: Plan, names: Callable[[int], str]) -> None:
+    def __init__(self, folder: Path, plan: Plan, names: Sequence[str]) -> None:
         super().__init__(folder)
         digits = max(3, len(str(plan.count - 1)))
         self.plan = plan
         #: file names in the images' order
         self.files = [
-            f"{index:0{digits}d}_{plain_name(names(label))}.png" for index, label in enumerate(plan.labels_N().tolist())
+            f"{index:0{digits}d}_{plain_name(label_name(label, names))}.png"
+            for index, label in enumerate(plan.labels_N().tolist())
         ]
 
     def done(self) -> set[int]:
@@ -108,6 +110,12 @@ def write_npz(path: Path, batches: Iterable[Tensor], labels_N: Tensor, *, height
                     numpy.lib.format.write_array(file, labels_N.numpy(), allow_pickle=False)
 
     write_whole(path, write)
+
+
+def images_crc32(npz: Path) -> int:
+    """The checksum of the images in an `.npz`, as the file itself has it: nothing is read."""
+    with zipfile.ZipFile(npz) as archive:
+        return archive.getinfo("arr_0.npy").CRC
 
 
 def plain_name(name: str) -> str:

@@ -132,7 +132,7 @@ def sweep_text(
         [
             f"# {title}\n",
             f"**Best {names[by == 'kernel']}: {number(best.score(by))} at {told}.** "
-            f"Floor (real images): {number(shared[_FLOOR[by]]) or 'not known'}.\n",
+            f"Floor: {number(shared[_FLOOR[by]]) or 'not known'} ({shared['floor']}).\n",
             "Points compare with each other, for all have the same number of images, seed, extractor and reference, "
             "and with nothing else. What is best at few images need not be at 50,000: measure the best few again.\n",
             table(columns, rows, right=tuple(range(len(columns) - 1))),

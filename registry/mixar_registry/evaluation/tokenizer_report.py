@@ -10,7 +10,7 @@ from attrs import asdict
 from mixar_core.evaluation.extractor import FeatureExtractor
 from mixar_core.evaluation.tokens import CodeUsage, LatentStatistics
 from mixar_registry.evaluation.markdown import distance_names, number, table
-from mixar_registry.evaluation.protocol import COUNT, SIZE, comparable
+from mixar_registry.evaluation.protocol import CLASSES, COUNT, SIZE, comparable
 from mixar_registry.evaluation.tokenizers import Comparison, Entry, row_name
 
 #: key of the report: reconstruction FIDs are published of all 50,000 validation images
@@ -128,7 +128,7 @@ def _latent_rows(tokenizers: Sequence[Mapping[str, Any]]) -> list[list[str | Non
 
 
 def _reasons(comparison: Comparison, entries: Sequence[Entry], extractor: FeatureExtractor) -> list[str]:
-    """Why not. That the images are ImageNet's is not asked, since no file says it."""
+    """Why not. That 50,000 validation images of 1,000 classes are ImageNet's is not asked, since no file says it."""
     reasons, size = [], entries[0].recipe.image_size
     if not extractor.is_inception:
         reasons.append("the extractor is not Inception")
@@ -140,6 +140,10 @@ def _reasons(comparison: Comparison, entries: Sequence[Entry], extractor: Featur
         reasons.append(f"{comparison.images:,} images and not {COUNT:,}")
     if size != SIZE:
         reasons.append(f"{size}x{size} pixels and not {SIZE}x{SIZE}")
+    if comparison.split != "validation":
+        reasons.append("the images are not known to be a whole validation split")
+    if comparison.classes != CLASSES:
+        reasons.append(f"{comparison.classes:,} classes and not {CLASSES:,}")
     return reasons
 
 

@@ -72,7 +72,8 @@ class Comparison:
     """Everything measured.
 
     Args:
-        data: the images, in words; images: how many of them.
+        data: the images, in words; images: how many of them. split: which one they are all of, None if of none.
+        classes: how many the data have.
         reference: what reconstructions are measured against, in words; notes: what its reader must know.
         paired: whether that is their originals.
         measured: by entry's name. distances: of an entry's reconstructions to the reference, by way.
@@ -80,6 +81,8 @@ class Comparison:
 
     data: str
     images: int
+    split: str | None
+    classes: int
     reference: str
     notes: tuple[str, ...]
     paired: bool
@@ -226,6 +229,8 @@ def compare_tokenizers(
     return Comparison(
         data=chosen.images.description,
         images=count,
+        split=chosen.images.split if count == len(chosen.images) else None,
+        classes=chosen.images.data.num_classes,
         reference=reference.description,
         notes=reference.notes,
         paired=paired,
