@@ -106,12 +106,12 @@ def own_device(device: torch.device | str | None = None) -> torch.device:
     return torch.device(f"cuda:{local}")
 
 
-def join_processes(device: torch.device | str | None = None, *, timeout: timedelta = TIMEOUT) -> Processes:
+def join_processes(device: torch.device | str | None = None, *, timeout: timedelta | None = None) -> Processes:
     """Meet the other processes of a `torchrun`; without one, this process is alone.
 
     Args:
         device: see `own_device`.
-        timeout: how long one waits for the others.
+        timeout: how long one waits for the others; None: TIMEOUT.
 
     Raises:
         UserError: see `own_device`.
@@ -121,7 +121,7 @@ def join_processes(device: torch.device | str | None = None, *, timeout: timedel
         torch.cuda.set_device(device)
     owner = "WORLD_SIZE" in os.environ and not dist.is_initialized()
     if owner:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout or TIMEOUT)
     if not dist.is_initialized():
         return Processes(0, 1, device)
     return Processes(dist.get_rank(), dist.get_world_size(), device, owner)

@@ -149,7 +149,7 @@ def test_two_processes_do_what_one_does(tmp_path, capsys):
             "training.batch_size 7 does not divide evenly among 2 processes",
             "step 3: not finite: loss, gradient norm; first in process 1: the loss of images ",
             "step 3: not finite: loss, gradient norm; first in process 1: the loss of images ",
-            "data: 1 images cannot be read, more than training.max_unreadable 0",
+            "data: 1 train images cannot be read, more than training.max_unreadable 0",
             "input images of images 11; the batch is kept",
         ]
     ):
