@@ -89,9 +89,10 @@ class DiffusionHead(ContinuousHead):
         conditions = [z_RD] if z_uncond_RD is None or not guided else [z_RD, z_uncond_RD]
         z, timesteps = torch.cat(conditions), torch.tensor(process.timesteps, device=z_RD.device)
         # a step's time embedding is the same for every row, and a row's condition for every step: computed once
-        embedded = self.net.embed_time(timesteps), self.net.cond_embed(z)
-        with full_precision(z.device):
-            exact = self.net.embed_time(timesteps), self.net.cond_embed(z.float())
+        embedded = exact = self.net.embed_time(timesteps), self.net.cond_embed(z)
+        if embedded[1].dtype != torch.float32:  # under autocast
+            with full_precision(z.device):
+                exact = self.net.embed_time(timesteps), self.net.cond_embed(z.float())
         shape = (z_RD.shape[0], self.token_dim)
         x = noise.normal(shape, z_RD.device, name="head_init")
         for k in reversed(range(len(process))):
