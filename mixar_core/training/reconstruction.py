@@ -14,7 +14,7 @@ from mixar_core.evaluation.extractor import FeatureExtractor
 from mixar_core.evaluation.pairs import perceptual_distance_B, psnr_B
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.training.distributed import sum_over_processes
+from mixar_core.training.distributed import sum_over_processes, world_size
 from mixar_core.training.objective import Objective
 from mixar_core.types import ImageBatch, Losses, Posterior, TokenBatch
 
@@ -163,7 +163,9 @@ def _first(batches: Iterable[ImageBatch], images: int, device: torch.device) -> 
     left, seen = iter(batches), 0
     while seen < images:
         batch = next(left, None)
-        met = int(sum_over_processes(torch.tensor(0 if batch is None else len(batch), device=device)))
+        met = 0 if batch is None else len(batch)
+        if world_size() > 1:
+            met = int(sum_over_processes(torch.tensor(met, device=device)))
         if met == 0:
             return
         yield batch

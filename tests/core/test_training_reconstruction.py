@@ -178,6 +178,7 @@ def test_all_processes_measure_in_equally_many_passes(monkeypatch, world, count)
         return statistics(rank, world, count)
 
     monkeypatch.setattr(reconstruction, "sum_over_processes", sum_over_threads)
+    monkeypatch.setattr(reconstruction, "world_size", lambda: world)
     with ThreadPoolExecutor(world) as pool:
         found = list(pool.map(measured, range(world)))
     assert {passes for _, passes in found} == {-(-len(range(0, count, world)) // 2)}
