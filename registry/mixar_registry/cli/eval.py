@@ -184,14 +184,9 @@ def _is_model(text: str, registry: Registry) -> bool:
 
 def _say(report: Mapping[str, Any], out: Path) -> None:
     from mixar_registry.cli.common import print_table
-    from mixar_registry.evaluation.markdown import score_rows
+    from mixar_registry.evaluation.markdown import score_columns, score_rows
 
-    print_table(
-        f"{report['scores']['count']:,} samples of {report['samples']['source']}",
-        ("score", "samples", "floor: real images"),
-        score_rows(report),
-        right=(1, 2),
-    )
+    print_table(f"Samples of {report['samples']['source']}", score_columns(report), score_rows(report), right=(1, 2))
     print(f"comparable with ADM-protocol FID: {report['comparable with ADM-protocol FID']}")
     classes = report["samples"]["classes"]
     if classes is not None and classes["missing"]:

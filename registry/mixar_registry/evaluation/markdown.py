@@ -73,6 +73,13 @@ def generation_text(report: Mapping[str, Any], *, title: str, picture: str) -> s
     return "\n".join(parts)
 
 
+def score_columns(report: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What stands over `score_rows`."""
+    floor = report["floor"]
+    real = "floor" if floor is None else f"floor: {floor['scores']['count']:,} real images"
+    return "score", f"{report['scores']['count']:,} samples", real
+
+
 def score_rows(report: Mapping[str, Any]) -> list[tuple[str, str | None, str | None]]:
     """Name, figure and floor of every score."""
     scores, floor = report["scores"], report["floor"]
@@ -94,10 +101,7 @@ def _inception_name(report: Mapping[str, Any]) -> str:
 
 
 def _scores(report: Mapping[str, Any]) -> str:
-    floor = report["floor"]
-    real = "floor" if floor is None else f"floor: {floor['scores']['count']:,} real images"
-    columns = "score", f"{report['scores']['count']:,} samples", real
-    text = table(columns, score_rows(report), right=(1, 2))
+    text, floor = table(score_columns(report), score_rows(report), right=(1, 2)), report["floor"]
     below = "there are no reference images at hand to measure it with" if floor is None else floor["what"]
     return f"{text}\nThe floor: {below}.\n"
 
