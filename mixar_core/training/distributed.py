@@ -91,15 +91,15 @@ def own_device(device: torch.device | str | None = None) -> torch.device:
     Raises:
         UserError: there are more processes on this machine than GPUs, or all are told to share one.
     """
-    chosen = None if device is None else torch.device(device)
-    if chosen is not None and chosen.type == "cuda" and chosen.index is not None:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return chosen
+    if chosen.index is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError(f"device {chosen}: several processes cannot share a GPU; with `cuda` each has its own")
         return chosen
-    if chosen is not None and chosen.type != "cuda":
-        return chosen
-    if chosen is None and not torch.cuda.is_available():
-        return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         raise UserError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")

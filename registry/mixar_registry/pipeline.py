@@ -356,9 +356,7 @@ def load(
     folder = registry.find_model(name_or_path)
     recipe = load_recipe(folder / RECIPE, registry)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    # Only a prior without weights of its own may have to draw from the data (ground-truth).
-    draws = recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is None
-    data = open_data(recipe, registry, "train") if draws and recipe.data else None
+    data = open_data(recipe, registry, "train") if prior_draws_from_data(recipe) and recipe.data else None
     trained = weights_file(folder, weights)
     system = build(recipe, registry, device=chosen, trained_weights=trained, data=data)
     files = {
@@ -368,6 +366,11 @@ def load(
     }
     names = class_names(recipe, folder, registry)
     return Model(system, names, chosen, files=files | {recipe.trains: trained}, weights=weights, precision=precision)
+
+
+def prior_draws_from_data(recipe: Recipe) -> bool:
+    """Whether codes may have to come from the data: only a prior without weights of its own can (ground-truth)."""
+    return recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is None
 
 
 def class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:

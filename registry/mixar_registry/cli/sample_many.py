@@ -27,7 +27,7 @@ from mixar_registry.evaluation.sampling import (
     claim,
     describe,
     draw_chunks,
-    timing_of,
+    with_timing,
 )
 from mixar_registry.evaluation.stores import PNGStore, RawStore, images_crc32, write_npz, write_png
 from mixar_registry.manager import Registry
@@ -101,8 +101,7 @@ def sample_many(
         first = store.read(0)
         batches = (store.read(chunk) for chunk in range(plan.chunks))
         write_npz(npz, batches, plan.labels_N(), height=first.shape[2], width=first.shape[3])
-        told = {**manifest, "seconds_per_image_and_process": timing_of(folder).seconds_per_image}
-        told["arr_0_crc32"] = images_crc32(npz)
+        told = with_timing(manifest, folder) | {"arr_0_crc32": images_crc32(npz)}
         write_text(manifest_beside(npz), json.dumps(told, indent=2) + "\n")
         shutil.rmtree(folder)
         print(f"{count:,} images in {npz}, {labels}; how they were drawn in {manifest_beside(npz)}")

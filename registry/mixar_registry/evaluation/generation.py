@@ -36,13 +36,12 @@ from mixar_registry.evaluation.sampling import (
     MANIFEST,
     REAL,
     Plan,
-    Timing,
     claim,
     describe,
     draw_chunks,
     plan_of,
     read_manifest,
-    timing_of,
+    with_timing,
 )
 from mixar_registry.evaluation.stores import PNGStore, images_crc32, write_png
 from mixar_registry.manager import Registry
@@ -100,11 +99,7 @@ def draw_samples(model: Model, plan: Plan, folder: Path, means: Means, *, source
     if not draw_chunks(model, plan, store, means.processes, signals=means.signals, report=means.show(what)):
         raise Stopped
     images = open_images(str(folder), means.registry, image_size=model.recipe.image_size)
-    return Samples(images, source, _drawn(manifest, timing_of(folder)), names, model.recipe.num_classes)
-
-
-def _drawn(manifest: Mapping[str, Any], timing: Timing) -> dict[str, Any]:
-    return {**manifest, "seconds_per_image_and_process": timing.seconds_per_image}
+    return Samples(images, source, with_timing(manifest, folder), names, model.recipe.num_classes)
 
 
 def draws_real_codes(manifest: Mapping[str, Any]) -> bool:
@@ -126,17 +121,10 @@ def open_samples(text: str, registry: Registry, *, reference: str) -> Samples:
         UserError: they cannot be read, or are JPEGs.
     """
     images, folder = open_images(text, registry, option="samples"), Path(text)
-    if (folder / MANIFEST).is_file():
-        manifest, plan = plan_of(folder)
-        names = tuple(map(str, manifest.get("class_names", ())))
-        drawn = _drawn(manifest, timing_of(folder))
+    if (told := _told_by(folder)) is not None:
+        drawn, plan = told
+        names = tuple(map(str, drawn.get("class_names", ())))
         return Samples(images, images.description, drawn, names, len(names) or max(plan.classes) + 1)
-    if manifest_beside(folder).is_file():
-        with suppress(UserError):  # somebody else's file
-            manifest, plan = read_manifest(manifest_beside(folder))
-            if manifest.get("arr_0_crc32") == images_crc32(folder):  # else it is of another file that was called so
-                names = tuple(map(str, manifest.get("class_names", ())))
-                return Samples(images, images.description, manifest, names, len(names) or max(plan.classes) + 1)
     own, real = images.data.class_names, _names_of(reference, images, registry)
     if images.labels is None or len(real) < len(own):
         return Samples(images, images.description, None, own, images.data.num_classes)
@@ -145,6 +133,19 @@ def open_samples(text: str, registry: Registry, *, reference: str) -> Samples:
             return Samples(images, images.description, None, own, images.data.num_classes)
         images = open_images(text, registry, class_names=real, option="samples")
     return Samples(images, images.description, None, real, len(real))
+
+
+def _told_by(path: Path) -> tuple[dict[str, Any], Plan] | None:
+    """How the samples in a folder or an `.npz` were drawn, if `mixar sample` wrote them."""
+    if (path / MANIFEST).is_file():
+        manifest, plan = plan_of(path)
+        return with_timing(manifest, path), plan
+    if manifest_beside(path).is_file():
+        with suppress(UserError):  # somebody else's file
+            manifest, plan = read_manifest(manifest_beside(path))
+            if manifest.get("arr_0_crc32") == images_crc32(path):  # else it is of another file that was called so
+                return manifest, plan
+    return None
 
 
 def _names_of(reference: str, images: ImageSet, registry: Registry) -> tuple[str, ...]:

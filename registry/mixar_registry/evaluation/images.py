@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.images import UNREADABLE
 from mixar_core.data.loader import load_batches
 from mixar_core.errors import UserError
 from mixar_core.types import NO_CLASS
@@ -210,7 +211,7 @@ class PNGFolder(ImageDataset):
         try:
             with Image.open(path) as opened:
                 pixels = numpy.array(opened.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{path}: unreadable PNG: {one_line(error)}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), self._labels[index]
 
@@ -258,7 +259,7 @@ class PNGFolder(ImageDataset):
         try:
             with Image.open(path) as opened:
                 kind, mode, found = opened.format, opened.mode, (opened.height, opened.width)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{path}: not an image Pillow knows") from error
         if kind != "PNG":
             reason = "JPEG changes pixels, and every distance with them" if kind == "JPEG" else "only PNG is read here"

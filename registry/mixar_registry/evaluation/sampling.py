@@ -25,7 +25,7 @@ from mixar_core.training.distributed import Processes
 from mixar_core.training.files import write_text, writing
 from mixar_core.training.signals import StopSignals
 from mixar_core.types import NO_CLASS
-from mixar_registry.pipeline import Model, batch_noise
+from mixar_registry.pipeline import Model, batch_noise, prior_draws_from_data
 from mixar_registry.recipe import PART_KEYS, to_plain
 from mixar_registry.structure import flat
 from mixar_registry.weights import sha256, versions
@@ -110,11 +110,9 @@ class Store(ABC):
 
 def describe(model: Model, plan: Plan) -> dict[str, Any]:
     """What decides the images, as plain values: the model by its parts and the digests of its weights, and the plan."""
-    plain, prior = to_plain(model.recipe), model.recipe.prior
-    idle: tuple[str, ...] = _IDLE
-    if model.recipe.trains == "mixar" and prior is not None and prior.weights is None:
-        idle = tuple(key for key in _IDLE if key != REAL)  # the prior draws from them, as `load` lets it
-    shaping = {key: plain[key] for key in (*_SHAPING, *PART_KEYS) if key in plain and key not in idle}
+    plain = to_plain(model.recipe)
+    drawing = {*_SHAPING, *PART_KEYS} - {*_IDLE} | ({REAL} if prior_draws_from_data(model.recipe) else set())
+    shaping = {key: plain[key] for key in (*_SHAPING, *PART_KEYS) if key in plain and key in drawing}
     for choice in shaping.values():
         if isinstance(choice, dict):
             choice.pop("weights", None)  # a path; the file's digest says more
@@ -176,6 +174,11 @@ def timing_of(folder: Path) -> Timing:
         return Timing(**json.loads((folder / TIMING).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return Timing()
+
+
+def with_timing(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """How the samples in a folder were drawn: its manifest, and the seconds that one process took for an image."""
+    return {**manifest, "seconds_per_image_and_process": timing_of(folder).seconds_per_image}
 
 
 def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
