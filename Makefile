@@ -6,7 +6,7 @@ PYTHON ?= $(shell $(find_python))
 
 VENV := .venv
 BIN := $(VENV)/bin
-ZOO := plugins/mixar_zoo
+PACKAGES := plugins/mixar_eval plugins/mixar_import plugins/mixar_zoo
 STAMP := $(VENV)/.installed
 
 .PHONY: help setup demo test check format clean
@@ -19,12 +19,12 @@ help:
 
 setup: $(STAMP)
 
-# The zoo is a plugin package of its own, installed the way a third party's would be.
-$(STAMP): pyproject.toml $(wildcard $(ZOO)/pyproject.toml)
+# Plugin packages of their own, installed the way a third party's would be.
+$(STAMP): pyproject.toml $(PACKAGES:%=%/pyproject.toml)
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 with venv found; try make PYTHON=/path/to/python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	if [ -f $(ZOO)/pyproject.toml ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check -e $(ZOO); fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PACKAGES:%=-e ./%)
 	touch $@
 
 demo: setup

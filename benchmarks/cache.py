@@ -25,16 +25,16 @@ from rich.console import Console
 from rich.table import Table
 
 import mixar
+from mixar.assembly import build, open_data
+from mixar.cache import make_cache
+from mixar.plugins import plugin_manager
+from mixar.recipe import Recipe
+from mixar.run import make_objective
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import CachedTokens
-from mixar_core.training.distributed import Processes
+from mixar_core.distributed import Processes
 from mixar_core.training.sources import training_source
-from mixar_registry.assembly import build, open_data
-from mixar_registry.caching import make_cache
-from mixar_registry.manager import plugin_manager
-from mixar_registry.recipe import Recipe
-from mixar_registry.runs import make_objective
 
 SMALL = {"backbone.width": 64, "backbone.depth": 1, "backbone.heads": 2, "head.depth": 1, "head.width": 64}
 #: what is trained, as settings of the recipe

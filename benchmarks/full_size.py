@@ -22,10 +22,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from mixar_registry.assembly import build
-from mixar_registry.manager import plugin_manager
-from mixar_registry.recipe import load_recipe, to_yaml
-from mixar_registry.weights import save_model
+from mixar.assembly import build
+from mixar.folder import save_model
+from mixar.plugins import plugin_manager
+from mixar.recipe import load_recipe, to_yaml
 from tests.parity.case import read_manifest, seeded
 
 MANIFESTS = Path(__file__).parents[1] / "tests" / "parity" / "manifests"
@@ -59,7 +59,7 @@ MIXAR = "mixar_l"
 _COMMAND = """
 import atexit, re, sys
 from pathlib import Path
-from mixar_registry.cli import main
+from mixar.cli import main
 
 def note(file=sys.argv.pop(1)):
     Path(file).write_text(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import mixar
-from mixar_registry.cli.main import app
+from mixar.cli.main import app
 
 INJECTORS = ("none", "dc-mix", "dc-sa", "dc-ca")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from mixar_registry.manager import Registry, plugin_manager
+from mixar.plugins import Registry, plugin_manager
 from tests.tiny import write_family
 
 settings.register_profile("mixar", deadline=None)

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.optim import AdamW
 
-from mixar_core.data.loader import Share
+from mixar.assembly import build
+from mixar.plugins import Registry, plugin_manager
+from mixar.recipe import Recipe, load_recipe
+from mixar.run import make_objective
+from mixar_core.data.loader import BatchShard
+from mixar_core.distributed import Processes
 from mixar_core.mixture import TIMixConfig
 from mixar_core.noise import Noise
-from mixar_core.training.distributed import Processes
 from mixar_core.training.ema import EMA
 from mixar_core.training.engine import Engine
 from mixar_core.training.mixar_objective import MixARObjective
@@ -23,10 +27,6 @@ from mixar_core.training.objective import Objective
 from mixar_core.training.optimizer import decay_groups
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import NO_CLASS, ImageBatch, TokenBatch
-from mixar_registry.assembly import build
-from mixar_registry.manager import Registry, plugin_manager
-from mixar_registry.recipe import Recipe, load_recipe
-from mixar_registry.runs import make_objective
 from tests.fake_device import GPU, META, DeviceNoise, HostNoise, OnlyOn, backward, fake_gpu, place
 from tests.toys import small_mixar
 
@@ -113,7 +113,7 @@ def train_on_a_gpu(recipe: Recipe, objective: Objective, *, precision: str) -> N
     config = attrs.evolve(recipe.training or TrainingConfig(steps=2), micro_batch=None, compile=False, clip=1.0)
     engine = Engine(objective, config, Processes(0, 1, GPU), steps=2, warmup=1)
     engine.config = attrs.evolve(config, precision=precision)
-    source = SimpleNamespace(share=Share(0, BATCH, BATCH), seed=0)
+    source = SimpleNamespace(share=BatchShard(0, BATCH, BATCH), seed=0)
     with OnlyOn(GPU):
         told = engine.gradients(images_for(recipe, GPU), source, step=1, tell={})
         engine.update(1, norm=2.0)

@@ -8,11 +8,11 @@ import numpy
 import torch
 from PIL import Image
 
-from mixar_registry import strict_yaml
-from mixar_registry.assembly import build
-from mixar_registry.manager import Registry, plugin_manager
-from mixar_registry.recipe import load_recipe, to_yaml
-from mixar_registry.weights import save_model
+from mixar import strict_yaml
+from mixar.assembly import build
+from mixar.folder import save_model
+from mixar.plugins import Registry, plugin_manager
+from mixar.recipe import load_recipe, to_yaml
 
 CLASSES = ("cat", "dog", "owl")
 TRAINING = {

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.errors import UserError
-from mixar_core.training.files import file_sha256
+from mixar_core.storage import file_sha256
 from mixar_core.types import Posterior
 
 INDEX = "index.json"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mixar_core.data.cache import TOKENS, TokenCache
-from mixar_core.data.loader import Share, ShuffledOrder, flips, make_loader
+from mixar_core.data.loader import BatchShard, ShuffledOrder, flips, make_loader
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.errors import UserError
 
@@ -39,7 +39,7 @@ class CacheSource:
         self,
         cache: TokenCache,
         order: ShuffledOrder,
-        share: Share,
+        share: BatchShard,
         *,
         seed: int,
         device: torch.device,

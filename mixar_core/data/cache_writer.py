@@ -38,9 +38,8 @@ from mixar_core.data.streams import Stream, seed_of
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
+from mixar_core.storage import FolderLock, file_sha256, write_text, write_weights, writing
 from mixar_core.tokenizer import ContinuousTokenizer
-from mixar_core.training.files import file_sha256, write_text, write_weights, writing
-from mixar_core.training.lock import FolderLock
 from mixar_core.types import Posterior
 
 SETTINGS = "settings.json"

@@ -22,7 +22,7 @@ from mixar_core.types import ImageBatch
 
 
 @frozen
-class Share:
+class BatchShard:
     """The rows of a global batch that one process holds: `rows` of `total`, from `first` onwards."""
 
     first: int
@@ -30,7 +30,7 @@ class Share:
     total: int
 
     @classmethod
-    def of(cls, total: int, *, rank: int, world: int) -> Share:
+    def of(cls, total: int, *, rank: int, world: int) -> BatchShard:
         """Rank's even share of `total` rows.
 
         Raises:
@@ -138,7 +138,7 @@ def to_images(pixels_B3HW: Tensor, labels_B: Tensor, device: torch.device) -> Im
     return ImageBatch(pixels.float() / 127.5 - 1.0, labels_B.to(device, non_blocking=True))
 
 
-def flips(step: int, *, seed: int, share: Share) -> Tensor:
+def flips(step: int, *, seed: int, share: BatchShard) -> Tensor:
     """Which of the share's rows of this step are mirrored, bool (B,)."""
     noise = step_noise(Stream.FLIP, seed=seed, step=step, first=share.first, total=share.total)
     return noise.uniform((share.rows,), "cpu", name="flip") < 0.5
@@ -172,7 +172,7 @@ class ImageSource:
         self,
         dataset: ImageDataset,
         order: ShuffledOrder,
-        share: Share,
+        share: BatchShard,
         *,
         seed: int,
         device: torch.device,
@@ -242,7 +242,7 @@ def sweep(
 class _Indices:
     """A share's lists of indices, step after step; iterable as a loader's batch sampler."""
 
-    def __init__(self, order: ShuffledOrder, share: Share, first: int, end: int) -> None:
+    def __init__(self, order: ShuffledOrder, share: BatchShard, first: int, end: int) -> None:
         self.order, self.share, self.first, self.end = order, share, first, end
 
     def __iter__(self) -> Iterator[list[int]]:

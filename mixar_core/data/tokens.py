@@ -10,7 +10,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.data.loader import Share, ShuffledOrder, flipped, flips, sweep
+from mixar_core.data.loader import BatchShard, ShuffledOrder, flipped, flips, sweep
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.precision import full_precision
@@ -108,7 +108,7 @@ class TokenSource:
         self,
         dataset: ImageDataset,
         order: ShuffledOrder,
-        share: Share,
+        share: BatchShard,
         tokenizers: FrozenTokenizers,
         *,
         seed: int,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixar_core.data.dataset import ImageDataset, ImageStream
 from mixar_core.errors import UserError
-from mixar_core.evaluation.extractor import FeatureExtractor
+from mixar_core.perceptual import FeatureExtractor
 from mixar_core.testing.common import BATCH, check_module, expect, expect_equal, expect_tensor, normal, unchanged
 from mixar_core.training.callback import Callback, RunInfo, StepReport
 from mixar_core.types import NO_CLASS

@@ -32,10 +32,10 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from mixar_core.distributed import TIMEOUT, Processes
 from mixar_core.errors import UserError
-from mixar_core.training.distributed import TIMEOUT, Processes
+from mixar_core.storage import file_sha256, sync, write_text, writing
 from mixar_core.training.ema import local
-from mixar_core.training.files import file_sha256, sync, write_text, writing
 
 # A run of one process needs no process group, and torch says so at every save.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -61,7 +61,7 @@ def checkpoint_step(path: Path) -> int:
 
 
 @frozen
-class Facts:
+class CheckpointInfo:
     """What a checkpoint's run.json says: steps done, settings of the run, how many processes wrote it."""
 
     step: int
@@ -86,10 +86,10 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     raise UserError(f"{folder} holds no checkpoint to resume from; start anew, without resume and in an empty folder")
 
 
-def read_facts(path: Path) -> Facts:
+def read_info(path: Path) -> CheckpointInfo:
     """What a whole checkpoint says of itself."""
     run = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    return Facts(run["step"], run["settings"], run["processes"])
+    return CheckpointInfo(run["step"], run["settings"], run["processes"])
 
 
 def load_tensors(path: Path, into: Tensors, processes: Processes) -> None:
@@ -161,7 +161,7 @@ class Checkpoints:
             for left in self.root.parent.glob(pattern):
                 left.unlink(missing_ok=True)
 
-    def save(self, tensors: Tensors, facts: Facts) -> None:
+    def save(self, tensors: Tensors, facts: CheckpointInfo) -> None:
         """Write a checkpoint, or in the background begin to, once the one before is complete.
 
         Raises:
@@ -223,7 +223,7 @@ class Checkpoints:
             unfinished.mkdir(parents=True)
         return False
 
-    def _write_and_complete(self, path: Path, tensors: Tensors, facts: Facts) -> None:
+    def _write_and_complete(self, path: Path, tensors: Tensors, facts: CheckpointInfo) -> None:
         problem = self._write(path, tensors)
         if self.processes.is_main:
             self._complete(path, facts, problem)
@@ -238,7 +238,7 @@ class Checkpoints:
             return _reason(error)
         return None
 
-    def _complete(self, path: Path, facts: Facts, problem: str | None) -> None:
+    def _complete(self, path: Path, facts: CheckpointInfo, problem: str | None) -> None:
         """Checksums, the name, and the old ones' removal; for the main process."""
         unfinished = _unfinished(path)
         try:

@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import AdamW
 
 from mixar_core.data.streams import Stream, seed_of
-from mixar_core.training.distributed import Processes, sum_over_processes
+from mixar_core.distributed import Processes, sum_over_processes
 from mixar_core.training.ema import EMA, local
 from mixar_core.training.objective import Objective
 from mixar_core.training.optimizer import lr_at, make_optimizer

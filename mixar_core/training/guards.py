@@ -14,9 +14,9 @@ from attrs import asdict, frozen
 from torch import Tensor, nn
 
 from mixar_core.data.tokens import CachedTokens
+from mixar_core.storage import write_text, write_weights, writing
 from mixar_core.training.ema import local
 from mixar_core.training.engine import Engine
-from mixar_core.training.files import write_text, write_weights, writing
 from mixar_core.training.sources import Batch, Source, micro_batches
 from mixar_core.types import ImageBatch
 
@@ -73,7 +73,7 @@ def where_it_began(engine: Engine, batch: Batch, source: Source, folder: Path, *
     All processes must call it; all get the same words.
     """
     processes = engine.processes
-    found = [bad for bad in processes.everyone(find_bad(engine, batch, source, step=step)) if bad is not None]
+    found = [bad for bad in processes.all_gather(find_bad(engine, batch, source, step=step)) if bad is not None]
     if not found:
         return "it was finite when computed again, which points at the hardware"
     first: Bad = min(found, key=lambda bad: bad.backward)  # backwards, it spreads to the other processes

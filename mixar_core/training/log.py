@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixar_core.training.distributed import Processes
-from mixar_core.training.files import write_text, writing
+from mixar_core.distributed import Processes
+from mixar_core.storage import write_text, writing
 
 
 class Meter:
@@ -105,11 +105,11 @@ class Unreadable:
             with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, "reason": found[index]}) + "\n")
         if told is None:
-            told = sum(self.processes.everyone(len(found)))
+            told = sum(self.processes.all_gather(len(found)))
         if told <= self._counted:
             return None
         self._counted = told
-        count = len(set[int]().union(*self.processes.everyone(set(found))))
+        count = len(set[int]().union(*self.processes.all_gather(set(found))))
         if count <= self.limit:
             return None
         return (

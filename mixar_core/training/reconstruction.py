@@ -10,11 +10,10 @@ from attrs import field, frozen
 from attrs.validators import ge
 from torch import Tensor
 
-from mixar_core.evaluation.extractor import FeatureExtractor
-from mixar_core.evaluation.pairs import perceptual_distance_B, psnr_B
+from mixar_core.distributed import sum_over_processes, world_size
 from mixar_core.noise import Noise
+from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B, psnr_B
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.training.distributed import sum_over_processes, world_size
 from mixar_core.training.objective import Objective
 from mixar_core.types import ImageBatch, Losses, Posterior, TokenBatch
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.cache_source import CacheSource
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.data.loader import ImageSource, Share, ShuffledOrder, sweep
+from mixar_core.data.loader import BatchShard, ImageSource, ShuffledOrder, sweep
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import CachedTokens, TokenSource
+from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
-from mixar_core.training.distributed import Processes
 from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import ImageBatch, Losses, TokenBatch
@@ -34,7 +34,7 @@ class Source(Protocol):
     """A process's batches, step by step: an ImageSource, a TokenSource or a CacheSource."""
 
     order: ShuffledOrder
-    share: Share
+    share: BatchShard
     seed: int
     #: images that this process could not read so far, index -> the reason
     unreadable: dict[int, str]
@@ -81,7 +81,7 @@ def _source(
     flip: bool,
 ) -> Source:
     order = ShuffledOrder(len(data), batch_size, seed=seed)
-    share = Share.of(batch_size, rank=processes.rank, world=processes.world)
+    share = BatchShard.of(batch_size, rank=processes.rank, world=processes.world)
     device, workers = processes.device, config.workers
     if isinstance(data, TokenCache):
         kinds = _kinds(objective)
@@ -134,7 +134,7 @@ def preview_images(
         (images,) = sweep(dataset, order.indices(0), batch_size=count, device=device, max_unreadable=skipped)
         return images
     assert cache is not None
-    share = Share.of(count, rank=0, world=1)
+    share = BatchShard.of(count, rank=0, world=1)
     source = CacheSource(cache, order, share, seed=VALIDATION_SEED, device=device, kinds=_kinds(objective))
     noise = step_noise(Stream.TOKENS, seed=VALIDATION_SEED, step=0, device=device)
     return objective.detokenize(next(source.batches(0, 1)), noise=noise)
@@ -171,7 +171,7 @@ def loss_of(
     batch: Batch,
     rows: slice,
     *,
-    share: Share,
+    share: BatchShard,
     seed: int,
     noise_step: int,
     step: int,

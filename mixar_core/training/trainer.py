@@ -13,30 +13,28 @@ from attrs import field, frozen
 
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.data.loader import Share, ShuffledOrder, sweep
+from mixar_core.data.loader import BatchShard, ShuffledOrder, sweep
 from mixar_core.data.streams import Stream, step_noise
+from mixar_core.distributed import Processes, StopSignals, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
 from mixar_core.precision import tf32_where
+from mixar_core.storage import FolderLock, write_text, write_weights, writing
 from mixar_core.training.callback import Callback, Callbacks, RunInfo, StepReport
 from mixar_core.training.checkpoint import (
+    CheckpointInfo,
     Checkpoints,
-    Facts,
     checkpoint_step,
     list_checkpoints,
     load_tensors,
     newest_checkpoint,
-    read_facts,
+    read_info,
     stored_shapes,
 )
-from mixar_core.training.distributed import Processes, join_processes, naming_lost_processes
 from mixar_core.training.engine import Engine, Gradients
-from mixar_core.training.files import write_text, write_weights, writing
 from mixar_core.training.guards import not_finite, where_it_began
-from mixar_core.training.lock import FolderLock
 from mixar_core.training.log import Meter, RunLog, Unreadable
 from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
-from mixar_core.training.signals import StopSignals
 from mixar_core.training.sources import (
     VALIDATION_SEED,
     Batch,
@@ -131,7 +129,9 @@ class Trainer:
         self.callbacks = Callbacks(callbacks, is_main=processes.is_main)
         self.device = processes.device
         self.steps = config.total_steps(images)
-        Share.of(config.batch_size, rank=processes.rank, world=processes.world)  # refuses before anything is written
+        BatchShard.of(
+            config.batch_size, rank=processes.rank, world=processes.world
+        )  # refuses before anything is written
         self.lock = FolderLock(folder)
         self.log = RunLog(folder)
         self.meter = Meter()
@@ -183,7 +183,7 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         """Put the run back to where it was."""
-        facts: Facts = self.processes.on_main(lambda: read_facts(checkpoint))
+        facts: CheckpointInfo = self.processes.on_main(lambda: read_info(checkpoint))
         then, now = facts.settings, self._settings()
         differing = [
             f"{n} was {then.get(n)}, is {now.get(n)}" for n in sorted({*then, *now}) if then.get(n) != now.get(n)
@@ -255,7 +255,7 @@ class Trainer:
             self.callbacks.on_start(info)
         except UserError as error:
             problem = str(error)
-        if problems := [each for each in self.processes.everyone(problem) if each]:
+        if problems := [each for each in self.processes.all_gather(problem) if each]:
             raise self.processes.common_error(problems[0])
 
     def _steps(self, info: RunInfo, signals: StopSignals) -> None:
@@ -313,7 +313,7 @@ class Trainer:
 
     def _report(self, info: RunInfo, norm: float) -> None:
         meter, self.last_losses = self.meter, self.meter.losses()
-        waited = max(self.processes.everyone(meter.waited))  # the slowest loader holds all of them up
+        waited = max(self.processes.all_gather(meter.waited))  # the slowest loader holds all of them up
         report = StepReport(
             step=self.done,
             losses=self.last_losses,
@@ -368,7 +368,7 @@ class Trainer:
         self.callbacks.on_preview(info, self.done, rows)
 
     def _checkpoint(self) -> None:
-        self.checkpoints.save(self.engine.state(), Facts(self.done, self._settings(), self.processes.world))
+        self.checkpoints.save(self.engine.state(), CheckpointInfo(self.done, self._settings(), self.processes.world))
 
     def _announce(self, info: RunInfo) -> None:
         """Tell callbacks of the checkpoints that became complete."""

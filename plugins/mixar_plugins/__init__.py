@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mixar import Part, hookimpl
 from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
 from mixar_plugins.callbacks.sample_grid import SampleGrid, SampleGridConfig
 from mixar_plugins.callbacks.stall_watch import StallWatch, StallWatchConfig
@@ -14,20 +15,7 @@ from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
 from mixar_plugins.datasets.hugging_face import HuggingFaceConfig, HuggingFaceDataset
 from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
 from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
-from mixar_plugins.extractors.inception import Inception, InceptionConfig
-from mixar_plugins.extractors.timm_model import TimmConfig, TimmExtractor
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
-from mixar_plugins.importers.autoencoders import AutoencoderImportConfig, KL16Importer, VAVAEImporter
-from mixar_plugins.importers.mar import MarImportConfig, MarImporter
-from mixar_plugins.importers.maskbit import (
-    GeneratorImportConfig,
-    MaskBitGeneratorImporter,
-    MaskBitTokenizerImporter,
-    MaskGITGeneratorImporter,
-    MaskGITTokenizerImporter,
-    TokenizerImportConfig,
-    VQGANPlusTokenizerImporter,
-)
 from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
 from mixar_plugins.injectors.embedding import DCCA, DCSA, CodeEmbeddingConfig
 from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
@@ -35,8 +23,6 @@ from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrio
 from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
 from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
 from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer, VQConfig, VQTokenizer
-from mixar_registry.hookspecs import hookimpl
-from mixar_registry.part import Part
 
 
 @hookimpl
@@ -58,22 +44,12 @@ def mixar_parts() -> list[Part]:
         Part("dataset", "image-folder", ImageFolder, ImageFolderConfig),
         Part("dataset", "datasets", HuggingFaceDataset, HuggingFaceConfig),
         Part("extractor", "efficientnet-lite0", EfficientNetLite0, EfficientNetLite0Config),
-        Part("extractor", "inception", Inception, InceptionConfig),
-        Part("extractor", "timm", TimmExtractor, TimmConfig),
         Part("callback", "progress", ProgressBar, ProgressConfig),
         Part("callback", "tensorboard", TensorBoard, TensorBoardConfig),
         Part("callback", "sample-grid", SampleGrid, SampleGridConfig),
         Part("callback", "throughput", Throughput, ThroughputConfig),
         Part("callback", "stall-watch", StallWatch, StallWatchConfig),
         Part("callback", "wandb", WandB, WandBConfig),
-        Part("importer", "mar", MarImporter, MarImportConfig),
-        Part("importer", "kl16", KL16Importer, AutoencoderImportConfig),
-        Part("importer", "vavae", VAVAEImporter, AutoencoderImportConfig),
-        Part("importer", "maskbit-tokenizer", MaskBitTokenizerImporter, TokenizerImportConfig),
-        Part("importer", "maskbit-generator", MaskBitGeneratorImporter, GeneratorImportConfig),
-        Part("importer", "vqgan-plus-tokenizer", VQGANPlusTokenizerImporter, TokenizerImportConfig),
-        Part("importer", "maskgit-tokenizer", MaskGITTokenizerImporter, TokenizerImportConfig),
-        Part("importer", "maskgit-generator", MaskGITGeneratorImporter, GeneratorImportConfig),
     ]
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from mixar_core.training.files import read_weights
-from mixar_registry.manager import plugin_manager
-from mixar_registry.recipe import load_recipe
-from mixar_registry.weights import read_provenance, save_model
+from mixar.folder import read_provenance, save_model
+from mixar.plugins import plugin_manager
+from mixar.recipe import load_recipe
+from mixar_core.storage import read_weights
 
 MODELS = Path(__file__).parent / "src" / "mixar_zoo" / "models"
 

@@ -77,7 +77,7 @@ def launched(*arguments: object, cwd: Path, output: Path, processes: int = 2) ->
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [*launcher, "-m", "mixar_registry", *map(str, arguments)],
+            [*launcher, "-m", "mixar", *map(str, arguments)],
             cwd=cwd,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=file,
@@ -133,6 +133,6 @@ def _child(
     os.chdir(cwd)
     os.environ["COLUMNS"] = "120"
     sys.argv = ["mixar", *words]
-    from mixar_registry.cli import main
+    from mixar.cli import main
 
     main()

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kills import Meeting, is_saving, steps_logged
+from mixar_core.distributed import StopSignals
 from mixar_core.training.checkpoint import checkpoint_step, list_checkpoints
-from mixar_core.training.signals import StopSignals
 from tests.cli.process import good, launched, refused, run, send, started, tree
 
 #: far too many steps to end by itself; with a checkpoint at the end alone, or after every step in the background
@@ -98,7 +98,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatc
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
         assert signals.requested
-    monkeypatch.setattr("mixar_core.training.signals.SAME_REQUEST", 0.0)
+    monkeypatch.setattr("mixar_core.distributed.SAME_REQUEST", 0.0)
     with StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
         assert signals.requested
@@ -127,7 +127,7 @@ def test_one_process_that_is_told_to_stop_stops_both(family: Path, tmp_path: Pat
         for process in processes:
             process.join(60)
         assert [process.exitcode for process in processes] == [0, 0]
-    step = stopped_step((tmp_path / "0/stdout").read_text(), folder, "torchrun ... -m mixar_registry")
+    step = stopped_step((tmp_path / "0/stdout").read_text(), folder, "torchrun ... -m mixar")
     assert not any((tmp_path / name).read_text() for name in ("1/stdout", "0/stderr", "1/stderr"))
     # another number of processes goes on with it, and says so
     done = run("train", folder, "--resume", "--set", f"training.steps={step + 1}")
@@ -155,7 +155,7 @@ def test_a_killed_process_ends_the_other_and_torchrun_goes_on(family: Path, tmp_
         wait_for(lambda: steps_logged(folder) > begun + 2 or process.poll() is not None)
         send(signal.SIGTERM, tree(process.pid))
         process.wait(60)
-    stopped_step(output.read_text(), folder, "torchrun ... -m mixar_registry")
+    stopped_step(output.read_text(), folder, "torchrun ... -m mixar")
 
 
 def rank_of(pid: int) -> int | None:

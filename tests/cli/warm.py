@@ -6,14 +6,11 @@ import timm  # noqa: F401
 import torch
 import torch_fidelity  # noqa: F401
 
-import mixar_registry.cli
-import mixar_registry.cli.output
-import mixar_registry.cli.sample_many
-import mixar_registry.estimate
-import mixar_registry.evaluation.guidance
-import mixar_registry.evaluation.sweep
-import mixar_registry.evaluation.tokenizer_report
-import mixar_registry.runs  # noqa: F401
+import mixar.cli
+import mixar.cli.output
+import mixar.cli.sample_many
+import mixar.cost
+import mixar.run  # noqa: F401
 
 # torch brings its meta kernels, and its compiler with them, when the first elementwise one is used
 _ = (torch.arange(2, device="meta") != 0).float() * 2 - 1

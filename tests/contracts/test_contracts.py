@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mixar import Part
+from mixar.plugins import plugin_manager
 from mixar_core import testing
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.tokenizer import DiscreteTokenizer
-from mixar_registry.manager import plugin_manager
-from mixar_registry.part import KINDS, Part
 from tests import networks
 
 IMAGE_SIZE, WIDTH, TOKEN_DIM = 16, 16, 4
@@ -123,7 +123,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
 
 
 #: What only runs (`demo`), and importers, which need files (tests/weights), have tests of their own.
-UNCHECKED = {"demo", "importer"}
+UNCHECKED = {"importer"}  # tests/weights
 
 REGISTRY = plugin_manager()
 CASES = [
@@ -156,7 +156,9 @@ class Shades(ImageDataset):
 
 def ours() -> list[Part]:
     """Parts that come with mixar."""
-    return [part for kind in SMALL for part in REGISTRY.parts(kind) if REGISTRY.plugin_of(part).name == "builtin"]
+    return [
+        part for kind in SMALL for part in REGISTRY.parts(kind) if REGISTRY.plugin_of(part).name in ("builtin", "eval")
+    ]
 
 
 def test_every_part_is_checked() -> None:
@@ -164,7 +166,7 @@ def test_every_part_is_checked() -> None:
 
 
 def test_every_kind_is_checked() -> None:
-    assert KINDS.keys() == SMALL.keys() | UNCHECKED
+    assert plugin_manager().kinds.keys() == SMALL.keys() | UNCHECKED
 
 
 @pytest.mark.parametrize(("kind", "name", "settings"), CASES)

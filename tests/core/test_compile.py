@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from mixar.assembly import build
+from mixar.plugins import Registry
+from mixar.recipe import load_recipe
+from mixar.run import make_objective
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.training.mixar_objective import MixARObjective
 from mixar_core.training.objective import Objective
 from mixar_core.types import NO_CLASS, ImageBatch
-from mixar_registry.assembly import build
-from mixar_registry.manager import Registry
-from mixar_registry.recipe import load_recipe
-from mixar_registry.runs import make_objective
 from tests.toys import small_mixar
 
 

@@ -30,13 +30,13 @@ from mixar_core.data.cache_writer import (
 )
 from mixar_core.data.dataset import EncodedImage, ImageStream
 from mixar_core.data.images import read_image
-from mixar_core.data.loader import ImageSource, Share, ShuffledOrder, load_rows
+from mixar_core.data.loader import BatchShard, ImageSource, ShuffledOrder, load_rows
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import FrozenTokenizers
+from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
-from mixar_core.training.distributed import Processes
-from mixar_core.training.lock import FolderLock
+from mixar_core.storage import FolderLock
 from mixar_core.training.sources import preview_images, training_source
 from mixar_core.types import ImageBatch, Posterior
 from tests.core.training_toys import ToyImages, ToyObjective, toy_config
@@ -168,7 +168,7 @@ def test_statistics_are_those_of_all_samples(written: TokenCache, tmp_path: Path
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_sees_the_same_from_the_cache_as_from_images(written: TokenCache, workers):
-    frozen, share = tokenizers(), Share.of(8, rank=1, world=2)
+    frozen, share = tokenizers(), BatchShard.of(8, rank=1, world=2)
     images = ImageSource(ToyImages(COUNT), ShuffledOrder(COUNT, 8, seed=1), share, seed=1, device=CPU, flip=True)
     order = ShuffledOrder(len(written), 8, seed=1)
     cached = CacheSource(written, order, share, seed=1, device=CPU, flip=True, workers=workers)
@@ -239,7 +239,7 @@ def written_mean(rows: int) -> Tensor:
 
 
 def test_a_source_can_be_left_in_the_middle(written: TokenCache):
-    source = CacheSource(written, ShuffledOrder(COUNT, 8, seed=1), Share(0, 8, 8), seed=1, device=CPU)
+    source = CacheSource(written, ShuffledOrder(COUNT, 8, seed=1), BatchShard(0, 8, 8), seed=1, device=CPU)
     before = threading.active_count()
     batches = source.batches(0, 10_000)
     next(batches)

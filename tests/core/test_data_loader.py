@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixar_core.data.loader import (
+    BatchShard,
     ImageSource,
-    Share,
     ShuffledOrder,
     check_unreadable,
     flipped,
@@ -25,11 +25,11 @@ CPU = torch.device("cpu")
 
 
 def source(
-    share: Share | None = None, *, data: ToyImages | None = None, batch_size: int = 8, **settings
+    share: BatchShard | None = None, *, data: ToyImages | None = None, batch_size: int = 8, **settings
 ) -> ImageSource:
     data = data or ToyImages()
     order = ShuffledOrder(len(data), batch_size, seed=3)
-    return ImageSource(data, order, share or Share(0, batch_size, batch_size), seed=3, device=CPU, **settings)
+    return ImageSource(data, order, share or BatchShard(0, batch_size, batch_size), seed=3, device=CPU, **settings)
 
 
 @settings(deadline=None, max_examples=30)
@@ -51,12 +51,12 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 def test_shares_put_together_are_the_batch():
     whole = list(source(flip=True).batches(0, 6))
-    parts = [list(source(Share.of(8, rank=rank, world=4), flip=True).batches(0, 6)) for rank in range(4)]
+    parts = [list(source(BatchShard.of(8, rank=rank, world=4), flip=True).batches(0, 6)) for rank in range(4)]
     for step in range(6):
         assert torch.equal(whole[step].images_B3HW, torch.cat([part[step].images_B3HW for part in parts]))
         assert torch.equal(whole[step].labels_B, torch.cat([part[step].labels_B for part in parts]))
     with pytest.raises(UserError, match=r"batch_size 8 .* 3 processes"):
-        Share.of(8, rank=0, world=3)
+        BatchShard.of(8, rank=0, world=3)
 
 
 @pytest.mark.parametrize("settings", [{"workers": 2}, {"in_memory": True}, {"in_memory": True, "workers": 1}])
@@ -96,7 +96,7 @@ def test_the_next_readable_image_stands_in(torn, indices):
 @pytest.mark.parametrize("settings", [{}, {"workers": 2}, {"in_memory": True, "max_unreadable": 3}])
 def test_batches_do_not_depend_on_who_finds_the_unreadable(settings):
     data = Torn(20, {0, 7, 19})
-    sources = [source(Share.of(8, rank=rank, world=2), data=data, flip=True, **settings) for rank in (0, 1)]
+    sources = [source(BatchShard.of(8, rank=rank, world=2), data=data, flip=True, **settings) for rank in (0, 1)]
     parts = [list(each.batches(0, 5)) for each in sources]
     for step, batch in enumerate(source(data=data, flip=True).batches(0, 5)):
         assert torch.equal(batch.images_B3HW, torch.cat([part[step].images_B3HW for part in parts]))
@@ -138,9 +138,9 @@ def test_pixels_become_numbers_from_minus_one_to_one():
 
 
 def test_half_the_rows_are_mirrored():
-    drawn = flips(0, seed=0, share=Share(0, 1000, 1000))
+    drawn = flips(0, seed=0, share=BatchShard(0, 1000, 1000))
     assert 420 < drawn.sum() < 580
-    assert torch.equal(drawn[250:500], flips(0, seed=0, share=Share(250, 250, 1000)))
+    assert torch.equal(drawn[250:500], flips(0, seed=0, share=BatchShard(250, 250, 1000)))
     images = ImageBatch(torch.randn(2, 3, 2, 4), torch.zeros(2))
     mirrored = flipped(images, torch.tensor([False, True])).images_B3HW
     assert torch.equal(mirrored[0], images.images_B3HW[0])

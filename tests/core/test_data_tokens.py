@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixar_core.data import tokens
-from mixar_core.data.loader import ImageSource, Share, ShuffledOrder
+from mixar_core.data.loader import BatchShard, ImageSource, ShuffledOrder
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import FrozenTokenizers, TokenSource
 from mixar_core.errors import UserError
@@ -22,12 +22,12 @@ def noise(step: int):
 
 def kept_source(frozen: FrozenTokenizers, **settings) -> TokenSource:
     return TokenSource(
-        ToyImages(), ShuffledOrder(20, 8, seed=1), Share(0, 8, 8), frozen, seed=1, device=CPU, **settings
+        ToyImages(), ShuffledOrder(20, 8, seed=1), BatchShard(0, 8, 8), frozen, seed=1, device=CPU, **settings
     )
 
 
 def test_kept_tokens_are_those_of_the_images():
-    data, order, share = ToyImages(), ShuffledOrder(20, 8, seed=1), Share.of(8, rank=1, world=2)
+    data, order, share = ToyImages(), ShuffledOrder(20, 8, seed=1), BatchShard.of(8, rank=1, world=2)
     continuous = PoolTokenizer()
     continuous.latent_mean_C.fill_(0.25)
     tokenizers = FrozenTokenizers(continuous, SignTokenizer())
@@ -42,7 +42,9 @@ def test_kept_tokens_are_those_of_the_images():
 
 
 def test_either_tokenizer_may_be_missing():
-    (images,) = ImageSource(ToyImages(4), ShuffledOrder(4, 4, seed=0), Share(0, 4, 4), seed=0, device=CPU).batches(0, 1)
+    (images,) = ImageSource(ToyImages(4), ShuffledOrder(4, 4, seed=0), BatchShard(0, 4, 4), seed=0, device=CPU).batches(
+        0, 1
+    )
     codes_only = FrozenTokenizers(None, SignTokenizer())
     batch = codes_only.draw(codes_only.encode(images), noise=noise(0))
     assert batch.latents_BChw.shape == (4, 0, 4, 4) and batch.codes_BN.shape == (4, 16)

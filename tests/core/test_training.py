@@ -12,15 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mixar.folder import weights_file
+from mixar_core import storage as files
+from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
 from mixar_core.mixture import TIMixConfig
 from mixar_core.model import SamplingConfig
-from mixar_core.training import files, trainer
+from mixar_core.training import trainer
 from mixar_core.training.callback import Callback
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
-from mixar_core.training.distributed import Processes
 from mixar_core.training.mixar_objective import MixARObjective
-from mixar_registry.weights import weights_file
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
 from tests.toys import small_mixar
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mixar_core.distributed import Processes, naming_lost_processes, own_device
 from mixar_core.errors import UserError
+from mixar_core.storage import read_weights
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
-from mixar_core.training.distributed import Processes, naming_lost_processes, own_device
-from mixar_core.training.files import read_weights
 from tests.core.test_training import Watch, mixar_objective
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
 

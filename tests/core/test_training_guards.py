@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 
+from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
+from mixar_core.storage import read_weights
 from mixar_core.training.checkpoint import Checkpoints
-from mixar_core.training.distributed import Processes
-from mixar_core.training.files import read_weights
 from mixar_core.training.log import Unreadable
 from tests.core.test_training import assert_same_weights, losses
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
@@ -92,7 +92,7 @@ def test_an_image_that_several_processes_met_counts_once(tmp_path, monkeypatch, 
         asked.append(value)
         return [value, value | {7}] if isinstance(value, set) else [value, value + 1]
 
-    monkeypatch.setattr(Processes, "everyone", two)
+    monkeypatch.setattr(Processes, "all_gather", two)
     unreadable = Unreadable(tmp_path, Processes(0, 2, torch.device("cpu")), limit=2, split="train")
     found = {3: "torn"}
     assert unreadable.too_many(found, step=1, told=2) is None and not asked

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from mixar_core import storage as lock
 from mixar_core.errors import UserError
-from mixar_core.training import lock
-from mixar_core.training.lock import LOCK, FolderLock
+from mixar_core.storage import LOCK, FolderLock
 from tests.core.test_data_cache import begun, plan
 from tests.core.training_toys import toy_run
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from mixar_core.training import lock
+from mixar_core import storage as lock
 lock.PATIENCE = 0.0
 held = lock.FolderLock(Path(sys.argv[1]))
 held.take()

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixar_core.evaluation.extractor import FeatureExtractor
-from mixar_core.evaluation.pairs import perceptual_distance_B
 from mixar_core.noise import Noise
+from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B
 from mixar_core.prior import DiscretePrior
 from mixar_core.training import reconstruction
 from mixar_core.training.prior_objective import PriorObjective

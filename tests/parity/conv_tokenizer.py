@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixar_plugins.importers.maskbit import rename
+from mixar.plugins import plugin_manager
+from mixar_import.maskbit import rename
 from mixar_plugins.tokenizers.maskbit import ConvTokenizer
-from mixar_registry.manager import plugin_manager
 from tests.parity.case import NotACase, load_strictly
 
 #: What a lookup-free quantizer computes for itself: a case has no seeded values for them, a released file holds them.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixar.plugins import plugin_manager
 from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.types import Posterior
-from mixar_registry.manager import plugin_manager
 from tests.parity.case import load_strictly, relative_error
 
 #: Ours alone: no released file holds the latents' statistics.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixar.plugins import plugin_manager
 from mixar_core.backbone import Backbone, BackboneConfig
 from mixar_core.diffusion import cosine_betas, schedule
 from mixar_core.masking import masked_after_step, split_by_order
@@ -17,9 +18,8 @@ from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.types import Grid, Guidance, Posterior
+from mixar_import.mar import rename
 from mixar_plugins.heads.diffusion import DiffusionHead
-from mixar_plugins.importers.mar import rename
-from mixar_registry.manager import plugin_manager
 from tests.parity.case import load_strictly
 
 

@@ -8,10 +8,10 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from mixar.cache import make_cache
+from mixar.plugins import plugin_manager
+from mixar.recipe import load_recipe
 from mixar_core.data import cache_writer
-from mixar_registry.caching import make_cache
-from mixar_registry.manager import plugin_manager
-from mixar_registry.recipe import load_recipe
 from tests.cli import process
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixar.assembly import build, open_data, try_data
+from mixar.folder import read_tensors
+from mixar.plugins import Registry
+from mixar.recipe import load_recipe
 from mixar_core.errors import UserError
-from mixar_registry.assembly import build, open_data, try_data
-from mixar_registry.manager import Registry
-from mixar_registry.recipe import load_recipe
-from mixar_registry.weights import read_tensors
 
 
 @pytest.mark.parametrize(

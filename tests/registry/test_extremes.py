@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mixar.assembly import build, open_data
+from mixar.model import Model, load
+from mixar.plugins import Registry
+from mixar.recipe import load_recipe, make_recipe
+from mixar.run import make_objective, train
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.types import NO_CLASS, ImageBatch
 from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
-from mixar_registry.assembly import build, open_data
-from mixar_registry.manager import Registry
-from mixar_registry.pipeline import Model, load
-from mixar_registry.recipe import load_recipe, make_recipe
-from mixar_registry.runs import make_objective, train
 from tests.cli.process import good, refused
 
 MANY = 10_000

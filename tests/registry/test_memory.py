@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from mixar import memory
+from mixar.assembly import System, build
+from mixar.memory import STANDING, check_memory, device_memory, training_memory
+from mixar.plugins import Registry
+from mixar.recipe import load_recipe
+from mixar.run import make_objective
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.training.objective import Objective
 from mixar_core.types import ImageBatch, TokenBatch
-from mixar_registry import memory
-from mixar_registry.assembly import System, build
-from mixar_registry.manager import Registry
-from mixar_registry.memory import STANDING, check_memory, device_memory, training_memory
-from mixar_registry.recipe import load_recipe
-from mixar_registry.runs import make_objective
 
 BATCH = 8
 

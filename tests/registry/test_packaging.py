@@ -28,7 +28,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_wheel_holds_the_packages_the_recipes_and_nothing_else(unpacked: Path) -> None:
-    packages = {"mixar", "mixar_core", "mixar_plugins", "mixar_registry"}
+    packages = {"mixar", "mixar_core", "mixar_plugins"}
     assert {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")} == packages
     for package in packages:
         assert (unpacked / package / "py.typed").is_file()
@@ -38,7 +38,7 @@ def test_a_wheel_holds_the_packages_the_recipes_and_nothing_else(unpacked: Path)
 
 def test_recipes_and_plugins_are_found_from_a_wheel(unpacked: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-m", "mixar_registry", "recipes", "--json"]
+    command = [sys.executable, "-P", "-m", "mixar", "recipes", "--json"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     paths = {recipe["name"]: Path(recipe["path"]) for recipe in json.loads(done.stdout)}

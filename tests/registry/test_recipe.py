@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixar_core.errors import UserError
-from mixar_registry import strict_yaml
-from mixar_registry.manager import Registry, plugin_manager
-from mixar_registry.recipe import (
+from mixar import strict_yaml
+from mixar.plugins import Registry, plugin_manager
+from mixar.recipe import (
     Recipe,
     load_recipe,
     make_recipe,
@@ -23,6 +22,7 @@ from mixar_registry.recipe import (
     to_plain,
     to_yaml,
 )
+from mixar_core.errors import UserError
 
 REGISTRY = plugin_manager()
 SHIPPED = sorted(REGISTRY.recipes())

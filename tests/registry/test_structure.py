@@ -11,7 +11,7 @@ from attrs.validators import ge
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixar_registry.structure import Invalid, structure, unstructure
+from mixar.structure import Invalid, structure, unstructure
 
 
 @frozen

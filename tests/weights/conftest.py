@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mixar_registry.imports import import_weights
-from mixar_registry.manager import Registry
+from mixar.plugins import Registry
+from mixar_import.imports import import_weights
 from tests.weights.files import write_all
 
 

@@ -12,23 +12,23 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from mixar import hub
+from mixar.assembly import build
+from mixar.folder import read_provenance, sha256
+from mixar.plugins import plugin_manager
+from mixar.recipe import load_recipe, merge, to_yaml
 from mixar_core.errors import UserError
-from mixar_registry import hub
-from mixar_registry.assembly import build
-from mixar_registry.imports import import_weights
-from mixar_registry.manager import plugin_manager
-from mixar_registry.recipe import load_recipe, merge, to_yaml
-from mixar_registry.weights import read_provenance, sha256
+from mixar_import.imports import import_weights
 from tests.weights.hub_stand_in import COMMIT, serve
 
 #: Run in a process of its own, because huggingface_hub reads its environment when it is imported.
 FETCH = """
 import json, os, sys
 from mixar_core.errors import UserError
-from mixar_registry import hub
-from mixar_registry.imports import import_weights
-from mixar_registry.manager import plugin_manager
-from mixar_registry.weights import find_weights, read_tensors
+from mixar import hub
+from mixar_import.imports import import_weights
+from mixar.plugins import plugin_manager
+from mixar.folder import find_weights, read_tensors
 
 for name, offline in json.loads(sys.argv[1]):
     os.environ["HF_HUB_OFFLINE"] = offline

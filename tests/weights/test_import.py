@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mixar import strict_yaml
+from mixar.assembly import build
+from mixar.folder import read_provenance, read_tensors, save_model, sha256
+from mixar.model import load
+from mixar.plugins import Registry
+from mixar.recipe import load_recipe, make_recipe, to_yaml
 from mixar_core.errors import UserError
-from mixar_registry import strict_yaml
-from mixar_registry.assembly import build
-from mixar_registry.imports import import_weights
-from mixar_registry.manager import Registry
-from mixar_registry.pipeline import load
-from mixar_registry.recipe import load_recipe, make_recipe, to_yaml
-from mixar_registry.weights import read_provenance, read_tensors, save_model, sha256
+from mixar_import.imports import import_weights
 from tests.parity.case import read_manifest
 from tests.weights.files import weights
 
@@ -173,9 +173,9 @@ def test_full_size_files_are_recognised(
 ) -> None:
     """From the published lists of tensors, without memory: recipe and published settings are those of the file."""
     listed: dict[str, Tensor] = {}
-    monkeypatch.setattr("mixar_registry.imports.read_published", lambda _: listed)
-    monkeypatch.setattr("mixar_registry.imports.state_dict", lambda content, *_, **__: content)
-    monkeypatch.setattr("mixar_registry.imports.sha256", lambda _: "")
+    monkeypatch.setattr("mixar_import.imports.read_published", lambda _: listed)
+    monkeypatch.setattr("mixar_import.imports.state_dict", lambda content, *_, **__: content)
+    monkeypatch.setattr("mixar_import.imports.sha256", lambda _: "")
     written: list[str] = []
 
     def write(folder: Path, *, recipe_yaml: str, **_: object) -> None:
@@ -183,7 +183,7 @@ def test_full_size_files_are_recognised(
         (folder / "recipe.yaml").write_text(recipe_yaml)
         written.append(recipe_yaml)
 
-    monkeypatch.setattr("mixar_registry.imports.save_model", write)
+    monkeypatch.setattr("mixar_import.imports.save_model", write)
     if tokenizer:
         listed |= read_manifest(MANIFESTS / f"{tokenizer}.txt")
         import_weights("kl16" if tokenizer == "kl16" else "maskbit-tokenizer", "f", tmp_path / "tokenizer", registry)

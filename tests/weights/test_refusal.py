@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixar.plugins import Registry
 from mixar_core.errors import UserError
-from mixar_registry.imports import import_weights
-from mixar_registry.manager import Registry
-from mixar_registry.published import read_published
+from mixar_import.imports import import_weights
+from mixar_import.published import read_published
 from tests.cli.process import good, refused
 from tests.weights.files import weights
 

@@ -6,8 +6,8 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
+from mixar.plugins import plugin_manager
 from mixar_core.data.loader import load_rows
-from mixar_registry.manager import plugin_manager
 
 pytest.importorskip("mixar_zoo", reason="plugins/mixar_zoo is not installed")
 
@@ -18,7 +18,7 @@ from mixar_zoo.data_sets import DATA, Digits, Emoji64, NoSettings
 def test_the_package_joins_through_its_entry_point():
     registry = plugin_manager()
     assert registry.part("dataset", "emoji64").component is Emoji64
-    assert registry.plugin_of(registry.part("demo", "zoo")).distribution.startswith("mixar-zoo")
+    assert registry.plugin_of(registry.part("dataset", "emoji64")).distribution.startswith("mixar-zoo")
 
 
 def test_emoji_are_what_the_documents_say_and_no_emoji_is_on_both_sides():

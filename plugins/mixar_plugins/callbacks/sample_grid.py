@@ -9,8 +9,8 @@ from attrs.validators import ge
 from torch import Tensor
 
 from mixar_core.pictures import rows_picture, to_uint8
+from mixar_core.storage import write_whole, writing
 from mixar_core.training.callback import Callback, RunInfo
-from mixar_core.training.files import write_whole, writing
 
 
 @frozen

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mixar_core.errors import UserError
 from mixar_core.pictures import strip
+from mixar_core.storage import write_text
 from mixar_core.training.callback import Callback, RunInfo, StepReport
-from mixar_core.training.files import write_text
 
 
 @frozen

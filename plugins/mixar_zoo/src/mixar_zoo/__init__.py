@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mixar_registry.hookspecs import hookimpl
-from mixar_registry.part import Part
+from mixar import Part, hookimpl
 from mixar_zoo.data_sets import Digits, Emoji64, NoSettings
-from mixar_zoo.demo import ZooDemo, ZooDemoConfig
+
+if TYPE_CHECKING:
+    import typer
 
 _HERE = Path(__file__).parent
 
 
 @hookimpl
 def mixar_parts() -> list[Part]:
-    """Both data sets, and the demo."""
+    """Both data sets."""
     return [
         Part("dataset", "emoji64", Emoji64, NoSettings),
         Part("dataset", "digits", Digits, NoSettings),
-        Part("demo", "zoo", ZooDemo, ZooDemoConfig),
     ]
 
 
@@ -32,3 +33,11 @@ def mixar_recipe_folders() -> list[Path]:
 def mixar_model_folders() -> list[Path]:
     """The models."""
     return [_HERE / "models"]
+
+
+@hookimpl
+def mixar_commands(app: typer.Typer) -> None:
+    """`mixar demo`."""
+    from mixar_zoo.cli import demo_command
+
+    app.command("demo")(demo_command)

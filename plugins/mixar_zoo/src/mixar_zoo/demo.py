@@ -18,10 +18,9 @@ from torch import Tensor
 
 import mixar
 from mixar_core.data.loader import load_rows
-from mixar_core.evaluation.distances import frechet_distance, kernel_distance
 from mixar_core.pictures import labelled_grid, rows_picture
-from mixar_core.training.files import write_text, write_whole, writing
-from mixar_registry.part import Demo
+from mixar_core.storage import write_text, write_whole, writing
+from mixar_eval.distances import frechet_distance, kernel_distance
 from mixar_zoo.classifier import DigitClassifier, fit_classifier
 from mixar_zoo.data_sets import Digits, NoSettings
 
@@ -55,7 +54,7 @@ class Score:
     kernel: float
 
 
-class ZooDemo(Demo):
+class ZooDemo:
     """Samples emoji, trains a MixAR on digits for about two minutes, and measures what it draws."""
 
     def __init__(self, config: ZooDemoConfig) -> None:

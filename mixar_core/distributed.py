@@ -1,0 +1,232 @@
+"""The processes that share a run. One process is one case of it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from attrs import frozen
+from torch import Tensor
+
+from mixar_core.errors import UserError
+
+#: How long a process waits for the others before it gives up on them: the longest work that one may do alone.
+TIMEOUT = timedelta(minutes=15)
+#: The same where processes share out hours of work and meet rarely, or one works on alone: drawing, measuring.
+PATIENT = timedelta(days=7)
+#: What errors say of another process: that it does not answer, that its connection is gone.
+_TIMED_OUT = re.compile(r"\btim(ed |e|ing )out\b", re.IGNORECASE)
+_LOST = re.compile(
+    r"remote (process|peer|error)|ncclRemoteError|connection (was \w+ )?(closed|reset|refused)", re.IGNORECASE
+)
+
+
+@frozen
+class Processes:
+    """This process's place among them, and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+    #: whether this object started the process group, and so ends it
+    owner: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Do `work` in the main process alone; its result, or its UserError, is everyone's."""
+        done: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                done[0] = work()
+            except UserError as error:
+                done[1] = str(error)
+        if self.world > 1:
+            dist.broadcast_object_list(done, src=0, device=self.device)
+        if done[1] is not None:
+            raise self.common_error(done[1])
+        return done[0]
+
+    def common_error(self, message: str) -> UserError:
+        """What all processes raise for the same reason, so that it is printed once."""
+        return UserError(message, reported=not self.is_main)
+
+    def all_gather(self, value: Any, *, group: Any = None) -> list[Any]:
+        """Each process's `value`, in the order of their ranks, in all of them; `group` is another group of the same."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=group)
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the processes."""
+        return sum_over_processes(values) / self.world
+
+    def leave(self) -> None:
+        """The run ended well: end the process group when the interpreter exits, where this object started it.
+
+        Not at once, since a group cannot be started twice under one `torchrun`; and not after an error, since a process
+        that waits for the others at its exit would keep `torchrun` from ending them.
+        """
+        if self.owner:
+            atexit.register(dist.destroy_process_group)
+
+
+def own_device(device: torch.device | str | None = None) -> torch.device:
+    """Where this process computes: on `device`, or where that is None on a GPU of its own, or else on the CPU.
+
+    `cuda` without a number is a GPU of its own too.
+
+    Raises:
+        UserError: there are more processes on this machine than GPUs, or all are told to share one.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return chosen
+    if chosen.index is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"device {chosen}: several processes cannot share a GPU; with `cuda` each has its own")
+        return chosen
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise UserError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
+    return torch.device(f"cuda:{local}")
+
+
+def join_processes(device: torch.device | str | None = None, *, timeout: timedelta | None = None) -> Processes:
+    """Meet the other processes of a `torchrun`; without one, this process is alone.
+
+    Args:
+        device: see `own_device`.
+        timeout: how long one waits for the others; None: TIMEOUT.
+
+    Raises:
+        UserError: see `own_device`.
+    """
+    device = own_device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    owner = "WORLD_SIZE" in os.environ and not dist.is_initialized()
+    if owner:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout or TIMEOUT)
+    if not dist.is_initialized():
+        return Processes(0, 1, device)
+    return Processes(dist.get_rank(), dist.get_world_size(), device, owner)
+
+
+@contextmanager
+def naming_lost_processes(processes: Processes) -> Iterator[None]:
+    """What a collective raises where another process died or hangs, or NCCL itself fails, becomes a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        whole = str(error).strip()
+        text = whole.partition("\n")[0]
+        lost = isinstance(error, dist.DistError) or "gloo" in text or "onnection closed by peer" in text
+        if processes.world == 1 or not lost:
+            raise
+        who = f"process {processes.rank} of {processes.world}"
+        if isinstance(error, dist.DistBackendError) and not (_TIMED_OUT.search(whole) or _LOST.search(whole)):
+            # of its own making (no shared memory, two processes on a GPU): the cause is in NCCL's last line
+            raise UserError(f"{who}: {' '.join(whole.split())}") from error
+        what = "does not answer" if _TIMED_OUT.search(text) else "ended, look for its own message"
+        # Gloo puts a place in its source code before the reason, and advice after it.
+        reason = re.sub(r"^.*\[/\S*\] ", "", text).partition(". ")[0]
+        raise UserError(f"{who}: another process of this run {what} ({reason})") from error
+
+
+def world_size() -> int:
+    """How many processes share the run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum over the processes of a run; `values` itself where there is one."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+#: Seconds in which a second signal is still the first request: a scheduler signals every process, and torchrun, which
+#: it signals too, passes the signal on.
+SAME_REQUEST = 2.0
+
+
+class StopSignals:
+    """While entered, SIGTERM or SIGINT sets `requested`; a later one (see SAME_REQUEST) acts as it would without us.
+
+    Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._first = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self._first = True, now
+        elif now - self._first > SAME_REQUEST:
+            self._restore()
+            signal.raise_signal(number)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def share(indices_A: Tensor, processes: Processes) -> Tensor:
+    """This process's part of a list of indices."""
+    return indices_A[processes.rank :: processes.world]
+
+
+def gathered(rows: Tensor, total: int, processes: Processes) -> Tensor:
+    """The rows of all processes, each its `share` of `total`, in the order before sharing: (total, ...), on the CPU."""
+    if processes.world == 1:
+        return rows.cpu()
+    # A collective wants equal shapes: shares differ by one row at most.
+    padded = rows.new_zeros(-(-total // processes.world), *rows.shape[1:], device=processes.device)
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(processes.world)]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:total].cpu()
+
+
+def summed(values: Tensor, processes: Processes) -> Tensor:
+    """The sum over the processes, on the CPU."""
+    if processes.world == 1:
+        return values.cpu()
+    values = values.to(processes.device, copy=True)
+    dist.all_reduce(values)
+    return values.cpu()

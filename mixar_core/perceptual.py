@@ -1,0 +1,135 @@
+"""Feature extractors: images to vectors (for distances between sets) and to maps (for perceptual losses)."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@frozen(eq=False)
+class Outputs:
+    """What an extractor makes of a batch in one pass, float32: vectors (B, F), and logits (B, L) if it classifies."""
+
+    features_BF: Tensor
+    logits_BL: Tensor | None = None
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """A frozen network. Images are float (B, 3, H, W) in [-1, 1], of any size; it resizes as it needs.
+
+    Registered as a Part, it is built as `Class(config)`, weights and all.
+    """
+
+    #: Length F of a feature vector.
+    feature_dim: int
+    #: Number L of classes it tells apart, for the Inception Score; 0: it does not classify.
+    logit_dim: int = 0
+    #: Whether its vectors are those of the Inception network that FID is defined by, as far as its architecture goes.
+    is_inception: bool = False
+    #: Whether its weights are, by checksum, the ones that published figures were made with.
+    has_published_weights: bool = False
+
+    @property
+    def gives_fid(self) -> bool:
+        """Whether a Frechet distance between its vectors is the FID of papers, and not just a distance like it."""
+        return self.is_inception and self.has_published_weights
+
+    @property
+    def label(self) -> str:
+        """What reports call it; names each setting that changes its vectors."""
+        return type(self).__name__
+
+    @property
+    def identity(self) -> str:
+        """Its label and the beginning of a digest of its weights: vectors of equal identity, and no others, compare."""
+        return f"{self.label}, weights sha256:{self.weights_digest()[:16]}"
+
+    def weights_digest(self) -> str:
+        """A sha256 in hex, over its weights' names, types, shapes and values; or that of the file they are from."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @abstractmethod
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """Feature vectors (B, F), float32."""
+
+    @abstractmethod
+    def maps(self, images_B3HW: Tensor) -> list[Tensor]:
+        """Feature maps (B, F_i, H_i, W_i) from shallow to deep, differentiable with respect to the images."""
+
+    def outputs(self, images_B3HW: Tensor) -> Outputs:
+        """Feature vectors (B, F) as of `forward`, and logits (B, L) where `logit_dim` is not 0, in one pass."""
+        return Outputs(self(images_B3HW))
+
+
+#: Window and constants of SSIM as published, for values in [0, 1].
+_WINDOW, _SIGMA = 11, 1.5
+_C1, _C2 = 0.01**2, 0.03**2
+
+
+def psnr_B(images_B3HW: Tensor, decoded_B3HW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image, (B,), in dB, with both as 8-bit files have them: clipped to [0, 1].
+
+    An exact copy counts as 100 dB.
+    """
+    difference = (decoded_B3HW.clamp(-1.0, 1.0) - images_B3HW) / 2.0
+    return -10.0 * difference.square().mean(dim=(1, 2, 3)).clamp_min(1e-10).log10()
+
+
+def ssim_B(images_B3HW: Tensor, decoded_B3HW: Tensor) -> Tensor:
+    """Structural similarity of each image, (B,), at most 1 (Wang et al., 2004), of images in [-1, 1].
+
+    As published: a Gaussian window of 11 x 11 pixels with deviation 1.5, wherever it lies wholly inside the image; of
+    red, green and blue on their own, then averaged.
+
+    Raises:
+        ValueError: the images are smaller than the window.
+    """
+    if min(images_B3HW.shape[-2:]) < _WINDOW:
+        raise ValueError(f"SSIM has a window of {_WINDOW} pixels; the images are {tuple(images_B3HW.shape[-2:])}")
+    x, y = (side.float().clamp(-1.0, 1.0) / 2.0 + 0.5 for side in (images_B3HW, decoded_B3HW))
+    mean_x, mean_y, square_x, square_y, product = _blurred(torch.stack([x, y, x * x, y * y, x * y]))
+    variance_x, variance_y = square_x - mean_x.square(), square_y - mean_y.square()
+    covariance = product - mean_x * mean_y
+    luminance = (2.0 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
+    structure = (2.0 * covariance + _C2) / (variance_x + variance_y + _C2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def _blurred(maps_5B3HW: Tensor) -> Tensor:
+    """Each map under the window: columns, then rows, as the window is a product of both."""
+    offsets = torch.arange(_WINDOW, device=maps_5B3HW.device, dtype=torch.float32) - _WINDOW // 2
+    weights = torch.exp(-offsets.square() / (2.0 * _SIGMA**2))
+    weights = weights / weights.sum()
+    x = maps_5B3HW.flatten(0, 2)[:, None]
+    x = F.conv2d(F.conv2d(x, weights[None, None, :, None]), weights[None, None, None, :])
+    return x[:, 0].unflatten(0, maps_5B3HW.shape[:3])
+
+
+def perceptual_distance_B(extractor: FeatureExtractor, images_B3HW: Tensor, decoded_B3HW: Tensor) -> Tensor:
+    """Distance of each pair of images in an extractor's feature maps, (B,), float32.
+
+    As LPIPS without learned weights (Zhang et al. 2018, Eq. 1): at each place of a map both feature vectors are brought
+    to length 1; their squared distance, averaged over places, then over maps.
+    """
+    with torch.no_grad():
+        targets = extractor.maps(images_B3HW)
+    distances = [
+        (_unit(mine) - _unit(target)).square().sum(dim=1).mean(dim=(1, 2))
+        for mine, target in zip(extractor.maps(decoded_B3HW), targets, strict=True)
+    ]
+    return torch.stack(distances).mean(dim=0)
+
+
+def _unit(map_BFHW: Tensor) -> Tensor:
+    map_BFHW = map_BFHW.float()
+    # The small number is under the root: the gradient of a norm at 0 is not finite.
+    return map_BFHW / (map_BFHW.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()

@@ -1,0 +1,184 @@
+"""Writing files so that no reader ever sees half of one."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mixar_core.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong while writing `path` (full disk, no permission) becomes a UserError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"{path} cannot be written: {reason}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """A file's digest, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's entries, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a hidden file beside `path`, then rename it to `path`.
+
+    Raises:
+        UserError: it cannot be written; nothing is left behind.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    with writing(path):
+        try:
+            write(unfinished)
+            sync(unfinished)
+            os.replace(unfinished, path)
+            sync(path.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole (see write_whole)."""
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> None:
+    """Write a state dict as safetensors, whole; with `dtype`, floating-point tensors are cast to it.
+
+    Tensors that share memory (tied weights) are written under each of their names.
+
+    Raises:
+        UserError: it cannot be written; nothing is left behind.
+    """
+    ready: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        cast = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        storage = cast.untyped_storage()
+        if storage.data_ptr() in taken or storage.nbytes() != cast.numel() * cast.element_size():
+            cast = cast.clone()
+        taken.add(cast.untyped_storage().data_ptr())
+        ready[name] = cast
+
+    def save(unfinished: Path) -> None:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
+        save_file(ready, unfinished)
+        unfinished.chmod(mode)  # safetensors lets nobody but the owner read its files
+
+    write_whole(path, save)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        UserError: it is missing, truncated or no safetensors file.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+LOCK = ".lock"
+#: Seconds to wait for another's lock, well under distributed.TIMEOUT: a run's end may overlap its next life's start,
+#: and a file server keeps the locks of a machine that died until their lease runs out.
+PATIENCE = 120.0
+
+
+class FolderLock:
+    """Keeps a second run out of a folder, until it is closed or this process ends, however it ends.
+
+    A POSIX lock: NFS knows it, and loader processes, which may outlive a killed run by seconds, do not inherit it. (It
+    is freed as well when its process opens the file again and closes it.) Where a file system has no locks, nobody is
+    kept out. Of several processes that share a run only the main one takes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK
+        self._file: TextIOWrapper | None = None
+
+    def take(self) -> None:
+        """Take it, if it is not taken already; wait up to PATIENCE seconds where another process has it.
+
+        Raises:
+            UserError: another process keeps it (says which), or the folder is not there, or cannot be written.
+        """
+        end, told = time.monotonic() + PATIENCE, False
+        with writing(self.path):
+            while self._file is None:
+                file = self.path.open("a+")
+                holder = _lock(file)
+                if holder is None and _is_at(file, self.path):  # else its last owner removed it meanwhile
+                    self._file = file
+                    break
+                file.close()
+                if holder is None:
+                    continue
+                works = f"{self.path.parent}: {holder} works in it"
+                if time.monotonic() >= end:
+                    raise UserError(
+                        f"{works}; wait for its end, or stop it; if its machine is gone, remove {self.path}"
+                    )
+                if not told:
+                    print(f"{works}; waiting up to {PATIENCE:.0f} s for its end", file=sys.stderr, flush=True)
+                    told = True
+                time.sleep(1.0)
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Let others in. Nothing happens where it was not taken."""
+        if self._file is not None:
+            self.path.unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+
+
+def _lock(file: TextIOWrapper) -> str | None:
+    """Lock the file, and return None; or, where that cannot be, say who has the lock."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        return file.read() or "another process"
+    except OSError:
+        pass  # no locks here
+    return None
+
+
+def _is_at(file: TextIOWrapper, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

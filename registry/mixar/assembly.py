@@ -1,0 +1,266 @@
+"""From a recipe to modules: checks on the meta device that the parts fit, then builds them and loads their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from attrs import frozen
+from torch import nn
+
+from mixar.folder import RECIPE, find_weights, load_into, read_tensors, sha256
+from mixar.hub import is_file
+from mixar.plugins import Registry
+from mixar.recipe import PART_KEYS, PartChoice, Recipe, read_plain
+from mixar_core.backbone import Backbone
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.errors import UserError
+from mixar_core.head import ContinuousHead
+from mixar_core.injector import GuidanceInjector
+from mixar_core.model import MixAR
+from mixar_core.prior import DiscretePrior
+from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
+from mixar_core.types import Grid
+
+
+@frozen(eq=False)
+class System:
+    """What a recipe describes, built. Parts that what is trained does not need are None."""
+
+    recipe: Recipe
+    continuous_tokenizer: ContinuousTokenizer | None
+    discrete_tokenizer: DiscreteTokenizer | None
+    prior: DiscretePrior | None
+    model: MixAR | None
+
+    @property
+    def trained(self) -> nn.Module:
+        """The module that this recipe trains and that its weights file holds; for a MixAR backbone, injector, head."""
+        module = self.model.trained if self.model is not None else getattr(self, self.recipe.trains)
+        assert isinstance(module, nn.Module)
+        return module
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable parameters of `trained`."""
+        return sum(parameter.numel() for parameter in self.trained.parameters())
+
+
+def build(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    device: torch.device | str = "cpu",
+    meta: bool = False,
+    load_weights: bool = True,
+    trained_weights: Path | None = None,
+    data: ImageDataset | None = None,
+) -> System:
+    """Build what a recipe describes, in evaluation mode. What it does not train is frozen.
+
+    Args:
+        device: where the modules end up.
+        meta: stop after the check; the modules have shapes and no memory.
+        load_weights: whether parts whose choice names weights get them; without, they are freshly initialised.
+        trained_weights: a file with the weights of what the recipe trains.
+        data: the training split, for a prior that draws from it (ground-truth).
+
+    Raises:
+        UserError: two parts do not fit, or weights do not fit a part.
+    """
+    _check_prior_model(recipe, registry)
+    with torch.device("meta"):
+        system = _assemble(recipe, registry, data)
+    if meta:
+        return system
+    system = _assemble(recipe, registry, data)
+    if load_weights:
+        for key in ("continuous_tokenizer", "discrete_tokenizer", "prior"):
+            module, choice = getattr(system, key), getattr(recipe, key)
+            if module is None or choice.weights is None or (key == recipe.trains and trained_weights):
+                continue
+            load_into(module, read_tensors(find_weights(choice.weights, registry)), where=_of(key, choice))
+    if trained_weights is not None:
+        load_into(system.trained, read_tensors(trained_weights), where=f"weights {trained_weights}")
+    for module in (system.continuous_tokenizer, system.discrete_tokenizer, system.prior, system.model):
+        if module is not None:
+            module.to(device).eval()
+    return system
+
+
+def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "validation"]) -> ImageDataset:
+    """A split of the recipe's data.
+
+    Raises:
+        UserError: the recipe names no data, they cannot be opened, or have another number of classes.
+    """
+    if recipe.data is None:
+        raise UserError(f"recipe {recipe.name}: data: required here, and not there")
+    data: ImageDataset = construct(recipe, registry, "data", split=split, image_size=recipe.image_size)
+    _check_classes(recipe, data)
+    return data
+
+
+def try_data(recipe: Recipe, registry: Registry) -> str:
+    """A line about the recipe's data, which need not be on this machine.
+
+    Raises:
+        UserError: they are, and have another number of classes.
+    """
+    if recipe.data is None:
+        return "none named"
+    try:
+        data: ImageDataset = construct(recipe, registry, "data", split="train", image_size=recipe.image_size)
+    except UserError as error:
+        return f"cannot be opened here: {error}"
+    _check_classes(recipe, data)
+    if data.stream is not None:
+        return f"a stream of images of {data.num_classes} classes ({recipe.data.type})"
+    return f"{len(data):,} training images of {data.num_classes} classes ({recipe.data.type})"
+
+
+def construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> Any:
+    """Build the part that the recipe chose for `key`; `context` is what the abstract class's docstring names."""
+    choice = _chosen(recipe, key)
+    component: Callable[..., Any] = registry.part(PART_KEYS[key], choice.type).component
+    try:
+        return component(choice.config, **context)
+    except UserError as error:
+        raise UserError(f"recipe {recipe.name}: {_of(key, choice)}: {error}") from error
+
+
+def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None) -> System:
+    """Build every part that is needed on torch's current default device, and check the fit."""
+    size, trains = recipe.image_size, recipe.trains
+    continuous: ContinuousTokenizer | None = None
+    discrete: DiscreteTokenizer | None = None
+    prior: DiscretePrior | None = None
+    if trains in ("mixar", "continuous_tokenizer"):
+        continuous = construct(recipe, registry, "continuous_tokenizer", image_size=size)
+        _check_stride(recipe, "continuous_tokenizer", continuous)
+    if trains != "continuous_tokenizer" and recipe.discrete_tokenizer is not None:
+        discrete = construct(recipe, registry, "discrete_tokenizer", image_size=size)
+        _check_stride(recipe, "discrete_tokenizer", discrete)
+    if trains in ("mixar", "prior") and recipe.prior is not None:
+        if discrete is None:
+            raise UserError(
+                f"recipe {recipe.name}: {_of('prior', recipe.prior)} needs a discrete_tokenizer, there is none"
+            )
+        prior = construct(recipe, registry, "prior", tokenizer=discrete, num_classes=recipe.num_classes, data=data)
+        _check_prior(recipe, prior, discrete)
+    model = None
+    if trains == "mixar":
+        assert continuous is not None
+        model = _mixar(recipe, registry, continuous, discrete, prior)
+    for key, part in (("continuous_tokenizer", continuous), ("discrete_tokenizer", discrete), ("prior", prior)):
+        if part is not None and key != trains:
+            part.requires_grad_(False)
+    return System(recipe, continuous, discrete, prior, model)
+
+
+def _mixar(
+    recipe: Recipe,
+    registry: Registry,
+    continuous: ContinuousTokenizer,
+    discrete: DiscreteTokenizer | None,
+    prior: DiscretePrior | None,
+) -> MixAR:
+    config = recipe.backbone
+    patch = config.patch_size
+    latent_grid = continuous.grid
+    if latent_grid.height % patch or latent_grid.width % patch:
+        raise _misfit(recipe, "continuous_tokenizer", f"grid {latent_grid}", "backbone", f"patch_size {patch}")
+    grid = Grid(latent_grid.height // patch, latent_grid.width // patch)
+    token_dim = continuous.latent_channels * patch**2
+    out_width = config.decoder_width or config.width
+
+    # What stands in the decoder is as wide as the decoder; what the encoder attends to is as wide as the encoder.
+    opens = registry.part("injector", _chosen(recipe, "injector").type).component.opens  # type: ignore[attr-defined]
+    if "fill" in opens and len(opens) > 1 and out_width != config.width:
+        raise _misfit(
+            recipe, "injector", f"doors {', '.join(sorted(opens))}", "backbone",
+            f"decoder_width {out_width} beside width {config.width}",
+        )  # fmt: skip
+    injector: GuidanceInjector = construct(
+        recipe, registry, "injector", tokenizer=discrete, width=out_width if "fill" in opens else config.width
+    )
+    if injector.needs_codes and discrete is None:
+        raise _misfit(recipe, "injector", "need of codes", "discrete_tokenizer", "absence")
+    if injector.needs_codes and discrete is not None and discrete.grid != grid:
+        patched = f"grid {grid}" if patch == 1 else f"grid {grid} (after patch_size {patch})"
+        raise _misfit(recipe, "continuous_tokenizer", patched, "discrete_tokenizer", f"grid {discrete.grid}")
+    if injector.needs_codes and recipe.ti_mix.lambda_at(1.0) < 1.0 and prior is None:
+        raise _misfit(recipe, "ti_mix", f"schedule {recipe.ti_mix.schedule}", "prior", "absence")
+    head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=out_width)
+    backbone = Backbone(
+        config, grid=grid, token_dim=token_dim, num_classes=recipe.num_classes, memory="memory" in injector.opens
+    )
+    return MixAR(
+        backbone=backbone,
+        injector=injector,
+        head=head,
+        continuous_tokenizer=continuous,
+        discrete_tokenizer=discrete,
+        prior=prior,
+        masking=recipe.masking,
+        ti_mix=recipe.ti_mix,
+    )
+
+
+def _chosen(recipe: Recipe, key: str) -> PartChoice:
+    choice = getattr(recipe, key)
+    if not isinstance(choice, PartChoice):
+        raise UserError(f"recipe {recipe.name}: {key}: required where a recipe trains {recipe.trains}")
+    return choice
+
+
+def _check_classes(recipe: Recipe, data: ImageDataset) -> None:
+    if recipe.num_classes not in (0, data.num_classes):  # labelled data may train an unconditional model
+        raise _misfit(recipe, "data", f"{data.num_classes} classes", "num_classes", str(recipe.num_classes))
+
+
+def _check_stride(recipe: Recipe, key: str, tokenizer: Tokenizer) -> None:
+    if recipe.image_size % tokenizer.stride:
+        raise _misfit(recipe, key, f"stride {tokenizer.stride}", "image_size", str(recipe.image_size))
+
+
+def _check_prior(recipe: Recipe, prior: DiscretePrior, discrete: DiscreteTokenizer) -> None:
+    for what in ("grid", "codebook_size"):
+        mine, theirs = getattr(prior, what), getattr(discrete, what)
+        if mine != theirs:
+            raise _misfit(recipe, "prior", f"{what} {mine}", "discrete_tokenizer", f"{what} {theirs}")
+    if prior.num_classes != recipe.num_classes:
+        raise _misfit(recipe, "prior", f"num_classes {prior.num_classes}", "num_classes", str(recipe.num_classes))
+
+
+def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
+    """A prior's weights mean something for one tokenizer's codes, one grid and one list of classes only."""
+    if recipe.trains == "prior" or recipe.prior is None or recipe.prior.weights is None:
+        return
+    if is_file(recipe.prior.weights):  # a bare file does not say what it was trained with
+        return
+    trained = read_plain(registry.find_model(recipe.prior.weights) / RECIPE, registry)
+    for key in ("num_classes", "image_size"):
+        if trained.get(key) != getattr(recipe, key):
+            raise _misfit(recipe, "prior", f"{key} {trained.get(key)}", key, str(getattr(recipe, key)))
+    theirs = (trained.get("discrete_tokenizer") or {}).get("weights")
+    ours = recipe.discrete_tokenizer.weights if recipe.discrete_tokenizer else None
+    if theirs and ours and theirs != ours:
+        one, other = find_weights(theirs, registry), find_weights(ours, registry)
+        if not one.samefile(other) and sha256(one) != sha256(other):
+            raise _misfit(recipe, "prior", f"codes of {theirs}", "discrete_tokenizer", f"codes of {ours}")
+
+
+def _misfit(recipe: Recipe, one: str, its: str, other: str, others: str) -> UserError:
+    def label(key: str) -> str:
+        choice = getattr(recipe, key)
+        return _of(key, choice) if isinstance(choice, PartChoice) else key
+
+    return UserError(f"recipe {recipe.name}: {label(one)} and {label(other)} do not fit: {its} against {others}")
+
+
+def _of(key: str, choice: PartChoice) -> str:
+    weights = f", weights {choice.weights}" if choice.weights else ""
+    return f"{key} ({choice.type}{weights})"

@@ -1,0 +1,322 @@
+"""Token caches of a recipe's data: made by `mixar cache`, checked before a run reads one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from attrs import frozen
+
+from mixar.assembly import System, build, construct, open_data
+from mixar.folder import find_weights, load_into, read_tensors, sha256
+from mixar.plugins import Registry
+from mixar.recipe import PartChoice, Recipe
+from mixar.structure import flat, unstructure
+from mixar_core.data.cache import CacheIndex, CacheSettings, Precision, Stores, TokenCache
+from mixar_core.data.cache_writer import (
+    Piece,
+    ShardWriter,
+    StreamPieces,
+    begin,
+    dataset_pieces,
+    finish,
+    is_finished,
+    noted_shards,
+)
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.tokens import FrozenTokenizers
+from mixar_core.distributed import PATIENT, Processes, StopSignals, join_processes, naming_lost_processes
+from mixar_core.errors import UserError
+from mixar_core.storage import FolderLock
+from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
+
+T = TypeVar("T")
+
+
+def open_cache(folder: Path, recipe: Recipe, registry: Registry) -> TokenCache:
+    """The cache in `folder`, for training what the recipe describes.
+
+    One without an index (latents in the published form) does not say which tokenizer made it; a line on stderr warns of
+    that.
+
+    Raises:
+        UserError: it is none, is damaged, or is not of this recipe's tokenizers, image size and classes, or lacks codes
+            or mirrored images that the recipe needs.
+    """
+    cache = TokenCache.open(folder)
+    problem = _misfit(cache, recipe, registry)
+    if problem is not None:
+        raise UserError(f"{folder}: {problem}; make one that fits: mixar cache {recipe.name} --out DIR")
+    if cache.settings is None and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {folder} does not say which tokenizer made it, so that is not checked", file=sys.stderr)
+    return cache
+
+
+def _misfit(cache: TokenCache, recipe: Recipe, registry: Registry) -> str | None:
+    """Why this cache is not one for the recipe; None: it is."""
+    system = build(recipe, registry, meta=True)
+    continuous, discrete = needed_tokenizers(system)
+    settings, classes = cache.settings, cache.num_classes
+    if settings is not None and settings.split != "train":
+        return f"the cache is of the {settings.split} split, and training reads the train split"
+    if settings is not None and settings.image_size != recipe.image_size:
+        return f"the cache is of images of {settings.image_size} pixels, the recipe of {recipe.image_size}"
+    if recipe.num_classes and (classes > recipe.num_classes if settings is None else classes != recipe.num_classes):
+        return f"the cache has {classes} classes, the recipe {recipe.num_classes}"
+    if continuous is not None and cache.latent_shape is None:
+        return "the cache has no latents, and the recipe trains on them"
+    if discrete is not None and not cache.has_codes:
+        user = "injector needs" if system.model is not None else "prior learns"
+        return f"the cache has no codes, and the recipe's {user} them"
+    if recipe.training is not None and recipe.training.flip and not cache.flip:
+        return "the cache has no mirrored images, and training.flip is set"
+    for key, used in (("continuous", continuous), ("discrete", discrete)):
+        if used is not None and settings is not None:
+            then = settings.tokenizers.get(key) or {}
+            changed = _changed(then, fingerprint(getattr(recipe, f"{key}_tokenizer"), registry))
+            if changed:
+                return f"the cache was made by another {key} tokenizer: {', '.join(changed)}"
+    if continuous is not None and cache.latent_shape is not None:
+        shape = _latent_shape(continuous)
+        if cache.latent_shape != shape:
+            return f"latents are {_by(cache.latent_shape)}, the recipe's continuous tokenizer makes {_by(shape)}"
+    return None
+
+
+@frozen(eq=False)
+class Caching:
+    """How `make_cache` ended; what was `encoded`, and in how many seconds, is of this call and all processes.
+
+    `index` is None if it was told to stop; `shards` of `total` (None: not known, for a stream) are finished.
+    """
+
+    folder: Path
+    index: CacheIndex | None
+    shards: int
+    total: int | None
+    encoded: int = 0
+    seconds: float = 0.0
+
+
+def make_cache(
+    recipe: Recipe,
+    folder: Path,
+    registry: Registry,
+    *,
+    split: Literal["train", "validation"] = "train",
+    stores: Stores = "moments",
+    dtype: Precision = "float32",
+    rows_per_shard: int = 1024,
+    seed: int = 0,
+    flip: bool = True,
+    batch: int = 64,
+    workers: int = 0,
+    max_unreadable: int = 0,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int | None], object] = lambda done, total: None,
+) -> Caching:
+    """Write what the recipe's tokenizers make of its data into a token cache; shards that are there are kept.
+
+    Under `torchrun` every process calls this with the same arguments; the files do not depend on how many there are.
+    SIGTERM and SIGINT end it between two batches; the same call goes on.
+
+    Args:
+        folder: new or empty, or one that was begun with the same arguments.
+        seed: of samples.
+        workers: loader processes (for a stream: threads) of each process.
+        device: None: this process's GPU if there is one, or else the CPU.
+        progress: told how many of this process's images are encoded, and of how many (None: not known).
+
+    Raises:
+        UserError: the recipe reads images and not tokens, its tokenizers have no weights, the folder holds something
+            else, or another call is at work in it, the disk is too small, or more than `max_unreadable` images cannot
+            be read.
+    """
+    data = open_data(recipe, registry, split)
+    continuous, discrete = _used_tokenizers(build(recipe, registry, meta=True))
+    settings = CacheSettings(
+        image_size=recipe.image_size,
+        num_classes=data.num_classes,
+        class_names=tuple(data.class_names),
+        split=split,
+        flip=flip,
+        stores=None if continuous is None else stores,
+        dtype=dtype,
+        seed=seed,
+        latent_shape=None if continuous is None else _latent_shape(continuous),
+        tokens=None if discrete is None else discrete.grid.tokens,
+        code_dtype=None if discrete is None else "int16" if discrete.codebook_size <= 2**15 else "int32",
+        rows_per_shard=rows_per_shard,
+        batch=batch,
+        tokenizers={
+            key: None if part is None else fingerprint(getattr(recipe, f"{key}_tokenizer"), registry)
+            for key, part in (("continuous", continuous), ("discrete", discrete))
+        },
+        source={**_plain_config(recipe.data), "images": None if data.stream is not None else len(data)},
+    )
+    tokenizers = _load_tokenizers(recipe, registry, continuous is not None, discrete is not None)
+    processes = join_processes(device)
+    with StopSignals() as signals, naming_lost_processes(processes), closing(FolderLock(folder)) as lock:
+        done = processes.on_main(lambda: begin(folder, settings, lock))
+        if done is not None:
+            made = Caching(folder, done, len(done.shards), len(done.shards))
+        else:
+            work = _Work(folder, settings, tokenizers.to(processes.device), data, processes, workers, max_unreadable)
+            made = work.run(lambda: signals.requested, progress)
+    processes.leave()
+    return made
+
+
+class _Work:
+    """A call of `make_cache` on a prepared folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: CacheSettings,
+        tokenizers: FrozenTokenizers,
+        data: ImageDataset,
+        processes: Processes,
+        workers: int,
+        max_unreadable: int,
+    ) -> None:
+        self.folder, self.settings, self.data, self.processes = folder, settings, data, processes
+        self.workers, self.max_unreadable = workers, max_unreadable
+        self.writer = ShardWriter(folder, settings, tokenizers, device=processes.device, max_unreadable=max_unreadable)
+        # Processes that share out hours of work meet minutes apart, which the run's own group would not wait for.
+        self.group: Any = None
+        if processes.world > 1:
+            self.group = dist.new_group(backend="gloo", timeout=PATIENT)
+
+    def run(self, stop: Callable[[], bool], progress: Callable[[int, int | None], object]) -> Caching:
+        """Write what is missing, and the index when all is there."""
+        rank, world, started = self.processes.rank, self.processes.world, time.perf_counter()
+        data, settings, encoded = self.data, self.settings, 0
+        noted = [number for number in noted_shards(self.folder) if number % world == rank]
+        whole_ones = {number for number in noted if is_finished(self.folder, number)}
+        kept = set().union(*self.processes.all_gather(whole_ones, group=self.group))
+
+        def count(images: int) -> None:
+            nonlocal encoded
+            encoded += images
+            progress(encoded, mine)
+
+        pieces: Iterable[Piece]
+        streamed, mine = None, None
+        if data.stream is None:
+            missing = [number for number in range(self._shards(len(data))) if number not in kept]
+            self.processes.on_main(lambda: self._check_disk(len(missing)))
+            shards = missing[rank::world]
+            mine = sum(min(settings.rows_per_shard, len(data) - n * settings.rows_per_shard) for n in shards)
+            pin = self.processes.device.type == "cuda"
+            pieces = dataset_pieces(data, settings, shards, workers=self.workers, pin=pin)
+        else:
+
+            def wanted(number: int) -> bool:
+                return number % world == rank and number not in kept
+
+            pieces = streamed = StreamPieces(data.stream, settings, wanted, stop=stop, threads=self.workers)
+        count(0)
+        whole = all(self.processes.all_gather(self.writer.write(pieces, stop=stop, progress=count), group=self.group))
+        encoded, seconds = sum(self.processes.all_gather(encoded, group=self.group)), time.perf_counter() - started
+        if not whole:
+            total = None if streamed is not None else self._shards(len(data))
+            return Caching(self.folder, None, len(noted_shards(self.folder)), total, encoded, seconds)
+        total = self._shards(len(data) if streamed is None else streamed.count)
+        index = self.processes.on_main(lambda: finish(self.folder, settings, total, max_unreadable=self.max_unreadable))
+        return Caching(self.folder, index, total, total, encoded, seconds)
+
+    def _shards(self, images: int) -> int:
+        return -(-images // self.settings.rows_per_shard)
+
+    def _check_disk(self, shards: int) -> None:
+        rows = min(shards * self.settings.rows_per_shard, len(self.data))
+        need, free = rows * self.settings.row_bytes, disk_usage(self.folder).free
+        if need > free:
+            raise UserError(
+                f"{self.folder}: {rows:,} images need {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
+                "samples instead of moments, bfloat16 and no mirrored images take half each"
+            )
+
+
+def _load_tokenizers(recipe: Recipe, registry: Registry, continuous: bool, discrete: bool) -> FrozenTokenizers:
+    """The recipe's tokenizers alone, with their weights."""
+
+    def load(key: str) -> Any:
+        module, choice = construct(recipe, registry, key, image_size=recipe.image_size), getattr(recipe, key)
+        if choice.weights is not None:
+            load_into(module, read_tensors(find_weights(choice.weights, registry)), where=f"{key} ({choice.weights})")
+        elif any(True for _ in module.parameters()):
+            raise UserError(
+                f"recipe {recipe.name}: {key}.weights: required, because a cache keeps what a trained tokenizer makes; "
+                "give a model's name, a model folder or a .safetensors file"
+            )
+        return module
+
+    return FrozenTokenizers(
+        load("continuous_tokenizer") if continuous else None, load("discrete_tokenizer") if discrete else None
+    )
+
+
+def _used_tokenizers(system: System) -> tuple[ContinuousTokenizer | None, DiscreteTokenizer | None]:
+    """The tokenizers whose tokens are kept: those that training reads, and codes wherever the recipe has them."""
+    continuous, _ = needed_tokenizers(system)
+    return continuous, system.discrete_tokenizer
+
+
+def needed_tokenizers(system: System) -> tuple[ContinuousTokenizer | None, DiscreteTokenizer | None]:
+    """The tokenizers whose tokens training this system reads.
+
+    Raises:
+        UserError: it reads images.
+    """
+    if system.model is not None:
+        return system.continuous_tokenizer, system.discrete_tokenizer if system.model.injector.needs_codes else None
+    if system.recipe.trains == "prior":
+        return None, system.discrete_tokenizer
+    raise UserError(f"recipe {system.recipe.name} trains a {system.recipe.trains}, which reads images and not tokens")
+
+
+def fingerprint(choice: PartChoice, registry: Registry) -> dict[str, Any]:
+    """What tells a tokenizer from another: its type, its settings, the sha256 of its weights' file."""
+    weights = None if choice.weights is None else sha256(find_weights(choice.weights, registry))
+    return {**_plain_config(choice), "weights_sha256": weights}
+
+
+def _plain_config(choice: PartChoice | None) -> dict[str, Any]:
+    """A part's type and settings, as JSON gives them back."""
+    assert choice is not None
+    plain: dict[str, Any] = json.loads(json.dumps(unstructure(choice.config)))
+    return {"type": choice.type, "config": plain}
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, a line each: key, old and new value."""
+    old, new = flat(then), flat(now)
+    return [
+        f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _latent_shape(tokenizer: ContinuousTokenizer) -> tuple[int, int, int]:
+    return tokenizer.latent_channels, tokenizer.grid.height, tokenizer.grid.width
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

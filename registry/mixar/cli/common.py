@@ -1,0 +1,118 @@
+"""What the commands share: the options they have in common, and how they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mixar_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mixar.plugins import Registry
+
+NoPlugin = Annotated[
+    list[str] | None,
+    typer.Option("--no-plugin", metavar="NAME", help="Leave out this plugin; may be given more than once."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe, e.g. training.steps=100."),
+]
+
+
+def at_least(low: int) -> Callable[[typer.CallbackParam, float | None], float | None]:
+    """A check of a number given to an option: the bound, the value and the option's name in one line."""
+
+    def check(parameter: typer.CallbackParam, value: float | None) -> float | None:
+        if value is not None and value < low:
+            raise UserError(f"{parameter.opts[0]}: {value} is too small; allowed: {low} or more")
+        return value
+
+    return check
+
+
+Steps = Annotated[
+    int | None, typer.Option("--steps", callback=at_least(1), help="Sampling steps; default: the recipe's.")
+]
+Cfg = Annotated[
+    float | None, typer.Option("--cfg", callback=at_least(0), help="Guidance scale; default: the recipe's.")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", callback=at_least(0), help="Scale of the noise; default: the recipe's."),
+]
+Batch = Annotated[int, typer.Option("--batch", callback=at_least(1), help="Images at a time.")]
+Raw = Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the averaged ones.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
+]
+Precision = Annotated[
+    Literal["float32", "bf16"],
+    typer.Option("--precision", help="What is computed in; bf16 is about twice as fast and draws other images."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing: hf:// files come from this machine's cache.")]
+
+
+def go_offline() -> None:
+    """Fetch nothing from here on, as with HF_HUB_OFFLINE=1."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def open_registry(context: typer.Context, no_plugin: Sequence[str] | None) -> Registry:
+    """The installed plugins but those left out, before the command's name or after it; broken ones are warned of."""
+    from mixar.plugins import plugin_manager
+
+    blocked = [*(context.obj or ()), *(no_plugin or ())]
+    registry = plugin_manager(blocked=blocked)
+    for plugin in registry.broken:
+        print(
+            f"warning: plugin {plugin.name} of {plugin.distribution} is not loaded: {plugin.problem}", file=sys.stderr
+        )
+    return registry
+
+
+def print_json(value: Any) -> None:
+    """Indented JSON on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()
+) -> None:
+    """A table on stdout; columns whose index is in `right` are aligned right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table: Table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console().print(table)
+
+
+def checked_device(device: str | None) -> str | None:
+    """A device that is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if device is None:
+        return None
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: not available here ({str(error).splitlines()[0]})") from error
+    return device

@@ -1,0 +1,155 @@
+"""Commands that look: plugins, recipes, recipe show, recipe check."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mixar.cli.common import Json, NoPlugin, Set, at_least, open_registry, print_json, print_table
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name (see `mixar recipes`) or path of a YAML file.")]
+recipe_app = typer.Typer(
+    no_args_is_help=True, help="Look at one recipe: `show` it resolved, or `check` its fit and its cost."
+)
+
+
+def plugins_command(context: typer.Context, no_plugin: NoPlugin = None, as_json: Json = False) -> None:
+    """List the installed plugins, their parts, and what could not be loaded and why."""
+    import attrs
+
+    registry = open_registry(context, no_plugin)
+    parts = [part for kind in registry.kinds for part in registry.parts(kind)]
+    if as_json:
+        print_json(
+            {
+                "plugins": [attrs.asdict(plugin) for plugin in registry.plugins],
+                "parts": [
+                    {
+                        "kind": part.kind,
+                        "name": part.name,
+                        "plugin": registry.plugin_of(part).name,
+                        "summary": part.summary,
+                        "settings": [field.name for field in attrs.fields(part.config) if field.init],
+                    }
+                    for part in parts
+                ],
+                "models": sorted(registry.models()),
+            }
+        )
+        return
+    print_table(
+        "Plugins",
+        ("plugin", "distribution", "state"),
+        [(plugin.name, plugin.distribution, plugin.problem or "loaded") for plugin in registry.plugins],
+    )
+    print_table(
+        "Parts",
+        ("kind", "name", "plugin", "what it is"),
+        [(part.kind, part.name, registry.plugin_of(part).name, part.summary) for part in parts],
+    )
+    if models := sorted(registry.models()):
+        print_table("Models to sample from", ("name",), [(name,) for name in models])
+
+
+def recipes_command(context: typer.Context, no_plugin: NoPlugin = None, as_json: Json = False) -> None:
+    """List the recipes that are found by name."""
+    from mixar.recipe import read_plain
+    from mixar_core.errors import UserError
+
+    registry = open_registry(context, no_plugin)
+    rows = []
+    for name, paths in registry.recipes().items():
+        for path in paths:
+            try:
+                plain = read_plain(path, registry)
+            except UserError as error:
+                plain = {"summary": f"broken: {error}"}
+            rows.append(
+                {"name": name, "trains": plain.get("trains"), "summary": plain.get("summary"), "path": str(path)}
+            )
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        "Recipes", ("name", "trains", "summary"), [(row["name"], row["trains"], row["summary"]) for row in rows]
+    )
+
+
+@recipe_app.command("show")
+def show_command(
+    context: typer.Context, recipe: RecipeName, settings: Set = None, no_plugin: NoPlugin = None, as_json: Json = False
+) -> None:
+    """Print a recipe with `extends` and `--set` resolved and every setting written out, as a run folder stores it.
+
+    Example: `mixar recipe show mixar_l --set injector.type=dc-ca > mine.yaml`
+    """
+    from mixar.recipe import load_recipe, to_plain, to_yaml
+
+    resolved = load_recipe(recipe, open_registry(context, no_plugin), overrides=settings or ())
+    if as_json:
+        print_json(to_plain(resolved))
+    else:
+        print(to_yaml(resolved), end="")
+
+
+@recipe_app.command("check")
+def check_command(
+    context: typer.Context,
+    recipe: RecipeName,
+    settings: Set = None,
+    processes: Annotated[
+        int, typer.Option(callback=at_least(1), help="How many would share the training: memory is that of one.")
+    ] = 1,
+    no_plugin: NoPlugin = None,
+    as_json: Json = False,
+) -> None:
+    """Check that a recipe's parts fit, and print what it costs: parameters, tokens, GFLOP an image, memory.
+
+    Nothing is allocated and no weights are read. Example:
+    `mixar recipe check mixar_l --set training.micro_batch=16 --set training.parallel=fsdp --processes 8`
+    """
+    import attrs
+
+    from mixar.assembly import build, try_data
+    from mixar.cost import estimate
+    from mixar.recipe import load_recipe
+
+    registry = open_registry(context, no_plugin)
+    resolved = load_recipe(recipe, registry, overrides=settings or ())
+    data = try_data(resolved, registry)
+    found = estimate(build(resolved, registry, meta=True), processes=processes)
+    if as_json:
+        print_json({"name": resolved.name, "trains": resolved.trains, **attrs.asdict(found), "data": data})
+        return
+    print(f"{resolved.name}: trains {resolved.trains}, {found.parameters / 1e6:.1f}M trainable parameters")
+    print(f"data: {data}\n")
+    print_table(
+        "Parts",
+        ("part", "type", "parameters", "GFLOP/image training", "GFLOP/image sampling"),
+        [
+            (
+                f"{part.part}{'' if part.trained else ' (frozen)'}",
+                part.type,
+                f"{part.parameters:,}",
+                _number(found.training_gflop.get(part.part)),
+                _number(found.sampling_gflop.get(part.part)),
+            )
+            for part in found.parts
+        ]
+        + [("total", "", "", _number(found.training_gflop["total"]), _number(found.sampling_gflop["total"]))],
+        right=(2, 3, 4),
+    )
+    if found.tokens:
+        rows = [(name.replace("_", " "), count) for name, count in found.tokens.items()]
+        print_table("Tokens of one forward pass", ("pass", "tokens"), rows, right=(1,))
+    memory = [(name.replace("_", " "), _number(value)) for name, value in found.memory_gb.items()]
+    parallel = f", {resolved.training.parallel}" if processes > 1 and resolved.training is not None else ""
+    of = "one process" if processes == 1 else f"one of {processes} processes{parallel}"
+    print_table(f"Estimated memory of {of}, GB", ("what", "GB"), memory, right=(1,))
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

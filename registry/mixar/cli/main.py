@@ -1,0 +1,107 @@
+"""The program: its commands, and what it does with errors. Bad input is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import pairwise
+from typing import Annotated, Any
+
+import typer
+
+from mixar.cli.cache import cache_command
+from mixar.cli.common import NoPlugin, Offline, go_offline
+from mixar.cli.inspect import plugins_command, recipe_app, recipes_command
+from mixar.cli.sample import sample_command
+from mixar.cli.train import train_command
+from mixar.plugins import load_plugins
+from mixar_core.errors import UserError
+
+#: what typer raises for a wrong command line; newer ones bring a copy of click, so it cannot be imported from there
+_ClickError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="mixar",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("sample")(sample_command)
+app.command("train")(train_command)
+app.command("cache")(cache_command)
+app.command("recipes")(recipes_command)
+app.add_typer(recipe_app, name="recipe")
+app.command("plugins")(plugins_command)
+
+
+#: the packages of this repository that bring commands of their own, for who has not installed them
+_PACKAGES = {"eval": "mixar_eval", "weights": "mixar_import", "demo": "mixar_zoo"}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+        from platform import python_version
+
+        print(f"mixar {version('mixar')} (torch {version('torch')}, Python {python_version()})")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Examples: `mixar recipes` · `mixar recipe check mixar_l` · `mixar train RECIPE --out runs/first` · "
+    "`mixar sample runs/first --seed 1`. Every command has `--help`."
+)
+def root(
+    context: typer.Context,
+    no_plugin: NoPlugin = None,
+    offline: Offline = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions and stop.")
+    ] = False,
+) -> None:
+    """MixAR: masked autoregressive image generation in a continuous latent space, guided by discrete tokens."""
+    context.obj = list(no_plugin or ())
+    if offline:
+        go_offline()
+
+
+def main() -> None:
+    """Run the program; ends the process with 0, 2 for bad input, or 130 when interrupted."""
+    try:
+        blocked = [word for option, word in pairwise(sys.argv) if option == "--no-plugin"]
+        manager, _ = load_plugins(blocked=blocked)
+        manager.hook.mixar_commands(app=app)
+        code = app(standalone_mode=False)
+    except UserError as error:
+        code = 2 if error.reported else _complain(str(error))
+    except _ClickError as error:
+        context, message = getattr(error, "ctx", None), error.format_message()
+        see = f" (see {context.command_path} --help)" if context else ""
+        code = _complain(f"{message}{_package_of(message)}{see}")
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        code = _complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        # torch is not imported here just to name its class
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        code = _complain("out of GPU memory; a smaller training.micro_batch or --batch needs less")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _package_of(message: str) -> str:
+    """Where a command comes from that is one of ours and not there."""
+    package = next((where for name, where in _PACKAGES.items() if f"No such command '{name}'" in message), None)
+    return "" if package is None else f"; it comes with {package}, in a checkout: pip install ./plugins/{package}"

@@ -1,0 +1,52 @@
+"""`mixar train`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixar.cli.common import Device, NoPlugin, Set, checked_device, open_registry
+
+
+def train_command(
+    context: typer.Context,
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Name or path of a recipe; with --resume also a run folder.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/NAME.")] = None,
+    settings: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    seed: Annotated[int | None, typer.Option(help="The same as --set training.seed=N.")] = None,
+    device: Device = None,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Train what a recipe describes, into a run folder that `mixar sample` takes.
+
+    Examples: `mixar train digits_quick` · `mixar train kl16 --set data.path=/data/imagenet --out runs/kl` ·
+    `mixar train runs/kl --resume` · `torchrun --nproc-per-node 8 -m mixar train kl16`
+    """
+    from mixar.folder import RECIPE
+    from mixar.recipe import load_recipe
+    from mixar.run import train
+
+    registry = open_registry(context, no_plugin)
+    run = Path(recipe)
+    if resume and (run / RECIPE).is_file():
+        out, recipe = out or run, str(run / RECIPE)
+    overrides = [*(settings or ()), *(() if seed is None else (f"training.seed={seed}",))]
+    resolved = load_recipe(recipe, registry, overrides=overrides)
+    result = train(
+        resolved, out or Path("runs") / resolved.name, resume=resume, device=checked_device(device), registry=registry
+    )
+    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks
+        return
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items() if name.endswith("loss"))
+    if result.stopped:
+        launch = "torchrun ... -m mixar" if "WORLD_SIZE" in os.environ else "mixar"
+        print(f"stopped after step {result.step} of {result.steps}; {launch} train {result.folder} --resume goes on")
+    else:
+        measured = f"; {losses}" if losses else ""  # nothing was, where the run had ended before
+        print(f"{result.steps} steps in {result.seconds:.0f} s{measured}\nmixar sample {result.folder}")

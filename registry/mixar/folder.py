@@ -1,0 +1,167 @@
+"""Model folders: recipe.yaml, weights.safetensors and provenance.json, written all or nothing and loaded strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mixar import hub
+from mixar.plugins import Registry
+from mixar.text import one_line
+from mixar_core.errors import UserError
+from mixar_core.storage import file_sha256, read_weights, write_text, write_weights, writing
+from mixar_core.training.checkpoint import list_checkpoints, read_sharded
+
+RECIPE, WEIGHTS, PROVENANCE = "recipe.yaml", "weights.safetensors", "provenance.json"
+#: averaged weights, or those of the last step
+Kind = Literal["ema", "raw"]
+_LISTED = 5
+
+
+def find_weights(weights: str, registry: Registry) -> Path:
+    """The file behind a recipe's `weights:`: a model's name, a model or run folder, a .safetensors file, or `hf://`.
+
+    Raises:
+        UserError: there is no such model, or the hub's file cannot be had.
+    """
+    if weights.startswith(hub.PREFIX):
+        return hub.fetch(weights).path
+    if weights.endswith(".safetensors"):
+        return Path(weights)
+    return weights_file(registry.find_model(weights))
+
+
+def weights_file(folder: Path, kind: Kind = "ema") -> Path:
+    """The weights of a model folder, or (a folder) of a run's newest checkpoint while the run is not finished.
+
+    Raises:
+        UserError: there are none; a shipped model has averaged (ema) weights only.
+    """
+    file = folder / ("weights.safetensors" if kind == "ema" else "weights_raw.safetensors")
+    if file.is_file():
+        return file
+    checkpoints = list_checkpoints(folder)
+    if checkpoints and not (folder / WEIGHTS).exists():
+        return checkpoints[-1] / kind
+    raise UserError(f"model {folder}: there is no {file.name}, and no checkpoint")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors file, or of a checkpoint's folder; floating-point ones as float32.
+
+    Raises:
+        UserError: not such a file, truncated, or unreadable.
+    """
+    tensors = read_sharded(path) if path.is_dir() else read_weights(path)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Load a state dict strictly: every tensor there, none too many, each of the right shape.
+
+    Raises:
+        UserError: says how many are missing, unexpected and misshapen, and names the first of each.
+    """
+    check_fit(module, tensors, where=where)
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str, listed: int | None = _LISTED) -> None:
+    """See that a state dict is this module's, which may be on the meta device.
+
+    Args:
+        listed: how many missing, unexpected and misshapen tensors to name of each; None: all.
+
+    Raises:
+        UserError: it is not.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in tensors]
+    unexpected = [name for name in tensors if name not in own]
+    misshapen = [
+        f"{name} ({_shape(tensors[name])}, not {_shape(own[name])})"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    complaints = [
+        f"{len(names)} {what}: {', '.join(names[:listed])}{', ...' if len(names) > len(names[:listed]) else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if complaints:
+        raise UserError(f"{where} does not fit {type(module).__name__}: tensors {'; '.join(complaints)}")
+
+
+def save_model(
+    folder: Path,
+    *,
+    recipe_yaml: str,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    replace: bool = False,
+) -> None:
+    """Write a model folder; it appears whole or not at all.
+
+    Args:
+        facts: goes into provenance.json beside the file's sha256 and the libraries' versions; JSON values.
+        dtype: what floating-point tensors are stored as; None leaves them as they are.
+        replace: whether a folder of this name may be replaced.
+
+    Raises:
+        UserError: the folder is there already, or cannot be written.
+    """
+    if folder.exists() and not replace:
+        raise UserError(f"{folder}: is there already")
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as scratch:
+            new = Path(scratch) / "new"
+            new.mkdir()
+            write_weights(new / WEIGHTS, tensors, dtype=dtype)
+            write_text(new / RECIPE, recipe_yaml)
+            provenance = {"sha256": sha256(new / WEIGHTS), "versions": versions(), **(facts or {})}
+            write_text(new / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
+            if folder.exists():
+                os.rename(folder, Path(scratch) / "old")
+            os.rename(new, folder)
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What provenance.json says; empty where there is none."""
+    path = folder / PROVENANCE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def sha256(path: Path) -> str:
+    """A file's digest, in hex; of a folder (a checkpoint's), that of its files' digests in order of their names."""
+    if path.is_dir():
+        return hashlib.sha256("".join(sha256(file) for file in sorted(path.iterdir())).encode()).hexdigest()
+    return file_sha256(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes: mixar, torch, timm, safetensors, Python."""
+    return {name: version(name) for name in ("mixar", "torch", "timm", "safetensors")} | {
+        "python": platform.python_version()
+    }
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

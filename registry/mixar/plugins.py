@@ -1,0 +1,348 @@
+"""Plugins: the hooks a package may implement, the parts it may offer, and the registry of all that is installed.
+
+    from mixar import Part, hookimpl
+
+    @hookimpl
+    def mixar_parts():
+        return [Part("injector", "dc-sum", DCSum, DCSumConfig)]
+
+Packages are found through the entry-point group `mixar`; mixar's own parts and commands come in by the same door.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from abc import ABCMeta
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import attrs
+import pluggy
+
+from mixar.text import choices, one_line
+from mixar_core.errors import UserError
+
+if TYPE_CHECKING:
+    import typer
+
+GROUP = "mixar"
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+hookspec = pluggy.HookspecMarker(GROUP)
+#: What a plugin decorates its hook functions with.
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+@attrs.frozen
+class Part:
+    """One component that recipes can name.
+
+    Args:
+        kind: one of `Registry.kinds`.
+        name: what a recipe writes behind `type:`; lower case, digits and hyphens.
+        component: the class, derived from the kind's abstract class and built as that class's docstring says.
+        config: a frozen attrs class with its settings; every field is a key of the recipe.
+    """
+
+    kind: str
+    name: str
+    component: type
+    config: type
+
+    @property
+    def summary(self) -> str:
+        """First line of the component's docstring."""
+        return next(iter((self.component.__doc__ or "").strip().splitlines()), "")
+
+
+class Hooks:
+    """What a plugin module may define. Import what is heavy inside the functions: `mixar --help` loads every plugin."""
+
+    @hookspec
+    def mixar_parts(self) -> Sequence[Part]:
+        """The parts this package offers."""
+        raise NotImplementedError
+
+    @hookspec
+    def mixar_kinds(self) -> Mapping[str, type]:
+        """Kinds of parts beyond mixar's own: name -> abstract class."""
+        raise NotImplementedError
+
+    @hookspec
+    def mixar_recipe_folders(self) -> Sequence[Path]:
+        """Folders whose *.yaml, at any depth, are recipes found by file name."""
+        raise NotImplementedError
+
+    @hookspec
+    def mixar_model_folders(self) -> Sequence[Path]:
+        """Folders whose sub-folders are models (recipe.yaml + weights.safetensors), found by folder name."""
+        raise NotImplementedError
+
+    @hookspec
+    def mixar_commands(self, app: typer.Typer) -> None:
+        """Add commands to the program: `app.command("name")(function)`, `app.add_typer(...)`."""
+
+    @hookspec(firstresult=True)
+    def mixar_evaluate(self) -> Any:
+        """The function behind `mixar.evaluate`."""
+
+
+_HOOKS = [name for name in vars(Hooks) if name.startswith("mixar_")]
+
+
+class _OwnKinds:
+    """The kinds of parts that the core knows."""
+
+    @hookimpl
+    def mixar_kinds(self) -> Mapping[str, type]:
+        from mixar_core.data.dataset import ImageDataset
+        from mixar_core.head import ContinuousHead
+        from mixar_core.injector import GuidanceInjector
+        from mixar_core.perceptual import FeatureExtractor
+        from mixar_core.prior import DiscretePrior
+        from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
+        from mixar_core.training.callback import Callback
+
+        return {
+            "continuous-tokenizer": ContinuousTokenizer,
+            "discrete-tokenizer": DiscreteTokenizer,
+            "prior": DiscretePrior,
+            "injector": GuidanceInjector,
+            "head": ContinuousHead,
+            "dataset": ImageDataset,
+            "extractor": FeatureExtractor,
+            "callback": Callback,
+        }
+
+
+@attrs.frozen
+class Plugin:
+    """An installed plugin: its entry point's name, its distribution with version, and why it is not in use, if so."""
+
+    name: str
+    distribution: str
+    problem: str | None = None
+
+
+@attrs.frozen(eq=False)
+class Registry:
+    """Parts, recipes and models that the installed plugins offer. Made by `plugin_manager`."""
+
+    plugins: tuple[Plugin, ...]
+    #: kind of part -> the abstract class its components derive from
+    kinds: Mapping[str, type]
+    _parts: Mapping[tuple[str, str], tuple[Part, Plugin]]
+    _recipe_folders: tuple[Path, ...]
+    _model_folders: tuple[Path, ...]
+
+    @property
+    def broken(self) -> tuple[Plugin, ...]:
+        """Plugins that could not be loaded, each with its `problem`."""
+        return tuple(plugin for plugin in self.plugins if plugin.problem)
+
+    def parts(self, kind: str) -> list[Part]:
+        """All parts of a kind, by name."""
+        return [part for (of, _), (part, _) in sorted(self._parts.items()) if of == kind]
+
+    def part(self, kind: str, name: str) -> Part:
+        """The part of this kind and name.
+
+        Raises:
+            UserError: there is none; says what there is, and which plugins failed to load.
+        """
+        if (kind, name) in self._parts:
+            return self._parts[kind, name][0]
+        names = [part.name for part in self.parts(kind)]
+        raise UserError(f'unknown {kind} "{name}"; {choices(names, name)}{self._blame()}')
+
+    def plugin_of(self, part: Part) -> Plugin:
+        """The plugin that offers a part."""
+        return self._parts[part.kind, part.name][1]
+
+    def recipes(self) -> dict[str, list[Path]]:
+        """Recipes by name (the file's, without .yaml); more than one path where plugins clash."""
+        files = (file for folder in self._recipe_folders for file in folder.rglob("*.yaml"))
+        return _by_name((file.stem, file) for file in files)
+
+    def models(self) -> dict[str, list[Path]]:
+        """Shipped models by name (the folder's); more than one path where plugins clash."""
+        files = (file for folder in self._model_folders for file in folder.glob("*/recipe.yaml"))
+        return _by_name((file.parent.name, file.parent) for file in files)
+
+    def find_recipe(self, name_or_path: str | Path) -> Path:
+        """A recipe's file, by its name or by its path (anything with a slash or ending in .yaml is a path)."""
+        text = str(name_or_path)
+        if "/" in text or text.endswith((".yaml", ".yml")):
+            path = Path(text)
+            if path.is_file():
+                return path
+            raise UserError(f"recipe {text}: no such file")
+        return self._only(text, self.recipes(), "recipe")
+
+    def find_model(self, name_or_path: str | Path) -> Path:
+        """A model's folder, by its name or by its path. A path wins where both exist."""
+        path = Path(name_or_path)
+        if (path / "recipe.yaml").is_file():
+            return path
+        if path.is_dir():
+            raise UserError(f"model {name_or_path}: a model or run folder has a recipe.yaml, this one has none")
+        if "/" in str(name_or_path):
+            raise UserError(f"model {name_or_path}: no such folder")
+        return self._only(str(name_or_path), self.models(), "model")
+
+    def _only(self, name: str, known: Mapping[str, list[Path]], what: str) -> Path:
+        paths = known.get(name, [])
+        if not paths:
+            raise UserError(f'unknown {what} "{name}"; {choices(known, name)}{self._blame()}')
+        if len(paths) > 1:
+            raise UserError(f'{what} "{name}" is there more than once: {", ".join(map(str, paths))}; give its path')
+        return paths[0]
+
+    def _blame(self) -> str:
+        return "".join(f" (plugin {p.name} of {p.distribution} was not loaded: {p.problem})" for p in self.broken)
+
+
+def plugin_manager(*, blocked: Sequence[str] = ()) -> Registry:
+    """Load every plugin of the entry-point group `mixar` but the `blocked` ones.
+
+    A plugin that cannot be imported, has a misspelt hook or offers something that is not a part is left out and
+    reported in `Registry.broken`; the others still load.
+
+    Raises:
+        UserError: one plugin name is used by two distributions, one part's name by two parts, or a blocked name is
+            unknown.
+    """
+    manager, found = load_plugins(blocked=blocked)
+    kinds = {name: kind for offered in manager.hook.mixar_kinds() for name, kind in offered.items()}
+    plugins: list[Plugin] = []
+    parts: dict[tuple[str, str], tuple[Part, Plugin]] = {}
+    recipe_folders: list[Path] = []
+    model_folders: list[Path] = []
+    for plugin in found:
+        if plugin.problem:
+            plugins.append(plugin)
+            continue
+        try:
+            own = [_checked(part, kinds) for part in _offered(manager, plugin, "mixar_parts")]
+            folders = [Path(folder) for folder in _offered(manager, plugin, "mixar_recipe_folders")]
+            models = [Path(folder) for folder in _offered(manager, plugin, "mixar_model_folders")]
+        except Exception as error:  # whatever a third party's code raises must not take the others down
+            plugins.append(attrs.evolve(plugin, problem=one_line(error)))
+            continue
+        plugins.append(plugin)
+        for part in own:
+            if (part.kind, part.name) in parts:
+                other = parts[part.kind, part.name][1]
+                raise UserError(
+                    f'{part.kind} "{part.name}" is offered by plugin {other.name} of {other.distribution} and also by '
+                    f"plugin {plugin.name} of {plugin.distribution}; uninstall one or give --no-plugin {plugin.name}"
+                )
+            parts[part.kind, part.name] = part, plugin
+        recipe_folders += folders
+        model_folders += models
+    return Registry(tuple(plugins), kinds, parts, tuple(recipe_folders), tuple(model_folders))
+
+
+def load_plugins(*, blocked: Sequence[str] = ()) -> tuple[pluggy.PluginManager, list[Plugin]]:
+    """pluggy's manager with every plugin that can be imported, and all plugins, those that cannot with the reason.
+
+    Raises:
+        UserError: one plugin name is used by two distributions, or a blocked name is unknown.
+    """
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(Hooks)
+    manager.register(_OwnKinds())
+    plugins = []
+    for entry in _entry_points(blocked):
+        problem = None
+        try:
+            manager.load_setuptools_entrypoints(GROUP, name=entry.name)
+            _check_hooks(manager, entry)
+        except Exception as error:  # importing runs a third party's code
+            problem = one_line(error)
+            if manager.has_plugin(entry.name):
+                manager.unregister(name=entry.name)
+        plugins.append(Plugin(entry.name, _distribution(entry), problem))
+    return manager, plugins
+
+
+def _entry_points(blocked: Sequence[str]) -> list[EntryPoint]:
+    """The plugins to load, by name."""
+    by_name: dict[str, list[EntryPoint]] = defaultdict(list)
+    for entry in entry_points(group=GROUP):
+        by_name[entry.name].append(entry)
+    for name in blocked:
+        if by_name.pop(name, None) is None:
+            raise UserError(f'--no-plugin: unknown plugin "{name}"; {choices(by_name, name)}')
+    for name, entries in by_name.items():
+        if len(entries) > 1:  # pluggy would keep one and say nothing
+            owners = " and ".join(sorted(_distribution(entry) for entry in entries))
+            raise UserError(f'two plugins are called "{name}", of {owners}; uninstall one or give --no-plugin {name}')
+    return [by_name[name][0] for name in sorted(by_name)]
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
+
+
+def _check_hooks(manager: pluggy.PluginManager, entry: EntryPoint) -> None:
+    callers = manager.get_hookcallers(cast(ModuleType, manager.get_plugin(entry.name))) or []
+    if not callers:
+        raise TypeError(f"{entry.value} has no function marked @hookimpl; hooks: {', '.join(_HOOKS)}")
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        unknown = next(caller.name for caller in callers if not caller.has_spec())
+        raise TypeError(f'unknown hook "{unknown}"; {choices(_HOOKS, unknown)}') from error
+
+
+def _offered(manager: pluggy.PluginManager, plugin: Plugin, hook: str) -> Iterable[Any]:
+    """What one plugin's hook returns; each on its own, so that one that raises takes no other down."""
+    others = [module for name, module in manager.list_name_plugin() if name != plugin.name]
+    return [item for offered in manager.subset_hook_caller(hook, others)() for item in offered]
+
+
+def _checked(part: object, kinds: Mapping[str, type]) -> Part:
+    """A part as it should be.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(part, Part):
+        raise TypeError(f"mixar_parts returned {part!r}, not a Part")
+    label = f'{part.kind} "{part.name}"'
+    if part.kind not in kinds:
+        raise TypeError(f"part {label}: unknown kind; {choices(kinds, part.kind)}")
+    if not _NAME.fullmatch(part.name):
+        raise TypeError(f"part {label}: a name is lower-case letters, digits and hyphens")
+    base = kinds[part.kind]
+    if not (isinstance(part.component, type) and issubclass(part.component, base)):
+        raise TypeError(f"part {label}: component {part.component!r} does not derive from {base.__name__}")
+    if inspect.isabstract(part.component):
+        lacking = ", ".join(sorted(cast(ABCMeta, part.component).__abstractmethods__))
+        raise TypeError(f"part {label}: component {part.component.__name__} lacks {lacking}")
+    if part.kind == "injector":
+        from mixar_core.injector import Door
+
+        opens, doors = getattr(part.component, "opens", None), get_args(Door)
+        if not (isinstance(opens, Set) and opens <= {*doors}):
+            raise TypeError(f"part {label}: opens is {opens!r}, not a set of doors; {choices(doors)}")
+    if not (isinstance(part.config, type) and attrs.has(part.config) and attrs.inspect(part.config).is_frozen):
+        raise TypeError(f"part {label}: config {part.config!r} is not a frozen attrs class")
+    reserved = {"type", "weights"} & {field.name for field in attrs.fields(part.config)}
+    if reserved:
+        raise TypeError(f"part {label}: config has a field {sorted(reserved)[0]}, which recipes use themselves")
+    return part
+
+
+def _by_name(pairs: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for name, path in sorted(pairs):
+        paths = found.setdefault(name, [])
+        if path.resolve() not in [other.resolve() for other in paths]:
+            paths.append(path)
+    return found

@@ -1,0 +1,186 @@
+"""A training run from a recipe: builds the parts, opens the data, and hands both to the trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from mixar.assembly import System, build, construct, open_data
+from mixar.cache import open_cache
+from mixar.cost import training_flop_per_image
+from mixar.folder import PROVENANCE, RECIPE, find_weights, read_provenance, sha256, versions
+from mixar.memory import check_memory
+from mixar.plugins import Registry, plugin_manager
+from mixar.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
+from mixar.structure import flat
+from mixar_core.distributed import own_device
+from mixar_core.errors import UserError
+from mixar_core.training.callback import Callback
+from mixar_core.training.mixar_objective import MixARObjective
+from mixar_core.training.objective import Objective
+from mixar_core.training.prior_objective import PriorObjective
+from mixar_core.training.reconstruction import ContinuousReconstruction, DiscreteReconstruction
+from mixar_core.training.trainer import Result
+from mixar_core.training.trainer import train as run_trainer
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    device: torch.device | str | None = None,
+    callbacks: Sequence[Callback] | None = None,
+    registry: Registry | None = None,
+) -> Result:
+    """Train what a recipe describes. The folder then is a model folder: `load` samples from it.
+
+    Under `torchrun` every process calls this with the same arguments.
+
+    Args:
+        folder: new or empty, or with `resume` that of a run that was stopped.
+        device: None takes this process's GPU if there is one.
+        callbacks: instead of the recipe's.
+
+    Raises:
+        UserError: the recipe does not say how long to train, its parts or data do not fit, or see `trainer.train`.
+    """
+    registry = plugin_manager() if registry is None else registry
+    if recipe.training is None:
+        raise UserError(
+            f"recipe {recipe.name}: training: required to train, and not there; set training.steps or .epochs"
+        )
+    planned = build(recipe, registry, meta=True)
+    files_of_frozen = _frozen_files(planned, registry)
+    if resume:
+        _check_same(recipe, Path(folder), registry)
+    _check_memory(planned, device)
+    cached = recipe.training.cache_folder
+    cache = None if cached is None else open_cache(cached, recipe, registry)
+    # with a cache, images serve previews and the validation split alone, and need not be there
+    train_set = open_data(recipe, registry, "train") if recipe.data or cache is None else None
+    if cache is not None and train_set is not None and train_set.stream is not None:
+        train_set = None  # a stream is for making the cache
+    measured = recipe.data is not None and recipe.training.evaluate_every
+    validation_set = open_data(recipe, registry, "validation") if measured else None
+    torch.manual_seed(recipe.training.seed)  # initial weights
+    system = build(recipe, registry, data=train_set)
+    frozen = {key: sha256(file) for key, file in files_of_frozen.items()}
+    if resume:
+        _check_same_frozen(Path(folder), frozen)
+    objective = make_objective(system, registry)
+    if callbacks is None:
+        callbacks = [registry.part("callback", choice.type).component(choice.config) for choice in recipe.callbacks]
+    named = cache if train_set is None else train_set
+    assert named is not None
+    provenance = {
+        "trained_by": f"mixar train {recipe.name}",
+        "versions": versions(),
+        "class_names": list(named.class_names),
+        "frozen": frozen,
+    }
+    files = {RECIPE: to_yaml(recipe), PROVENANCE: json.dumps(provenance, indent=2) + "\n"}
+    return run_trainer(
+        objective,
+        train_set,
+        validation_set,
+        recipe.training,
+        Path(folder),
+        cache=cache,
+        callbacks=callbacks,
+        files=files,
+        resume=resume,
+        device=device,
+        flop_per_image=training_flop_per_image(planned),
+    )
+
+
+def _check_memory(system: System, device: torch.device | str | None) -> None:
+    """Say before the run what probably does not fit, and refuse what surely does not."""
+    warning = check_memory(system, device=own_device(device), processes=int(os.environ.get("WORLD_SIZE", "1")))
+    if warning is not None and os.environ.get("RANK", "0") == "0":
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def make_objective(system: System, registry: Registry) -> Objective:
+    """What training this system minimises."""
+    recipe = system.recipe
+    if system.model is not None:
+        return MixARObjective(system.model, recipe.sampling)
+    if recipe.trains == "prior":
+        assert system.prior is not None and system.discrete_tokenizer is not None
+        return PriorObjective(system.prior, system.discrete_tokenizer)
+    extractor = construct(recipe, registry, "extractor") if recipe.reconstruction.perceptual_weight else None
+    if recipe.trains == "discrete_tokenizer":
+        assert system.discrete_tokenizer is not None
+        return DiscreteReconstruction(system.discrete_tokenizer, extractor, recipe.reconstruction)
+    assert system.continuous_tokenizer is not None
+    return ContinuousReconstruction(system.continuous_tokenizer, extractor, recipe.reconstruction)
+
+
+def _frozen_files(system: System, registry: Registry) -> dict[str, Path]:
+    """The weights' files of frozen parts, by recipe key.
+
+    One that was never trained would teach what it is used for nothing. One whose training is not over will be another:
+    a tokenizer, for one, measures its latents' mean and deviation at the end.
+    """
+    recipe, files = system.recipe, {}
+    for key in TRAINABLE:
+        part, choice = getattr(system, key), getattr(recipe, key)
+        if key == recipe.trains or part is None:
+            continue
+        if choice.weights is not None:
+            files[key] = find_weights(choice.weights, registry)
+            if files[key].is_dir():
+                raise UserError(
+                    f"recipe {recipe.name}: {key}.weights: {choice.weights} is a run that is not finished, its newest "
+                    f"state is {files[key].parent.name}; finish it with --resume, or give a finished model"
+                )
+        elif any(True for _ in part.parameters()):
+            raise UserError(
+                f"recipe {recipe.name}: {key}.weights: required, because this recipe trains {recipe.trains} and keeps "
+                f"{key} as it is; give a model's name, a model folder or a .safetensors file"
+            )
+    return files
+
+
+#: what may change between a run and its resumption: the trainer looks at `training` itself
+_FREE = ("name", "summary", "training", "callbacks", "sampling", "data")
+#: the same of single settings: what is computed again instead of kept is the same
+_FREE_SETTINGS = ("backbone.activation_checkpointing",)
+_SHOWN = 4
+
+
+def _check_same(recipe: Recipe, folder: Path, registry: Registry) -> None:
+    """A run goes on as what it was."""
+    path = folder / RECIPE
+    if not path.is_file():
+        raise UserError(f"{folder} holds no run to resume: there is no {RECIPE}")
+    then, now = flat(to_plain(load_recipe(path, registry))), flat(to_plain(recipe))
+    changed = [
+        f"{key} was {then.get(key)}, is {now.get(key)}"
+        for key in sorted({*then, *now})
+        if key.partition(".")[0] not in _FREE and key not in _FREE_SETTINGS and then.get(key) != now.get(key)
+    ]
+    if changed:
+        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise UserError(
+            f"{folder} was started with another recipe: {', '.join(changed[:_SHOWN])}{more}; resume with that, or "
+            "start anew"
+        )
+
+
+def _check_same_frozen(folder: Path, frozen: Mapping[str, str]) -> None:
+    """The same names may have other weights behind them by now. A run of before this was noted goes on unchecked."""
+    noted = read_provenance(folder).get("frozen", {})
+    for key, digest in frozen.items():
+        if (then := noted.get(key, digest)) != digest:
+            raise UserError(
+                f"{folder} was started with other weights of its {key}: their sha256 was {then}, is {digest}; resume "
+                "with those, or start anew"
+            )

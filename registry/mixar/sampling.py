@@ -1,0 +1,315 @@
+"""Many images of one model: drawn in chunks that the processes of a `torchrun` share, and that survive a kill.
+
+A chunk's noise is seeded by the seed and the chunk's number, so an image depends neither on how many processes there
+are nor on interruptions. A finished chunk appears by rename; whoever comes next draws those that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from attrs import asdict, field, frozen
+from attrs.validators import ge, in_, min_len
+from torch import Tensor
+
+from mixar.folder import sha256, versions
+from mixar.model import Model, batch_noise, prior_draws_from_data
+from mixar.recipe import PART_KEYS, to_plain
+from mixar.structure import flat
+from mixar_core.data.streams import seed_of
+from mixar_core.distributed import Processes, StopSignals
+from mixar_core.errors import UserError
+from mixar_core.model import SamplingConfig
+from mixar_core.storage import write_text, writing
+from mixar_core.types import NO_CLASS
+
+#: images in a picture of samples at most, and in a row of it
+SHOWN, WIDEST = 64, 16
+#: what a folder of samples says about itself, and how long drawing them took
+MANIFEST, TIMING = "sample.json", "timing.json"
+#: among the parts of a manifest only where codes are drawn from real images: how the data are called there
+REAL = "data"
+#: parts of a recipe that take part in sampling, besides those of PART_KEYS
+_SHAPING = ("trains", "image_size", "num_classes", "backbone")
+_IDLE = (REAL, "extractor", "callbacks")
+_LISTED = 4  # differences that an error names
+#: of the manifest, what may differ between a run and its continuation
+_FREE = ("name", "versions", "device", "class_names", "continued")
+_LABELS = 1  # sub-stream of the seed for random labels; chunks use (seed, k) alone
+
+#: called with images done, images in all, and images drawn by this call
+Report = Callable[[int, int, int], object]
+
+
+@frozen
+class Plan:
+    """What is drawn: together with the model it decides every image.
+
+    Args:
+        count: images. batch: images of a chunk, which are drawn at once. seed: of all noise.
+        settings: how an image is drawn.
+        classes: class numbers to draw from, NO_CLASS (-1) for none.
+        labels: balanced (equally often, or as nearly as `count` allows) or random (independently, uniformly).
+    """
+
+    count: int = field(validator=ge(1))
+    batch: int = field(validator=ge(1))
+    seed: int = field(validator=ge(0))
+    settings: SamplingConfig
+    classes: tuple[int, ...] = field(validator=min_len(1))
+    labels: Literal["balanced", "random"] = field(default="balanced", validator=in_(("balanced", "random")))
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks there are."""
+        return -(-self.count // self.batch)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every class is drawn exactly equally often."""
+        return self.labels == "balanced" and self.count % len(self.classes) == 0
+
+    def labels_N(self) -> Tensor:
+        """The label of every image, int64 (count,)."""
+        if self.labels == "balanced":
+            picks = torch.arange(self.count) % len(self.classes)
+        else:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.count, _LABELS))
+            picks = torch.randint(len(self.classes), (self.count,), generator=generator)
+        return torch.tensor(self.classes)[picks]
+
+    def rows(self, chunk: int) -> slice:
+        """Which images a chunk holds."""
+        return slice(chunk * self.batch, min((chunk + 1) * self.batch, self.count))
+
+
+def all_classes(model: Model) -> tuple[int, ...]:
+    """Every class of a model; NO_CLASS alone of an unconditional one."""
+    return tuple(range(model.recipe.num_classes)) or (NO_CLASS,)
+
+
+class Store(ABC):
+    """Where chunks go. What is there is whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @abstractmethod
+    def done(self) -> set[int]:
+        """Numbers of the chunks that are there."""
+
+    @abstractmethod
+    def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor) -> None:
+        """Put a chunk there: uint8 images and their labels."""
+
+
+def describe(model: Model, plan: Plan) -> dict[str, Any]:
+    """What decides the images, as plain values: the model by its parts and the digests of its weights, and the plan."""
+    plain = to_plain(model.recipe)
+    drawing = {*_SHAPING, *PART_KEYS} - {*_IDLE} | ({REAL} if prior_draws_from_data(model.recipe) else set())
+    shaping = {key: plain[key] for key in (*_SHAPING, *PART_KEYS) if key in plain and key in drawing}
+    for choice in shaping.values():
+        if isinstance(choice, dict):
+            choice.pop("weights", None)  # a path; the file's digest says more
+    return {
+        "name": model.recipe.name,
+        "model": {
+            "weights": model.weights,
+            "precision": model.precision,
+            "sha256": {key: sha256(file) for key, file in sorted(model.files.items())},
+            "parts": shaping,
+        },
+        "plan": asdict(plan),
+        "class_names": list(model.class_names),
+        "versions": versions(),
+        "device": device_name(model.device),
+    }
+
+
+def plan_of(folder: Path) -> tuple[dict[str, Any], Plan]:
+    """The manifest of a folder of samples, and the plan in it.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    return read_manifest(folder / MANIFEST)
+
+
+def read_manifest(path: Path) -> tuple[dict[str, Any], Plan]:
+    """What a manifest says, and the plan in it.
+
+    Raises:
+        UserError: it is not there, or cannot be read.
+    """
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        plain = dict(manifest["plan"])
+        settings = SamplingConfig(**plain.pop("settings"))
+        return manifest, Plan(**{**plain, "classes": tuple(plain["classes"])}, settings=settings)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: does not say what was sampled: {type(error).__name__} {error}") from error
+
+
+@frozen
+class Timing:
+    """How long drawing took: images, and seconds summed over the processes that drew them."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Of one process."""
+        return self.seconds / self.images if self.images else None
+
+
+def timing_of(folder: Path) -> Timing:
+    """How long drawing the samples in a folder took, interrupted calls included; empty where nothing is noted."""
+    try:
+        return Timing(**json.loads((folder / TIMING).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Timing()
+
+
+def with_timing(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """How the samples in a folder were drawn: its manifest, and the seconds that one process took for an image."""
+    return {**manifest, "seconds_per_image_and_process": timing_of(folder).seconds_per_image}
+
+
+def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Make `folder` the place of these samples, or see that it is; what it then says of itself.
+
+    Of an earlier call's folder that is what it said before, with this call under `continued` where it computes with
+    other versions or on another device.
+
+    Raises:
+        UserError: it holds something else, other samples (says what differs), or cannot be written.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).is_file():
+            if any(not entry.name.endswith(".unfinished") for entry in folder.iterdir()):
+                raise UserError(f"{folder}: holds something else than samples; give another folder")
+            write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            return dict(manifest)
+        then, _ = plan_of(folder)
+        now = json.loads(json.dumps(manifest))
+        changed = differences(*({k: v for k, v in side.items() if k not in _FREE} for side in (then, now)))
+        if changed:
+            more = f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
+            raise UserError(
+                f"{folder}: holds other samples: {', '.join(changed[:_LISTED])}{more}; "
+                f"go on with what was, or give another folder"
+            )
+        for left in folder.glob(".*.unfinished"):  # of a process that was killed while writing
+            left.unlink(missing_ok=True)
+        means = {key: now[key] for key in ("versions", "device")}
+        if means not in (calls := [{key: then.get(key) for key in means}, *then.get("continued", ())]):
+            then["continued"] = [*calls[1:], means]
+            write_text(folder / MANIFEST, json.dumps(then, indent=2) + "\n")
+        return then
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`key was A, is B` for every value, at any depth, that is not the same."""
+    one, other = flat(then), flat(now)
+    return [
+        f"{key} was {_short(one.get(key))}, is {_short(other.get(key))}"
+        for key in dict.fromkeys([*one, *other])
+        if one.get(key) != other.get(key)
+    ]
+
+
+def draw_chunks(
+    model: Model, plan: Plan, store: Store, processes: Processes, *, signals: StopSignals, report: Report | None = None
+) -> bool:
+    """Draw the chunks that are missing, each process its share; every process calls this.
+
+    All take a chunk each, then hear of each other: so they stop together, and no one waits longer than for a chunk.
+
+    Args:
+        signals: of a wish to stop, in any of the processes; the present chunks are finished first.
+        report: called in the main process.
+
+    Returns:
+        whether all chunks are there.
+
+    Raises:
+        UserError: a chunk cannot be written, in any of the processes; or they have loaded different weights.
+    """
+    files = processes.all_gather({key: str(file) for key, file in model.files.items()})
+    for key, file in files[0].items():
+        if other := next((some.get(key) for some in files if some.get(key) != file), None):
+            raise processes.common_error(
+                f"{key}: some processes found {file}, others {other}: its run wrote one meanwhile; repeat the command"
+            )
+    missing: list[int] = processes.on_main(lambda: sorted(set(range(plan.chunks)) - store.done()))
+    labels_N, timing = plan.labels_N(), timing_of(store.folder)
+    had = plan.count - sum(_size(plan, chunk) for chunk in missing)
+    drawn = 0
+    if report is not None and processes.is_main:
+        report(had, plan.count, 0)
+    for first in range(0, len(missing), processes.world):
+        turn = missing[first : first + processes.world]
+        problem, took = None, 0.0
+        if processes.rank < len(turn):
+            try:
+                took = _draw_chunk(model, plan, turn[processes.rank], labels_N, store)
+            except UserError as error:
+                problem = str(error)
+        stops, problems, times = zip(*processes.all_gather((signals.requested, problem, took)), strict=True)
+        if any(problems):
+            raise processes.common_error(next(filter(None, problems)))
+        fresh = sum(_size(plan, chunk) for chunk in turn)
+        drawn, timing = drawn + fresh, Timing(timing.images + fresh, timing.seconds + sum(times))
+        if processes.is_main:
+            write_text(store.folder / TIMING, json.dumps(asdict(timing)) + "\n")
+        if report is not None and processes.is_main:
+            report(had + drawn, plan.count, drawn)
+        if any(stops):
+            return first + len(turn) == len(missing)
+    return True
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, in words."""
+    if device.type == "cuda":
+        return f"{device.type} ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+
+
+def _draw_chunk(model: Model, plan: Plan, chunk: int, labels_N: Tensor, store: Store) -> float:
+    """Seconds that drawing it took."""
+    labels_B = model.labels(labels_N[plan.rows(chunk)])
+    began = time.perf_counter()
+    drawn = model.draw(labels_B, settings=plan.settings, noise=batch_noise(plan.seed, chunk))
+    images_B3HW = drawn.images_B3HW.cpu()  # waits for the device, so the time is whole
+    took = time.perf_counter() - began
+    store.write(chunk, images_B3HW, labels_B.cpu())
+    return took
+
+
+def _size(plan: Plan, chunk: int) -> int:
+    rows = plan.rows(chunk)
+    return rows.stop - rows.start
+
+
+def _short(value: Any, limit: int = 40) -> str:
+    text = str(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def manifest_beside(npz: Path) -> Path:
+    """Where `mixar sample --npz` says how the images of the file were drawn."""
+    return npz.with_name(f"{npz.name}.json")
+
+
+def grid_columns(classes: int) -> int | None:
+    """Images in a row so that classes drawn in turn stand in columns; None where there are too many."""
+    return WIDEST - WIDEST % classes if 1 < classes <= WIDEST else None

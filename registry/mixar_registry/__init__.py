@@ -1,1 +1,0 @@
-"""The registry of mixar: hooks, parts, recipes, assembly and the command line."""

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mixar_eval.distances import frechet_distance, kernel_distance
+
+
+def gaussian(mean: torch.Tensor, covariance: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Vectors whose sample mean and (unbiased) sample covariance are exactly these."""
+    x = torch.randn(count, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = x - x.mean(dim=0)
+    white = x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
+    return white @ torch.linalg.cholesky(covariance).T + mean
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form():
+    # Covariances that do not commute: tr sqrt(S_A S_B) of 2x2 matrices is sqrt(tr + 2 sqrt(det)) of the product.
+    mean_a, mean_b = torch.tensor([0.0, 1.0]).double(), torch.tensor([2.0, -1.0]).double()
+    cov_a = torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double()
+    cov_b = torch.tensor([[1.0, -0.3], [-0.3, 3.0]]).double()
+    product = cov_a @ cov_b
+    root = math.sqrt(torch.trace(product) + 2 * torch.linalg.det(product).sqrt())
+    expected = 8.0 + float(torch.trace(cov_a) + torch.trace(cov_b)) - 2 * root
+    measured = frechet_distance(gaussian(mean_a, cov_a, 300, 0), gaussian(mean_b, cov_b, 500, 1))
+    assert measured == pytest.approx(expected, abs=1e-9)
+
+
+def test_frechet_distance_of_a_set_with_itself_is_zero_even_with_fewer_vectors_than_dimensions():
+    features = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    assert abs(frechet_distance(features, features)) < 1e-3
+
+
+def test_kernel_distance_is_the_unbiased_estimate():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 3, generator=generator).double(), torch.randn(7, 3, generator=generator).double() + 0.5
+
+    def kernel(a, b):
+        return float((a @ b / 3 + 1) ** 3)
+
+    def own(z):
+        return sum(kernel(z[i], z[j]) for i in range(7) for j in range(7) if i != j) / 42
+
+    between = sum(kernel(a, b) for a in x for b in y) / 49
+    assert kernel_distance(x, y) == pytest.approx(own(x) + own(y) - 2 * between, rel=1e-10)
+
+
+def test_kernel_distance_tells_equal_from_different_distributions_at_unequal_counts():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(200, 8, generator=generator), torch.randn(300, 8, generator=generator)
+    assert abs(kernel_distance(x, y)) < 0.1 < kernel_distance(x, y + 1)
+    assert kernel_distance(x, y, seed=1) == kernel_distance(x, y, seed=1)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_features_that_cannot_be_compared_are_refused(distance):
+    good = torch.randn(5, 4)
+    with pytest.raises(ValueError, match="do not compare"):
+        distance(good, torch.randn(5, 3))
+    with pytest.raises(ValueError, match="not finite"):
+        distance(good, good / 0)
+    with pytest.raises(ValueError, match="two images"):
+        distance(good, good[:1])

@@ -1,0 +1,284 @@
+"""Reports of generation: scores that do not depend on order or interruptions, classes, floors, and the protocol."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import attrs
+import numpy
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import mixar
+from mixar.folder import save_model
+from mixar.plugins import Registry
+from mixar.recipe import load_recipe, to_yaml
+from mixar_core.distributed import Processes, StopSignals
+from mixar_core.errors import UserError
+from mixar_core.perceptual import FeatureExtractor, Outputs
+from mixar_eval.features import Features
+from mixar_eval.generation import open_samples
+from mixar_eval.guidance import check_models, cost_of
+from mixar_eval.images import ImageSet, open_images
+from mixar_eval.markdown import number, table
+from mixar_eval.measuring import Scores, Stopped, features_of, floor_of, scores_of
+from mixar_eval.points import Measured, csv_text, images_per_point
+from mixar_eval.protocol import ClassCounts, comparable, count_classes, reasons_against
+from mixar_eval.references import Reference, open_reference
+from mixar_eval.statistics import Gaussian
+from mixar_eval.sweep import SweepPoint, best_of, grid, plot_sweep, sweep_text
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+DRAWN = {"seconds_per_image_and_process": 0.1}
+
+
+class Pooled(FeatureExtractor):
+    """Means of quarters as vectors, means of channels as logits; counts how many images it saw."""
+
+    feature_dim = 12
+    logit_dim = 3
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale))
+        self.seen = 0
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        self.seen += len(images_B3HW)
+        return torch.nn.functional.adaptive_avg_pool2d(images_B3HW * self.scale, 2).flatten(1)
+
+    def maps(self, images_B3HW: Tensor) -> list[Tensor]:
+        return [images_B3HW]
+
+    def outputs(self, images_B3HW: Tensor) -> Outputs:
+        return Outputs(self(images_B3HW), 4 * images_B3HW.mean((2, 3)))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """40 PNGs of noise about a mean of their own, in one folder."""
+    folder, draw = tmp_path / "pictures", numpy.random.default_rng(3)
+    folder.mkdir()
+    for index in range(40):
+        pixels = draw.integers(0, 1 + int(draw.integers(20, 255)), (8, 8, 3)).astype("uint8")
+        Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+    return folder
+
+
+def images_of(folder: Path, registry: Registry) -> ImageSet:
+    return open_images(str(folder), registry)
+
+
+def found_in(images: ImageSet, cache: Path, extractor: FeatureExtractor, **changes: object) -> Features:
+    arguments: dict[str, object] = {"signals": StopSignals(), "batch": 16} | changes
+    features = features_of(images, extractor, cache, ALONE, **arguments)  # type: ignore[arg-type]
+    assert features is not None
+    return features
+
+
+def reference_of(folder: Path, registry: Registry) -> Reference:
+    return open_reference(str(folder), extractor=Pooled(), registry=registry, processes=ALONE)
+
+
+def test_the_protocol_is_told_by_every_part_of_it() -> None:
+    exact = ClassCounts(1000, 50, 50, ())
+    good = {
+        "is_inception": True,
+        "published_weights": True,
+        "adm_reference": True,
+        "count": 50_000,
+        "height": 256,
+        "width": 256,
+        "classes": exact,
+    }
+    assert comparable(reasons_against(**good)) == "yes"  # type: ignore[arg-type]
+    for key, value, reason in (
+        ("is_inception", False, "the extractor is not Inception"),
+        ("published_weights", False, "Inception's weights are not those of the known checksum"),
+        ("adm_reference", False, "the reference is not ADM's ImageNet statistics"),
+        ("count", 49_999, "49,999 images and not 50,000"),
+        ("height", 512, "256x512 pixels and not 256x256"),
+        ("classes", None, "the samples' classes are not known"),
+        ("classes", ClassCounts(100, 500, 500, ()), "100 classes and not 1,000"),
+        ("classes", ClassCounts(1000, 41, 60, ()), "41 to 60 images of a class and not 50 of each"),
+        ("real_codes", True, "the codes that guide them are real images'"),
+    ):
+        assert comparable(reasons_against(**good | {key: value})) == f"no, because {reason}"  # type: ignore[arg-type]
+    two = good | {"is_inception": False, "count": 10}
+    assert comparable(reasons_against(**two)).count(";") == 1  # type: ignore[arg-type]
+
+
+def test_class_counts() -> None:
+    counts = count_classes([0, 2, 2, -1], 4)
+    assert counts == ClassCounts(4, 0, 2, (1, 3)) and not counts.exact
+    balanced = count_classes([1, 0, 1, 0], 2)
+    assert balanced is not None and balanced.exact and balanced.missing == ()
+    assert count_classes(None, 3) is None and count_classes([0], 0) is None
+
+
+def test_order_does_not_change_a_score_nor_does_an_interruption(
+    pictures: Path, tmp_path: Path, registry: Registry
+) -> None:
+    reference = Reference("", Gaussian.of(noise := torch.randn(60, 12)), noise)
+    one = found_in(images_of(pictures, registry), tmp_path / "one", Pooled())
+    shuffled = tmp_path / "shuffled"
+    shuffled.mkdir()
+    for name, place in zip(sorted(pictures.iterdir()), torch.randperm(40).tolist(), strict=True):
+        (shuffled / f"{place:03d}.png").write_bytes(name.read_bytes())
+    other = found_in(images_of(shuffled, registry), tmp_path / "two", Pooled())
+    assert torch.equal(one.features_AF, other.features_AF)
+    assert scores_of(one, reference) == scores_of(other, reference)
+    assert scores_of(one, reference).inception is not None
+
+    signals, extractor = StopSignals(), Pooled()
+    signals.requested = True
+    with pytest.raises(Stopped):
+        found_in(images_of(pictures, registry), tmp_path / "three", extractor, signals=signals)
+    told: list[tuple[int, int, int]] = []
+    again = found_in(
+        images_of(pictures, registry), tmp_path / "three", extractor, report=lambda *figures: told.append(figures)
+    )
+    assert torch.equal(one.features_AF, again.features_AF) and extractor.seen == 40
+    assert told == [(16, 40, 0), (32, 40, 16), (40, 40, 24)]
+
+
+def test_features_are_another_pictures_or_extractors_never(pictures: Path, tmp_path: Path, registry: Registry) -> None:
+    extractor, cache = Pooled(), tmp_path / "cache"
+    found_in(images_of(pictures, registry), cache, extractor)
+    Image.new("RGB", (8, 8), "red").save(pictures / "020.png")  # of the second chunk
+    found_in(images_of(pictures, registry), cache, extractor)
+    assert extractor.seen == 40 + 16
+    other = Pooled(scale=2.0)
+    assert found_in(images_of(pictures, registry), cache, other).features_AF.abs().max() > 1
+    assert other.seen == 40
+    (pictures / "030.png").write_bytes((pictures / "030.png").read_bytes()[:60])
+    with pytest.raises(UserError, match=r"030\.png"):
+        found_in(images_of(pictures, registry), cache, extractor)
+
+
+def test_a_set_is_at_no_distance_from_itself(pictures: Path, tmp_path: Path, registry: Registry) -> None:
+    scores = scores_of(
+        found_in(images_of(pictures, registry), tmp_path / "cache", Pooled()), reference_of(pictures, registry)
+    )
+    assert 0 <= abs(scores.frechet) < 1e-3 and scores.precision == scores.recall == 1.0
+    assert scores.kernel is not None and abs(scores.kernel) < 0.1 and scores.count == 40
+
+
+def test_what_cannot_be_measured_is_left_out_or_refused() -> None:
+    statistics = Reference("", Gaussian(torch.zeros(3), torch.eye(3)), None)
+    scores = scores_of(Features(torch.randn(5, 3), torch.randn(5, 4)), statistics)
+    assert scores.kernel is scores.precision is scores.inception is None and scores.frechet > 0
+    few = scores_of(Features(torch.randn(3, 3)), Reference("", statistics.gaussian, torch.randn(9, 3)))
+    assert few.precision is None and few.kernel is not None
+    with pytest.raises(UserError, match="at least two images"):
+        scores_of(Features(torch.randn(1, 3)), statistics)
+    with pytest.raises(UserError, match="do not compare"):
+        scores_of(Features(torch.randn(5, 2)), statistics)
+
+
+def test_floors_are_of_real_images_at_the_same_count() -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(100, 3)
+    whole = Reference("", Gaussian.of(vectors), vectors)
+    floor = floor_of(whole, 30)
+    assert floor is not None and floor.scores.count == 30
+    assert floor.what == "30 of the reference's images against its other 70" and 0 < floor.scores.frechet < 1
+    assert floor_of(whole, 30) == floor
+    half = floor_of(whole, 500)
+    assert half is not None and half.what == (
+        "50 of the reference's images against its other 50: fewer than the 500 samples, so its Frechet distance reads "
+        "too high"
+    )
+    of_others = Reference("", Gaussian(torch.zeros(3), torch.eye(3), 1_000_000), vectors)  # as ADM's file has it
+    against = floor_of(of_others, 80)
+    assert against is not None and against.what == "80 of the reference's images against its statistics"
+    real = floor_of(whole, 40, Features(torch.randn(40, 3)))
+    assert real is not None and real.what == "40 real images of the other split" and real.scores.kernel is not None
+    assert floor_of(Reference("", whole.gaussian, None), 30) is None
+
+
+def test_a_missing_class_is_seen_by_the_reference(family: Path, tmp_path: Path, registry: Registry) -> None:
+    folder = tmp_path / "drawn"
+    for name in ("cat", "owl"):
+        (folder / name).mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (16, 16)).save(folder / name / f"{index}.png")
+    samples = open_samples(str(folder), registry, reference=str(family / "data/val"))
+    assert samples.images.labels == [0, 0, 2, 2] and samples.class_names == ("cat", "dog", "owl")
+    assert count_classes(samples.images.labels, samples.classes) == ClassCounts(3, 0, 2, (1,))
+    numpy.savez(tmp_path / "drawn.npz", numpy.zeros((4, 16, 16, 3), "uint8"), numpy.array([0, 0, 1, 1]))
+    samples = open_samples(str(tmp_path / "drawn.npz"), registry, reference=str(family / "data/val"))
+    assert samples.classes == 3 and samples.class_names == ("cat", "dog", "owl")
+    alone = open_samples(str(folder), registry, reference=str(tmp_path / "drawn.npz"))  # other names: not its classes
+    assert alone.classes == 2 and alone.class_names == ("cat", "owl")
+
+
+def test_a_budget_is_shared_evenly_or_refused() -> None:
+    assert images_per_point(1000, 6, 9) == 162  # 166, as a multiple of the classes
+    assert images_per_point(300, 2, 1000) == 150 and images_per_point(300, 2, 0) == 150
+    with pytest.raises(UserError, match="49 images for each of 4 points; at least 50 are needed, 200 in all"):
+        images_per_point(199, 4, 9)
+
+
+def test_a_grid_is_every_combination_once(family: Path) -> None:
+    model = mixar.load(family / "models/mixar", device="cpu")
+    settings = grid(model, [1.0, 2.0, 1.0], [], [2, 4])
+    assert [setting.values for setting in settings] == [(1.0, 1.0, 2), (2.0, 1.0, 2), (1.0, 1.0, 4), (2.0, 1.0, 4)]
+    assert settings[1].name == "cfg-2_temperature-1_steps-2" and settings[1].sampling.cfg == 2.0
+    prior = grid(mixar.load(family / "models/prior", device="cpu"), [], [0.5, 2.0], [])
+    assert [setting.name for setting in prior] == [f"cfg-default_temperature-{t}_steps-default" for t in ("0.5", "2")]
+    assert prior[0].sampling.prior_temperature == 0.5
+    with pytest.raises(UserError, match="steps"):
+        grid(model, [], [], [0])
+
+
+def test_a_sweep_marks_the_best_point(family: Path, tmp_path: Path) -> None:
+    settings = grid(mixar.load(family / "models/mixar", device="cpu"), [1.0, 2.0, 3.0], [0.5, 1.0], [])
+    points = [
+        SweepPoint(setting, Measured(Scores(60, abs(setting.values[0] - 2) + 1, kernel), DRAWN))  # type: ignore[operator]
+        for setting, kernel in zip(settings, (0.3, 0.2, 0.1, 0.3, 0.2, 0.4), strict=True)
+    ]
+    assert best_of(points, "frechet").setting.values == (2.0, 0.5, 3)
+    assert best_of(points, "kernel").setting.values == (3.0, 0.5, 3)
+    rows = list(csv.DictReader(csv_text([point.row() for point in points]).splitlines()))
+    assert len(rows) == 6 and rows[0]["cfg"] == "1.0" and rows[0]["frechet_distance"] == "2.0"
+    assert rows[0]["inception_score"] == "" and rows[0]["images"] == "60"
+    plot_sweep(points, tmp_path / "a.png", by="frechet", gives_fid=False, floor=0.5)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert len(numpy.unique(numpy.array(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+    shared = {"floor's Frechet distance": 0.5, "floor's kernel distance": None, "floor": "60 real images"}
+    text = sweep_text(points, shared, title="Sweep", by="frechet", gives_fid=True, picture="a.png")
+    assert "**Best FID: 1 at cfg 2, temperature 0.5, steps 3.** Floor: 0.5 (60 real images)." in text
+    assert text.count("| best |") == 1
+    bare = [attrs.evolve(point, measured=Measured(Scores(60, 1.0), DRAWN)) for point in points]
+    with pytest.raises(UserError, match="--by kernel"):
+        best_of(bare, "kernel")
+
+
+def test_guidance_costs_what_the_sequences_say(family: Path, tmp_path: Path, registry: Registry) -> None:
+    costs, models = {}, {}
+    for name in ("none", "dc-mix", "dc-sa", "dc-ca"):
+        recipe = load_recipe(family / "recipes/mixar.yaml", registry, overrides=[f"injector.type={name}"])
+        tensors = mixar.build(recipe).trained.state_dict()
+        save_model(tmp_path / name, recipe_yaml=to_yaml(recipe), tensors=tensors)
+        models[name] = mixar.load(tmp_path / name, device="cpu")
+        costs[name] = cost_of(models[name], models[name].settings(steps=1, cfg=1.0), registry)
+    # one step: a buffer of 1 through the encoder, 16 tokens more through the decoder; dc-sa puts 16 codes before both
+    assert [costs[name].tokens for name in costs] == [18, 18, 50, 18]
+    assert [costs[name].memory for name in costs] == [0, 0, 0, 16]
+    guided = cost_of(models["none"], models["none"].settings(steps=1, cfg=2.0), registry)
+    assert guided.tokens == 2 * costs["none"].tokens and guided.injector == "none"
+    more = cost_of(models["none"], models["none"].settings(steps=2, cfg=1.0), registry)
+    assert more.tokens > 2 * 18 and more.encoder_first == 1 < more.encoder_last < 17 == more.decoder
+    assert costs["none"].parameters == costs["dc-mix"].parameters < costs["dc-sa"].parameters
+    check_models(models)
+    with pytest.raises(UserError, match="trains prior"):
+        check_models({**models, "prior": mixar.load(family / "models/prior", device="cpu")})
+
+
+def test_tables_and_numbers() -> None:
+    assert table(("a", "b|c"), [(1, None)], right=(1,)) == "| a | b/c |\n| --- | ---: |\n| 1 | - |\n"
+    assert [number(value) for value in (None, 0.123456, 12345678.0, 3.0)] == [None, "0.1235", "12,345,678", "3"]

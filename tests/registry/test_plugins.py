@@ -1,0 +1,183 @@
+"""Discovery: distributions made on the spot, good ones and bad ones, beside the installed ones."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mixar.plugins import plugin_manager
+from mixar_core.errors import UserError
+
+Install = Callable[..., None]
+
+GOOD = """
+    from attrs import frozen
+    from mixar_core.training.callback import Callback
+    from mixar import hookimpl
+    from mixar import Part
+
+    @frozen
+    class BellConfig:
+        loud: bool = True
+
+    class Bell(Callback):
+        '''Rings.'''
+
+        def __init__(self, config):
+            self.config = config
+
+    @hookimpl
+    def mixar_parts():
+        return [Part("callback", NAME, Bell, BellConfig)]
+"""
+
+
+INJECTOR = """
+    from attrs import frozen
+    from mixar_core.injector import GuidanceInjector
+    from mixar_core.types import Guidance
+    from mixar import hookimpl
+    from mixar import Part
+
+    @frozen
+    class Config:
+        pass
+
+    class Mine(GuidanceInjector):
+        opens = OPENS
+
+        def forward(self, tokens):
+            return Guidance()
+
+    @hookimpl
+    def mixar_parts():
+        return [Part("injector", "mine", Mine, Config)]
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """install(distribution, entry, code): puts a distribution with one module and one entry point on the path."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(distribution: str, entry: str, code: str) -> None:
+        module = re.sub(r"\W", "_", f"{distribution}_{tmp_path.name}")  # a module of its own for every test
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(code))
+        info = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[mixar]\n{entry} = {module}\n")
+        importlib.invalidate_caches()
+
+    return make
+
+
+def test_a_third_party_comes_in_through_the_door_the_shipped_parts_use(install: Install) -> None:
+    install("bell-shop", "bells", GOOD.replace("NAME", '"bell"'))
+    registry = plugin_manager()
+    part = registry.part("callback", "bell")
+    assert part.summary == "Rings."
+    assert registry.plugin_of(part).distribution == "bell-shop 1.0"
+    assert registry.plugin_of(registry.part("callback", "progress")).name == "builtin"
+    assert not registry.broken
+    install("tap-shop", "taps", INJECTOR.replace("OPENS", "frozenset({'fill', 'memory'})"))
+    assert plugin_manager().part("injector", "mine")
+
+
+def test_every_call_finds_anew(install: Install) -> None:
+    before = plugin_manager()
+    install("bell-shop", "bells", GOOD.replace("NAME", '"bell"'))
+    assert [p.name for p in plugin_manager().plugins] == sorted([*(p.name for p in before.plugins), "bells"])
+
+
+def test_one_plugin_name_of_two_distributions_is_refused(install: Install) -> None:
+    install("bell-shop", "bells", GOOD.replace("NAME", '"bell"'))
+    install("bell-forge", "bells", GOOD.replace("NAME", '"gong"'))
+    with pytest.raises(UserError, match=r'"bells".*bell-forge 1\.0 and bell-shop 1\.0'):
+        plugin_manager()
+    assert "bells" not in [p.name for p in plugin_manager(blocked=["bells"]).plugins]
+
+
+def test_one_part_of_two_plugins_is_refused(install: Install) -> None:
+    install("bell-shop", "bells", GOOD.replace("NAME", '"progress"'))
+    with pytest.raises(UserError, match=r'callback "progress".*bell-shop 1\.0.*mixar'):
+        plugin_manager()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import no_such_module", "no_such_module"),
+        ("raise RuntimeError('out of luck')", "out of luck"),
+        ("x = 1", "no function marked"),
+        (GOOD.replace("mixar_parts", "mixar_partz").replace("NAME", '"bell"'), "did you mean mixar_parts"),
+        (GOOD.replace("NAME", '"Bell!"'), "lower-case"),
+        (GOOD.replace("NAME", "1 / 0"), "ZeroDivisionError"),
+        (GOOD.replace('"callback", NAME', '"callbak", "bell"'), "did you mean callback"),
+        (GOOD.replace('"callback", NAME', '"head", "bell"'), "does not derive from ContinuousHead"),
+        (GOOD.replace("@frozen", "").replace("NAME", '"bell"'), "not a frozen attrs class"),
+        (GOOD.replace("loud", "weights").replace("NAME", '"bell"'), "recipes use themselves"),
+        (GOOD.replace('Part("callback", NAME, Bell, BellConfig)', '"bell"'), "not a Part"),
+        (INJECTOR.replace("opens = OPENS", ""), 'injector "mine": opens is None, not a set of doors; allowed: fill,'),
+        (INJECTOR.replace("OPENS", "frozenset({'fil'})"), "opens is frozenset({'fil'}), not a set of doors"),
+        (INJECTOR.replace("OPENS", "('fill',)"), "opens is ('fill',), not a set of doors"),
+        (
+            INJECTOR.replace("OPENS", "{'fill'}").replace("forward", "go"),
+            'injector "mine": component Mine lacks forward',
+        ),
+    ],
+)
+def test_a_broken_plugin_is_reported_and_the_others_load(install: Install, code: str, reason: str) -> None:
+    install("bell-shop", "bells", code)
+    registry = plugin_manager()
+    (broken,) = registry.broken
+    assert broken.distribution == "bell-shop 1.0"
+    assert broken.problem is not None and reason in broken.problem and "\n" not in broken.problem
+    assert registry.part("injector", "dc-mix")
+    with pytest.raises(UserError, match="bell-shop"):  # what is missed may be what it would have brought
+        registry.part("callback", "bell")
+
+
+def test_a_blocked_plugin_must_exist() -> None:
+    with pytest.raises(UserError, match="did you mean builtin"):
+        plugin_manager(blocked=["builtins"])
+    assert plugin_manager(blocked=["builtin"]).parts("injector") == []
+
+
+def test_an_unknown_part_is_answered_with_choices() -> None:
+    registry = plugin_manager()
+    with pytest.raises(UserError, match="did you mean dc-mix"):
+        registry.part("injector", "dc-mixx")
+    assert all(part.kind == kind for kind in registry.kinds for part in registry.parts(kind))
+
+
+def test_a_recipe_that_two_plugins_bring_is_found_by_path_only(install: Install, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "twin.yaml").write_text("summary: x\n")
+    folders = f"[Path({str(tmp_path / 'one')!r}), Path({str(tmp_path / 'two')!r})]"
+    install(
+        "bell-shop",
+        "bells",
+        f"""
+        from pathlib import Path
+        from mixar import hookimpl
+
+        @hookimpl
+        def mixar_recipe_folders():
+            return {folders}
+        """,
+    )
+    registry = plugin_manager()
+    with pytest.raises(UserError, match="more than once"):
+        registry.find_recipe("twin")
+    assert registry.find_recipe(tmp_path / "one/twin.yaml").is_file()
+    with pytest.raises(UserError, match="did you mean mar_b"):
+        registry.find_recipe("mar_bb")
+    with pytest.raises(UserError, match="no such file"):
+        registry.find_recipe("./mar_b.yaml")
