@@ -21,6 +21,18 @@ from torch import Tensor
 from mixar_core.errors import UserError
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a person wrote it, in a recipe, an option or a call: `~` is the home folder, everywhere.
+
+    Raises:
+        UserError: `~name` of nobody known here.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: {error}; write the folder out") from error
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What goes wrong while writing `path` (full disk, no permission) becomes a UserError."""

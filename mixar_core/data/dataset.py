@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from attrs import frozen
 from torch import Tensor
@@ -40,6 +40,9 @@ class ImageDataset(ABC):
     #: Set where there is no random access: the methods below then raise UserError.
     stream: ImageStream | None = None
 
+    #: What a person should read once before the set is used: what was left out and why, which classes are empty.
+    notes: Sequence[str] = ()
+
     #: Number of classes, 0 for an unlabelled set.
     num_classes: int
     #: One name a class, in label order.
@@ -60,3 +63,23 @@ class ImageDataset(ABC):
     @abstractmethod
     def labels(self) -> list[int]:
         """All labels in order, without decoding images."""
+
+
+def class_misfit(names: Sequence[str], others: Sequence[str]) -> str | None:
+    """Where two lists of class names part, in words; None where they agree, or where either says mere numbers.
+
+    Names that are their own label numbers (0 .. n-1) stand for "not known".
+    """
+    for mine in (names, others):
+        if not mine or list(mine) == [str(label) for label in range(len(mine))]:
+            return None
+    if len(names) != len(others):
+        return f"{len(names)} classes against {len(others)}"
+    return next(
+        (
+            f'class {label} is "{a}" against "{b}"'
+            for label, (a, b) in enumerate(zip(names, others, strict=True))
+            if a != b
+        ),
+        None,
+    )

@@ -23,8 +23,8 @@ from mixar_eval.references import Reference, measure, open_reference
 from mixar_eval.scores import inception_score, precision_recall
 from mixar_eval.statistics import Gaussian
 from mixar_plugins.extractors import inception
+from tests.eval.test_images import pixels, write_pngs
 from tests.networks import write_inception
-from tests.registry.test_evaluation_images import pixels, write_pngs
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

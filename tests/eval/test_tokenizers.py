@@ -21,8 +21,8 @@ from mixar_eval.images import other_split
 from mixar_eval.references import open_reference
 from mixar_eval.tokenizers import choose, compare_tokenizers, open_tokenizers, reconstruct_few
 from tests.cli.process import good, refused, torchrun
+from tests.eval.test_images import pixels, write_pngs
 from tests.networks import TIMM_MODEL, write_timm
-from tests.registry.test_evaluation_images import pixels, write_pngs
 from tests.registry.test_evaluation_references import Grey
 
 ALONE = Processes(0, 1, torch.device("cpu"))
