@@ -75,11 +75,5 @@ def class_misfit(names: Sequence[str], others: Sequence[str]) -> str | None:
             return None
     if len(names) != len(others):
         return f"{len(names)} classes against {len(others)}"
-    return next(
-        (
-            f'class {label} is "{a}" against "{b}"'
-            for label, (a, b) in enumerate(zip(names, others, strict=True))
-            if a != b
-        ),
-        None,
-    )
+    pairs = enumerate(zip(names, others, strict=True))
+    return next((f'class {label} is "{a}" against "{b}"' for label, (a, b) in pairs if a != b), None)

@@ -22,8 +22,8 @@ from mixar_eval.references import open_reference
 from mixar_eval.tokenizers import choose, compare_tokenizers, open_tokenizers, reconstruct_few
 from tests.cli.process import good, refused, torchrun
 from tests.eval.test_images import pixels, write_pngs
+from tests.eval.test_references import Grey
 from tests.networks import TIMM_MODEL, write_timm
-from tests.registry.test_evaluation_references import Grey
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
