@@ -5,29 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from mixar import Part, hookimpl
-from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
-from mixar_plugins.callbacks.sample_grid import SampleGrid, SampleGridConfig
-from mixar_plugins.callbacks.stall_watch import StallWatch, StallWatchConfig
-from mixar_plugins.callbacks.tensorboard import TensorBoard, TensorBoardConfig
-from mixar_plugins.callbacks.throughput import Throughput, ThroughputConfig
-from mixar_plugins.callbacks.wandb import WandB, WandBConfig
-from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
-from mixar_plugins.datasets.hugging_face import HuggingFaceConfig, HuggingFaceDataset
-from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
-from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
-from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
-from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
-from mixar_plugins.injectors.embedding import DCCA, DCSA, CodeEmbeddingConfig
-from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
-from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
-from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
-from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
-from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer, VQConfig, VQTokenizer
 
 
 @hookimpl
 def mixar_parts() -> list[Part]:
-    """Every component of this package, by kind."""
+    """Every component of this package, by kind; imported here, so that `mixar --help` waits for no torch."""
+    from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
+    from mixar_plugins.callbacks.sample_grid import SampleGrid, SampleGridConfig
+    from mixar_plugins.callbacks.stall_watch import StallWatch, StallWatchConfig
+    from mixar_plugins.callbacks.tensorboard import TensorBoard, TensorBoardConfig
+    from mixar_plugins.callbacks.throughput import Throughput, ThroughputConfig
+    from mixar_plugins.callbacks.wandb import WandB, WandBConfig
+    from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
+    from mixar_plugins.datasets.hugging_face import HuggingFaceConfig, HuggingFaceDataset
+    from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
+    from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
+    from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
+    from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
+    from mixar_plugins.injectors.embedding import DCCA, DCSA, CodeEmbeddingConfig
+    from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
+    from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
+    from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
+    from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
+    from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer, VQConfig, VQTokenizer
+
     return [
         Part("continuous-tokenizer", "kl", KLAutoencoder, KLConfig),
         Part("discrete-tokenizer", "lfq", LFQTokenizer, LFQConfig),

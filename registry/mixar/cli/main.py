@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
+import pluggy
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from mixar.cli.cache import cache_command
 from mixar.cli.common import NoPlugin, Offline, go_offline
@@ -15,6 +18,7 @@ from mixar.cli.inspect import plugins_command, recipe_app, recipes_command
 from mixar.cli.sample import sample_command
 from mixar.cli.train import train_command
 from mixar.plugins import load_plugins
+from mixar.text import one_line
 from mixar_core.errors import UserError
 
 #: what typer raises for a wrong command line; newer ones bring a copy of click, so it cannot be imported from there
@@ -70,9 +74,9 @@ def root(
 def main() -> None:
     """Run the program; ends the process with 0, 2 for bad input, or 130 when interrupted."""
     try:
-        blocked = [word for option, word in pairwise(sys.argv) if option == "--no-plugin"]
-        manager, _ = load_plugins(blocked=blocked)
-        manager.hook.mixar_commands(app=app)
+        manager, _ = load_plugins(blocked=_blocked(sys.argv[1:]))
+        for warning in add_commands(app, manager):
+            print(f"warning: {warning}", file=sys.stderr)
         code = app(standalone_mode=False)
     except UserError as error:
         code = 2 if error.reported else _complain(str(error))
@@ -94,6 +98,53 @@ def main() -> None:
             raise
         code = _complain("out of GPU memory; a smaller training.micro_batch or --batch needs less")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def add_commands(app: typer.Typer, manager: pluggy.PluginManager) -> list[str]:
+    """Add every plugin's commands to the program; what could not be added, and why.
+
+    Each plugin fills a program of its own first, so that one that fails or takes a command's name spoils no other.
+    """
+    problems, plugins = [], manager.list_name_plugin()
+    taken = [_name_of(own) for own in (*app.registered_commands, *app.registered_groups)]
+    for name, plugin in plugins:
+        own = typer.Typer()
+        try:
+            manager.subset_hook_caller("mixar_commands", [other for _, other in plugins if other is not plugin])(
+                app=own
+            )
+            named = [(_name_of(brought), brought) for brought in (*own.registered_commands, *own.registered_groups)]
+        except (Exception, SystemExit) as error:  # whatever a third party's code raises must not take the others down
+            problems.append(f"the commands of plugin {name} are left out: {one_line(error)}")
+            continue
+        for command, brought in named:
+            if command in taken:
+                problems.append(f"command {command} of plugin {name} is left out: there is one of that name already")
+                continue
+            taken.append(command)
+            if isinstance(brought, CommandInfo):
+                app.registered_commands.append(brought)
+            else:
+                app.registered_groups.append(brought)
+    return problems
+
+
+def _name_of(registered: CommandInfo | TyperInfo) -> str:
+    """What a command or a group of commands is called; building it shows whether it can be built."""
+    alone = typer.Typer()
+    alone.callback()(lambda: None)
+    if isinstance(registered, CommandInfo):
+        alone.registered_commands.append(registered)
+    else:
+        alone.registered_groups.append(registered)
+    group: Any = typer.main.get_command(alone)
+    return next(iter(group.commands))
+
+
+def _blocked(words: Sequence[str]) -> list[str]:
+    """The plugins to leave out, of a command line that is not parsed yet: plugins bring commands of their own."""
+    apart = [value for option, value in pairwise(words) if option == "--no-plugin"]
+    return apart + [word.partition("=")[2] for word in words if word.startswith("--no-plugin=")]
 
 
 def _complain(message: str) -> int:

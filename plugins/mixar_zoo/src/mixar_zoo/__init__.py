@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixar import Part, hookimpl
-from mixar_zoo.data_sets import Digits, Emoji64, NoSettings
 
 if TYPE_CHECKING:
     import typer
@@ -17,6 +16,8 @@ _HERE = Path(__file__).parent
 @hookimpl
 def mixar_parts() -> list[Part]:
     """Both data sets."""
+    from mixar_zoo.data_sets import Digits, Emoji64, NoSettings
+
     return [
         Part("dataset", "emoji64", Emoji64, NoSettings),
         Part("dataset", "digits", Digits, NoSettings),
