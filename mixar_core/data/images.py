@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mixar_core.errors import UserError
 
-#: What Pillow raises for damaged files. SyntaxError: PNG; EOFError: WebP; RuntimeError: AVIF; struct.error: headers.
+#: What Pillow raises for damaged files, and `to_rgb` for what it refuses. SyntaxError: PNG; EOFError: WebP;
+#: RuntimeError: AVIF; struct.error: headers; MemoryError: too large here; ImportError: LAB without littlecms.
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -21,16 +22,81 @@ UNREADABLE = (
     EOFError,
     RuntimeError,
     struct.error,
+    MemoryError,
+    ImportError,
     Image.DecompressionBombError,
 )
+
+#: Formats whose 16-bit grey values fill their range; None: an image that comes from no file. (FITS's are signed.)
+_FULL_RANGE = (None, "IM", "JPEG2000", "PNG", "PPM", "TIFF")
+#: How much longer than its shorter side an image may be, to be scaled as a whole.
+_LONGEST = 4
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as a viewer shows it on a white page, with 8 bits a channel.
+
+    Transparency of every kind (an alpha channel, a palette's, one colour of a PNG) is composed over white; 16-bit grey
+    is scaled by 1/257. Give an image as `Image.open` returns it: what PNG and TIFF say of their depth is gone later.
+
+    Raises:
+        ValueError: nobody knows which value is white (modes `I` and `F`), or what is transparent; names the mode.
+    """
+    tiles, clear = getattr(image, "tile", None), image.info.get("transparency")
+    raw = tiles[0][3] if tiles else None
+    if clear is not None and raw == "RGB;16B":  # Pillow keeps 8 bits of each, too few to find it
+        raise ValueError("16 bits a channel with one transparent colour; save it with an alpha channel")
+    if isinstance(clear, int) and raw in ("L;2", "L;4"):  # Pillow scales the pixels and not this
+        image.info["transparency"] = clear * (85 if raw == "L;2" else 17)
+    is_16_bit = image.mode.startswith("I;16") and image.format in _FULL_RANGE
+    if is_16_bit or (image.mode == "I" and image.format in ("PNG", "PPM")):  # as older Pillows read 16 bits
+        image = _eight_bits(image)
+    elif image.mode[0] in "IF":
+        raise ValueError(f"mode {image.mode}: which of its values is white is not known; save it with 8 or 16 bits")
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    over = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey (or 12, in a TIFF) as mode L; LA where one value is transparent."""
+    tags, clear = getattr(image, "tag_v2", {}), image.info.get("transparency")
+    values, top = numpy.array(image), 2 ** tags.get(258, (16,))[0] - 1  # BitsPerSample
+    grey = ((values.astype(numpy.uint32) * 255 + top // 2) // top).astype(numpy.uint8)
+    if tags.get(262) == 0:  # PhotometricInterpretation: 0 is white. Pillow sees to that for 8 bits only
+        grey = 255 - grey
+    done = Image.fromarray(grey)
+    if clear is not None:
+        done.putalpha(Image.fromarray(numpy.where(values == clear, 0, 255).astype(numpy.uint8)))
+    return done
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The central `size` x `size` square of the image, scaled so that its shorter side is `size`.
 
     The protocol of ADM, which LightningDiT, MAR and MaskBit follow: halve with a box filter while the shorter side is
-    at least twice the size, then scale the rest bicubically, then crop. Images smaller than `size` are enlarged.
+    at least twice the size, then scale the rest bicubically, then crop. Images smaller than `size` are enlarged. What
+    is far outside of the square is cut off first, so that a strip of 65000 x 1 needs no more memory than others.
     """
+    most = _LONGEST * min(image.size)
+    if max(image.size) > most + 1:
+        width, height = (min(side, most + (side - most) % 2) for side in image.size)  # the centre stays where it is
+        left, upper = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, upper, left + width, upper + height))
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -39,22 +105,26 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, upper, left + size, upper + size))
 
 
-def read_image(source: Path | bytes, size: int, *, where: str) -> Tensor:
-    """Decode an image and crop it: uint8 (3, size, size), RGB.
+def read_image(source: Path | bytes, size: int, *, where: str, orient: bool = False) -> Tensor:
+    """Decode an image and crop it: uint8 (3, size, size), RGB, transparency over white.
 
     Args:
         source: a file or its content.
         size: side of the square.
         where: the row or file as the error is to name it.
+        orient: turn the image as its EXIF entry says. The published systems do not; TIFFs are turned in any case.
 
     Raises:
         UserError: the image cannot be read.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            image = center_crop(opened.convert("RGB"), size)
+            image = to_rgb(opened)
+            if orient and (turn := _TURNS.get(opened.getexif().get(_ORIENTATION, 1))) is not None:
+                image = image.transpose(turn)
+            pixels = numpy.array(center_crop(image, size))
     except UNREADABLE as error:
         # Pillow's message may name an object's address: keep it short.
         reason = "not an image Pillow knows" if "cannot identify" in str(error) else str(error)
-        raise UserError(f"{where}: unreadable image: {reason}") from error
-    return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).contiguous()
+        raise UserError(f"{where}: unreadable image: {reason or 'not enough memory for it'}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

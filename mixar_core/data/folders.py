@@ -1,0 +1,133 @@
+"""Image files below a folder: what counts as one, and what was left out."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from functools import cache
+from pathlib import Path
+
+from attrs import frozen
+from PIL import Image
+
+from mixar_core.errors import UserError
+
+#: Folders that systems leave among people's files, in lower case; hidden ones are left out anyway.
+_SYSTEM_FOLDERS = {
+    *("@eadir", "#recycle", "@recycle", "#snapshot", "__macosx", "lost+found", "$recycle.bin", "__pycache__"),
+    "system volume information",
+}
+#: Formats that Pillow recognises and cannot decode.
+_NEVER_DECODED = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
+
+
+@frozen
+class ImageFiles:
+    """The image files below a folder, each once, and what else is there.
+
+    Args:
+        files: paths relative to the folder, sorted.
+        folders: names of the folders directly in it, sorted; without those that are hidden or a system's.
+        left_out: what it is (".txt", "hidden") -> paths relative to the folder, sorted. A folder that is left out
+            stands for all that is in it.
+    """
+
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+    left_out: dict[str, tuple[str, ...]]
+
+    def note(self) -> str:
+        """What was left out, in one line: how many of each kind, with an example; "" where all was taken."""
+        kinds = [f"{len(paths):,} {kind} ({paths[0]})" for kind, paths in self.left_out.items()]
+        return f"left out: {', '.join(kinds)}" if kinds else ""
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """The endings of files that Pillow reads here, in lower case with the dot; what extends Pillow may add some."""
+    Image.init()
+    reads = {*Image.OPEN, "MPO"}.difference(_NEVER_DECODED)  # it opens MPO as JPEG
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in reads)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether what has this name is not a person's data: it is hidden, or a folder that systems leave."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
+
+
+def list_images(folder: Path) -> ImageFiles:
+    """The image files below a folder, at any depth. Their endings decide: no file is opened.
+
+    Links are followed, but every file and folder (device and inode) counts once: where it is, if that is below the
+    folder, or else at the first link to it. Links to the folder itself or one above it are not followed.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    try:
+        return _Walk(folder).walk()
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
+
+
+class _Walk:
+    """One walk: real files and folders first and links after them, so that what is there wins over links to it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.files, self.left_out = os.fspath(root), list[str](), dict[str, list[str]]()
+        self.folders, self.links = deque([""]), deque[str]()
+        above = (os.stat(each) for each in (root, *root.resolve().parents))
+        self.seen = {(each.st_dev, each.st_ino) for each in above}
+
+    def walk(self) -> ImageFiles:
+        with os.scandir(self.root) as entries:
+            top = sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+        while self.folders or self.links:
+            if self.folders:
+                self.read(self.folders.popleft())
+            else:
+                self.take(self.links.popleft())
+        left_out = {kind: tuple(sorted(paths)) for kind, paths in sorted(self.left_out.items())}
+        return ImageFiles(tuple(sorted(self.files)), tuple(top), left_out)
+
+    def read(self, folder: str) -> None:
+        whole = os.path.join(self.root, folder)
+        device = os.stat(whole).st_dev
+        with os.scandir(whole) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = os.path.join(folder, entry.name)
+                if is_hidden(entry.name):
+                    self.leave("hidden" if entry.name.startswith(".") else "folder of a system", path)
+                elif entry.is_symlink():
+                    self.links.append(path)
+                elif entry.is_file() and (device, entry.inode()) not in self.seen:
+                    self.file(path, (device, entry.inode()))  # known without another look at the disk, file by file
+                else:
+                    self.take(path)
+
+    def take(self, path: str) -> None:
+        """A folder, a link, or a file whose inode seems to be known (some file systems give all the same)."""
+        whole = os.path.join(self.root, path)
+        if not os.path.exists(whole):
+            return self.leave("link to nothing", path)
+        status = os.stat(whole)
+        identity = (status.st_dev, status.st_ino)
+        if identity in self.seen:
+            self.leave("linked a second time", path)
+        elif os.path.isdir(whole):
+            self.seen.add(identity)
+            self.folders.append(path)
+        elif os.path.isfile(whole):
+            self.file(path, identity)
+        else:
+            self.leave("neither file nor folder", path)
+
+    def file(self, path: str, identity: tuple[int, int]) -> None:
+        ending = os.path.splitext(path)[1].lower()
+        if ending not in image_endings():
+            return self.leave(ending or "without an ending", path)
+        self.seen.add(identity)
+        self.files.append(path)
+
+    def leave(self, kind: str, path: str) -> None:
+        self.left_out.setdefault(kind, []).append(path)
