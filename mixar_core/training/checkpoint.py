@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 
 from mixar_core.distributed import TIMEOUT, Processes
 from mixar_core.errors import UserError
@@ -153,16 +154,28 @@ class Checkpoints:
         self._stager: DefaultStager | None = None
         self._finished: list[Path] = []
 
-    def sweep(self) -> None:
-        """Remove what a killed run left unfinished, single files of its folder too; for the main process."""
-        for left in self.root.glob(".step-*") if self.root.is_dir() else ():
+    def clean(self, step: int) -> None:
+        """Before a run goes on from `step`; for the main process.
+
+        What a killed run left unfinished is removed, single files of its folder too. Newer checkpoints, which are
+        damaged, or they would be gone on with, are renamed to `....damaged`: they must not count as the newest ones.
+        """
+        for left in self.root.glob(".step-*"):
             shutil.rmtree(left, ignore_errors=True)
         for pattern in (".*.unfinished", ".tmp??????"):  # ours, and safetensors' own
             for left in self.root.parent.glob(pattern):
                 left.unlink(missing_ok=True)
+        for path in list_checkpoints(self.root.parent):
+            if checkpoint_step(path) > step:
+                aside = path.with_name(f"{path.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                with writing(path):
+                    os.replace(path, aside)
 
     def save(self, tensors: Tensors, facts: CheckpointInfo) -> None:
         """Write a checkpoint, or in the background begin to, once the one before is complete.
+
+        Every process writes its part of the tensors: of sharded ones its shard, of the others those of `own_part`.
 
         Raises:
             UserError: it cannot be written, or the one before could not; the older ones are as they were.
@@ -171,6 +184,7 @@ class Checkpoints:
         path = self.root / f"step-{facts.step:08d}"
         if self.processes.on_main(lambda: self._open(path)):
             return  # a run that was resumed at its own last step
+        tensors = {part: own_part(values, self.processes) for part, values in tensors.items()}
         if self._thread is None:
             problem = self._write(path, tensors)
             self.processes.on_main(lambda: self._complete(path, facts, problem))
@@ -180,7 +194,7 @@ class Checkpoints:
             use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
         )
         self._stager = self._stager or DefaultStager(options)
-        staged: Any = self._stager.stage({part: dict(values) for part, values in tensors.items()})
+        staged: Any = self._stager.stage(tensors)
         self._pending = self._thread.submit(self._write_and_complete, path, staged, facts)
 
     def wait(self) -> None:
@@ -216,7 +230,7 @@ class Checkpoints:
         if path.exists():
             if _problem(path) is None:
                 return True
-            shutil.rmtree(path, ignore_errors=True)  # the run was resumed from an older one
+            shutil.rmtree(path, ignore_errors=True)
         unfinished = _unfinished(path)
         shutil.rmtree(unfinished, ignore_errors=True)
         with writing(path):
@@ -267,6 +281,16 @@ class Checkpoints:
 
 def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.unfinished")
+
+
+def own_part(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+    """The tensors that this process writes: its shards, and of what all processes have whole, a share by size."""
+    owners, load = {}, [0] * processes.world
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].nbytes):
+        if not isinstance(tensor, DTensor):
+            owners[name] = load.index(min(load))
+            load[owners[name]] += tensor.nbytes
+    return {name: tensor for name, tensor in tensors.items() if owners.get(name, processes.rank) == processes.rank}
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

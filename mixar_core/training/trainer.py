@@ -158,7 +158,7 @@ class Trainer:
         self.engine = Engine(self.objective, config, processes, steps=self.steps, warmup=warmup)
         if checkpoint is not None:
             self._load(checkpoint)
-        processes.on_main(self.checkpoints.sweep)
+        processes.on_main(lambda: self.checkpoints.clean(self.done))
         self.source = training_source(self.objective, self.train_set, self.cache, config, processes)
         self.validation: Source | None = None
         if self.validation_set is not None and config.evaluate_every:

@@ -20,7 +20,7 @@ from mixar_core.mixture import TIMixConfig
 from mixar_core.model import SamplingConfig
 from mixar_core.training import trainer
 from mixar_core.training.callback import Callback
-from mixar_core.training.checkpoint import list_checkpoints, read_sharded
+from mixar_core.training.checkpoint import list_checkpoints, own_part, read_sharded
 from mixar_core.training.mixar_objective import MixARObjective
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
 from tests.toys import small_mixar
@@ -254,6 +254,29 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
         file.write_bytes(bytes(data))
     with pytest.raises(UserError, match=r"no whole checkpoint.*ema/.*checksum.*ema/.*checksum"):
         toy_run(tmp_path / "run", checkpoint_every=2, resume=True)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_is_not_one_of_the_last_that_are_kept(tmp_path, keep):
+    run, watch = tmp_path / "run", Watch()
+    toy_run(run, checkpoint_every=2)
+    newest = list_checkpoints(run)[-1]
+    (newest / "run.json").write_text("{}")
+    toy_run(run, steps=5, checkpoint_every=1, keep_last=keep, resume=True, callbacks=[watch])
+    assert [path.name[-1] for path in list_checkpoints(run)] == ["4", "5"][-keep:]
+    assert [call for call in watch.calls if call[0] == "checkpoint"] == [("checkpoint", 5)]
+    assert (newest.parent / f"{newest.name}.damaged").is_dir()
+    toy_run(run, checkpoint_every=1, keep_last=keep, resume=True)
+    toy_run(tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", run)
+
+
+def test_each_process_copies_and_writes_its_part_of_the_weights():
+    tensors = {f"{key}.{name}": torch.zeros(name) for name in (7, 1000, 400, 600) for key in ("step", "exp_avg")}
+    parts = [own_part(tensors, Processes(rank, 3, torch.device("cpu"))) for rank in range(3)]
+    assert sorted(name for part in parts for name in part) == sorted(tensors)
+    sizes = [sum(tensor.numel() for tensor in part.values()) for part in parts]
+    assert max(sizes) < 1.2 * min(sizes)
 
 
 def test_another_model_is_not_resumed(tmp_path):

@@ -136,6 +136,10 @@ def test_two_processes_do_what_one_does(tmp_path, capsys):
     whole, ended = read_sharded(newest / "ema"), read_weights(tmp_path / "fsdp/weights.safetensors")
     assert whole.keys() == ended.keys() and all(torch.equal(whole[name], ended[name]) for name in whole)
 
+    # under DDP, where every process has all of it, each copied and wrote its half
+    sizes = [file.stat().st_size for file in (list_checkpoints(tmp_path / "ddp")[-1] / "optimizer").iterdir()]
+    assert len(sizes) == 2 and max(sizes) < 1.5 * min(sizes)
+
     # and what two began, one goes on with
     shutil.rmtree(tmp_path / "fsdp/checkpoints/step-00000020")
     run(tmp_path / "fsdp", resume=True)
