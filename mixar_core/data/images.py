@@ -29,8 +29,8 @@ UNREADABLE = (
 
 #: Formats whose 16-bit grey values fill their range; None: an image that comes from no file. (FITS's are signed.)
 _FULL_RANGE = (None, "IM", "JPEG2000", "PNG", "PPM", "TIFF")
-#: How much longer than its shorter side an image may be, to be scaled as a whole.
-_LONGEST = 4
+#: How many times as long as wide an image may be to be scaled as a whole.
+_LONGEST = 8
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -92,17 +92,17 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     at least twice the size, then scale the rest bicubically, then crop. Images smaller than `size` are enlarged. What
     is far outside of the square is cut off first, so that a strip of 65000 x 1 needs no more memory than others.
     """
-    most = _LONGEST * min(image.size)
-    if max(image.size) > most + 1:
-        width, height = (min(side, most + (side - most) % 2) for side in image.size)  # the centre stays where it is
-        left, upper = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, upper, left + width, upper + height))
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, upper = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, upper, left + size, upper + size))
+    width, height = round(image.width * scale), round(image.height * scale)
+    left, upper = (width - size) // 2, (height - size) // 2
+    right, lower = left + size, upper + size
+    if max(width, height) <= _LONGEST * size:
+        return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, upper, right, lower))
+    across, down = image.width / width, image.height / height
+    box = (left * across, upper * down, right * across, lower * down)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box)
 
 
 def read_image(source: Path | bytes, size: int, *, where: str, orient: bool = False) -> Tensor:
