@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from unicodedata import normalize
 
 from attrs import frozen
 from torch import Tensor
+
+#: classes that a note names
+_SHOWN = 5
 
 
 @frozen(eq=False)
@@ -68,12 +72,20 @@ class ImageDataset(ABC):
 def class_misfit(names: Sequence[str], others: Sequence[str]) -> str | None:
     """Where two lists of class names part, in words; None where they agree, or where either says mere numbers.
 
-    Names that are their own label numbers (0 .. n-1) stand for "not known".
+    Names that are their own label numbers (0 .. n-1) stand for "not known". Unicode's forms of a name are one name.
     """
     for mine in (names, others):
         if not mine or list(mine) == [str(label) for label in range(len(mine))]:
             return None
     if len(names) != len(others):
         return f"{len(names)} classes against {len(others)}"
-    pairs = enumerate(zip(names, others, strict=True))
+    pairs = enumerate(zip(*([normalize("NFC", name) for name in each] for each in (names, others)), strict=True))
     return next((f'class {label} is "{a}" against "{b}"' for label, (a, b) in pairs if a != b), None)
+
+
+def empty_classes(where: str, names: Sequence[str], labels: Iterable[int]) -> list[str]:
+    """A note on the classes that keep their numbers and have no image here; no note where every class has some."""
+    there = set(labels)
+    empty = [f'{label} "{name}"' for label, name in enumerate(names) if label not in there]
+    more = f" and {len(empty) - _SHOWN:,} more" if len(empty) > _SHOWN else ""
+    return [f"{where}: no image of class {', '.join(empty[:_SHOWN])}{more}, of {len(names):,}"] if empty else []

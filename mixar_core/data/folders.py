@@ -55,6 +55,19 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 
+def data_folders(folder: str | Path) -> tuple[str, ...]:
+    """Names of the folders, or links to some, directly in a folder, sorted; without those that are hidden.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
 def list_images(folder: Path) -> ImageFiles:
     """The image files below a folder, at any depth. Their endings decide: no file is opened.
 
@@ -80,15 +93,13 @@ class _Walk:
         self.seen = {(each.st_dev, each.st_ino) for each in above}
 
     def walk(self) -> ImageFiles:
-        with os.scandir(self.root) as entries:
-            top = sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
         while self.folders or self.links:
             if self.folders:
                 self.read(self.folders.popleft())
             else:
                 self.take(self.links.popleft())
         left_out = {kind: tuple(sorted(paths)) for kind, paths in sorted(self.left_out.items())}
-        return ImageFiles(tuple(sorted(self.files)), tuple(top), left_out)
+        return ImageFiles(tuple(sorted(self.files)), data_folders(self.root), left_out)
 
     def read(self, folder: str) -> None:
         whole = os.path.join(self.root, folder)

@@ -3,15 +3,22 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
+import tempfile
+from collections import Counter
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from mixar_core.data.dataset import class_misfit
 from mixar_core.data.images import center_crop, read_image
 from mixar_core.errors import UserError
 from mixar_core.types import NO_CLASS
@@ -148,9 +155,6 @@ def test_folder_says_what_is_wrong(tmp_path):
     folder(tmp_path, ["train/a/0.png", "val/c/1.png"])
     (tmp_path / "train/a/0.png").write_bytes(b"no image")
 
-    def build(path: Path, split: str) -> ImageFolder:
-        return ImageFolder(ImageFolderConfig(str(path)), split=split, image_size=8)
-
     with pytest.raises(UserError, match=r"0.png: unreadable image: not an image Pillow knows$"):
         build(tmp_path, "train")[0]
     with pytest.raises(UserError, match=r"a class that .* does not have"):
@@ -165,6 +169,141 @@ def test_folder_says_what_is_wrong(tmp_path):
     (tmp_path / "new/train/a").mkdir(parents=True)
     with pytest.raises(UserError, match="no images"):
         build(tmp_path / "new", "train")
+
+
+def build(path: Path, split: str = "train", **settings) -> ImageFolder:
+    return ImageFolder(ImageFolderConfig(str(path), **settings), split=split, image_size=8)
+
+
+def test_images_beside_class_folders_are_an_error_with_both_counts(tmp_path):
+    folder(tmp_path, [*(f"train/{number}.png" for number in range(20)), "train/thumbs/a.png", "train/thumbs/b.png"])
+    folder(tmp_path, ["train/@eaDir/0.png", "train/__MACOSX/0.png", "train/lost+found/0.png", "train/.git/0.png"])
+    with pytest.raises(
+        UserError, match=r"train: 20 images in no class folder \(0.png\), 2 in class folders, of which .* 1 \(thumbs\)"
+    ):
+        build(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / f"train/thumbs/{name}.png").unlink()
+    (tmp_path / "train/thumbs").rmdir()
+    plain = build(tmp_path)
+    assert (len(plain), plain.num_classes) == (20, 0)
+    train = tmp_path / "train"
+    assert plain.notes == (f"{train}: left out: 3 folder of a system (@eaDir), 1 hidden (.git)",)
+    (train / "labels").mkdir()  # nothing in it, but then it is no class
+    (train / "labels/0.txt").write_text("")
+    with pytest.raises(UserError, match=r"20 images in no class folder .*, 0 in class folders, .* 1 \(labels\)"):
+        build(tmp_path)
+
+
+def test_empty_classes_keep_their_number_and_are_named(tmp_path):
+    folder(tmp_path, ["train/a/0.png", "train/c/1.png", "val/c/2.png"])
+    (tmp_path / "train/b").mkdir()
+    train, validation = build(tmp_path), build(tmp_path, "validation")
+    assert (train.class_names, train.labels(), validation.labels()) == (("a", "b", "c"), [0, 2], [2])
+    assert train.notes == (f'{tmp_path / "train"}: no image of class 1 "b", of 3',)
+    assert validation.notes == (f'{tmp_path / "val"}: no image of class 0 "a", 1 "b", of 3',)
+    folder(tmp_path, ["train/b/3.png", "validation/c/2.png"])
+    assert build(tmp_path).notes == ()
+    assert (
+        f"{tmp_path / 'val'}: not read, because {tmp_path / 'validation'} is there"
+        in build(tmp_path, "validation").notes
+    )
+
+
+def test_every_ending_counts_or_is_named(tmp_path):
+    pixels = Image.new("RGB", (8, 8), (9, 9, 9))
+    for kind, name in (
+        ("JPEG", "a.jfif"),
+        ("AVIF", "b.avif"),
+        ("GIF", "c.GIF"),
+        ("JPEG2000", "d.jp2"),
+        ("PPM", "e.pgm"),
+    ):
+        (tmp_path / "train/cat").mkdir(parents=True, exist_ok=True)
+        pixels.convert("L" if kind == "PPM" else "RGB").save(tmp_path / "train/cat" / name, kind)
+    folder(tmp_path, ["train/cat/._a.jfif", "train/cat/f.heif", "train/cat/g.heif", "train/dog/0.png"])
+    data = build(tmp_path)
+    assert data.labels() == [0] * 5 + [1]
+    assert all(abs(value - 9) < 3 for value in values(data)[:5])
+    left_out = "2 .heif (cat/f.heif), 1 hidden (cat/._a.jfif)"
+    assert data.notes == (f"{tmp_path / 'train'}: left out: {left_out}",)
+    (tmp_path / "video/train/cat").mkdir(parents=True)
+    (tmp_path / "video/train/cat/a.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"video/train: no images in it; left out: 1 .mp4 \(cat/a.mp4\)$"):
+        build(tmp_path / "video")
+
+
+def test_links_do_not_multiply_a_class(tmp_path):
+    folder(tmp_path, [f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)])
+    (tmp_path / "train/cat/all").symlink_to("../cat")
+    (tmp_path / "train/pets").symlink_to("dog")
+    data = build(tmp_path)
+    assert data.labels() == [0, 0, 0, 1, 1, 1] and data.class_names == ("cat", "dog", "pets")
+    assert data.notes[0].endswith("left out: 2 linked a second time (cat/all)")
+    assert data.notes[1].endswith('no image of class 2 "pets", of 3')
+
+
+def test_class_names_are_compared_in_one_unicode_form(tmp_path):
+    composed, decomposed = "Caf\u00e9", "Cafe\u0301"
+    folder(tmp_path, [f"train/{composed}/0.png", "train/bar/1.png", f"val/{decomposed}/2.png"])
+    train, validation = build(tmp_path), build(tmp_path, "validation")
+    assert train.class_names == validation.class_names == (composed, "bar")
+    assert (values(validation), validation.labels()) == ([2], [0])
+    assert class_misfit(("bar", composed), ("bar", decomposed)) is None
+    folder(tmp_path, [f"train/{decomposed}/0.png"])
+    with pytest.raises(UserError, match=r"two class folders .* which are the same text"):
+        build(tmp_path)
+
+
+def test_without_validation_it_is_said_how_to_do_without(tmp_path):
+    folder(tmp_path, ["train/a/0.png", "test/a/0.png"])
+    with pytest.raises(
+        UserError, match=r"no folder validation/ or val/ or valid/ in it; training.evaluate_every=0 does"
+    ):
+        build(tmp_path, "validation")
+
+
+def test_orientation_is_a_setting_of_a_folder(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 3
+    image = Image.new("RGB", (8, 8), (255, 255, 255))
+    image.putpixel((0, 0), (0, 0, 0))
+    (tmp_path / "train").mkdir()
+    image.save(tmp_path / "train/a.png", exif=exif)
+    assert build(tmp_path)[0][0][0, 0, 0] == 0
+    assert build(tmp_path, orient=True)[0][0][0, 7, 7] == 0
+
+
+PIECES = st.sampled_from(["cat", "dog", "Caf\u00e9", "Cafe\u0301", ".git", "@eaDir", "x.png", "y.JPG", "z.txt", "w"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(paths=st.sets(st.lists(PIECES, min_size=1, max_size=3).map("/".join), max_size=10))
+def test_every_file_of_a_folder_is_counted_or_named_or_refused(paths):
+    with tempfile.TemporaryDirectory() as name:
+        root, files = Path(name) / "train", []
+        root.mkdir()
+        for path in sorted(paths):
+            whole = root / path
+            if not any(above.is_file() for above in whole.parents) and not whole.exists():
+                whole.parent.mkdir(parents=True, exist_ok=True)
+                whole.write_bytes(b"")
+                files.append(Path(path))
+        images = [f for f in files if f.suffix.lower() in (".png", ".jpg") and not set(f.parts) & {".git", "@eaDir"}]
+        try:
+            data = build(Path(name))
+        except UserError as error:
+            assert re.search("no images in it|in no class folder|the same text", str(error))
+            return
+        assert len(data) == len(images) and data.class_names == tuple(sorted(set(data.class_names)))
+        if data.num_classes:
+            by_class = Counter(data.class_names.index(normalize("NFC", file.parts[0])) for file in images)
+        else:
+            by_class = Counter([NO_CLASS] * len(images))
+        assert Counter(data.labels()) == by_class
+        if len(images) < len(files):
+            counts = map(int, re.findall(r"(?:left out: |, )(\d+) [^,(]+\(", data.notes[0]))
+            assert 0 < sum(counts) <= len(files) - len(images)
 
 
 def test_center_crop_halves_with_a_box_and_keeps_the_centre():

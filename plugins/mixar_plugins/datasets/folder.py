@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unicodedata import normalize
 
 from attrs import frozen
 from torch import Tensor
 
-from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.dataset import ImageDataset, empty_classes
+from mixar_core.data.folders import data_folders, list_images
 from mixar_core.data.images import read_image
 from mixar_core.errors import UserError
+from mixar_core.storage import user_path
 from mixar_core.types import NO_CLASS
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid")}
 
 
@@ -24,73 +26,74 @@ class ImageFolderConfig:
     Args:
         path: a folder with `train/` and `validation/` (or `val/`, `valid/`), each with one folder a class, or, for
             an unlabelled set, with images.
+        orient: turn photos as their EXIF entry says, as viewers do. The published systems do not.
     """
 
     path: str
+    orient: bool = False
 
 
 class ImageFolder(ImageDataset):
-    """Images in PATH/train/CLASS/ and PATH/val/CLASS/; labels are the class folders of train/ in sorted order.
+    """Images in PATH/train/CLASS/ and PATH/val/CLASS/, at any depth; labels are the folders of train/ in sorted order.
+
+    Names are compared, and given, in Unicode's composed form (NFC): disks of different systems spell é differently.
 
     Raises:
-        UserError: a folder is missing or empty; validation has a class that train has not, or images outside of
-            classes where train has classes.
+        UserError: a folder is missing or empty; validation has a class that train has not; there are images beside the
+            class folders.
     """
 
     def __init__(self, config: ImageFolderConfig, *, split: str, image_size: int) -> None:
         if split not in SPLIT_FOLDERS:
             raise UserError(f"split {split!r}: must be one of {', '.join(SPLIT_FOLDERS)}")
-        self.image_size = image_size
-        self._root = _split_folder(Path(config.path).expanduser(), split)
+        self.config, self.image_size = config, image_size
+        path = user_path(config.path)
+        there = [path / name for name in SPLIT_FOLDERS[split] if (path / name).is_dir()]
+        if not there:
+            names = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
+            without = "; training.evaluate_every=0 does without" if split == "validation" else ""
+            raise UserError(f"{path}: no folder {names} in it{without}")
+        self._root = there[0]
         # The labels of both splits come from train/, where there is one: validation may lack a class.
-        train = self._root.parent / "train"
-        self.class_names = _class_folders(train if train.is_dir() else self._root)
+        train = path / "train" if (path / "train").is_dir() else self._root
+        found = list_images(self._root)
+        self.class_names = _class_names(train)
         self.num_classes = len(self.class_names)
-        unknown = set(_class_folders(self._root)) - set(self.class_names)
-        if unknown:
-            raise UserError(f"{self._root / min(unknown)}: a class that {train} does not have")
-        found = [(file, label) for label, name in enumerate(self.class_names) for file in self._images(name)]
-        if not found:
-            found = [(file, NO_CLASS) for file in self._images("")]
-            if found and self.class_names:  # ImageNet's validation images come so
-                raise UserError(
-                    f"{self._root}: {len(found):,} images in no class folder, and {train} has classes; "
-                    f"sort them into {self._root / self.class_names[0]}/ and so on"
-                )
-        if not found:
-            raise UserError(f"{self._root}: no images ({', '.join(SUFFIXES)}) in it")
-        self._files = [file for file, _ in found]
-        self._labels = [label for _, label in found]
+        label_of = {name: label for label, name in enumerate(self.class_names)}
+        if unknown := [name for name in found.folders if normalize("NFC", name) not in label_of]:
+            raise UserError(f"{self._root / unknown[0]}: a class that {train} does not have")
+        loose = [file for file in found.files if os.sep not in file]
+        if loose and label_of:  # ImageNet's validation images come so
+            raise UserError(
+                f"{self._root}: {len(loose):,} images in no class folder ({loose[0]}), "
+                f"{len(found.files) - len(loose):,} in class folders, of which {train} has {self.num_classes:,} "
+                f"({self.class_names[0]}); move away what is no class, or sort them into "
+                f"{self._root / self.class_names[0]}/ and so on"
+            )
+        if not found.files:
+            raise UserError(f"{self._root}: no images in it{'; ' if found.left_out else ''}{found.note()}")
+        label_of |= {name: label_of[normalize("NFC", name)] for name in found.folders}
+        self._rows = sorted((label_of.get(file.split(os.sep)[0], NO_CLASS), file) for file in found.files)
+        left_out = [f"{self._root}: {found.note()}"] if found.left_out else []
+        second = [f"{other}: not read, because {self._root} is there" for other in there[1:]]
+        self.notes = (*left_out, *second, *empty_classes(str(self._root), self.class_names, self.labels()))
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        file = self._root / self._files[index]
-        return read_image(file, self.image_size, where=str(file)), self._labels[index]
+        label, file = self._rows[index]
+        path = self._root / file
+        return read_image(path, self.image_size, where=str(path), orient=self.config.orient), label
 
     def labels(self) -> list[int]:
-        return list(self._labels)
-
-    def _images(self, folder: str) -> list[str]:
-        """Paths of the images below a folder of the split, relative to the split, sorted."""
-        paths = [
-            os.path.relpath(os.path.join(where, file), self._root)
-            for where, _, files in os.walk(self._root / folder, followlinks=True)
-            for file in files
-            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-        ]
-        return sorted(paths)
+        return [label for label, _ in self._rows]
 
 
-def _split_folder(path: Path, split: str) -> Path:
-    for name in SPLIT_FOLDERS[split]:
-        if (path / name).is_dir():
-            return path / name
-    raise UserError(f"{path}: no folder {' or '.join(f'{name}/' for name in SPLIT_FOLDERS[split])} in it")
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(
-        sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    )
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """The class folders' names in label order, which is that of the names as they are on disk."""
+    names: dict[str, str] = {}
+    for name in data_folders(folder):
+        if (other := names.setdefault(normalize("NFC", name), name)) != name:
+            raise UserError(f"{folder}: two class folders {name!a} and {other!a}, which are the same text; join them")
+    return tuple(names)
