@@ -87,19 +87,33 @@ class Processes:
             atexit.register(dist.destroy_process_group)
 
 
+def available_device(device: torch.device | str) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen).cpu()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise UserError(f"device {device}: not available here ({next(iter(str(error).splitlines()), '')})") from error
+    return chosen
+
+
 def own_device(device: torch.device | str | None = None) -> torch.device:
     """Where this process computes: on `device`, or where that is None on a GPU of its own, or else on the CPU.
 
     `cuda` without a number is a GPU of its own too.
 
     Raises:
-        UserError: there are more processes on this machine than GPUs, or all are told to share one.
+        UserError: it is not there, there are more processes on this machine than GPUs, or all are told to share one.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type != "cuda":
+        return available_device(device)
     chosen = torch.device(device)
-    if chosen.type != "cuda":
-        return chosen
     if chosen.index is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError(f"device {chosen}: several processes cannot share a GPU; with `cuda` each has its own")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +20,18 @@ _INK = "black"
 def to_uint8(images_B3HW: Tensor) -> Tensor:
     """Float images in [-1, 1] (values outside are clipped) to uint8, rounded; same shape and device."""
     return ((images_B3HW.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+@lru_cache(maxsize=4096)
+def legible(text: str) -> bool:
+    """Whether the font of these pictures has a sign for every letter of it."""
+    missing = _glyph("\U0010ffff")  # no character, so what stands for those it lacks
+    return all(_glyph(letter) != missing for letter in text)
+
+
+def _glyph(letter: str) -> tuple[tuple[int, int], bytes]:
+    drawn = ImageFont.load_default(_FONT_SIZE).getmask(letter)
+    return drawn.size, bytes(drawn)
 
 
 def strip(row_B3HW: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixar.api import build, evaluate, load, load_recipe, train
     from mixar.assembly import System
-    from mixar.model import Generation, Model
+    from mixar.generation import Generation
+    from mixar.model import Model
     from mixar.plugins import Part, Registry, hookimpl, plugin_manager
     from mixar.recipe import Recipe
     from mixar_core.errors import UserError
@@ -46,7 +47,8 @@ __all__ = [
 _HOMES = {
     "mixar.api": ("build", "evaluate", "load", "load_recipe", "train"),
     "mixar.assembly": ("System",),
-    "mixar.model": ("Generation", "Model"),
+    "mixar.generation": ("Generation",),
+    "mixar.model": ("Model",),
     "mixar.plugins": ("Part", "Registry", "hookimpl", "plugin_manager"),
     "mixar.recipe": ("Recipe",),
     "mixar_core.errors": ("UserError",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +56,8 @@ class Plan:
         count: images. batch: images of a chunk, which are drawn at once. seed: of all noise.
         settings: how an image is drawn.
         classes: class numbers to draw from, NO_CLASS (-1) for none.
-        labels: balanced (equally often, or as nearly as `count` allows) or random (independently, uniformly).
+        labels: balanced (each of `classes` in turn, so equally often, or as nearly as `count` allows) or random
+            (independently, uniformly). So `count` classes that are balanced are the images' labels, one by one.
     """
 
     count: int = field(validator=ge(1))
@@ -73,7 +75,21 @@ class Plan:
     @property
     def balanced(self) -> bool:
         """Whether every class is drawn exactly equally often."""
-        return self.labels == "balanced" and self.count % len(self.classes) == 0
+        drawn = Counter(self.labels_N().tolist())
+        return self.labels == "balanced" and len({drawn[label] for label in self.classes}) == 1
+
+    @property
+    def in_words(self) -> str:
+        """How often each class is drawn."""
+        classes = len(set(self.classes))
+        if classes == 1:
+            return "no class" if self.classes[0] < 0 else f"all of class {self.classes[0]}"
+        if self.labels == "random":
+            return f"classes drawn at random among {classes}"
+        if self.balanced:
+            return f"exactly {self.count // classes:,} of each of {classes:,} classes"
+        low = self.count // classes
+        return f"{low:,} or {low + 1:,} of each of {classes:,} classes ({self.count:,} does not divide by {classes:,})"
 
     def labels_N(self) -> Tensor:
         """The label of every image, int64 (count,)."""
@@ -87,6 +103,10 @@ class Plan:
     def rows(self, chunk: int) -> slice:
         """Which images a chunk holds."""
         return slice(chunk * self.batch, min((chunk + 1) * self.batch, self.count))
+
+    def size(self, *chunks: int) -> int:
+        """How many images these chunks hold."""
+        return sum(self.rows(chunk).stop - self.rows(chunk).start for chunk in chunks)
 
 
 def all_classes(model: Model) -> tuple[int, ...]:
@@ -128,8 +148,13 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
         "plan": asdict(plan),
         "class_names": list(model.class_names),
         "versions": versions(),
-        "device": device_name(model.device),
+        "device": device_name(model.device, threads=False),
     }
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write what `describe` gives, and what was added to it, as MANIFEST or beside an `.npz`."""
+    write_text(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def plan_of(folder: Path) -> tuple[dict[str, Any], Plan]:
@@ -145,15 +170,38 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], Plan]:
     """What a manifest says, and the plan in it.
 
     Raises:
-        UserError: it is not there, or cannot be read.
+        UserError: it is not there, or is none.
     """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        manifest = found if "plan" in found else _of_before(found)
         plain = dict(manifest["plan"])
         settings = SamplingConfig(**plain.pop("settings"))
         return manifest, Plan(**{**plain, "classes": tuple(plain["classes"])}, settings=settings)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: does not say what was sampled: {type(error).__name__} {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: does not say what was drawn, as mixar writes it; give another folder") from error
+
+
+def _of_before(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest of what an older `mixar sample` wrote without --count: settings and labels in one row."""
+    labels = [int(label) for label in found["labels"]]
+    settings = {key: found[key] for key in asdict(SamplingConfig()) if key in found}
+    plan = {"count": len(labels), "batch": found["batch"], "seed": found["seed"], "classes": labels}
+    return {
+        "name": found["model"],
+        "model": {
+            "weights": "raw" if found["raw"] else "ema",
+            "precision": found["precision"],
+            "sha256": {},
+            "parts": {},
+        },
+        "plan": {**plan, "settings": settings},
+        "class_names": [],
+        "versions": {},
+        "device": "not known",
+    }
 
 
 @frozen
@@ -196,23 +244,23 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         if not (folder / MANIFEST).is_file():
             if any(not entry.name.endswith(".unfinished") for entry in folder.iterdir()):
                 raise UserError(f"{folder}: holds something else than samples; give another folder")
-            write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            write_manifest(folder / MANIFEST, manifest)
             return dict(manifest)
-        then, _ = plan_of(folder)
+        then, plan = plan_of(folder)
         now = json.loads(json.dumps(manifest))
         changed = differences(*({k: v for k, v in side.items() if k not in _FREE} for side in (then, now)))
         if changed:
             more = f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
             raise UserError(
-                f"{folder}: holds other samples: {', '.join(changed[:_LISTED])}{more}; "
-                f"go on with what was, or give another folder"
+                f"{folder}: holds other samples ({plan.count:,} of {then['name']}): {', '.join(changed[:_LISTED])}"
+                f"{more}; go on with what was, or give another folder"
             )
         for left in folder.glob(".*.unfinished"):  # of a process that was killed while writing
             left.unlink(missing_ok=True)
         means = {key: now[key] for key in ("versions", "device")}
         if means not in (calls := [{key: then.get(key) for key in means}, *then.get("continued", ())]):
             then["continued"] = [*calls[1:], means]
-            write_text(folder / MANIFEST, json.dumps(then, indent=2) + "\n")
+            write_manifest(folder / MANIFEST, then)
         return then
 
 
@@ -251,7 +299,7 @@ def draw_chunks(
             )
     missing: list[int] = processes.on_main(lambda: sorted(set(range(plan.chunks)) - store.done()))
     labels_N, timing = plan.labels_N(), timing_of(store.folder)
-    had = plan.count - sum(_size(plan, chunk) for chunk in missing)
+    had = plan.count - plan.size(*missing)
     drawn = 0
     if report is not None and processes.is_main:
         report(had, plan.count, 0)
@@ -266,7 +314,7 @@ def draw_chunks(
         stops, problems, times = zip(*processes.all_gather((signals.requested, problem, took)), strict=True)
         if any(problems):
             raise processes.common_error(next(filter(None, problems)))
-        fresh = sum(_size(plan, chunk) for chunk in turn)
+        fresh = plan.size(*turn)
         drawn, timing = drawn + fresh, Timing(timing.images + fresh, timing.seconds + sum(times))
         if processes.is_main:
             write_text(store.folder / TIMING, json.dumps(asdict(timing)) + "\n")
@@ -277,11 +325,11 @@ def draw_chunks(
     return True
 
 
-def device_name(device: torch.device) -> str:
-    """What computes, in words."""
+def device_name(device: torch.device, *, threads: bool = True) -> str:
+    """What computes, in words; `threads`: of a CPU with how many."""
     if device.type == "cuda":
         return f"{device.type} ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+    return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" and threads else device.type
 
 
 def _draw_chunk(model: Model, plan: Plan, chunk: int, labels_N: Tensor, store: Store) -> float:
@@ -289,15 +337,10 @@ def _draw_chunk(model: Model, plan: Plan, chunk: int, labels_N: Tensor, store: S
     labels_B = model.labels(labels_N[plan.rows(chunk)])
     began = time.perf_counter()
     drawn = model.draw(labels_B, settings=plan.settings, noise=batch_noise(plan.seed, chunk))
-    images_B3HW = drawn.images_B3HW.cpu()  # waits for the device, so the time is whole
+    images_B3HW = drawn.images.cpu()  # waits for the device, so the time is whole
     took = time.perf_counter() - began
     store.write(chunk, images_B3HW, labels_B.cpu())
     return took
-
-
-def _size(plan: Plan, chunk: int) -> int:
-    rows = plan.rows(chunk)
-    return rows.stop - rows.start
 
 
 def _short(value: Any, limit: int = 40) -> str:

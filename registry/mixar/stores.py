@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import tempfile
+import unicodedata
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
+import torch
 from PIL import Image
 from torch import Tensor
 
-from mixar.model import label_name
-from mixar.sampling import Plan, Store
+from mixar.generation import Generation, grid_picture, label_name
+from mixar.sampling import MANIFEST, Plan, Store, manifest_beside, with_timing, write_manifest
 from mixar_core.errors import UserError
 from mixar_core.pictures import to_pil
-from mixar_core.storage import read_weights, write_weights, write_whole
+from mixar_core.storage import read_weights, write_weights, write_whole, writing
 
+_PICTURE = re.compile(r"(\d{3,})_.*\.png", re.DOTALL)
 _CHUNK = re.compile(r"chunk-(\d{6,})\.safetensors")
 
 
@@ -46,7 +54,7 @@ class RawStore(Store):
 
 
 class PNGStore(Store):
-    """One PNG file an image, `000012_name.png`, in one folder.
+    """One PNG file an image, `000012_name.png`, in one folder; its number says which image it is.
 
     Args:
         names: of the classes, as the folder's manifest has them; empty: not known.
@@ -54,25 +62,109 @@ class PNGStore(Store):
 
     def __init__(self, folder: Path, plan: Plan, names: Sequence[str]) -> None:
         super().__init__(folder)
-        digits = max(3, len(str(plan.count - 1)))
         self.plan = plan
         #: file names in the images' order
-        self.files = [
-            f"{index:0{digits}d}_{plain_name(label_name(label, names))}.png"
-            for index, label in enumerate(plan.labels_N().tolist())
-        ]
+        self.files = picture_names(label_name(label, names) for label in plan.labels_N().tolist())
 
     def done(self) -> set[int]:
-        there = {path.name for path in self.folder.iterdir()}
-        return {
-            chunk
-            for chunk in range(self.plan.chunks)
-            if all(file in there for file in self.files[self.plan.rows(chunk)])
-        }
+        numbers = {number for path in self.folder.iterdir() if (number := picture_number(path.name)) is not None}
+        there = Counter(number // self.plan.batch for number in numbers)
+        return {chunk for chunk in range(self.plan.chunks) if there[chunk] == self.plan.size(chunk)}
 
     def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor) -> None:
         for file, image_3HW in zip(self.files[self.plan.rows(chunk)], images_B3HW, strict=True):
             write_png(self.folder / file, to_pil(image_3HW))
+
+    def read(self, count: int) -> Tensor:
+        """The first images, uint8 (count, 3, H, W)."""
+        found = {picture_number(path.name): path for path in self.folder.iterdir()}
+        images = []
+        for number in range(count):
+            with Image.open(found[number]) as image:
+                images.append(torch.from_numpy(numpy.array(image.convert("RGB"))).permute(2, 0, 1))
+        return torch.stack(images)
+
+
+def picture_names(names: Iterable[str]) -> list[str]:
+    """File names of numbered pictures, each with its class's name."""
+    known = list(names)
+    digits = max(3, len(str(len(known) - 1)))
+    return [f"{index:0{digits}d}_{plain_name(name)}.png" for index, name in enumerate(known)]
+
+
+def picture_number(file: str) -> int | None:
+    """The number of a picture of that name; None: it is none of `picture_names`."""
+    match = _PICTURE.fullmatch(file)
+    return int(match[1]) if match else None
+
+
+def write_folder(
+    folder: Path,
+    drawn: Generation,
+    manifest: Mapping[str, Any],
+    *,
+    codes_alone: Tensor | None = None,
+    columns: int | None = None,
+) -> None:
+    """PNGs `000_name.png`, `grid.png` and MANIFEST; with `codes_alone` (uint8 images) `codes/` and `codes_grid.png`.
+
+    Raises:
+        UserError: the folder cannot be written; nothing is left behind.
+    """
+    with (
+        writing(folder),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as scratch,
+    ):
+        new = Path(scratch) / "new"
+        new.mkdir()
+        for suffix, images in (("", drawn.images), ("codes", codes_alone)):
+            if images is None:
+                continue
+            (new / suffix).mkdir(exist_ok=True)
+            for name, image_3HW in zip(picture_names(drawn.names), images, strict=True):
+                to_pil(image_3HW).save(new / suffix / name)
+            grid = grid_picture(images, drawn.names, drawn.labels, columns=columns)
+            grid.save(new / (f"{suffix}_grid.png" if suffix else "grid.png"))
+        write_manifest(new / MANIFEST, manifest)
+        if folder.exists():
+            os.rename(folder, Path(scratch) / "old")
+        os.rename(new, folder)
+
+
+def check_folder(folder: Path, *, force: bool) -> None:
+    """Refuse, before any work is done, a folder that samples cannot go to.
+
+    Raises:
+        UserError: it is not empty and `force` is not given, or not a folder of samples, or cannot be written.
+    """
+    if _holds_something(folder):
+        if not force:
+            raise UserError(f"--out {folder}: is there already and not empty; give another, or --force to replace it")
+        _check_samples(folder)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder.parent).close()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of samples, if there is one.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if _holds_something(folder):
+        _check_samples(folder)
+        with writing(folder):
+            shutil.rmtree(folder)
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _check_samples(folder: Path) -> None:
+    if not (folder / MANIFEST).is_file():  # --force must never remove what mixar did not write
+        raise UserError(f"{folder}: holds something else than samples; give another")
 
 
 def write_png(path: Path, picture: Image.Image) -> None:
@@ -112,6 +204,30 @@ def write_npz(path: Path, batches: Iterable[Tensor], labels_N: Tensor, *, height
     write_whole(path, write)
 
 
+def parts_of(npz: Path, *, force: bool) -> Path:
+    """The folder where the images of an `.npz` wait until all are there.
+
+    Raises:
+        UserError: the file is there already and `force` is not given, or is not called so.
+    """
+    if npz.suffix != ".npz":
+        raise UserError(f"--npz {npz}: a file whose name ends in .npz is needed")
+    parts = npz.with_name(f"{npz.name}.parts")
+    begun = (parts / MANIFEST).is_file()  # with --force, and interrupted
+    if npz.exists() and not force and not begun:
+        raise UserError(f"--npz {npz}: is there already; give another, or --force to replace it")
+    return parts
+
+
+def pack_npz(npz: Path, store: RawStore, plan: Plan, manifest: Mapping[str, Any]) -> None:
+    """Write all images of a store as one `.npz`, and beside it how they were drawn."""
+    first = store.read(0)
+    batches = (store.read(chunk) for chunk in range(plan.chunks))
+    write_npz(npz, batches, plan.labels_N(), height=first.shape[2], width=first.shape[3])
+    told = with_timing(manifest, store.folder) | {"arr_0_crc32": images_crc32(npz)}
+    write_manifest(manifest_beside(npz), told)
+
+
 def images_crc32(npz: Path) -> int:
     """The checksum of the images in an `.npz`, as the file itself has it: nothing is read."""
     with zipfile.ZipFile(npz) as archive:
@@ -119,5 +235,8 @@ def images_crc32(npz: Path) -> int:
 
 
 def plain_name(name: str) -> str:
-    """A class name as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9-]+", "_", name).strip("_") or "image"
+    """A class name as part of a file's name: letters and digits of any script, and hyphens, up to 80 bytes."""
+    composed = unicodedata.normalize("NFC", name)
+    kept = "".join(c if c == "-" or unicodedata.category(c)[0] in "LMN" else "_" for c in composed)
+    short = re.sub("_+", "_", kept).encode(errors="ignore")[:80].decode(errors="ignore")
+    return short.strip("_") or "image"

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -27,6 +28,13 @@ Set = Annotated[
 ]
 
 
+def as_path(text: str) -> Path:
+    """A path given to an option: `~` is the home folder also where the shell left it alone, as in `--out=~/x`."""
+    from mixar_core.storage import user_path
+
+    return user_path(text)
+
+
 def at_least(low: int) -> Callable[[typer.CallbackParam, float | None], float | None]:
     """A check of a number given to an option: the bound, the value and the option's name in one line."""
 
@@ -42,7 +50,7 @@ Steps = Annotated[
     int | None, typer.Option("--steps", callback=at_least(1), help="Sampling steps; default: the recipe's.")
 ]
 Cfg = Annotated[
-    float | None, typer.Option("--cfg", callback=at_least(0), help="Guidance scale; default: the recipe's.")
+    float | None, typer.Option("--cfg", callback=at_least(0), help="Guidance scale, 1 for none; default: the recipe's.")
 ]
 Temperature = Annotated[
     float | None,
@@ -109,10 +117,10 @@ def checked_device(device: str | None) -> str | None:
     """
     if device is None:
         return None
-    import torch
+    from mixar_core.distributed import available_device
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: not available here ({str(error).splitlines()[0]})") from error
+        available_device(device)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
     return device

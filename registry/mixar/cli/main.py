@@ -106,14 +106,14 @@ def add_commands(app: typer.Typer, manager: pluggy.PluginManager) -> list[str]:
     Each plugin fills a program of its own first, so that one that fails or takes a command's name spoils no other.
     """
     problems, plugins = [], manager.list_name_plugin()
-    taken = [_name_of(own) for own in (*app.registered_commands, *app.registered_groups)]
+    taken = [name for name, _ in _named(app)]
     for name, plugin in plugins:
         own = typer.Typer()
         try:
             manager.subset_hook_caller("mixar_commands", [other for _, other in plugins if other is not plugin])(
                 app=own
             )
-            named = [(_name_of(brought), brought) for brought in (*own.registered_commands, *own.registered_groups)]
+            named = _named(own)
         except (Exception, SystemExit) as error:  # whatever a third party's code raises must not take the others down
             problems.append(f"the commands of plugin {name} are left out: {one_line(error)}")
             continue
@@ -129,16 +129,20 @@ def add_commands(app: typer.Typer, manager: pluggy.PluginManager) -> list[str]:
     return problems
 
 
-def _name_of(registered: CommandInfo | TyperInfo) -> str:
-    """What a command or a group of commands is called; building it shows whether it can be built."""
-    alone = typer.Typer()
-    alone.callback()(lambda: None)
-    if isinstance(registered, CommandInfo):
-        alone.registered_commands.append(registered)
-    else:
-        alone.registered_groups.append(registered)
-    group: Any = typer.main.get_command(alone)
-    return next(iter(group.commands))
+def _named(app: typer.Typer) -> list[tuple[str, CommandInfo | TyperInfo]]:
+    """The commands and groups of a program with their names; building each shows whether it can be built."""
+    every: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+    found = []
+    for registered in every:
+        alone = typer.Typer()
+        alone.callback()(lambda: None)
+        if isinstance(registered, CommandInfo):
+            alone.registered_commands.append(registered)
+        else:
+            alone.registered_groups.append(registered)
+        group: Any = typer.main.get_command(alone)
+        found.append((next(iter(group.commands)), registered))
+    return found
 
 
 def _blocked(words: Sequence[str]) -> list[str]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,17 +20,20 @@ from mixar.cli.common import (
     Raw,
     Steps,
     Temperature,
+    as_path,
     at_least,
     checked_device,
     open_registry,
 )
+from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
-    from mixar.model import Generation, Model
+    from mixar.model import Model
+    from mixar.sampling import Plan
+    from mixar_core.distributed import Processes
 
 #: classes drawn when none are asked for
 DEFAULT_CLASSES = 10
-OUT = Path("samples")
 
 
 def sample_command(
@@ -35,8 +41,14 @@ def sample_command(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A run folder, a model folder, or a shipped model's name.")
     ],
-    classes: Annotated[str | None, typer.Option(metavar="A,B", help="Class names, separated by commas.")] = None,
-    labels: Annotated[str | None, typer.Option(metavar="0,1", help="Class numbers, separated by commas.")] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A,B", help="Class names, separated by commas; may be given more than once."),
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="0,1", help="Class numbers, separated by commas; may be given more than once."),
+    ] = None,
     per_class: Annotated[
         int | None, typer.Option("-n", "--per-class", callback=at_least(1), help="Images a class; default: 1.")
     ] = None,
@@ -56,10 +68,16 @@ def sample_command(
             callback=at_least(0), help="The same seed, classes and --batch give the same images, bit for bit."
         ),
     ] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the pictures go; default: samples.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", parser=as_path, help="Where the pictures go; default: samples.")
+    ] = None,
     npz: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="With --count: one .npz as ADM's evaluation reads it, instead of pictures."),
+        typer.Option(
+            metavar="FILE",
+            parser=as_path,
+            help="With --count: one .npz as ADM's evaluation reads it, instead of pictures.",
+        ),
     ] = None,
     codes_too: Annotated[
         bool, typer.Option("--codes-too", help="Also what the discrete codes alone decode to.")
@@ -73,116 +91,146 @@ def sample_command(
 ) -> None:
     """Draw images from a trained model.
 
-    Without classes, up to ten are drawn, spread evenly. With --count, a call that was interrupted goes on when it is
-    repeated, and processes started by torchrun share the work. Examples:
+    Without classes, up to ten are drawn, spread evenly. A comma may be in a class's name: a text that is a name as a
+    whole is taken as that. With --count, a call that was interrupted goes on when it is repeated, and processes started
+    by torchrun share the work. Examples:
     `mixar sample runs/digits --labels 3,7 -n 8` ·
     `mixar sample emoji64 --classes "Food & Drink" --steps 16 --cfg 2 --seed 1 --out food --codes-too` ·
     `torchrun --nproc-per-node 8 -m mixar sample models/mar_b --count 50000 --npz mar_b.npz`
     """
-    import attrs
-
-    from mixar.cli.output import check_folder, write_samples
+    many = {"--npz": npz is not None, "--random-labels": random_labels}
+    few = {"--per-class": per_class is not None, "--codes-too": codes_too}
+    _check_options(count, classes=classes, labels=labels, many=many, few=few)
+    if npz is not None and out is not None:
+        raise UserError("--npz and --out: give one of them")
+    folder = out or Path("samples")
     from mixar.model import load
-    from mixar_core.errors import UserError
+    from mixar.sampling import Plan, all_classes
+    from mixar.stores import check_folder, parts_of
+    from mixar_core.distributed import PATIENT, join_processes
 
+    registry = open_registry(context, no_plugin)
+    if npz is not None:
+        folder = parts_of(npz, force=force)
+    elif count is None:
+        check_folder(folder, force=force)
+    processes = join_processes(checked_device(device), timeout=PATIENT)
+    loaded = load(
+        model, device=processes.device, weights="raw" if raw else "ema", precision=precision, registry=registry
+    )
+    asked = _asked(loaded, classes or (), labels or ())
+    changes = {"steps": steps, "cfg": cfg, "temperature": temperature}
+    settings = loaded.settings(steps=steps, cfg=cfg, temperature=temperature)
+    if count is None:
+        each = per_class or 1
+        drawn = tuple(label for label in (asked or _spread(loaded)) for _ in range(each))
+        plan = Plan(count=len(drawn), batch=batch, seed=seed, settings=settings, classes=drawn)
+        _draw_few(loaded, plan, folder, changes, columns=each if each > 1 else None, codes_too=codes_too)
+        return
+    plan = Plan(
+        count=count,
+        batch=batch,
+        seed=seed,
+        settings=settings,
+        classes=tuple(dict.fromkeys(asked or all_classes(loaded))),
+        labels="random" if random_labels else "balanced",
+    )
+    _draw_many(loaded, plan, folder, processes, npz=npz, force=force)
+
+
+def _check_options(
+    count: int | None,
+    *,
+    classes: object,
+    labels: object,
+    many: Mapping[str, bool],
+    few: Mapping[str, bool],
+) -> None:
+    """Refuse options that do not go together; `many` and `few`: those of --count and of its absence, whether given."""
     if classes is not None and labels is not None:
         raise UserError("--classes and --labels: give one of them")
-    registry = open_registry(context, no_plugin)
-    if count is not None:
-        for name, given in (("--per-class", per_class is not None), ("--codes-too", codes_too)):
-            if given:
-                raise UserError(f"--count and {name}: give one of them")
-        from mixar.cli.sample_many import sample_many
-
-        def wanted(loaded: Model) -> list[int] | None:
-            return _asked(loaded, classes, labels)
-
-        sample_many(
-            model,
-            wanted,
-            registry=registry,
-            count=count,
-            random_labels=random_labels,
-            steps=steps,
-            cfg=cfg,
-            temperature=temperature,
-            seed=seed,
-            out=out if npz is not None else out or OUT,
-            npz=npz,
-            raw=raw,
-            precision=precision,
-            batch=batch,
-            device=device,
-            force=force,
-        )
-        return
-    for name, given in (("--npz", npz is not None), ("--random-labels", random_labels)):
+    for name, given in (few if count is not None else many).items():
+        if given and count is not None:
+            raise UserError(f"--count and {name}: give one of them")
         if given:
             raise UserError(f"{name}: needs --count, the number of images")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if count is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("several processes share the images of --count only; give that, or leave torchrun away")
-    out, each = out or OUT, per_class or 1
-    check_folder(out, force=force)
-    weights: Literal["ema", "raw"] = "raw" if raw else "ema"
-    loaded = load(model, device=checked_device(device), weights=weights, precision=precision, registry=registry)
-    asked = _asked(loaded, classes, labels)
-    some = [label for label in (_some(loaded) if asked is None else asked) for _ in range(each)]
-    drawn = _draw(loaded, some, steps=steps, cfg=cfg, temperature=temperature, seed=seed, batch=batch)
-    decoded = None
-    if codes_too:
-        if drawn.codes is None:
-            raise UserError(f"--codes-too: model {model} uses no discrete codes")
-        decoded = loaded.decode_codes(drawn.codes)
-    resolved = attrs.asdict(loaded.settings(steps=steps, cfg=cfg, temperature=temperature))
-    settings = {"model": model, "seed": seed, "batch": batch, "raw": raw, "precision": precision, **resolved}
-    write_samples(out, drawn, codes_alone=decoded, columns=each if each > 1 else None, settings=settings)
-    print(f"{len(drawn.labels)} images in {out}, all of them in {out / 'grid.png'}")
 
 
-def _asked(model: Model, classes: str | None, labels: str | None) -> list[int] | None:
-    """Class numbers asked for; None where none are."""
-    from mixar_core.errors import UserError
+def _asked(model: Model, classes: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """Class numbers asked for; none where none are."""
+    from mixar.labels import split_names
 
-    if classes is not None:
-        return model.labels([name.strip() for name in classes.split(",")]).tolist()
-    if labels is not None:
-        try:
-            return model.labels([int(label) for label in labels.split(",")]).tolist()
-        except ValueError as error:
-            raise UserError(f"--labels {labels}: not whole numbers separated by commas") from error
-    return None
+    names = [name for text in classes for name in split_names(text, model.class_names)]
+    numbers = [item.strip() for text in labels for item in text.split(",")]
+    if not all(re.fullmatch(r"[+-]?[0-9]+", number) for number in numbers):
+        raise UserError(f"--labels {','.join(labels)}: not whole numbers separated by commas")
+    wanted = [*names, *map(int, numbers)]
+    return model.labels(wanted).tolist() if wanted else []
 
 
-def _some(model: Model) -> list[int]:
+def _spread(model: Model) -> list[int]:
     """Up to DEFAULT_CLASSES class numbers, spread evenly."""
-    from mixar_core.types import NO_CLASS
+    from mixar.sampling import all_classes
 
-    number = model.recipe.num_classes
-    if number == 0:
-        return [NO_CLASS]
-    shown = min(number, DEFAULT_CLASSES)
-    return [index * number // shown for index in range(shown)]
+    every = all_classes(model)
+    shown = min(len(every), DEFAULT_CLASSES)
+    return [every[index * len(every) // shown] for index in range(shown)]
 
 
-def _draw(
-    model: Model,
-    labels: list[int],
-    *,
-    steps: int | None,
-    cfg: float | None,
-    temperature: float | None,
-    seed: int,
-    batch: int,
-) -> Generation:
+def _draw_few(
+    model: Model, plan: Plan, folder: Path, changes: Mapping[str, Any], *, columns: int | None, codes_too: bool
+) -> None:
+    """Draw at once, into a folder that appears whole; `changes`: of the settings, for `Model.generate`."""
     from mixar.cli.progress import plain_bar
+    from mixar.sampling import describe
+    from mixar.stores import write_folder
 
     with plain_bar("sampling") as update:
-        return model.generate(
-            labels,
-            steps=steps,
-            cfg=cfg,
-            temperature=temperature,
-            seed=seed,
-            batch_size=batch,
-            progress=update,
-        )
+        drawn = model.generate(plan.labels_N(), seed=plan.seed, batch_size=plan.batch, progress=update, **changes)
+    alone = None
+    if codes_too:
+        if drawn.codes is None:
+            raise UserError(f"--codes-too: model {model.recipe.name} uses no discrete codes")
+        alone = model.decode_codes(drawn.codes)
+    write_folder(folder, drawn, describe(model, plan), codes_alone=alone, columns=columns)
+    print(f"{plan.count} images in {folder}, all of them in {folder / 'grid.png'}")
+
+
+def _draw_many(model: Model, plan: Plan, folder: Path, processes: Processes, *, npz: Path | None, force: bool) -> None:
+    """Draw what is missing in `folder`, shared by the processes, and print where it is, or how to go on."""
+    from mixar.cli.progress import ImageProgress
+    from mixar.generation import grid_picture, label_name
+    from mixar.sampling import SHOWN, claim, describe, draw_chunks, grid_columns, manifest_beside
+    from mixar.stores import PNGStore, RawStore, pack_npz, remove_folder, write_png
+    from mixar_core.distributed import StopSignals, naming_lost_processes
+
+    def prepare() -> dict[str, Any]:
+        if force:
+            remove_folder(folder)
+        return claim(folder, describe(model, plan))
+
+    manifest = processes.on_main(prepare)
+    store = PNGStore(folder, plan, manifest["class_names"]) if npz is None else RawStore(folder)
+    with StopSignals() as signals, naming_lost_processes(processes), ImageProgress("sampling") as progress:
+        finished = draw_chunks(model, plan, store, processes, signals=signals, report=progress)
+    processes.leave()
+    if not processes.is_main:
+        return
+    if not finished:
+        there = plan.size(*store.done())
+        print(f"stopped with {there:,} of {plan.count:,} images in {folder}; the same command without --force goes on")
+        return
+    how = f"{plan.in_words}; seed {plan.seed}"
+    if isinstance(store, PNGStore):
+        columns = grid_columns(len(plan.classes))
+        shown = min(plan.count, SHOWN - SHOWN % (columns or 1))
+        labels = plan.labels_N()[:shown].tolist()
+        names = [label_name(label, manifest["class_names"]) for label in labels]
+        write_png(folder / "grid.png", grid_picture(store.read(shown), names, labels, columns=columns))
+        print(f"{plan.count:,} images in {folder}, {how}; the first {shown} in {folder / 'grid.png'}")
+    elif npz is not None:
+        pack_npz(npz, store, plan, manifest)
+        shutil.rmtree(folder)
+        print(f"{plan.count:,} images in {npz}, {how}; how they were drawn in {manifest_beside(npz)}")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from attrs import asdict, frozen
 
-from mixar.model import Model, grid_picture, label_name
+from mixar.generation import grid_picture, label_name
+from mixar.model import Model
 from mixar.plugins import Registry
 from mixar.recipe import Recipe
 from mixar.sampling import (

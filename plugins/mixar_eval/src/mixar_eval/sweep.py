@@ -64,12 +64,11 @@ def grid(model: Model, cfg: Sequence[float], temperature: Sequence[float], steps
     Raises:
         UserError: a value is not allowed.
     """
-    prefix = "prior_" if model.system.model is None else ""
     found: dict[Setting, None] = {}  # without repetitions, in order
     axes: tuple[Sequence[Any], ...] = (steps or [None], temperature or [None], cfg or [None])
     for some_steps, some_temperature, some_cfg in product(*axes):
         sampling = model.settings(cfg=some_cfg, temperature=some_temperature, steps=some_steps)
-        found[Setting(tuple(getattr(sampling, prefix + axis) for axis in AXES), sampling)] = None
+        found[Setting(tuple(model.given(sampling)[axis] for axis in AXES), sampling)] = None
     return tuple(found)
 
 

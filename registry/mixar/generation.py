@@ -1,0 +1,75 @@
+"""Images drawn: a value with their labels and codes, and the picture of all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import attrs
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mixar_core.pictures import labelled_grid, legible, to_pil
+from mixar_core.types import NO_CLASS
+
+
+@attrs.frozen(eq=False)
+class Generation:
+    """Images drawn.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        labels: one an image, NO_CLASS (-1) where unconditional. names: their class names, or the labels as text.
+        codes: int64 (B, N), what the prior drew or was given; None for a model without discrete tokens.
+        steps: uint8 (T, B, 3, H, W), the image after each step, unknown latents at their mean; None unless asked for.
+    """
+
+    images: Tensor
+    labels: tuple[int, ...]
+    names: tuple[str, ...]
+    codes: Tensor | None = None
+    steps: Tensor | None = None
+
+    def pil(self) -> list[Image.Image]:
+        """One PIL image each."""
+        return [to_pil(image) for image in self.images]
+
+    def grid(self, *, columns: int | None = None) -> Image.Image:
+        """All images in one picture, each with its name."""
+        return grid_picture(self.images, self.names, self.labels, columns=columns)
+
+
+def joined(parts: Sequence[Generation]) -> Generation:
+    """Batches as one, on the CPU."""
+
+    def together(tensors: Sequence[Tensor | None], dim: int) -> Tensor | None:
+        there = [tensor.cpu() for tensor in tensors if tensor is not None]
+        return torch.cat(there, dim=dim) if there else None
+
+    return Generation(
+        images=torch.cat([part.images.cpu() for part in parts]),
+        labels=tuple(label for part in parts for label in part.labels),
+        names=tuple(name for part in parts for name in part.names),
+        codes=together([part.codes for part in parts], 0),
+        steps=together([part.steps for part in parts], 1),
+    )
+
+
+def label_name(label: int, names: Sequence[str]) -> str:
+    """A class's name, or its number where names are not known."""
+    return names[label] if 0 <= label < len(names) else ("no class" if label == NO_CLASS else str(label))
+
+
+def grid_picture(
+    images_B3HW: Tensor, names: Sequence[str], labels: Sequence[int] | None = None, *, columns: int | None = None
+) -> Image.Image:
+    """uint8 images (B, 3, H, W) in one picture, each with its name; small ones enlarged so that the name fits.
+
+    Args:
+        labels: numbers to show instead of names that the font has no letters for.
+    """
+    if labels is not None:
+        names = [name if legible(name) else str(label) for name, label in zip(names, labels, strict=True)]
+    columns = columns or math.ceil(math.sqrt(len(names)))
+    return labelled_grid(images_B3HW, names, columns=columns, scale=max(1, 96 // images_B3HW.shape[-1]))

@@ -1,0 +1,147 @@
+"""What a caller asks for, looked at before it is used: classes by number or name, codes, numbers of a setting."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence, Set
+from numbers import Integral, Real
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from mixar.text import choices
+from mixar_core.errors import UserError
+from mixar_core.types import NO_CLASS
+
+#: one class by number or name, or several: a list, a range, a generator, a 1-D array or tensor of whole numbers
+Labels = int | str | Iterable[Any]
+
+
+def class_numbers(labels: Labels, count: int, names: Sequence[str]) -> list[int]:
+    """Class numbers, of numbers (NO_CLASS for none) or names, one or several.
+
+    Args:
+        count: of the model's classes. names: theirs, in label order; empty where they are not known.
+
+    Raises:
+        UserError: one is no class of the model, or neither a whole number nor a name; says what there is.
+    """
+    if isinstance(labels, bytes | Mapping | Set):
+        raise UserError(f"labels are a {type(labels).__name__}; give a list: one image is drawn for each, in its order")
+    values = labels.tolist() if hasattr(labels, "tolist") else labels  # of numpy, torch, pandas
+    several = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+    if not several:
+        raise UserError("no labels given; one image is drawn for each")
+    return [_class_number(label, count, names) for label in several]
+
+
+def _class_number(label: object, count: int, names: Sequence[str]) -> int:
+    if isinstance(label, str):
+        return _number_of(label, names)
+    number = whole_number(label)
+    if number is None:
+        raise UserError(
+            f"label {_shown(label)}: neither a whole number nor a name; labels are one or several of these, not nested"
+        )
+    if number != NO_CLASS and not 0 <= number < count:
+        allowed = f"0 to {count - 1}, or " if count else ""
+        raise UserError(f"unknown label {number}; allowed: {allowed}{NO_CLASS} for no class")
+    return number
+
+
+def _number_of(name: str, names: Sequence[str]) -> int:
+    found = [number for number, known in enumerate(names) if known == name] or [
+        number for number, known in enumerate(names) if _composed(known) == _composed(name)
+    ]
+    if len(found) > 1:
+        raise UserError(
+            f'class "{name}" is there more than once; give one of its numbers: {", ".join(map(str, found))}'
+        )
+    if not found:
+        known = choices(names, name) if names else "the names are not known; give numbers"
+        raise UserError(f'unknown class "{name}"; {known}')
+    return found[0]
+
+
+def split_names(text: str, names: Sequence[str]) -> list[str]:
+    """The class names in a text that separates them by commas, which may be in names too.
+
+    The whole text is a name where there is such a class. Else it is cut at commas so that each piece is one.
+
+    Raises:
+        UserError: it can be cut in several ways.
+    """
+    known = {*map(_composed, names)}
+    if _composed(text) in known:
+        return [text]
+    items = text.split(",")
+    ways: list[list[list[str]]] = [[[]]]  # how the first n items can be read, up to two or so of them
+    for end in range(1, len(items) + 1):
+        ways.append([])
+        for start in range(end):
+            piece = ",".join(items[start:end])
+            for name in dict.fromkeys((piece, piece.strip())):
+                if _composed(name) in known:
+                    ways[end] += [[*way, name] for way in ways[start][:2]]
+    if len(ways[-1]) > 1:
+        one, other = (" | ".join(way) for way in ways[-1][:2])
+        raise UserError(f"classes {text}: can be read as {one} or as {other}; give --classes once for each name")
+    return ways[-1][0] if ways[-1] else [item.strip() for item in items]
+
+
+def whole_number(value: object) -> int | None:
+    """A whole number as an int, also of numpy or a tensor without dimensions; None where it is something else."""
+    value = _plain(value)
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+
+
+def checked_number(value: object, what: str, *, low: int, whole: bool = False) -> Any:
+    """A finite number, at least `low`, as a plain int or float; None stays None.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if value is None:
+        return None
+    number = _plain(value)
+    good = isinstance(number, Integral if whole else Real) and not isinstance(number, bool)
+    if not good or not math.isfinite(number) or number < low:
+        raise UserError(f"{what}: {_shown(value)}; allowed: a {'whole ' if whole else ''}number, {low} or more")
+    return int(number) if whole else float(number)
+
+
+def code_tensor(codes: object, images: int | None, tokens: int, codebook_size: int) -> Tensor:
+    """Codes int64 (B, N) of an array or tensor of whole numbers; `images` is what B must be, None: any.
+
+    Raises:
+        UserError: they are something else.
+    """
+    try:
+        found = codes if isinstance(codes, Tensor) else torch.from_numpy(numpy.array(codes))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"codes are a {type(codes).__name__}; needed: whole numbers (B, {tokens})") from error
+    expected = (len(found) if images is None and found.ndim else images, tokens)
+    floating = found.is_floating_point() or found.is_complex() or found.dtype == torch.bool
+    if tuple(found.shape) != expected or floating:
+        needed = ("B" if images is None else images, tokens)
+        raise UserError(f"codes are {found.dtype} {tuple(found.shape)}; needed: whole numbers ({needed[0]}, {tokens})")
+    found = found.to(torch.int64)
+    if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < codebook_size:
+        raise UserError(f"codes lie outside 0 to {codebook_size - 1}")
+    return found
+
+
+def _plain(value: object) -> Any:
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _shown(value: object, limit: int = 60) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
