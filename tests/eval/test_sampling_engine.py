@@ -13,17 +13,20 @@ import attrs
 import numpy
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import mixar
 from mixar.cli.main import app
 from mixar.plugins import Registry
 from mixar.sampling import Plan, all_classes, claim, describe, draw_chunks, plan_of, timing_of
-from mixar.stores import RawStore, write_npz
+from mixar.stores import PNGStore, RawStore, picture_names, picture_number, plain_name, write_npz
 from mixar_core.distributed import Processes, StopSignals
 from mixar_core.errors import UserError
 from mixar_core.types import NO_CLASS
 from mixar_eval.generation import draws_real_codes, open_samples
+from mixar_eval.images import open_images
 from tests.cli.process import good, refused, started, torchrun
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -289,6 +292,97 @@ def test_two_processes_draw_what_one_does(family: Path, tmp_path: Path) -> None:
     said = torchrun(*call, "two.npz", cwd=tmp_path)
     assert said.count("18 images in two.npz, exactly 6 of each of 3 classes; seed 5") == 1
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+
+
+def test_a_few_and_many_give_the_same_account(family: Path, tmp_path: Path, registry: Registry) -> None:
+    """One file, one reader: what any `mixar sample` drew can be measured, with its labels."""
+    sample = ("sample", family / "models/mixar", "--out")
+    good(*sample, "few", "--labels", "2,0", "-n", 2, "--codes-too", cwd=tmp_path)
+    good(*sample, "many", "--labels", "2,0", "--count", 4, cwd=tmp_path)
+    for name, labels in (("few", [2, 2, 0, 0]), ("many", [2, 0, 2, 0])):
+        manifest, of = plan_of(tmp_path / name)
+        assert of.labels_N().tolist() == labels and of.balanced and manifest["class_names"] == ["cat", "dog", "owl"]
+        images = open_images(str(tmp_path / name), registry)
+        assert len(images) == 4 and images.labels == labels  # grid.png, codes_grid.png and codes/ are no samples
+        assert open_samples(str(tmp_path / name), registry, reference="").drawn is not None
+    shutil.copytree(tmp_path / "few", tmp_path / "again")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "few").glob("0*.png")}
+    line = refused(*sample, "few", "--count", 6, cwd=tmp_path)
+    assert "few: holds other samples (4 of mixar): plan.count was 4, is 6" in line
+    assert kept == {path.name: path.read_bytes() for path in (tmp_path / "few").glob("0*.png")}
+    # four of the same four: nothing to do, as they are the same images
+    assert "4 images in few" in good(*sample, "few", "--labels", "2,0", "--count", 4, "--force", cwd=tmp_path)
+
+
+def test_accounts_of_before_are_read(model: mixar.Model, tmp_path: Path, registry: Registry) -> None:
+    drawn_before = model.generate([2, 0, 0])
+    settings = {"model": "runs/m", "seed": 4, "batch": 64, "raw": False, "precision": "float32"}
+    settings |= {"steps": 3, "cfg": 1.5, "cfg_schedule": "linear", "temperature": 1.0, "head_steps": None}
+    settings |= {"prior_steps": None, "prior_cfg": 2.0, "prior_temperature": None, "labels": [2, 0, 0]}
+    for name, image in zip(("000_owl", "001_cat", "002_cat"), drawn_before.pil(), strict=True):
+        image.save(tmp_path / f"{name}.png")
+    drawn_before.grid().save(tmp_path / "grid.png")
+    (tmp_path / "sample.json").write_text(json.dumps(settings))
+    manifest, of = plan_of(tmp_path)
+    assert manifest["name"] == "runs/m" and of.labels_N().tolist() == [2, 0, 0] and of.seed == 4 and of.batch == 64
+    assert of.settings == attrs.evolve(model.recipe.sampling, cfg=1.5, steps=3, prior_cfg=2.0)
+    assert open_images(str(tmp_path), registry).labels == [2, 0, 0]
+    samples = open_samples(str(tmp_path), registry, reference="")
+    assert samples.drawn is not None and not draws_real_codes(samples.drawn)
+    with pytest.raises(UserError, match=r"holds other samples \(3 of runs/m\): .*plan\.count was 3, is 10"):
+        claim(tmp_path, describe(model, plan(model)))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"plan": 3}', '{"labels": ["a"]}', '{"plan": {"settings": {}}}', "\x00"]
+)
+def test_what_is_no_account_is_said_without_names_of_exceptions(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sample.json").write_text(text)
+    with pytest.raises(UserError, match=r"sample\.json: does not say what was drawn") as refused:
+        plan_of(tmp_path)
+    assert "Error" not in str(refused.value)
+    with pytest.raises(UserError, match=r"sample\.json: cannot be read: No such file"):
+        plan_of(tmp_path / "nowhere")
+
+
+def test_pictures_are_known_by_their_numbers(model: mixar.Model, tmp_path: Path) -> None:
+    """A folder begun where names were written in another way goes on; no image is drawn twice."""
+    of = plan(model, 6)
+    claim(tmp_path, describe(model, of))
+    draw_chunks(model, of, PNGStore(tmp_path, of, ()), ALONE, signals=StopSignals())
+    (tmp_path / "003_0.png").rename(tmp_path / "003_another_name.png")
+    named = PNGStore(tmp_path, of, model.class_names)
+    assert named.done() == {0, 1}
+    whole = model.generate(of.labels_N(), seed=of.seed, batch_size=of.batch).images
+    assert torch.equal(named.read(6), whole)
+    (tmp_path / "005_2.png").unlink()
+    assert named.done() == {0}
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("Food & Drink", "Food_Drink"),
+        ("日本語", "日本語"),
+        ("Cafe\u0301", "Café"),
+        ("हिन्दी", "हिन्दी"),
+        ("../../etc", "etc"),
+        ("a\nb/c\\d", "a_b_c_d"),
+        ("🙂", "image"),
+        ("", "image"),
+        ("x" * 300, "x" * 80),
+        ("日" * 100, "日" * 26),
+    ],
+)
+def test_file_names_keep_letters_of_any_script(name: str, part: str) -> None:
+    assert plain_name(name) == part
+
+
+@given(st.lists(st.text(), max_size=5))
+def test_any_class_makes_a_file_of_its_own(names: list[str]) -> None:
+    files = picture_names(names)
+    assert [picture_number(file) for file in files] == list(range(len(names)))
+    assert all("/" not in file and "\0" not in file and len(file.encode()) < 200 for file in files)
 
 
 def test_the_manifest_says_what_a_report_needs(model: mixar.Model) -> None:
