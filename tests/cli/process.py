@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 # Python 3.11's fork server does not hand its parent's sys.path to what it imports beforehand
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
 _FORKS = multiprocessing.get_context("forkserver")
@@ -73,13 +75,16 @@ def started(*arguments: object, folder: Path, environment: Mapping[str, str] | N
 
 @contextmanager
 def launched(*arguments: object, cwd: Path, output: Path, processes: int = 2) -> Iterator[subprocess.Popen[bytes]]:
-    """`mixar` in several processes under torchrun; at the end, whatever is left of them is killed."""
+    """`mixar` in several processes under torchrun; at the end, whatever is left of them is killed.
+
+    Each has as many threads as this process: another number of them adds in another order, and rounds otherwise.
+    """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     with output.open("wb") as file:
         process = subprocess.Popen(
             [*launcher, "-m", "mixar", *map(str, arguments)],
             cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
