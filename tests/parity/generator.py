@@ -67,28 +67,12 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
     )
     load_strictly(prior, rename_generator(weights), kept=COMPUTED)
     settings, tokens_BNS, mask_BNS = prior.config, io["tokens"], io["mask"]
-    loss_of = {"label_smoothing": settings.label_smoothing}
-
-    # The original's logits are a view that leaves out the class token, and some case files hold such a tensor's memory
-    # under its shape. Which of the two a file does, it tells itself: its loss is that of its logits, or is not.
-    stored = masked_cross_entropy(io["logits_cond"], tokens_BNS, mask_BNS, **loss_of).total
-    as_memory = not torch.allclose(stored, io["mlm_loss"][0], rtol=1e-4)
-
-    def logits(labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits, and the same as the file would store them."""
-        outputs: list[Tensor] = []
-        hook = prior.last_layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-        result = prior(io["tokens_in"], labels_B)
-        hook.remove()
-        if not as_memory:
-            return result, result
-        with_class_token = prior.unembed(outputs[0]).contiguous()
-        return result, with_class_token.flatten()[: result.numel()].view_as(result)
 
     out: dict[str, Tensor] = {}
-    cond, out["logits_cond"] = logits(io["labels"])
-    _, out["logits_uncond"] = logits(torch.full_like(io["labels"], NO_CLASS))
-    out["mlm_loss"] = masked_cross_entropy(cond, tokens_BNS, mask_BNS, **loss_of).total[None]
+    out["logits_cond"] = prior(io["tokens_in"], io["labels"])
+    out["logits_uncond"] = prior(io["tokens_in"], torch.full_like(io["labels"], NO_CLASS))
+    loss = masked_cross_entropy(out["logits_cond"], tokens_BNS, mask_BNS, label_smoothing=settings.label_smoothing)
+    out["mlm_loss"] = loss.total[None]
     out["combined"] = combine_codes(tokens_BNS, bits=settings.bits)
     out["split_back"] = split_codes(io["combined"], bits=settings.bits, splits=settings.splits)
 

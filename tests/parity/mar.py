@@ -129,9 +129,6 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
     head = model.head
     assert isinstance(head, DiffusionHead)
     out: dict[str, Tensor] = {}
-    # The original's patchify and unpatchify return permuted views, and some case files hold such a tensor's memory
-    # under its shape. Which of the two a file does, its own input tells: there the tokens are the latents, unpermuted.
-    as_memory = torch.equal(io["tokens"].flatten(), io["latents"].flatten())
 
     tokens_BNC = model.patchify(io["latents"])
     split = split_by_order(io["orders"], int(io["mask"][0].sum()))
@@ -139,8 +136,7 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
     z_BND = model.backbone.decode(encoded, split, Guidance())
     mse, bound = head.token_losses(z_BND.flatten(0, 1), tokens_BNC.flatten(0, 1), io["t"], io["noise"])
     mask = split.masked_BN.float()
-    out["tokens"] = model.unpatchify(tokens_BNC).reshape(tokens_BNC.shape) if as_memory else tokens_BNC
-    out |= {"mask": mask, "encoder_out": encoded, "decoder_z": z_BND, "mse": mse, "vb": bound}
+    out |= {"tokens": tokens_BNC, "mask": mask, "encoder_out": encoded, "decoder_z": z_BND, "mse": mse, "vb": bound}
     out["loss"] = mse + bound
     out["masked_loss"] = ((out["loss"] * mask.flatten()).sum() / mask.sum())[None]
 
@@ -173,6 +169,5 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
         noise = Replay(io["orders"], [io[f"init_{init}_{i}"] for i in range(steps)])
         settings = SamplingConfig(steps=steps, cfg=cfg, cfg_schedule=cfg_schedule, temperature=0.0)
         *_, last = model.generation_steps(io["labels"], settings=settings, noise=noise)
-        latents_BChw = last.latents_BChw
-        out[f"sampled_{key}"] = model.patchify(latents_BChw).reshape(latents_BChw.shape) if as_memory else latents_BChw
+        out[f"sampled_{key}"] = last.latents_BChw
     return out
