@@ -115,7 +115,7 @@ def run_mixar(folder: Path) -> None:
         f"discrete_tokenizer={{weights: {tokenizer}}}",
         f"prior={{weights: {prior}}}",
     ]
-    recipe = load_recipe(MIXAR, registry, overrides=overrides)
+    recipe = load_recipe(MIXAR, registry=registry, overrides=overrides)
     torch.manual_seed(0)
     trained = build(recipe, registry, load_weights=False).trained
     save_model(folder / MIXAR, recipe_yaml=to_yaml(recipe), tensors=trained.state_dict())

@@ -45,8 +45,8 @@ CHECKPOINTING = "activation_checkpointing"
 
 def made(name: str, registry: Registry, *overrides: str) -> tuple[Recipe, Objective]:
     """A recipe with samplers of few steps, and its objective on `meta`; TI-Mix asks the prior in every step."""
-    few = FEW_STEPS.get(load_recipe(name, registry).trains, [])
-    recipe = load_recipe(name, registry, overrides=[*few, *overrides])
+    few = FEW_STEPS.get(load_recipe(name, registry=registry).trains, [])
+    recipe = load_recipe(name, registry=registry, overrides=[*few, *overrides])
     objective = make_objective(build(recipe, registry, meta=True), registry)
     if isinstance(objective, MixARObjective) and objective.model.prior is not None:
         objective.model.ti_mix = TIMixConfig(start=0.5)

@@ -77,7 +77,7 @@ def write_family(folder: Path, registry: Registry | None = None) -> None:
     for name, plain in plain_recipes(folder).items():
         path = folder / f"recipes/{name}.yaml"
         path.write_text(strict_yaml.dump({"extends": "base.yaml", **plain}))
-        recipe = load_recipe(path, registry)
+        recipe = load_recipe(path, registry=registry)
         torch.manual_seed(0)
         system = build(recipe, registry)
         with torch.no_grad():  # away from zeros, which would make a fresh head deaf to what it is told

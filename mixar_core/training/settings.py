@@ -95,7 +95,9 @@ class TrainingConfig:
     evaluate_batches: int = field(default=8, validator=ge(1), metadata=_FREE)
     workers: int = field(default=0, validator=ge(0), metadata=_FREE)
     max_unreadable: int = field(default=100, validator=ge(0), metadata=_FREE)
-    cache: str = field(default="none", validator=min_len(1), metadata=_FREE)
+    cache: str = field(
+        default="none", validator=min_len(1), metadata=_FREE | {"path": lambda text, _: text not in ("none", "memory")}
+    )
     compile: bool = field(default=False, metadata=_FREE)
 
     def __attrs_post_init__(self) -> None:

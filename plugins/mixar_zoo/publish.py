@@ -24,7 +24,7 @@ MODELS = Path(__file__).parent / "src" / "mixar_zoo" / "models"
 def publish(run: Path) -> Path:
     """Copy one run to MODELS under its recipe's name, over what is there."""
     text = (run / "recipe.yaml").read_text()
-    recipe = load_recipe(run / "recipe.yaml", plugin_manager())
+    recipe = load_recipe(run / "recipe.yaml", registry=plugin_manager())
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     measured = [entry for entry in log if entry["kind"] == "validation"]
     weights = run / "weights.safetensors"

@@ -16,12 +16,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixar.api import build, evaluate, load, load_recipe, train
+    from mixar.api import build, evaluate, load, train
     from mixar.assembly import System
     from mixar.generation import Generation
     from mixar.model import Model
     from mixar.plugins import Part, Registry, hookimpl, plugin_manager
-    from mixar.recipe import Recipe
+    from mixar.recipe import Recipe, load_recipe
     from mixar_core.errors import UserError
     from mixar_core.training.trainer import Result
 
@@ -45,12 +45,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "mixar.api": ("build", "evaluate", "load", "load_recipe", "train"),
+    "mixar.api": ("build", "evaluate", "load", "train"),
     "mixar.assembly": ("System",),
     "mixar.generation": ("Generation",),
     "mixar.model": ("Model",),
     "mixar.plugins": ("Part", "Registry", "hookimpl", "plugin_manager"),
-    "mixar.recipe": ("Recipe",),
+    "mixar.recipe": ("Recipe", "load_recipe"),
     "mixar_core.errors": ("UserError",),
     "mixar_core.training.trainer": ("Result",),
 }

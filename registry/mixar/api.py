@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mixar import assembly, model, run, strict_yaml
-from mixar import recipe as recipes
+from mixar import assembly, model, run
 from mixar.assembly import System
 from mixar.folder import Kind
 from mixar.model import Model, Precision
@@ -35,17 +34,6 @@ def load(
         precision: `bf16` computes all but the decoders under autocast: about twice as fast, and other images.
     """
     return model.load(name_or_path, device=device, weights=weights, precision=precision)
-
-
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] | Mapping[str, object] = ()) -> Recipe:
-    """A recipe by name or path, resolved.
-
-    Args:
-        overrides: `{"training.steps": 100}`, or as on the command line `["training.steps=100"]`.
-    """
-    if isinstance(overrides, Mapping):
-        overrides = [f"{key}={strict_yaml.dump(value)}" for key, value in overrides.items()]
-    return recipes.load_recipe(name_or_path, plugin_manager(), overrides=overrides)
 
 
 def build(recipe: Recipe, *, device: torch.device | str = "cpu", load_weights: bool = True) -> System:

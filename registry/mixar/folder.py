@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mixar import hub
 from mixar.plugins import Registry
 from mixar.text import one_line
+from mixar.written import located
 from mixar_core.errors import UserError
 from mixar_core.storage import file_sha256, read_weights, write_text, write_weights, writing
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
@@ -37,7 +38,7 @@ def find_weights(weights: str, registry: Registry) -> Path:
     if weights.startswith(hub.PREFIX):
         return hub.fetch(weights).path
     if weights.endswith(".safetensors"):
-        return Path(weights)
+        return located(weights)
     return weights_file(registry.find_model(weights))
 
 

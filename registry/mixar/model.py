@@ -309,7 +309,7 @@ def load(
             raise UserError(f"{what} {value!r}: not known; {choices(allowed, str(value))}")
     registry = plugin_manager() if registry is None else registry
     folder = registry.find_model(name_or_path)
-    recipe = load_recipe(folder / RECIPE, registry)
+    recipe = load_recipe(folder / RECIPE, registry=registry)
     chosen = available_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     data = open_data(recipe, registry, "train") if prior_draws_from_data(recipe) and recipe.data else None
     trained = weights_file(folder, weights)

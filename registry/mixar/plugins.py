@@ -25,6 +25,7 @@ import attrs
 import pluggy
 
 from mixar.text import choices, one_line
+from mixar.written import path_of
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -173,26 +174,39 @@ class Registry:
         files = (file for folder in self._model_folders for file in folder.glob("*/recipe.yaml"))
         return _by_name((file.parent.name, file.parent) for file in files)
 
+    def is_shipped(self, file: Path) -> bool:
+        """Whether a file lies in a plugin's folder of recipes or of models."""
+        folders = (*self._recipe_folders, *self._model_folders)
+        return any(file.resolve().is_relative_to(folder.resolve()) for folder in folders)
+
     def find_recipe(self, name_or_path: str | Path) -> Path:
-        """A recipe's file, by its name or by its path (anything with a slash or ending in .yaml is a path)."""
-        text = str(name_or_path)
-        if "/" in text or text.endswith((".yaml", ".yml")):
-            path = Path(text)
-            if path.is_file():
-                return path
-            raise UserError(f"recipe {text}: no such file")
-        return self._only(text, self.recipes(), "recipe")
+        """A recipe's file, by its name or by its path (anything with a slash or ending in .yaml is a path).
+
+        Raises:
+            UserError: there is none, or several plugins have one of that name.
+        """
+        path = path_of(name_or_path)
+        if path is None:
+            return self._only(str(name_or_path), self.recipes(), "recipe")
+        path = path / "recipe.yaml" if path.is_dir() else path
+        if not path.is_file():
+            raise UserError(f"recipe {path}: no such file")
+        return path
 
     def find_model(self, name_or_path: str | Path) -> Path:
-        """A model's folder, by its name or by its path. A path wins where both exist."""
-        path = Path(name_or_path)
-        if (path / "recipe.yaml").is_file():
-            return path
-        if path.is_dir():
-            raise UserError(f"model {name_or_path}: a model or run folder has a recipe.yaml, this one has none")
-        if "/" in str(name_or_path):
-            raise UserError(f"model {name_or_path}: no such folder")
-        return self._only(str(name_or_path), self.models(), "model")
+        """A model's folder, by its name or by its path; a word without a slash is a folder only if that is a model.
+
+        Raises:
+            UserError: there is none, or several plugins have one of that name.
+        """
+        path = path_of(name_or_path, holding="recipe.yaml")
+        if path is None:
+            return self._only(str(name_or_path), self.models(), "model")
+        if not path.is_dir():
+            raise UserError(f"model {path}: no such folder")
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(f"model {path}: a model or run folder has a recipe.yaml, this one has none")
+        return path
 
     def _only(self, name: str, known: Mapping[str, list[Path]], what: str) -> Path:
         paths = known.get(name, [])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +14,10 @@ from attrs.validators import ge, gt
 
 from mixar import strict_yaml
 from mixar.hub import PREFIX, is_file
-from mixar.plugins import Registry
-from mixar.structure import Invalid, structure, unstructure
+from mixar.plugins import Registry, plugin_manager
+from mixar.structure import Invalid, add_hooks, structure, unstructure, wanted
 from mixar.text import choices
+from mixar.written import Text, bare, located, path_of, placed, read_value
 from mixar_core.backbone import BackboneConfig
 from mixar_core.errors import UserError
 from mixar_core.masking import MaskingConfig
@@ -43,18 +46,16 @@ def _part(kind: str) -> Any:
     return field(default=None, metadata={"kind": kind})
 
 
-def _section(cls: type, *, factory: bool = True) -> Any:
-    return field(default=cls() if factory else None, metadata={"section": cls})
-
-
 @frozen
 class Recipe:
-    """A recipe, resolved: nothing left to look up but weights and data. `load_recipe` makes one.
+    """A recipe, resolved: nothing left to look up but weights and data, every path absolute. `load_recipe` makes one.
 
     Args:
         trains: which part is trained. The others are frozen, or absent where that part does not need them.
         image_size: pixels of a side. num_classes: 0 for an unconditional model.
         extractor: of the perceptual loss (reconstruction.perceptual_weight).
+        accept_other_classes: data whose class names are not those that a frozen prior, a cache or the run began with
+            are used all the same: label 0 means the same class in both, and so on.
         training: None where the recipe does not say how long to train; sampling works without.
     """
 
@@ -63,6 +64,7 @@ class Recipe:
     image_size: int = field(validator=gt(0))
     num_classes: int = field(validator=ge(0))
     summary: str = ""
+    accept_other_classes: bool = False
     data: PartChoice | None = _part("dataset")
     continuous_tokenizer: PartChoice | None = _part("continuous-tokenizer")
     discrete_tokenizer: PartChoice | None = _part("discrete-tokenizer")
@@ -70,12 +72,12 @@ class Recipe:
     injector: PartChoice | None = _part("injector")
     head: PartChoice | None = _part("head")
     extractor: PartChoice | None = _part("extractor")
-    backbone: BackboneConfig = _section(BackboneConfig)
-    masking: MaskingConfig = _section(MaskingConfig)
-    ti_mix: TIMixConfig = _section(TIMixConfig)
-    reconstruction: ReconstructionConfig = _section(ReconstructionConfig)
-    training: TrainingConfig | None = _section(TrainingConfig, factory=False)
-    sampling: SamplingConfig = _section(SamplingConfig)
+    backbone: BackboneConfig = BackboneConfig()
+    masking: MaskingConfig = MaskingConfig()
+    ti_mix: TIMixConfig = TIMixConfig()
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
+    training: TrainingConfig | None = None
+    sampling: SamplingConfig = SamplingConfig()
     callbacks: tuple[PartChoice, ...] = field(default=(), metadata={"kind": "callback", "many": True})
 
 
@@ -83,32 +85,40 @@ class Recipe:
 PART_KEYS: dict[str, str] = {f.name: f.metadata["kind"] for f in attrs.fields(Recipe) if "kind" in f.metadata}
 #: parts that can have weights of their own, because a recipe can train them
 TRAINABLE = ("continuous_tokenizer", "discrete_tokenizer", "prior")
-#: recipe key -> config class
-SECTIONS: dict[str, type] = {f.name: f.metadata["section"] for f in attrs.fields(Recipe) if "section" in f.metadata}
-_PLAIN = ("name", "trains", "image_size", "num_classes", "summary")
+#: keys that must have a value; null is the same as silence for the others
+_PLAIN = ("name", "trains", "image_size", "num_classes", "summary", "accept_other_classes")
 _NEEDS: dict[str, tuple[str, ...]] = {
     "mixar": ("continuous_tokenizer", "injector", "head"),
     "continuous_tokenizer": ("continuous_tokenizer",),
     "discrete_tokenizer": ("discrete_tokenizer",),
     "prior": ("discrete_tokenizer", "prior"),
 }
-#: sections that matter to what is trained; the others are written out only where they differ from the default
+#: what is written out whatever its value; the rest only where it differs from the default
 _RELEVANT: dict[str, tuple[str, ...]] = {
-    "mixar": ("backbone", "masking", "ti_mix", "training", "sampling"),
-    "continuous_tokenizer": ("reconstruction", "training"),
-    "discrete_tokenizer": ("reconstruction", "training"),
-    "prior": ("training",),
+    "mixar": ("backbone", "masking", "ti_mix", "training", "sampling", "callbacks"),
+    "continuous_tokenizer": ("reconstruction", "training", "callbacks"),
+    "discrete_tokenizer": ("reconstruction", "training", "callbacks"),
+    "prior": ("training", "callbacks"),
 }
 _DEFAULT_CALLBACKS = ("throughput", "stall-watch", "progress", "tensorboard", "sample-grid")
 _DEFAULT_EXTRACTOR = "efficientnet-lite0"
 
 
-def load_recipe(name_or_path: str | Path, registry: Registry, *, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of this name or path, with `extends` followed and `overrides` ("a.b=value", YAML values) applied.
+def load_recipe(
+    name_or_path: str | Path,
+    overrides: Sequence[str] | Mapping[str, object] = (),
+    *,
+    registry: Registry | None = None,
+) -> Recipe:
+    """The recipe of this name or path, with `extends` followed and `overrides` applied.
+
+    Args:
+        overrides: `{"training.steps": 100}`, or as on the command line `["training.steps=100"]`.
 
     Raises:
         UserError: no such recipe, or it is not valid: every problem with path, value and choices.
     """
+    registry = plugin_manager() if registry is None else registry
     path = registry.find_recipe(name_or_path)
     plain = merge(read_plain(path, registry), parse_overrides(overrides))
     plain.setdefault("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
@@ -116,7 +126,11 @@ def load_recipe(name_or_path: str | Path, registry: Registry, *, overrides: Sequ
 
 
 def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe file's plain values, merged over those of the recipe it extends."""
+    """A recipe file's plain values, merged over those of the recipe it extends.
+
+    Relative paths are seen from the file that says them. Those of a shipped recipe, or of one that a run or an import
+    wrote (before they were written out in full), mean the working directory.
+    """
     where = f"recipe {path}"
     if path.resolve() in _seen:
         raise UserError(f"{where}: extends itself, through {' -> '.join(p.name for p in _seen)}")
@@ -126,16 +140,20 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
         raise UserError(f"{where}: cannot be read: {error}") from error
     if not isinstance(plain, dict):
         raise UserError(f"{where}: a recipe is a mapping of keys to values, this is {type(plain).__name__}")
-    parent = plain.pop("extends", None)
+    parent, folder = plain.pop("extends", None), path.absolute().parent
+    own = not registry.is_shipped(path) and not (path.name == "recipe.yaml" and (folder / "provenance.json").is_file())
+    plain = placed(plain, folder if own else Path.cwd(), own=own)
     if parent is None:
         return plain
     if not isinstance(parent, str):
         raise UserError(f"{where}: extends: {parent!r} is not a recipe's name or path")
-    relative = path.parent / parent  # a path is meant as seen from the file that says it
-    base = relative if relative.is_file() else registry.find_recipe(parent)
+    try:
+        base = registry.find_recipe(Text(parent, folder))
+    except UserError as error:
+        raise UserError(f"{where}: extends: {error}") from error
     inherited = read_plain(base, registry, _seen=(*_seen, path.resolve()))
-    for own in ("name", "summary"):
-        inherited.pop(own, None)
+    for key in ("name", "summary"):
+        inherited.pop(key, None)
     return merge(inherited, plain)
 
 
@@ -161,18 +179,25 @@ def _replaces(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return isinstance(new.get("weights"), str) and not is_file(new["weights"])
 
 
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str] | Mapping[str, object]) -> dict[str, Any]:
     """Plain values of "a.b=value" strings, as a recipe would hold them; of one key given twice the last value.
 
-    The order of different keys does not matter: what replaces a part is seen when all of them meet the recipe.
+    The order of different keys does not matter: what replaces a part is seen when all of them meet the recipe. Relative
+    paths are seen from the working directory. A mapping holds values, not text to be read.
     """
     plain: dict[str, Any] = {}
-    for text in overrides:
-        path, equals, value = text.partition("=")
+    given = [overrides] if isinstance(overrides, str) else overrides
+    for item in given:
+        if isinstance(given, Mapping):
+            where, path, nested = f"override {item}", str(item), placed(given[item], Path.cwd())
+        else:
+            where, (path, equals, value) = f"--set {item}", str(item).partition("=")
+            if not equals:
+                raise UserError(f'{where}: not of the form key.key=value, for example "training.steps=100"')
+            nested = read_value(value, where=where)
         keys = path.strip().split(".")
-        if not equals or not all(keys):
-            raise UserError(f'--set {text}: not of the form key.key=value, for example "training.steps=100"')
-        nested: Any = strict_yaml.load(value, where=f"--set {text}")
+        if not all(keys):
+            raise UserError(f"{where}: a key is words with dots between them, for example training.steps")
         for key in reversed(keys):
             nested = {key: nested}
         plain = merge(plain, nested, whole_parts=False)
@@ -187,159 +212,108 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
     Raises:
         UserError: it is not valid; lists every problem.
     """
-    problems: list[str] = []
-    values: dict[str, Any] = {}
-    known = [f.name for f in attrs.fields(Recipe)]
-    for key in plain:
-        if key not in known:
-            problems.append(f"{key}: unknown key; {choices([*known, 'extends'], key)}")
-
-    try:
-        values |= attrs.asdict(structure({k: plain[k] for k in _PLAIN if k in plain}, _Plain))
-    except Invalid as invalid:
-        problems += invalid.problems
-    for key, cls in SECTIONS.items():
-        if plain.get(key) is None:
-            continue
-        try:
-            values[key] = structure(plain[key], cls, path=key)
-        except Invalid as invalid:
-            problems += invalid.problems
-    trains = values.get("trains", "")
-    defaults: dict[str, Any] = {"callbacks": [{"type": name} for name in _DEFAULT_CALLBACKS]}
+    values = {key: value for key, value in plain.items() if key in _PLAIN or bare(value) is not None}
+    trains, loss = str(bare(values.get("trains"))), values.get("reconstruction")
+    values.setdefault("callbacks", [{"type": name} for name in _DEFAULT_CALLBACKS if _is_at_hand(name, registry)])
     if trains == "mixar":
-        defaults["injector"] = {"type": "none"}
-    if isinstance(loss := values.get("reconstruction"), ReconstructionConfig) and loss.perceptual_weight:
-        defaults["extractor"] = {"type": _DEFAULT_EXTRACTOR}
+        values.setdefault("injector", {"type": "none"})
+    if isinstance(loss, Mapping) and bare(loss.get("perceptual_weight")):
+        values.setdefault("extractor", {"type": _DEFAULT_EXTRACTOR})
     for key, kind in PART_KEYS.items():
-        value = plain.get(key)
-        value = defaults.get(key) if value is None else value
-        try:
-            if key == "callbacks":
-                values[key] = _callbacks(value, registry)
-            elif value is not None:
-                values[key] = _choice(value, key, kind, registry)
-            elif key in _NEEDS.get(trains, ()):
-                names = [part.name for part in registry.parts(kind)]
-                raise Invalid([f"{key}: required where a recipe trains {trains}; {choices(names)}"])
-        except Invalid as invalid:
-            problems += invalid.problems
-
-    if len(problems) == 1:
-        raise UserError(f"{where}: {problems[0]}")
-    if problems:
-        listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
-        raise UserError(f"{where}: {len(problems)} problems: {listed}")
-    return Recipe(**values)
-
-
-@frozen
-class _Plain:
-    """The keys that hold one plain value, with the checks of `Recipe`."""
-
-    name: str
-    trains: Trains
-    image_size: int = field(validator=gt(0))
-    num_classes: int = field(validator=ge(0))
-    summary: str = ""
-
-
-def _callbacks(value: Any, registry: Registry) -> tuple[PartChoice, ...]:
-    if not isinstance(value, list):
-        raise Invalid([f"callbacks: {value!r} is not a list of parts"])
-    done, problems = [], []
-    for index, item in enumerate(value):
-        try:
-            done.append(_choice(item, f"callbacks.{index}", "callback", registry))
-        except Invalid as invalid:
-            problems += invalid.problems
-    if problems:
-        raise Invalid(problems)
-    return tuple(done)
-
-
-def _choice(value: Any, path: str, kind: str, registry: Registry) -> PartChoice:
-    if not isinstance(value, Mapping):
-        raise Invalid([f"{path}: {value!r} is not a mapping with a type"])
-    settings = dict(value)
-    weights = settings.pop("weights", None)
-    if weights is not None:
-        if path not in TRAINABLE:
-            raise Invalid([f"{path}.weights: only {', '.join(TRAINABLE)} have weights of their own"])
-        if not isinstance(weights, str):
-            raise Invalid([f"{path}.weights: {weights!r} is not a model's name, a model folder or a .safetensors file"])
-        # a resolved recipe says all of it, and loads where the model that training began with is no more
-        if "type" not in settings or _is_model(weights, registry):
-            own = _settings_of_model(weights, path, registry)
-            settings = own | settings
-            if settings.get("type") != own.get("type", settings.get("type")):
-                raise Invalid([f"{path}.type: {settings['type']} is not the type of {weights}, which is {own['type']}"])
-        weights = _absolute(weights, registry)
-    if "type" not in settings:
-        names = [part.name for part in registry.parts(kind)]
-        raise Invalid([f"{path}.type: required, and not there; {choices(names)}"])
-    name = settings.pop("type")
+        value = values.get(key)
+        if key == "callbacks" and isinstance(value, list):
+            values[key] = [partial(_choice, item, f"{key}.{n}", kind, registry) for n, item in enumerate(value)]
+        elif key != "callbacks" and (key in values or key in _NEEDS.get(trains, ())):
+            values[key] = partial(_choice, value, key, kind, registry, user=f"where a recipe trains {trains}")
     try:
-        part = registry.part(kind, str(name))
+        recipe: Recipe = structure(values, Recipe)
+    except Invalid as invalid:
+        problems = invalid.problems
+        if len(problems) == 1:
+            raise UserError(f"{where}: {problems[0]}") from invalid
+        listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+        raise UserError(f"{where}: {len(problems)} problems: {listed}") from invalid
+    return recipe
+
+
+def _is_at_hand(callback: str, registry: Registry) -> bool:
+    """Whether the packages of a default callback are installed; asked for by name, it says which one is not."""
+    needed = getattr(registry.part("callback", callback).component, "requires", ())
+    return all(find_spec(package) is not None for package in needed)
+
+
+def _choice(value: Any, path: str, kind: str, registry: Registry, *, user: str = "") -> PartChoice:
+    """The part that a recipe describes at `path`.
+
+    Raises:
+        Invalid: there is no such part or model, or its settings are wrong.
+    """
+    names = [part.name for part in registry.parts(kind)]
+    if value is None:
+        raise Invalid([f"{path}: required {user}; {choices(names)}"])
+    if not isinstance(value, Mapping):
+        raise Invalid([f"{path}: {bare(value)!r} is not a mapping with a type"])
+    settings, weights = dict(value), wanted(value.get("weights"), str | None)
+    settings.pop("weights", None)
+    try:
+        if weights is not None:
+            weights, settings = _weights(weights, settings, path, registry)
+        if "type" not in settings:
+            raise Invalid([f"{path}.type: required, and not there; {choices(names)}"])
+        part = registry.part(kind, str(wanted(settings.pop("type"), str)))
     except UserError as error:
         raise Invalid([f"{path}.type: {error}"]) from error
     return PartChoice(part.name, structure(settings, part.config, path=path), weights)
 
 
-def _settings_of_model(weights: str, path: str, registry: Registry) -> dict[str, Any]:
-    """Type and settings of the part that a model folder holds."""
+def _weights(weights: Any, settings: dict[str, Any], key: str, registry: Registry) -> tuple[str, dict[str, Any]]:
+    """Where the weights are, for whoever reads the resolved recipe; and the settings, with those of the model."""
+    where = f"{key}.weights"
+    if key not in TRAINABLE:
+        raise Invalid([f"{where}: only {', '.join(TRAINABLE)} have weights of their own"])
+    if not isinstance(weights, str):
+        raise Invalid([f"{where}: {weights!r} is not a model's name, a model folder or a .safetensors file"])
     if is_file(weights):
-        raise Invalid([f"{path}.type: required where weights is a file ({weights}), which does not say its type"])
+        if "type" not in settings:
+            raise Invalid([f"{key}.type: required where weights is a file ({weights}), which does not say its type"])
+        try:
+            return str(weights if weights.startswith(PREFIX) else located(weights)), settings
+        except UserError as error:
+            raise Invalid([f"{where}: {error}"]) from error
     try:
+        path = path_of(weights, holding="recipe.yaml")
         plain = read_plain(registry.find_model(weights) / "recipe.yaml", registry)
     except UserError as error:
-        raise Invalid([f"{path}.weights: {error}"]) from error
-    trains, part = plain.get("trains"), plain.get(path)
-    if trains != path or not isinstance(part, Mapping):
-        raise Invalid([f"{path}.weights: {weights} is a model of a {trains}, not of a {path}"])
-    return {key: value for key, value in part.items() if key != "weights"}
-
-
-def _is_model(weights: str, registry: Registry) -> bool:
-    """Whether it names a model that is there."""
-    if is_file(weights):
-        return False
-    try:
-        registry.find_model(weights)
-    except UserError:
-        return False
-    return True
-
-
-def _absolute(weights: str, registry: Registry) -> str:
-    """A path that holds wherever the resolved recipe is read from; a shipped model's name stays a name."""
-    if weights.startswith(PREFIX):
-        return weights
-    path = Path(weights)
-    is_path = "/" in weights or weights.endswith(".safetensors") or (path / "recipe.yaml").is_file()
-    return str(path.absolute()) if is_path else weights
+        # a resolved recipe says all of it, and loads where the model that training began with is no more
+        if "type" not in settings:
+            raise Invalid([f"{where}: {error}"]) from error
+        return str(weights if path is None else path), settings
+    own = plain.get(key)
+    if plain.get("trains") != key or not isinstance(own, Mapping):
+        raise Invalid([f"{where}: {weights} is a model of a {plain.get('trains')}, not of a {key}"])
+    settings = {**own, **settings}
+    settings.pop("weights", None)
+    if bare(settings.get("type")) != bare(own.get("type")):
+        raise Invalid([f"{key}.type: {settings['type']} is not the type of {weights}, which is {own['type']}"])
+    return str(weights if path is None else path), settings
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
     """The plain values that `make_recipe` makes an equal recipe of, every setting written out."""
     plain: dict[str, Any] = {}
     for attribute in attrs.fields(Recipe):
-        key, value = attribute.name, getattr(recipe, attribute.name)
-        if key in SECTIONS:
-            if value is not None and (key in _RELEVANT[recipe.trains] or value != attribute.default):
-                plain[key] = unstructure(value)
-        elif key == "callbacks":
-            plain[key] = [_plain_choice(choice) for choice in value]
-        elif isinstance(value, PartChoice):
-            plain[key] = _plain_choice(value)
-        elif value not in (None, ""):
-            plain[key] = value
+        value = getattr(recipe, attribute.name)
+        if value is not None and (value != attribute.default or attribute.name in _RELEVANT[recipe.trains]):
+            plain[attribute.name] = unstructure(value)
     return plain
 
 
 def _plain_choice(choice: PartChoice) -> dict[str, Any]:
     weights = {} if choice.weights is None else {"weights": choice.weights}
     return {"type": choice.type, **weights, **unstructure(choice.config)}
+
+
+add_hooks(PartChoice, lambda make, _: make(), _plain_choice)
 
 
 def to_yaml(recipe: Recipe) -> str:

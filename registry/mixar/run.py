@@ -161,7 +161,7 @@ def _check_same(recipe: Recipe, folder: Path, registry: Registry) -> None:
     path = folder / RECIPE
     if not path.is_file():
         raise UserError(f"{folder} holds no run to resume: there is no {RECIPE}")
-    then, now = flat(to_plain(load_recipe(path, registry))), flat(to_plain(recipe))
+    then, now = flat(to_plain(load_recipe(path, registry=registry))), flat(to_plain(recipe))
     changed = [
         f"{key} was {then.get(key)}, is {now.get(key)}"
         for key in sorted({*then, *now})

@@ -69,6 +69,7 @@ for _tag, _pattern, _first in _SCALARS:
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Dumper.add_representer(str, _text)
+_Dumper.add_multi_representer(str, _text)  # text that knows more of itself
 _Dumper.add_representer(list, _list)
 _Dumper.add_representer(tuple, _list)
 
@@ -87,6 +88,11 @@ def load(text: str, *, where: str) -> Any:
         raise UserError(f"{where}: {place}{error.problem or 'not valid YAML'}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{where}: not valid YAML: {one_line(error)}") from error
+
+
+def is_text(word: str) -> bool:
+    """Whether YAML reads an unquoted word as text, and not as null, a boolean or a number."""
+    return not any(re.match(pattern, word) for _, pattern, _ in _SCALARS)
 
 
 def dump(value: Any) -> str:

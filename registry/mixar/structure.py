@@ -1,4 +1,9 @@
-"""Plain values from YAML to typed ones, strictly: no unknown key, no silent cast; every error with path and choices."""
+"""Plain values from YAML to typed ones, strictly: no unknown key, no silent cast; every error with path and choices.
+
+A field of a config class that holds a path says so: by the type `Path`, or for text by
+`field(metadata={"path": True})`; text that only may be one by a function (text, absolute path) -> bool instead of True.
+What a person wrote there becomes absolute: seen from the recipe file that says it, or else from the working directory.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +12,18 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
 from cattrs import ClassValidationError, Converter, ForbiddenExtraKeysError, IterableValidationError
 from cattrs.cols import mapping_structure_factory
 from cattrs.errors import IterableValidationNote
-from cattrs.gen import make_dict_structure_fn
+from cattrs.gen import make_dict_structure_fn, override
 
 from mixar.text import choices, one_line
+from mixar.written import Text, Word, bare, located
 from mixar_core.errors import UserError
+from mixar_core.storage import user_path
 
 
 class Invalid(ValueError):
@@ -69,6 +76,12 @@ def _plain(allowed: type, what: str) -> Callable[[Any, Any], Any]:
     return check
 
 
+def _text(value: Any, _: Any) -> str:
+    if type(value) not in (str, Text):
+        raise TypeError(f"{_show(value)} is not text")
+    return str(value)
+
+
 def _float(value: Any, _: Any) -> float:
     if type(value) not in (int, float):
         raise TypeError(f"{_show(value)} is not a number")
@@ -80,10 +93,11 @@ def _float(value: Any, _: Any) -> float:
 def _path(value: Any, _: Any) -> Path:
     if not isinstance(value, str | Path):
         raise TypeError(f"{_show(value)} is not a path")
-    return Path(value)
+    return located(value) if isinstance(value, Text) else Path(value)
 
 
 def _literal(value: Any, cls: Any) -> Any:
+    value = bare(value)
     for allowed in get_args(cls):
         if type(value) is type(allowed) and value == allowed:
             return value
@@ -92,10 +106,12 @@ def _literal(value: Any, cls: Any) -> Any:
 
 
 def _class_hook(cls: type, converter: Converter) -> Callable[[Any, Any], Any]:
+    fields = [field for field in attrs.fields(cls) if field.init]
+    names, types = [field.name for field in fields], get_type_hints(cls)
+    hooks = {f.name: override(struct_hook=_field_hook(f, types.get(f.name, Any), converter)) for f in fields}
     fill: Callable[..., Any] = make_dict_structure_fn(
-        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
+        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True, **hooks
     )
-    names = [field.name for field in attrs.fields(cls) if field.init]
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -103,6 +119,36 @@ def _class_hook(cls: type, converter: Converter) -> Callable[[Any, Any], Any]:
         return fill(value, cls)
 
     return hook
+
+
+def _field_hook(field: attrs.Attribute[Any], cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    is_path = field.metadata.get("path")
+
+    def hook(value: Any, _: Any) -> Any:
+        value = wanted(value, cls)
+        return converter.structure(_located(value, is_path) if is_path else value, cls)
+
+    return hook
+
+
+def wanted(value: Any, cls: Any) -> Any:
+    """A word of the command line as it is written where text is wanted, and else as what YAML reads in it."""
+    if not isinstance(value, Word):
+        return value
+    members = {*get_args(cls)} if _is_union(cls) else {cls}
+    is_text = members & {str, Path} and not members & {bool, int, float}
+    return value.text if is_text and not (value.value is None and NoneType in members) else value.value
+
+
+def _located(value: Any, is_path: Any) -> Any:
+    """What a person wrote with its paths made absolute, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _located(item, is_path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_located(item, is_path) for item in value]
+    if not isinstance(value, Text) or "://" in value:
+        return value
+    return str(located(value)) if is_path is True or is_path(value, value.folder / user_path(value)) else value
 
 
 def _sequence_hook(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
@@ -130,12 +176,12 @@ def _sequence_hook(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
 
 
 def _mapping_hook(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
-    fill = mapping_structure_factory(cls, converter)
+    fill, of = mapping_structure_factory(cls, converter), (get_args(cls) or (str, Any))[1]
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, Mapping):
             raise TypeError(f"{_show(value)} is not a mapping")
-        return fill(value, cls)
+        return fill({key: wanted(item, of) for key, item in value.items()}, cls)
 
     return hook
 
@@ -176,9 +222,10 @@ def _strict() -> Converter:
     converter = Converter(detailed_validation=True, forbid_extra_keys=True)
     converter.register_structure_hook(bool, _plain(bool, "true or false"))
     converter.register_structure_hook(int, _plain(int, "a whole number"))
-    converter.register_structure_hook(str, _plain(str, "text"))
+    converter.register_structure_hook(str, _text)
     converter.register_structure_hook(float, _float)
     converter.register_structure_hook(Path, _path)
+    converter.register_structure_hook_func(lambda cls: cls is Any, lambda value, _: bare(value))
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook_func(lambda cls: get_origin(cls) is Literal, _literal)
     converter.register_structure_hook_factory(_is_union, _union_hook)
@@ -190,18 +237,27 @@ def _strict() -> Converter:
 
 _CONVERTER = _strict()
 
+
+def add_hooks(cls: type, load: Callable[[Any, Any], Any], dump: Callable[[Any], Any]) -> None:
+    """Let a class be structured and unstructured in a way of its own."""
+    _CONVERTER.register_structure_hook(cls, load)
+    _CONVERTER.register_unstructure_hook(cls, dump)
+
+
 # ---------------------------------------------------------------- errors in words
 
 
 def _problems(error: BaseException, path: str) -> Iterator[tuple[str, str]]:
     """(path, message) of every leaf of a tree of validation errors."""
     if isinstance(error, ClassValidationError | IterableValidationError):
-        noted, plain = error.group_exceptions()
+        noted, others = error.group_exceptions()
+        for inner in others:
+            yield from _problems(inner, path)
         for inner, note in noted:
             step = str(note.index) if isinstance(note, IterableValidationNote) else note.name
             yield from _problems(inner, join(path, step))
-        for inner in plain:
-            yield from _problems(inner, path)
+    elif isinstance(error, Invalid):
+        yield from (("", problem) for problem in error.problems)
     elif isinstance(error, ForbiddenExtraKeysError):
         names = [field.name for field in attrs.fields(error.cl) if field.init]
         for key in sorted(error.extra_fields):
@@ -222,5 +278,5 @@ def _line(path: str, message: str) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = repr(bare(value))
     return text if len(text) <= 60 else text[:57] + "..."

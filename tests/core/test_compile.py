@@ -64,7 +64,7 @@ def test_other_counts_of_masked_tokens_compile_nothing_anew(injector: str) -> No
 
 @pytest.mark.parametrize("name", ["continuous", "discrete", "prior", "mixar"])
 def test_no_block_of_a_recipe_breaks_its_graph(family: Path, registry: Registry, name: str) -> None:
-    recipe = load_recipe(family / f"recipes/{name}.yaml", registry)
+    recipe = load_recipe(family / f"recipes/{name}.yaml", registry=registry)
     objective = make_objective(build(recipe, registry), registry).train()
     counter = compiled(objective)
     step(objective, ImageBatch(torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([0, 1])), 0)

@@ -261,7 +261,7 @@ def test_a_sweep_marks_the_best_point(family: Path, tmp_path: Path) -> None:
 def test_guidance_costs_what_the_sequences_say(family: Path, tmp_path: Path, registry: Registry) -> None:
     costs, models = {}, {}
     for name in ("none", "dc-mix", "dc-sa", "dc-ca"):
-        recipe = load_recipe(family / "recipes/mixar.yaml", registry, overrides=[f"injector.type={name}"])
+        recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry, overrides=[f"injector.type={name}"])
         tensors = mixar.build(recipe).trained.state_dict()
         save_model(tmp_path / name, recipe_yaml=to_yaml(recipe), tensors=tensors)
         models[name] = mixar.load(tmp_path / name, device="cpu")

@@ -70,7 +70,7 @@ def test_folders_flat_and_by_class(tmp_path: Path, registry: Registry) -> None:
 
 
 def test_data_of_a_recipe_and_of_a_part(family: Path, registry: Registry) -> None:
-    recipe = load_recipe(family / "recipes/mixar.yaml", registry)
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
     assert len(open_images("data:validation", registry, recipe=recipe)) == 6
     train = open_images("data", registry, recipe=recipe)
     assert len(train) == 9 and train.labels == [0, 0, 0, 1, 1, 1, 2, 2, 2] and "train split" in train.description
@@ -149,7 +149,7 @@ def test_an_image_that_is_cut_off_is_named_when_it_is_read(tmp_path: Path, regis
 
 
 def test_bad_words_are_one_line(family: Path, registry: Registry) -> None:
-    recipe = load_recipe(family / "recipes/mixar.yaml", registry)
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
     for text, message in (
         ("data:test", "no split 'test'; allowed: train, validation"),
         ("image-folder:train,pth=/x", "pth: unknown key; did you mean path"),

@@ -35,7 +35,7 @@ def test_the_other_split_of_a_set() -> None:
 
 
 def test_which_images_and_which_others(family: Path, registry: Registry) -> None:
-    recipe = load_recipe(family / "recipes/mixar.yaml", registry)
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
 
     def chosen(count: int | None, data: str = "data:train", seed: int = 0) -> Any:
         return choose(data, count, seed=seed, least=4, recipe=recipe, registry=registry)
@@ -165,7 +165,7 @@ def test_statistics_are_measured_once_and_taken_again(family: Path, tmp_path: Pa
     call = ["eval", "statistics", "data:train", "--recipe", family / "recipes/mixar.yaml", "--extractor", text]
     assert "train split of image-folder: 9 images" in good(*call, "--out", out)
     extractor = open_extractor(text, registry)
-    recipe = load_recipe(family / "recipes/mixar.yaml", registry)
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
     known = {"extractor": extractor, "registry": registry, "processes": ALONE}
     stored, anew = open_reference(str(out), **known), open_reference("data:train", recipe=recipe, **known)
     assert stored.count == 9 and abs(frechet_of(stored.gaussian, anew.gaussian)) < 1e-5

@@ -38,7 +38,7 @@ def kill_after(family: Path, folder: Path, after: str | None, times: int) -> Non
 
         setattr(cache_writer, after, deadly)
     registry = plugin_manager()
-    recipe = load_recipe(family / "recipes/mixar.yaml", registry)
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
     make_cache(recipe, folder, registry, device="cpu", rows_per_shard=2, batch=2)
 
 

@@ -30,7 +30,7 @@ from mixar_core.errors import UserError
     ],
 )
 def test_sizes_are_the_papers_and_cost_no_memory(registry: Registry, name: str, millions: float) -> None:
-    system = build(load_recipe(name, registry), registry, meta=True)
+    system = build(load_recipe(name, registry=registry), registry, meta=True)
     assert system.parameters / 1e6 == pytest.approx(millions, rel=1e-3)
     assert all(tensor.is_meta for tensor in system.trained.parameters())
 
@@ -54,21 +54,21 @@ def test_two_parts_that_do_not_fit_are_named_with_both_values(
     registry: Registry, overrides: list[str], one: str, other: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        build(load_recipe("mixar_l", registry, overrides=overrides), registry, meta=True)
+        build(load_recipe("mixar_l", registry=registry, overrides=overrides), registry, meta=True)
     assert one in str(caught.value) and other in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_prior_of_other_classes_or_other_codes_is_refused(family: Path, registry: Registry, tmp_path: Path) -> None:
     mixar = family / "recipes/mixar.yaml"
     with pytest.raises(UserError, match="num_classes 3 against 4"):
-        build(load_recipe(mixar, registry, overrides=["num_classes=4"]), registry, meta=True)
+        build(load_recipe(mixar, registry=registry, overrides=["num_classes=4"]), registry, meta=True)
     with pytest.raises(UserError, match="image_size 16 against 32"):
-        build(load_recipe(mixar, registry, overrides=["image_size=32"]), registry, meta=True)
+        build(load_recipe(mixar, registry=registry, overrides=["image_size=32"]), registry, meta=True)
     other = tmp_path / "discrete"
     other.mkdir()
     for name in ("recipe.yaml", "weights.safetensors"):
         (other / name).write_bytes((family / "models/discrete" / name).read_bytes())
-    recipe = load_recipe(mixar, registry, overrides=[f"discrete_tokenizer.weights={other}"])
+    recipe = load_recipe(mixar, registry=registry, overrides=[f"discrete_tokenizer.weights={other}"])
     assert build(recipe, registry, meta=True)  # a copy gives the same codes
     data = bytearray((other / "weights.safetensors").read_bytes())
     data[-1] ^= 1
@@ -78,7 +78,7 @@ def test_a_prior_of_other_classes_or_other_codes_is_refused(family: Path, regist
 
 
 def test_frozen_parts_get_their_weights_and_no_gradient(family: Path, registry: Registry) -> None:
-    system = build(load_recipe(family / "recipes/mixar.yaml", registry), registry)
+    system = build(load_recipe(family / "recipes/mixar.yaml", registry=registry), registry)
     assert system.model is not None and system.prior is not None
     stored = read_tensors(family / "models/prior/weights.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in system.prior.state_dict().items())
@@ -92,7 +92,7 @@ def test_frozen_parts_get_their_weights_and_no_gradient(family: Path, registry: 
 def test_an_injector_is_as_wide_as_where_its_guidance_goes(registry: Registry) -> None:
     overrides = ["backbone.decoder_width=512", "backbone.decoder_heads=8", "prior=null", "ti_mix.schedule=constant"]
     for injector, width in (("dc-mix", 512), ("dc-sa", 1024)):
-        recipe = load_recipe("mixar_l", registry, overrides=[*overrides, f"injector.type={injector}"])
+        recipe = load_recipe("mixar_l", registry=registry, overrides=[*overrides, f"injector.type={injector}"])
         model = build(recipe, registry, meta=True).model
         assert model is not None
         codes_BN = torch.zeros(1, 256, dtype=torch.int64, device="meta")
@@ -103,14 +103,14 @@ def test_an_injector_is_as_wide_as_where_its_guidance_goes(registry: Registry) -
 
 def test_data_of_another_number_of_classes_are_refused(family: Path, registry: Registry) -> None:
     base = family / "recipes/continuous.yaml"
-    assert len(open_data(load_recipe(base, registry), registry, "train")) == 9
-    assert "9 training images of 3 classes" in try_data(load_recipe(base, registry), registry)
-    wrong = load_recipe(base, registry, overrides=["num_classes=4"])
+    assert len(open_data(load_recipe(base, registry=registry), registry, "train")) == 9
+    assert "9 training images of 3 classes" in try_data(load_recipe(base, registry=registry), registry)
+    wrong = load_recipe(base, registry=registry, overrides=["num_classes=4"])
     with pytest.raises(UserError, match="3 classes against 4"):
         open_data(wrong, registry, "train")
     with pytest.raises(UserError, match="3 classes against 4"):
         try_data(wrong, registry)
-    unconditional = load_recipe(base, registry, overrides=["num_classes=0"])
+    unconditional = load_recipe(base, registry=registry, overrides=["num_classes=0"])
     assert open_data(unconditional, registry, "train")
-    absent = load_recipe(base, registry, overrides=["data.path=/nowhere"])
+    absent = load_recipe(base, registry=registry, overrides=["data.path=/nowhere"])
     assert "cannot be opened here" in try_data(absent, registry)

@@ -35,7 +35,7 @@ def made(family: Path, registry: Registry, tmp_path_factory: pytest.TempPathFact
 
 
 def recipe(family: Path, registry: Registry, *overrides: str, name: str = "mixar") -> Recipe:
-    return load_recipe(family / f"recipes/{name}.yaml", registry, overrides=overrides)
+    return load_recipe(family / f"recipes/{name}.yaml", registry=registry, overrides=overrides)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ def test_the_backbones_formula_is_what_torch_counts(family: Path, registry: Regi
     from torch.utils.flop_counter import FlopCounterMode
 
     overrides = [f"injector.type={injector}", "backbone.decoder_width=12", "backbone.decoder_depth=2"]
-    recipe = load_recipe(family / "recipes/mixar.yaml", registry, overrides=overrides)
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry, overrides=overrides)
     model = build(recipe, registry, meta=True).model
     assert model is not None
     tokens = model.backbone.grid.tokens
@@ -39,7 +39,7 @@ def test_the_backbones_formula_is_what_torch_counts(family: Path, registry: Regi
 
 @pytest.mark.parametrize("name", ["continuous", "discrete", "prior", "mixar"])
 def test_every_kind_of_recipe_has_an_estimate(family: Path, registry: Registry, name: str) -> None:
-    system = build(load_recipe(family / f"recipes/{name}.yaml", registry), registry, meta=True)
+    system = build(load_recipe(family / f"recipes/{name}.yaml", registry=registry), registry, meta=True)
     found = estimate(system)
     assert found.parameters == system.parameters == sum(part.parameters for part in found.parts if part.trained)
     for costs in (found.training_gflop, found.sampling_gflop):
@@ -50,7 +50,7 @@ def test_every_kind_of_recipe_has_an_estimate(family: Path, registry: Registry, 
 
 def test_checkpointing_saves_activations_and_costs_a_forward_pass(registry: Registry) -> None:
     plain, checkpointed = (
-        estimate(build(load_recipe("mar_b", registry, overrides=[o]), registry, meta=True))
+        estimate(build(load_recipe("mar_b", registry=registry, overrides=[o]), registry, meta=True))
         for o in ("backbone.activation_checkpointing=false", "backbone.activation_checkpointing=true")
     )
     assert checkpointed.memory_gb["activations"] < plain.memory_gb["activations"] * 0.7  # type: ignore[operator]
@@ -61,9 +61,11 @@ def test_checkpointing_saves_activations_and_costs_a_forward_pass(registry: Regi
 
 def test_model_flop_count_neither_recomputation_nor_tokenizers_that_do_not_run(registry: Registry) -> None:
     def of(name: str, *overrides: str) -> float | None:
-        return training_flop_per_image(build(load_recipe(name, registry, overrides=overrides), registry, meta=True))
+        return training_flop_per_image(
+            build(load_recipe(name, registry=registry, overrides=overrides), registry, meta=True)
+        )
 
-    costs = estimate(build(load_recipe("digits", registry), registry, meta=True)).training_gflop
+    costs = estimate(build(load_recipe("digits", registry=registry), registry, meta=True)).training_gflop
     assert of("digits", "training.cache=none") == pytest.approx(1e9 * costs["total"])  # type: ignore[operator]
     assert of("digits", "training.cache=none", "backbone.activation_checkpointing=true") == of(
         "digits", "training.cache=none"
@@ -78,7 +80,7 @@ def test_what_cannot_run_without_values_is_left_out(
     family: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = ["prior.type=ground-truth", "injector.type=dc-sa", "ti_mix.start=0.5"]
-    recipe = load_recipe(family / "recipes/mixar.yaml", registry, overrides=overrides)
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry, overrides=overrides)
     system = build(recipe, registry, meta=True)
     found = estimate(system)  # this prior draws from data, and there are none
     assert found.sampling_gflop["prior"] is None and found.sampling_gflop["total"] is None

@@ -37,9 +37,11 @@ def png(seed: int) -> bytes:
 
 def trained_pair(family: Path, registry: Registry, folder: Path, *overrides: str) -> Path:
     """A prior, and a MixAR with it and TI-Mix from the first step, trained for two steps; the MixAR's folder."""
-    train(load_recipe(family / "recipes/prior.yaml", registry, overrides=overrides), folder / "prior")
+    train(load_recipe(family / "recipes/prior.yaml", registry=registry, overrides=overrides), folder / "prior")
     mixed = [f"prior.weights={folder / 'prior'}", "ti_mix.start=0.5", "training.evaluate_every=1"]
-    train(load_recipe(family / "recipes/mixar.yaml", registry, overrides=[*overrides, *mixed]), folder / "mixar")
+    train(
+        load_recipe(family / "recipes/mixar.yaml", registry=registry, overrides=[*overrides, *mixed]), folder / "mixar"
+    )
     return folder / "mixar"
 
 
@@ -119,7 +121,7 @@ def test_an_unknown_class_among_many_is_named_in_one_short_line(many: Path, tmp_
 
 
 def test_only_the_classes_of_a_batch_are_taught(many: Path, registry: Registry) -> None:
-    system = build(load_recipe(many / "recipe.yaml", registry), registry)
+    system = build(load_recipe(many / "recipe.yaml", registry=registry), registry)
     shake(system.trained)
     objective = make_objective(system, registry).train()
     images = ImageBatch(torch.rand(2, 3, 16, 16), torch.tensor([MANY - 1, 5000]))
@@ -172,7 +174,7 @@ def test_an_unconditional_model_is_sampled_from_by_default(unconditional: Path, 
 def test_real_codes_serve_an_unconditional_model_whatever_its_images_are_labelled(
     family: Path, registry: Registry
 ) -> None:
-    recipe = load_recipe(family / "recipes/prior.yaml", registry)
+    recipe = load_recipe(family / "recipes/prior.yaml", registry=registry)
     tokenizer = build(recipe, registry).discrete_tokenizer
     data = open_data(recipe, registry, "train")
     prior = GroundTruthPrior(GroundTruthConfig(), tokenizer=tokenizer, num_classes=0, data=data)

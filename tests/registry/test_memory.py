@@ -25,7 +25,7 @@ BATCH = 8
 
 def system_of(name: str, registry: Registry, *overrides: str, meta: bool = True) -> System:
     settings = (f"training.batch_size={BATCH}", "training.micro_batch=null", *overrides)
-    return build(load_recipe(name, registry, overrides=settings), registry, meta=meta, load_weights=False)
+    return build(load_recipe(name, registry=registry, overrides=settings), registry, meta=meta, load_weights=False)
 
 
 def batch_of(system: System) -> ImageBatch | TokenBatch:
@@ -131,7 +131,7 @@ def test_attention_on_a_gpu_keeps_no_map(registry: Registry) -> None:
 
 
 def test_the_run_is_compared_with_the_device(family: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, cpu = load_recipe(family / "recipes/mixar.yaml", registry), torch.device("cpu")
+    recipe, cpu = load_recipe(family / "recipes/mixar.yaml", registry=registry), torch.device("cpu")
     system = build(recipe, registry, meta=True)
     needs = training_memory(system, device_type="cpu")
     standing, training = sum(needs[kind] or 0.0 for kind in STANDING), needs["training"]

@@ -66,7 +66,7 @@ def test_a_resolved_recipe_loads_as_an_equal_one(plain: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_recipe_is_valid_and_says_how_it_is_run(name: str) -> None:
-    recipe = load_recipe(name, REGISTRY)
+    recipe = load_recipe(name, registry=REGISTRY)
     assert recipe.summary and recipe.training is not None
     first = REGISTRY.find_recipe(name).read_text().splitlines()[0]
     assert first.startswith("# ") and f"train {name}" in first
@@ -74,9 +74,9 @@ def test_every_shipped_recipe_is_valid_and_says_how_it_is_run(name: str) -> None
 
 def test_the_papers_recipes_differ_by_one_field_from_those_without_ti_mix() -> None:
     with_it, without = (
-        load_recipe("mixar_l", REGISTRY, overrides=[f"ti_mix.schedule={s}"]) for s in ("linear", "constant")
+        load_recipe("mixar_l", registry=REGISTRY, overrides=[f"ti_mix.schedule={s}"]) for s in ("linear", "constant")
     )
-    assert with_it == load_recipe("mixar_l", REGISTRY)
+    assert with_it == load_recipe("mixar_l", registry=REGISTRY)
     assert (with_it.ti_mix.lambda_at(0.5), with_it.ti_mix.lambda_at(1.0)) == (1.0, 0.0)
     assert without.ti_mix.lambda_at(1.0) == 1.0
     left, right = to_plain(with_it), to_plain(without)
@@ -116,7 +116,7 @@ def test_overrides_are_yaml_and_later_ones_win() -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_order_of_overrides_does_not_matter(order: int, family: Path) -> None:
     def overridden(name: str | Path, *overrides: str) -> Recipe:
-        return load_recipe(name, REGISTRY, overrides=overrides[::order])
+        return load_recipe(name, registry=REGISTRY, overrides=overrides[::order])
 
     prior = overridden("mixar_l", "prior.steps=7", "prior.bits=3", f"prior.weights={family / 'models/prior'}").prior
     assert prior is not None and (prior.config.steps, prior.config.bits, prior.config.width) == (7, 3, 8)
@@ -132,7 +132,7 @@ def test_extends_by_path_and_by_name_and_never_in_a_circle(tmp_path: Path) -> No
     (tmp_path / "own.yaml").write_text("extends: mixar_l\nsummary: mine\nhead: {depth: 2}\n")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/child.yaml").write_text("extends: ../own.yaml\nimage_size: 128\n")
-    child = load_recipe(tmp_path / "sub/child.yaml", REGISTRY)
+    child = load_recipe(tmp_path / "sub/child.yaml", registry=REGISTRY)
     assert (child.name, child.summary, child.image_size) == ("child", "", 128)
     assert (child.head.config.depth, child.head.config.width) == (2, 1536)  # type: ignore[union-attr]
     (tmp_path / "own.yaml").write_text("extends: sub/child.yaml\n")
@@ -166,25 +166,27 @@ def test_extends_by_path_and_by_name_and_never_in_a_circle(tmp_path: Path) -> No
 )
 def test_what_is_wrong_is_said_in_one_line(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_recipe("mixar_l", REGISTRY, overrides=[override])
+        load_recipe("mixar_l", registry=REGISTRY, overrides=[override])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_all_problems_are_listed() -> None:
     with pytest.raises(UserError, match=r"3 problems: .*\(1\).*zzz.*\(2\).*image_size.*\(3\).*head.depth"):
-        load_recipe("mixar_l", REGISTRY, overrides=["zzz=1", "image_size=1.5", "head.depth=x"])
+        load_recipe("mixar_l", registry=REGISTRY, overrides=["zzz=1", "image_size=1.5", "head.depth=x"])
 
 
 def test_a_part_takes_type_and_settings_from_the_model_it_names(family: Path, registry: Registry) -> None:
-    recipe = load_recipe(family / "recipes/mixar.yaml", registry)
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
     assert recipe.prior is not None and recipe.prior.type == "maskbit"
     assert (recipe.prior.config.bits, recipe.prior.config.steps) == (2, 3)
     assert recipe.prior.weights == str(family / "models/prior")
-    tuned = load_recipe(family / "recipes/mixar.yaml", registry, overrides=["prior.steps=2"])
+    tuned = load_recipe(family / "recipes/mixar.yaml", registry=registry, overrides=["prior.steps=2"])
     assert (tuned.prior.config.bits, tuned.prior.config.steps) == (2, 2)  # type: ignore[union-attr]
     with pytest.raises(UserError, match="is a model of a prior, not of a discrete_tokenizer"):
         load_recipe(
-            family / "recipes/mixar.yaml", registry, overrides=[f"discrete_tokenizer.weights={family / 'models/prior'}"]
+            family / "recipes/mixar.yaml",
+            registry=registry,
+            overrides=[f"discrete_tokenizer.weights={family / 'models/prior'}"],
         )
 
 
@@ -193,23 +195,23 @@ def test_a_model_brings_its_settings_where_its_type_is_written_beside_it(
 ) -> None:
     shutil.copytree(family / "models/prior", tmp_path / "prior")
     mixar, named = family / "recipes/mixar.yaml", [f"prior.weights={tmp_path / 'prior'}", "prior.type=maskbit"]
-    plain = load_recipe(mixar, registry)
+    plain = load_recipe(mixar, registry=registry)
     for base in (mixar, "mixar_l"):  # the latter has settings for a prior of its own
-        prior = load_recipe(base, registry, overrides=named).prior
+        prior = load_recipe(base, registry=registry, overrides=named).prior
         assert prior is not None and plain.prior is not None and prior.config == plain.prior.config
-    tuned = load_recipe(mixar, registry, overrides=[*named, "prior.steps=2"])
+    tuned = load_recipe(mixar, registry=registry, overrides=[*named, "prior.steps=2"])
     assert (tuned.prior.config.heads, tuned.prior.config.steps) == (2, 2)  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"prior\.type: ground-truth is not the type of .*prior, which is maskbit"):
-        load_recipe(mixar, registry, overrides=[named[0], "prior.type=ground-truth"])
+        load_recipe(mixar, registry=registry, overrides=[named[0], "prior.type=ground-truth"])
 
     # a resolved recipe says every setting itself, so it is read where the model is no more, too
     (tmp_path / "run.yaml").write_text(to_yaml(tuned))
     for _ in range(2):
-        assert load_recipe(tmp_path / "run.yaml", registry) == tuned
+        assert load_recipe(tmp_path / "run.yaml", registry=registry) == tuned
         shutil.rmtree(tmp_path / "prior", ignore_errors=True)
 
 
 def test_relative_weights_become_absolute(family: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(family)
-    recipe = load_recipe("recipes/mixar.yaml", registry, overrides=["prior.weights=models/prior"])
+    recipe = load_recipe("recipes/mixar.yaml", registry=registry, overrides=["prior.weights=models/prior"])
     assert recipe.prior is not None and recipe.prior.weights == str(family / "models/prior")

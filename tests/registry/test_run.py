@@ -26,7 +26,7 @@ class Keep(Callback):
 
 
 def test_callbacks_learn_what_a_step_costs(tmp_path: Path, family: Path, registry: Registry) -> None:
-    recipe = load_recipe(family / "recipes/mixar.yaml", registry)
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
     keep = Keep()
     train(recipe, tmp_path / "run", callbacks=[keep], registry=registry)
     expected = training_flop_per_image(build(recipe, registry, meta=True))
@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_known_before_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    recipe = load_recipe(family / "recipes/mixar.yaml", registry)
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
     needed = memory.training_memory(build(recipe, registry, meta=True), device_type="cpu")
     standing = sum(needed[kind] or 0.0 for kind in memory.STANDING)
     monkeypatch.setattr(memory, "device_memory", lambda device: standing * share)
@@ -59,9 +59,9 @@ def test_what_does_not_fit_is_known_before_the_run(
 @pytest.fixture
 def around(family: Path, registry: Registry, tmp_path: Path) -> Recipe:
     """The family's MixAR around a tokenizer trained for two steps, in `tmp_path / "tokenizer"`."""
-    train(load_recipe(family / "recipes/continuous.yaml", registry), tmp_path / "tokenizer", registry=registry)
+    train(load_recipe(family / "recipes/continuous.yaml", registry=registry), tmp_path / "tokenizer", registry=registry)
     named = [f"continuous_tokenizer.weights={tmp_path / 'tokenizer'}"]
-    return load_recipe(family / "recipes/mixar.yaml", registry, overrides=named)
+    return load_recipe(family / "recipes/mixar.yaml", registry=registry, overrides=named)
 
 
 def test_a_run_that_is_not_finished_is_no_frozen_part(around: Recipe, tmp_path: Path, registry: Registry) -> None:

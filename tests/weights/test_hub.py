@@ -105,7 +105,7 @@ def test_a_recipe_may_name_a_file_at_the_hub(monkeypatch: pytest.MonkeyPatch, tm
     registry = plugin_manager()
     name = "hf://who/what/w.safetensors@v1"
     overrides = [f"continuous_tokenizer.weights={name}", "continuous_tokenizer.channels=32"]
-    recipe = load_recipe("kl16", registry, overrides=overrides)
+    recipe = load_recipe("kl16", registry=registry, overrides=overrides)
     assert recipe.continuous_tokenizer is not None and recipe.continuous_tokenizer.weights == name
     assert f"weights: {name}" in to_yaml(recipe)
     with pytest.raises(UserError, match=f"{name}: not in the cache of this machine, and offline"):

@@ -71,7 +71,7 @@ def test_averaged_weights_unless_raw_ones_are_asked_for(
 
 def test_statistics_of_latents(models: Path, files: Path, registry: Registry, tmp_path: Path) -> None:
     kl16 = build(
-        load_recipe(models / "kl16/recipe.yaml", registry), registry, trained_weights=_weights(models / "kl16")
+        load_recipe(models / "kl16/recipe.yaml", registry=registry), registry, trained_weights=_weights(models / "kl16")
     )
     assert torch.allclose(kl16.trained.latent_std_C, torch.tensor(1 / 0.2325))
     stored = read_tensors(_weights(models / "vavae"))

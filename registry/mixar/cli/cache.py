@@ -65,7 +65,7 @@ def cache_command(
     from mixar.recipe import load_recipe
 
     registry = open_registry(context, no_plugin)
-    resolved = load_recipe(recipe, registry, overrides=settings or ())
+    resolved = load_recipe(recipe, registry=registry, overrides=settings or ())
     if resolved.training is not None:
         workers = resolved.training.workers if workers is None else workers
         max_unreadable = resolved.training.max_unreadable if max_unreadable is None else max_unreadable

@@ -86,7 +86,7 @@ def show_command(
     """
     from mixar.recipe import load_recipe, to_plain, to_yaml
 
-    resolved = load_recipe(recipe, open_registry(context, no_plugin), overrides=settings or ())
+    resolved = load_recipe(recipe, registry=open_registry(context, no_plugin), overrides=settings or ())
     if as_json:
         print_json(to_plain(resolved))
     else:
@@ -116,7 +116,7 @@ def check_command(
     from mixar.recipe import load_recipe
 
     registry = open_registry(context, no_plugin)
-    resolved = load_recipe(recipe, registry, overrides=settings or ())
+    resolved = load_recipe(recipe, registry=registry, overrides=settings or ())
     data = try_data(resolved, registry)
     found = estimate(build(resolved, registry, meta=True), processes=processes)
     if as_json:

@@ -37,7 +37,7 @@ def train_command(
     if resume and (run / RECIPE).is_file():
         out, recipe = out or run, str(run / RECIPE)
     overrides = [*(settings or ()), *(() if seed is None else (f"training.seed={seed}",))]
-    resolved = load_recipe(recipe, registry, overrides=overrides)
+    resolved = load_recipe(recipe, registry=registry, overrides=overrides)
     result = train(
         resolved, out or Path("runs") / resolved.name, resume=resume, device=checked_device(device), registry=registry
     )

@@ -151,7 +151,7 @@ def _tokenizer(name: str, importer: Importer, registry: Registry) -> Tokenizer:
     Raises:
         UserError: there is no such folder, or it holds something else.
     """
-    recipe = load_recipe(registry.find_model(name) / RECIPE, registry)
+    recipe = load_recipe(registry.find_model(name) / RECIPE, registry=registry)
     if recipe.trains != importer.tokenizer_key:
         raise UserError(f"--tokenizer {name}: is a model of a {recipe.trains}, not of a {importer.tokenizer_key}")
     trained = build(recipe, registry, meta=True).trained

@@ -57,7 +57,7 @@ def statistics_command(
     if settings and recipe is None:
         raise UserError("--set: changes a recipe's settings; give --recipe")
     registry = open_registry(context, no_plugin)
-    resolved = None if recipe is None else load_recipe(recipe, registry, overrides=settings or ())
+    resolved = None if recipe is None else load_recipe(recipe, registry=registry, overrides=settings or ())
     processes = join_processes(checked_device(device), timeout=PATIENT)
     seeing = open_extractor(extractor, registry, device=processes.device)
     with naming_lost_processes(processes), ImageProgress("measuring") as bar:

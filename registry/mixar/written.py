@@ -1,0 +1,125 @@
+"""Values as a person wrote them: text that knows where its paths are seen from, and words that may be numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from mixar import strict_yaml
+from mixar_core.errors import UserError
+from mixar_core.storage import user_path
+
+_PATH_ENDINGS = (".safetensors", ".yaml", ".yml")
+
+
+class Text(str):
+    """Text of a recipe file or of the command line.
+
+    Args:
+        folder: absolute; where relative paths in it are seen from.
+        own: whether a person wrote it here. What a package ships or a run wrote names no folder by a bare word.
+    """
+
+    folder: Path
+    own: bool
+
+    def __new__(cls, text: str, folder: Path | None = None, own: bool = True) -> Text:
+        """Without `folder`: the working directory."""
+        made = super().__new__(cls, text)
+        made.folder, made.own = folder or Path.cwd(), own
+        return made
+
+
+@attrs.frozen(eq=False)
+class Word:
+    """A word of the command line that YAML reads as null, a boolean or a number; `text` where text is wanted."""
+
+    value: bool | int | float | None
+    text: Text
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.value == bare(other))
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
+def read_value(text: str, *, where: str) -> Any:
+    """What a value on the command line means: never cut, and in quotes or brackets YAML.
+
+    Text is taken whole, with ` #`, `: ` and spaces in it; a word that YAML reads as a number is a `Word`.
+
+    Raises:
+        UserError: a quote or bracket that is not closed, or something behind it.
+    """
+    if text.lstrip()[:1] in ("'", '"', "[", "{"):
+        if "\ue000" in text:
+            raise UserError(f"{where}: the character U+E000 cannot be in quotes or brackets")
+        # no `#` begins a comment here, so YAML is not shown one
+        loaded = strict_yaml.load(text.replace("#", "\ue000"), where=where)
+        return placed(_restored(loaded), Path.cwd())
+    if strict_yaml.is_text(text.strip()):
+        return Text(text)
+    return Word(strict_yaml.load(text.strip(), where=where), Text(text))
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_restored(key): _restored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restored(item) for item in value]
+    return value.replace("\ue000", "#") if isinstance(value, str) else value
+
+
+def placed(value: Any, folder: Path, *, own: bool = True) -> Any:
+    """Plain values whose text is seen from `folder`; paths, tuples, numpy's and torch's values become plain."""
+    if isinstance(value, Text | Word):
+        return value
+    if isinstance(value, str | os.PathLike):
+        return Text(os.fspath(value), folder, own)
+    if isinstance(value, Mapping):
+        return {bare(key): placed(item, folder, own=own) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [placed(item, folder, own=own) for item in value]
+    return placed(value.tolist(), folder, own=own) if hasattr(value, "tolist") else value
+
+
+def bare(value: Any) -> Any:
+    """The plain value, without what is known of its writing."""
+    if isinstance(value, Mapping):
+        return {bare(key): bare(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [bare(item) for item in value]
+    return value.value if isinstance(value, Word) else str(value) if isinstance(value, Text) else value
+
+
+def located(text: str | Path) -> Path:
+    """The absolute path that was meant.
+
+    Raises:
+        UserError: there is nothing, but there would be as seen from the working directory, as recipes once were.
+    """
+    folder = text.folder if isinstance(text, Text) else Path.cwd()
+    relative = user_path(text)
+    path, working = folder / relative, Path.cwd() / relative
+    if path != working and not path.exists() and working.exists():
+        hint = os.path.relpath(working, folder)
+        raise UserError(f"{path}: not there; paths in a recipe file are seen from that file: write {hint}")
+    return path.resolve() if ".." in path.parts else path
+
+
+def path_of(text: str | Path, *, holding: str | None = None) -> Path | None:
+    """The absolute path that is meant, or None where a name is.
+
+    A Path is a path, and so is what has a slash or a recipe's or weights file's ending. Any other word is a path only
+    to a folder that is `holding` this file.
+    """
+    if isinstance(text, Path) or "/" in text or text.startswith("~") or text.endswith(_PATH_ENDINGS):
+        return located(text)
+    seen = text if isinstance(text, Text) else Text(text)
+    is_folder = holding and seen and seen.own and (seen.folder / seen / holding).is_file()
+    return seen.folder / seen if is_folder else None
