@@ -108,7 +108,9 @@ def _literal(value: Any, cls: Any) -> Any:
 def _class_hook(cls: type, converter: Converter) -> Callable[[Any, Any], Any]:
     fields = [field for field in attrs.fields(cls) if field.init]
     names, types = [field.name for field in fields], get_type_hints(cls)
-    hooks = {f.name: override(struct_hook=_field_hook(f, types.get(f.name, Any), converter)) for f in fields}
+    hooks: dict[str, Any] = {
+        f.name: override(struct_hook=_field_hook(f, types.get(f.name, Any), converter)) for f in fields
+    }
     fill: Callable[..., Any] = make_dict_structure_fn(
         cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True, **hooks
     )

@@ -118,7 +118,7 @@ def path_of(text: str | Path, *, holding: str | None = None) -> Path | None:
     A Path is a path, and so is what has a slash or a recipe's or weights file's ending. Any other word is a path only
     to a folder that is `holding` this file.
     """
-    if isinstance(text, Path) or "/" in text or text.startswith("~") or text.endswith(_PATH_ENDINGS):
+    if isinstance(text, Path) or "/" in text or text.startswith(("~", ".")) or text.endswith(_PATH_ENDINGS):
         return located(text)
     seen = text if isinstance(text, Text) else Text(text)
     is_folder = holding and seen and seen.own and (seen.folder / seen / holding).is_file()

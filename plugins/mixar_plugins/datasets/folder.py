@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from unicodedata import normalize
 
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from mixar_core.data.dataset import ImageDataset, empty_classes
@@ -29,7 +29,7 @@ class ImageFolderConfig:
         orient: turn photos as their EXIF entry says, as viewers do. The published systems do not.
     """
 
-    path: str
+    path: str = field(metadata={"path": True})
     orient: bool = False
 
 

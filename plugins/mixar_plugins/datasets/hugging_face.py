@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,18 @@ from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream
 from mixar_core.data.images import read_image
 from mixar_core.errors import UserError
 from mixar_core.types import NO_CLASS
+
+_FORMATS = ("arrow", "csv", "hdf5", "imagefolder", "json", "lance", "pandas", "parquet", "text", "webdataset", "xml")
+
+
+def _is_folder(text: str, path: Path) -> bool:
+    """Whether a data set's name is that of a folder here. A format is none, whatever lies there."""
+    return text.startswith(("/", "~", "./", "../")) or (text not in _FORMATS and path.exists())
+
+
+def _is_files(text: str, path: Path) -> bool:
+    """Whether a pattern finds files by itself; another one is meant as seen from data_dir."""
+    return text.startswith("~") or bool(glob(str(path)))
 
 
 @frozen
@@ -36,18 +49,18 @@ class HuggingFaceConfig:
             there once more, but for those that are files of their own already (imagefolder).
     """
 
-    path: str
+    path: str = field(metadata={"path": _is_folder})
     name: str | None = None
     revision: str | None = None
-    data_dir: str | None = None
-    data_files: dict[str, tuple[str, ...]] | None = None
+    data_dir: str | None = field(default=None, metadata={"path": True})
+    data_files: dict[str, tuple[str, ...]] | None = field(default=None, metadata={"path": _is_files})
     train_split: str = "train"
     validation_split: str = "validation"
     image_column: str = "image"
     label_column: str | None = "label"
     num_classes: int | None = field(default=None, validator=optional(ge(1)))
     streaming: bool = False
-    cache_dir: str | None = None
+    cache_dir: str | None = field(default=None, metadata={"path": True})
 
 
 class HuggingFaceDataset(ImageDataset):

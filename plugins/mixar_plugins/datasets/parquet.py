@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from mixar_core.data.dataset import ImageDataset
@@ -36,7 +36,7 @@ class ParquetConfig:
             shuffled order: train on a larger set from a cache of its latents, or from a folder of images.
     """
 
-    path: str
+    path: str = field(metadata={"path": True})
     image_column: str = "image"
     label_column: str | None = "label"
     split_column: str | None = "split"
