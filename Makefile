@@ -9,13 +9,18 @@ BIN := $(VENV)/bin
 PACKAGES := plugins/mixar_eval plugins/mixar_import plugins/mixar_zoo
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format clean
+# Threads of torch in each of the two workers of pytest: two with two threads each would fight over two cores.
+OMP_NUM_THREADS ?= 1
+PYTEST = OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(BIN)/python -m pytest
+
+.PHONY: help setup demo test test-slow check format clean
 help:
-	@echo "make demo    sample from the shipped models, and train a small one from scratch (minutes on two cores)"
-	@echo "make test    checks and tests"
-	@echo "make check   ruff and mypy"
-	@echo "make format  let ruff format and repair what it can"
-	@echo "make clean   remove the environment and caches"
+	@echo "make demo       sample from the shipped models, and train a small one from scratch (minutes on two cores)"
+	@echo "make test       ruff, mypy and the tests; ARGS='-k recipe' goes to pytest, OMP_NUM_THREADS=2 to torch"
+	@echo "make test-slow  the tests that make virtual environments"
+	@echo "make check      ruff and mypy"
+	@echo "make format     let ruff format and repair what it can"
+	@echo "make clean      remove the environment and caches"
 
 setup: $(STAMP)
 
@@ -23,8 +28,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml $(PACKAGES:%=%/pyproject.toml)
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 with venv found; try make PYTHON=/path/to/python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PACKAGES:%=-e ./%)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' $(PACKAGES:%=-e ./%)
 	touch $@
 
 demo: setup
@@ -35,9 +39,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# One torch thread a worker: two workers with two threads each would fight over two cores.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(PYTEST) -n 2 --dist worksteal -m 'not slow' $(ARGS)
+
+test-slow: setup
+	$(PYTEST) -m slow $(ARGS)
 
 format: setup
 	$(BIN)/ruff format .

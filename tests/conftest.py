@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from mixar.plugins import Registry, plugin_manager
 from tests.tiny import write_family
 
+#: what may be asked for in the environment
+ASKED = ("OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA")
+
 settings.register_profile("mixar", deadline=None)
 settings.load_profile("mixar")
+
+
+def pytest_report_header() -> str:
+    """What the last bit of a float depends on."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    asked = "".join(f", {name}={os.environ[name]}" for name in ASKED if name in os.environ)
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU capability {capability}{asked}"
 
 
 @pytest.fixture(scope="session", autouse=True)
