@@ -14,9 +14,11 @@ Shape letters (a tensor's name ends in them, `codes_BN`):
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
-from attrs import field, frozen
+from attrs import frozen
 from torch import Tensor
 
 #: The label that stands for "no class": what a dropped label becomes, and what an unconditional model is given.
@@ -132,9 +134,11 @@ class Quantized:
     losses: Mapping[str, Tensor]
 
 
-@frozen(eq=False)
-class Losses:
-    """A training loss: the scalar to differentiate, and named detached scalars for the log."""
+class Losses(NamedTuple):
+    """A training loss: the scalar to differentiate, and named detached scalars for the log.
+
+    A tuple, unlike the others here: FSDP looks into those for what a module's output needs on the way back.
+    """
 
     total: Tensor
-    terms: Mapping[str, Tensor] = field(factory=dict)
+    terms: Mapping[str, Tensor] = MappingProxyType({})

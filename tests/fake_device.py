@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import GraphExecGroup
 
 from mixar_core.noise import Noise
-from mixar_core.training import sources
+from mixar_core.training import engine
 
 GPU, META = torch.device("cuda", 0), torch.device("meta")
 
@@ -37,7 +37,7 @@ def fake_gpu() -> Iterator[None]:
         patch.setattr(torch.Tensor, "backward", backward)
         patch.setattr(nn.Module, "to", lambda module, *_, **__: module)
         patch.setattr(FakeTensor, "tolist", lambda tensor: [0.0] * tensor.numel())
-        patch.setattr(sources, "step_noise", lambda *_, **__: DeviceNoise())
+        patch.setattr(engine, "step_noise", lambda *_, **__: DeviceNoise())
         yield
 
 

@@ -115,9 +115,9 @@ def train_on_a_gpu(recipe: Recipe, objective: Objective, *, precision: str) -> N
     engine.config = attrs.evolve(config, precision=precision)
     source = SimpleNamespace(share=BatchShard(0, BATCH, BATCH), seed=0)
     with OnlyOn(GPU):
-        told = engine.gradients(images_for(recipe, GPU), source, step=1, tell={})
+        given = engine.gradients(images_for(recipe, GPU), source, step=1, counts={})
         engine.update(1, norm=2.0)
-    assert "loss" in told.losses
+    assert "loss" in given.losses
     moved = [p for p in engine.parameters if p.grad is not None]
     assert moved and all(p.device == GPU and p.dtype == torch.float32 for p in moved)
 
@@ -153,7 +153,7 @@ def draw(recipe: Recipe, objective: Objective, device: torch.device) -> None:
     assert len(rows) > 1
     for row in rows.values():
         assert row.shape == images.images_B3HW.shape and row.device == device
-    objective.finish([images])
+    objective.finish([(images, len(images))], lambda values: values)
 
 
 class Faulty(nn.Module):

@@ -4,38 +4,59 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
 from attrs import frozen
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from torch.optim import AdamW
 
-from mixar_core.data.streams import Stream, seed_of
+from mixar_core.blocks import Block
+from mixar_core.data.streams import Stream, seed_of, step_noise
+from mixar_core.data.tokens import CachedTokens
 from mixar_core.distributed import Processes, sum_over_processes
+from mixar_core.noise import Noise
 from mixar_core.training.ema import EMA, local
 from mixar_core.training.objective import Objective
 from mixar_core.training.optimizer import lr_at, make_optimizer
 from mixar_core.training.settings import TrainingConfig
-from mixar_core.training.sources import Batch, LossPass, Source, loss_of, micro_batches
+from mixar_core.training.sources import Batch, Source
+from mixar_core.types import ImageBatch, Losses, TokenBatch
 
 # The name that torch 2.9 to 2.13 know it by; newer ones warn in every process.
 warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
 
 
 @frozen(eq=False)
+class MicroBatch:
+    """Some rows of a process's batch, as the objective takes them, and the noise of their loss.
+
+    Args:
+        rows: of the process's batch.
+        weight: their share of the mean over it.
+        last: whether they are its last.
+    """
+
+    batch: ImageBatch | TokenBatch
+    noise: Noise
+    rows: slice
+    weight: float
+    last: bool
+
+
+@frozen(eq=False)
 class Gradients:
-    """What a batch gave over all processes: mean losses by name, the gradient's norm, sums of what was told."""
+    """What a batch gave over all processes: mean losses by name, the gradient's norm, and the sums of `counts`."""
 
     losses: dict[str, float]
     norm: float
-    told: dict[str, float]
+    counts: dict[str, float]
 
 
 class Engine:
@@ -53,14 +74,13 @@ class Engine:
         objective.to(processes.device)
         if config.compile:
             objective.compile_parts()
-        #: the loss as a module, as every process computes it alone (under FSDP: together)
-        self.losses = LossPass(objective)
-        self.module: nn.Module = self.losses
+        #: the objective, or what sums its gradients over the processes
+        self.module: nn.Module = objective
         self.sharded = config.parallel == "fsdp" and processes.world > 1
         if self.sharded:
-            shard(self.losses, objective, processes)
+            shard(objective, config, processes)
         elif processes.world > 1:  # its constructor gives every process the main one's weights
-            self.module = DistributedDataParallel(self.losses, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.parameters = [p for p in objective.trained.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(objective.trained, config, objective.no_weight_decay())
         self.ema = EMA(objective.trained, config.ema_decay)
@@ -68,47 +88,56 @@ class Engine:
 
     # ---------------------------------------------------------------- a step
 
-    def gradients(self, batch: Batch, source: Source, *, step: int, tell: Mapping[str, float]) -> Gradients:
-        """The gradient of step `step`, left in the parameters; `tell` is summed over the processes on the way."""
+    def gradients(self, batch: Batch, source: Source, *, step: int, counts: Mapping[str, float]) -> Gradients:
+        """The gradient of step `step`, left in the parameters; `counts` are summed over the processes on the way."""
         if not (self.objective.training and self.objective.trained.training):
             self.objective.train()
         if not self._settled:
             self._settle(batch, source, step=step)
-        # Dropout draws from torch's own generator: seeded by step, a resumed run drops what the first one would have.
-        torch.manual_seed(seed_of(self.config.seed, step, Stream.GLOBAL, self.processes.rank))
+        self.seed_dropout(step)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        for rows, weight, last in micro_batches(len(batch), self.config.micro_batch):
-            if self.sharded:
-                assert isinstance(self.losses, FSDPModule)
-                self.losses.set_requires_gradient_sync(last)
-            alone = isinstance(self.module, DistributedDataParallel) and not last
-            with self.module.no_sync() if alone else nullcontext():  # type: ignore[operator]
-                total, figures = self.loss(self.module, batch, rows, source, noise_step=step, step=step)
-                (total * weight).backward()
-            add(sums, figures, weight)
+        for part in self.micro_batches(batch, source, step):
+            with self._summing_gradients(part.last):
+                with self.autocast():
+                    losses = self.module(part.batch, step=step, steps=self.steps, noise=part.noise)
+                (losses.total * part.weight).backward()
+            add(sums, losses, part.weight)
         norm = self._norm()
-        told = [norm.new_full((), value * self.processes.world) for value in tell.values()]
-        means = self.processes.mean(torch.stack([*sums.values(), norm, *told])).tolist()
-        count = len(sums)
-        return Gradients(
-            dict(zip(sums, means[:count], strict=True)),
-            means[count],
-            dict(zip(tell, means[count + 1 :], strict=True)),
-        )
+        counted = [norm.new_full((), value * self.processes.world) for value in counts.values()]
+        means = iter(self.processes.mean(torch.stack([*sums.values(), norm, *counted])).tolist())
+        return Gradients({name: next(means) for name in sums}, next(means), {name: next(means) for name in counts})
 
-    def _settle(self, batch: Batch, source: Source, *, step: int) -> None:
-        """A pass that is thrown away: after its first one, DDP lays out anew what it sums over the processes.
+    def micro_batches(self, batch: Batch, source: Source, step: int) -> Iterator[MicroBatch]:
+        """A process's batch in the parts that it is computed in, tokens made of images where the objective takes them.
 
-        How the sums of more than two are rounded depends on that, so a resumed run's first step would not be what it
-        was in a run that never stopped.
+        `step` is whose noise they get: each row's draws are the same whoever computes it.
         """
-        self._settled = True
-        buffers = [(buffer, buffer.clone()) for buffer in self.objective.trained.buffers()]
-        rows = next(micro_batches(len(batch), self.config.micro_batch))[0]
-        self.loss(self.module, batch, rows, source, noise_step=step, step=step)[0].backward()
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        tokenizes, share, size = self.objective.takes_tokens, source.share, self.config.micro_batch or len(batch)
+        for start in range(0, len(batch), size):
+            rows = slice(start, min(start + size, len(batch)))
+            token_noise, noise = (
+                step_noise(
+                    stream,
+                    seed=source.seed,
+                    step=step,
+                    first=share.first + start,
+                    total=share.total,
+                    device=batch.labels_B.device,
+                )
+                for stream in (Stream.TOKENS, Stream.LOSS)
+            )
+            part: ImageBatch | TokenBatch
+            if isinstance(batch, CachedTokens):
+                part = self.objective.tokenizers.draw(batch.rows(rows), noise=token_noise)
+            else:
+                images = ImageBatch(batch.images_B3HW[rows], batch.labels_B[rows])
+                part = self.objective.tokenize(images, noise=token_noise) if tokenizes else images
+            yield MicroBatch(part, noise, rows, (rows.stop - start) / len(batch), rows.stop == len(batch))
+
+    def seed_dropout(self, step: int) -> None:
+        """Dropout draws from torch's own generator: a resumed or repeated step drops what the first one would have."""
+        torch.manual_seed(seed_of(self.config.seed, step, Stream.GLOBAL, self.processes.rank))
 
     def update(self, step: int, norm: float) -> None:
         """Clip the gradient, whose norm is `norm`, and move the weights and their average."""
@@ -120,23 +149,6 @@ class Engine:
         self.optimizer.step()
         self.ema.update()
 
-    def loss(
-        self, module: nn.Module, batch: Batch, rows: slice, source: Source, *, noise_step: int, step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of some rows of this process's batch, and its figures; see `loss_of`."""
-        return loss_of(
-            module,
-            self.objective,
-            batch,
-            rows,
-            share=source.share,
-            seed=source.seed,
-            noise_step=noise_step,
-            step=step,
-            steps=self.steps,
-            autocast=self.autocast(),
-        )
-
     def autocast(self) -> torch.autocast:
         """What a forward pass of the trained parts runs under."""
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -146,10 +158,41 @@ class Engine:
         """Mean losses over the first `count` batches of a source, of the weights as they are, in evaluation mode."""
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(source.batches(0, count)):
-            for rows, weight, _ in micro_batches(len(batch), self.config.micro_batch):
-                _, figures = self.loss(self.losses, batch, rows, source, noise_step=index, step=step)
-                add(sums, figures, weight / count)
+            for part in self.micro_batches(batch, source, index):
+                with self.autocast():
+                    losses = self.objective(part.batch, step=step, steps=self.steps, noise=part.noise)
+                add(sums, losses, part.weight / count)
         return dict(zip(sums, self.processes.mean(torch.stack([*sums.values()])).tolist(), strict=True))
+
+    def _summing_gradients(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are summed over the processes in a batch's last part alone."""
+        if isinstance(self.objective, FSDPModule):
+            self.objective.set_requires_gradient_sync(last)
+        elif isinstance(self.module, DistributedDataParallel) and not last:
+            return self.module.no_sync()
+        return nullcontext()
+
+    def _settle(self, batch: Batch, source: Source, *, step: int) -> None:
+        """A pass that is thrown away: after its first one, DDP lays out anew what it sums over the processes.
+
+        How the sums of more than two are rounded depends on that, so a resumed run's first step would not be what it
+        was in a run that never stopped.
+        """
+        self._settled = True
+        buffers = [(buffer, buffer.clone()) for buffer in self.objective.trained.buffers()]
+        part = next(self.micro_batches(batch, source, step))
+        with self.autocast():
+            losses = self.module(part.batch, step=step, steps=self.steps, noise=part.noise)
+        losses.total.backward()
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+    def _gradients(self) -> list[Tensor]:
+        return [local(p.grad) for p in self.parameters if p.grad is not None]
+
+    def _norm(self) -> Tensor:
+        norm = get_total_norm(self._gradients())
+        return sum_over_processes(norm.square()).sqrt() if self.sharded else norm
 
     # ---------------------------------------------------------------- its state
 
@@ -175,37 +218,44 @@ class Engine:
     @contextmanager
     def gathered(self) -> Iterator[None]:
         """Lets trained modules be called one by one, outside the loss; under FSDP all processes must enter it."""
-        if isinstance(self.losses, FSDPModule):
-            self.losses.unshard()
+        if isinstance(self.objective, FSDPModule):
+            self.objective.unshard()
         try:
             yield
         finally:
-            if isinstance(self.losses, FSDPModule):
-                self.losses.reshard()
+            if isinstance(self.objective, FSDPModule):
+                self.objective.reshard()
 
     def whole_weights(self) -> dict[str, Tensor]:
         """The trained weights as they are; whole ones, also where processes share them. All processes must call it."""
         state = self.objective.trained.state_dict()
         return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
 
-    def _gradients(self) -> list[Tensor]:
-        return [local(p.grad) for p in self.parameters if p.grad is not None]
 
-    def _norm(self) -> Tensor:
-        norm = get_total_norm(self._gradients())
-        return sum_over_processes(norm.square()).sqrt() if self.sharded else norm
-
-
-def shard(losses: LossPass, objective: Objective, processes: Processes) -> None:
+def shard(objective: Objective, config: TrainingConfig, processes: Processes) -> None:
     """FSDP2: every process keeps its part of what is trained, block by block; frozen parts stay whole."""
-    frozen = {p for p in losses.parameters() if not p.requires_grad}
+    frozen = {p for p in objective.parameters() if not p.requires_grad}
+    for parameter in objective.trained.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP takes no channels_last
     for tensor in objective.trained.state_dict().values():
         dist.broadcast(tensor, 0)  # all begin with the main process's weights, as under DDP
     mesh = init_device_mesh(processes.device.type, (processes.world,))
     for block in sharded_blocks(objective.trained):
-        fully_shard(block, mesh=mesh, ignored_params=frozen)
+        policy = gather_policy(block, config, processes.device)
+        fully_shard(block, mesh=mesh, ignored_params=frozen, mp_policy=policy)
     # What is left over is resharded after a forward pass too: the average takes the weights' place between two.
-    fully_shard(losses, mesh=mesh, ignored_params=frozen, reshard_after_forward=True)
+    fully_shard(objective, mesh=mesh, ignored_params=frozen, reshard_after_forward=True)
+
+
+def gather_policy(block: nn.Module, config: TrainingConfig, device: torch.device) -> MixedPrecisionPolicy:
+    """In which precision a block's weights are gathered: as a backbone's blocks compute, so that bf16 sends half.
+
+    Others (a head, a tokenizer) do some of their work in float32, under bf16 too. On a CPU autocast's layer norm wants
+    float32 weights. Gradients are summed in float32 everywhere.
+    """
+    if config.precision == "bf16" and device.type == "cuda" and isinstance(block, Block):
+        return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    return MixedPrecisionPolicy()
 
 
 def sharded_blocks(trained: nn.Module) -> list[nn.Module]:
@@ -232,7 +282,8 @@ def optimizer_tensors(optimizer: AdamW, module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def add(sums: dict[str, Tensor], figures: Mapping[str, Tensor], weight: float) -> None:
-    """Add figures, weighted, to sums by name."""
-    for name, value in figures.items():
-        sums[name] = sums[name] + value * weight if name in sums else value * weight
+def add(sums: dict[str, Tensor], losses: Losses, weight: float) -> None:
+    """Add a loss and its terms, detached and weighted, to float32 sums by name."""
+    for name, value in {"loss": losses.total, **losses.terms}.items():
+        value = value.detach().to(losses.total.device, torch.float32) * weight
+        sums[name] = sums[name] + value if name in sums else value

@@ -17,7 +17,7 @@ from mixar_core.data.tokens import CachedTokens
 from mixar_core.storage import write_text, write_weights, writing
 from mixar_core.training.ema import local
 from mixar_core.training.engine import Engine
-from mixar_core.training.sources import Batch, Source, micro_batches
+from mixar_core.training.sources import Batch, Source
 from mixar_core.types import ImageBatch
 
 
@@ -52,18 +52,19 @@ def find_bad(engine: Engine, batch: Batch, source: Source, *, step: int) -> Bad 
         if not _is_finite(parameter):
             found = found or Bad(rank, f"weights {name}", [])
     engine.optimizer.zero_grad(set_to_none=True)
-    for rows, _, _ in micro_batches(len(batch), engine.config.micro_batch):
-        with _watched(engine.objective) as seen:
-            total, _ = engine.loss(engine.losses, batch, rows, source, noise_step=step, step=step)
+    engine.seed_dropout(step)
+    for part in engine.micro_batches(batch, source, step):
+        with _watched(engine.objective) as seen, engine.autocast():
+            total = engine.objective(part.batch, step=step, steps=engine.steps, noise=part.noise).total
         total.backward()
         if not seen and not _is_finite(total):
             seen.append("the loss")
         if seen:
-            found = found or Bad(rank, seen[0], indices[rows].tolist())
+            found = found or Bad(rank, seen[0], indices[part.rows].tolist())
         elif found is None:  # backwards, the parameter nearest to the loss comes first
             named = reversed(list(engine.objective.trained.named_parameters()))
             bad = [name for name, p in named if p.grad is not None and not _is_finite(p.grad)]
-            found = Bad(rank, f"gradient of {bad[0]}", indices[rows].tolist(), backward=True) if bad else None
+            found = Bad(rank, f"gradient of {bad[0]}", indices[part.rows].tolist(), backward=True) if bad else None
     return found
 
 

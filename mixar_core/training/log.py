@@ -89,12 +89,12 @@ class Unreadable:
         self._named: set[int] = set()
         self._counted = limit
 
-    def too_many(self, found: Mapping[int, str], *, step: int, told: int | None = None) -> str | None:
+    def too_many(self, found: Mapping[int, str], *, step: int, total: int | None = None) -> str | None:
         """Name those that this process found, and say why the run cannot go on; None, in all alike, if it can.
 
         Args:
             found: reasons by the images' indices.
-            told: how many were found, summed over the processes, if that is known: an upper bound, since several may
+            total: how many were found, summed over the processes, if that is known: an upper bound, since several may
                 have met the same image. Where it has not grown beyond the limit since it was last asked for, the
                 processes do not ask each other which ones.
         """
@@ -104,11 +104,11 @@ class Unreadable:
             line = {"step": step, "split": self.split, "rank": self.processes.rank, "index": index}
             with writing(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, "reason": found[index]}) + "\n")
-        if told is None:
-            told = sum(self.processes.all_gather(len(found)))
-        if told <= self._counted:
+        if total is None:
+            total = sum(self.processes.all_gather(len(found)))
+        if total <= self._counted:
             return None
-        self._counted = told
+        self._counted = total
         count = len(set[int]().union(*self.processes.all_gather(set(found))))
         if count <= self.limit:
             return None

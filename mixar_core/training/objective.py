@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Self
 
 import torch
@@ -26,6 +26,8 @@ class Objective(nn.Module, ABC):
     takes_tokens: bool
     #: Whether its loss depends on the length of the run, so that a resumed run must have the same.
     needs_length: bool = False
+    #: How many images of the training split `finish` is to see; 0: it is not called.
+    finish_images: int = 0
     #: What makes tokens of images; objectives on images do not have it.
     tokenizers: FrozenTokenizers
 
@@ -57,10 +59,13 @@ class Objective(nn.Module, ABC):
         """Parameters or modules of `trained`, by name, whose matrices are not decayed either."""
         return ()
 
-    def finish(self, batches: Iterable[ImageBatch]) -> None:
+    def finish(self, batches: Iterable[tuple[ImageBatch, int]], reduce: Callable[[Tensor], Tensor]) -> None:
         """After the last step, before the weights are written: measure what belongs beside them.
 
-        `batches` is this process's share of the training split, in random order, once.
+        Args:
+            batches: this process's share of `finish_images` images of the training split in random order, each once;
+                and how many of a batch's rows count: the rest fills up. All processes get equally many batches.
+            reduce: the sum of a tensor over the processes.
         """
 
     def train(self, mode: bool = True) -> Self:

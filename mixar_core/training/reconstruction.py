@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -10,7 +10,6 @@ from attrs import field, frozen
 from attrs.validators import ge
 from torch import Tensor
 
-from mixar_core.distributed import sum_over_processes, world_size
 from mixar_core.noise import Noise
 from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B, psnr_B
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
@@ -82,6 +81,7 @@ class ContinuousReconstruction(Reconstruction):
     ) -> None:
         super().__init__(extractor, config)
         self.trained = self.tokenizer = tokenizer
+        self.finish_images = config.statistics_images
 
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
         """Terms: reconstruction, psnr, perceptual, kl (nats an image)."""
@@ -99,23 +99,18 @@ class ContinuousReconstruction(Reconstruction):
         return {"real": images.images_B3HW, "decoded": self.tokenizer.decode_raw(raw_BChw).clamp(-1.0, 1.0)}
 
     @torch.no_grad()
-    def finish(self, batches: Iterable[ImageBatch]) -> None:
+    def finish(self, batches: Iterable[tuple[ImageBatch, int]], reduce: Callable[[Tensor], Tensor]) -> None:
         """Measure mean and deviation of a posterior's sample, channel by channel, into the tokenizer's buffers."""
         tokenizer = self.tokenizer
-        count = torch.zeros((), dtype=torch.float64, device=tokenizer.latent_mean_C.device)
-        sums_2C = count.new_zeros(2, tokenizer.latent_channels)
-        blank_13HW = torch.zeros(1, 3, tokenizer.image_size, tokenizer.image_size, device=count.device)
-        for batch in _first(batches, self.config.statistics_images, count.device):
-            posterior = tokenizer.posterior(blank_13HW if batch is None else batch.images_B3HW)
-            if batch is None:
-                continue
-            mean = posterior.mean_BChw.double()
-            second = mean.square() + posterior.logvar_BChw.double().exp()
-            sums_2C += torch.stack([mean.sum(dim=(0, 2, 3)), second.sum(dim=(0, 2, 3))])
-            count += mean.numel() / mean.shape[1]
-        first_C, second_C = sum_over_processes(sums_2C) / sum_over_processes(count)
-        tokenizer.latent_mean_C.copy_(first_C)
-        tokenizer.latent_std_C.copy_((second_C - first_C.square()).clamp_min(1e-12).sqrt())
+        sums_3C = tokenizer.latent_mean_C.new_zeros(3, tokenizer.latent_channels, dtype=torch.float64)
+        for images, rows in batches:
+            posterior = tokenizer.posterior(images.images_B3HW)
+            mean = posterior.mean_BChw[:rows].double()
+            second = mean.square() + posterior.logvar_BChw[:rows].double().exp()
+            sums_3C += torch.stack([torch.ones_like(mean), mean, second]).sum(dim=(1, 3, 4))
+        count_C, first_C, second_C = reduce(sums_3C)
+        tokenizer.latent_mean_C.copy_(first_C / count_C)
+        tokenizer.latent_std_C.copy_((second_C / count_C - (first_C / count_C).square()).clamp_min(1e-12).sqrt())
 
 
 class DiscreteReconstruction(Reconstruction):
@@ -151,21 +146,3 @@ class DiscreteReconstruction(Reconstruction):
         """The images and what their codes decode to."""
         codes_BN = self.tokenizer.encode(images.images_B3HW)
         return {"real": images.images_B3HW, "decoded": self.tokenizer.decode(codes_BN)}
-
-
-def _first(batches: Iterable[ImageBatch], images: int, device: torch.device) -> Iterator[ImageBatch | None]:
-    """Batches until, with those of the other processes, there are at least so many images.
-
-    None where this process has no more and another has: all take equally many turns, since under FSDP a pass of one
-    needs the weights of all.
-    """
-    left, seen = iter(batches), 0
-    while seen < images:
-        batch = next(left, None)
-        met = 0 if batch is None else len(batch)
-        if world_size() > 1:
-            met = int(sum_over_processes(torch.tensor(met, device=device)))
-        if met == 0:
-            return
-        yield batch
-        seen += met

@@ -1,13 +1,11 @@
-"""From a run's settings to what its steps read, and from a batch of it to a loss."""
+"""What a run reads: batches for its steps and for the validation, images for its previews and its end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
 
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.cache_source import CacheSource
@@ -17,10 +15,9 @@ from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import CachedTokens, TokenSource
 from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
-from mixar_core.noise import Noise
 from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
-from mixar_core.types import ImageBatch, Losses, TokenBatch
+from mixar_core.types import ImageBatch
 
 #: Seed of the validation's order and noise: the same in every run, so that curves compare.
 VALIDATION_SEED = 0
@@ -140,66 +137,31 @@ def preview_images(
     return objective.detokenize(next(source.batches(0, 1)), noise=noise)
 
 
-def micro_batches(rows: int, size: int | None) -> Iterator[tuple[slice, float, bool]]:
-    """Slices of at most `size` of a process's rows, each one's share of the mean, and whether it is the last."""
-    size = size or rows
-    for start in range(0, rows, size):
-        end = min(start + size, rows)
-        yield slice(start, end), (end - start) / rows, end == rows
-
-
-class LossPass(nn.Module):
-    """An objective's loss as plain tensors: what DistributedDataParallel wraps, since it must see the outputs."""
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__()
-        self.objective = objective
-
-    def forward(
-        self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to differentiate, and all figures by name, detached float32: `loss` and its terms."""
-        losses: Losses = self.objective(batch, step=step, steps=steps, noise=noise)
-        total = losses.total
-        figures = {"loss": total, **losses.terms}
-        return total, {name: value.detach().to(total.device, torch.float32) for name, value in figures.items()}
-
-
-def loss_of(
-    module: nn.Module,
-    objective: Objective,
-    batch: Batch,
-    rows: slice,
+def shared_batches(
+    dataset: ImageDataset,
+    count: int,
+    processes: Processes,
     *,
-    share: BatchShard,
-    seed: int,
-    noise_step: int,
-    step: int,
-    steps: int,
-    autocast: AbstractContextManager[None],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of some rows of a process's batch.
+    batch_size: int,
+    workers: int = 0,
+    max_unreadable: int = 0,
+) -> Iterator[tuple[ImageBatch, int]]:
+    """At most `count` images of a data set, drawn at random, each once: this process's batches of them.
 
-    Args:
-        module: a LossPass of the objective, or what wraps it.
-        rows: of the process's batch, whose place in the whole is `share`.
-        noise_step: which step's noise; each row's draws are the same whoever computes it.
-        step: the objective's step.
-        autocast: entered for the forward pass (not for the frozen tokenizers).
+    With each batch comes how many of its rows count. All processes get equally many batches of equal sizes, since under
+    FSDP they compute together: the share of one that would have an image less ends with one that does not count.
     """
-    device = batch.labels_B.device
-
-    def noise(stream: Stream) -> Noise:
-        first = share.first + rows.start
-        return step_noise(stream, seed=seed, step=noise_step, first=first, total=share.total, device=device)
-
-    chunk: ImageBatch | TokenBatch
-    if isinstance(batch, CachedTokens):
-        chunk = objective.tokenizers.draw(batch.rows(rows), noise=noise(Stream.TOKENS))
-    else:
-        chunk = ImageBatch(batch.images_B3HW[rows], batch.labels_B[rows])
-        if objective.takes_tokens:
-            chunk = objective.tokenize(chunk, noise=noise(Stream.TOKENS))
-    with autocast:
-        total, figures = module(chunk, step=step, steps=steps, noise=noise(Stream.LOSS))
-    return total, figures
+    order = ShuffledOrder(len(dataset), 1, seed=VALIDATION_SEED).permutation(0)[:count]
+    mine = order[processes.rank :: processes.world]
+    padding = order[: -(-len(order) // processes.world) - len(mine)]
+    for number, images in enumerate(
+        sweep(
+            dataset,
+            torch.cat([mine, padding]),
+            batch_size=batch_size,
+            device=processes.device,
+            workers=workers,
+            max_unreadable=max_unreadable,
+        )
+    ):
+        yield images, min(len(images), len(mine) - number * batch_size)

@@ -13,9 +13,9 @@ from attrs import field, frozen
 
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.data.loader import BatchShard, ShuffledOrder, sweep
+from mixar_core.data.loader import BatchShard
 from mixar_core.data.streams import Stream, step_noise
-from mixar_core.distributed import Processes, StopSignals, join_processes, naming_lost_processes
+from mixar_core.distributed import Processes, StopSignals, join_processes, naming_lost_processes, sum_over_processes
 from mixar_core.errors import UserError
 from mixar_core.precision import tf32_where
 from mixar_core.storage import FolderLock, write_text, write_weights, writing
@@ -40,6 +40,7 @@ from mixar_core.training.sources import (
     Batch,
     Source,
     preview_images,
+    shared_batches,
     training_source,
     validation_source,
 )
@@ -125,6 +126,7 @@ class Trainer:
         if images == 0:
             raise UserError("data: the training split has no images")
         self.objective, self.config, self.folder, self.processes = objective, config, folder, processes
+        self.objective_name = type(objective).__name__  # FSDP makes another class of it
         self.train_set, self.validation_set, self.cache, self.images = train_set, validation_set, cache, images
         self.callbacks = Callbacks(callbacks, is_main=processes.is_main)
         self.device = processes.device
@@ -216,7 +218,7 @@ class Trainer:
     def _settings(self) -> dict[str, object]:
         """What a resumed run must share with the one it goes on with."""
         drawn = "samples" if self.cache is not None and self.cache.stores == "samples" else "posteriors"
-        about: dict[str, object] = {"objective": type(self.objective).__name__, "images": self.images, "latents": drawn}
+        about: dict[str, object] = {"objective": self.objective_name, "images": self.images, "latents": drawn}
         if self.objective.needs_length:
             about["steps"] = self.steps
         return {**self.config.fingerprint(), **about}
@@ -267,7 +269,7 @@ class Trainer:
             self.meter.arrived()
             gradients = self._step(batch, stop=signals.requested)
             self.meter.stop(gradients.losses)
-            stop = gradients.told["stop"] > 0
+            stop = gradients.counts["stop"] > 0
             self.done += 1
             last = self.done == self.steps
             if self._due(config.log_every, last or stop):
@@ -290,11 +292,11 @@ class Trainer:
     def _step(self, batch: Batch, *, stop: bool) -> Gradients:
         """One optimizer step, unless its loss or gradient is not finite."""
         step, unreadable = self.done, self.source.unreadable
-        tell = {"stop": float(stop), "unreadable": float(len(unreadable)), "failed": float(self.checkpoints.failed)}
-        gradients = self.engine.gradients(batch, self.source, step=step, tell=tell)
-        if gradients.told["failed"]:
+        counts = {"stop": float(stop), "unreadable": float(len(unreadable)), "failed": float(self.checkpoints.failed)}
+        gradients = self.engine.gradients(batch, self.source, step=step, counts=counts)
+        if gradients.counts["failed"]:
             self.checkpoints.wait()
-        if reason := self.unreadable.too_many(unreadable, step=step, told=round(gradients.told["unreadable"])):
+        if reason := self.unreadable.too_many(unreadable, step=step, total=round(gradients.counts["unreadable"])):
             raise self._stopped(reason)
         if bad := not_finite({**gradients.losses, "gradient norm": gradients.norm}):
             where = where_it_began(self.engine, batch, self.source, self.folder, step=step)
@@ -384,15 +386,17 @@ class Trainer:
         self._export("weights_raw.safetensors")
 
     def _export(self, name: str) -> None:
-        if self.train_set is not None:
-            order = ShuffledOrder(len(self.train_set), 1, seed=VALIDATION_SEED).permutation(0)
-            mine = order[self.processes.rank :: self.processes.world]
-            size, workers = self.config.micro_batch or self.source.share.rows, self.config.workers
-            batches = sweep(
-                self.train_set, mine, batch_size=size, device=self.device, workers=workers,
-                max_unreadable=self.config.max_unreadable,
-            )  # fmt: skip
+        objective, config = self.objective, self.config
+        if self.train_set is not None and objective.finish_images:
+            batches = shared_batches(
+                self.train_set,
+                objective.finish_images,
+                self.processes,
+                batch_size=config.micro_batch or self.source.share.rows,
+                workers=config.workers,
+                max_unreadable=config.max_unreadable,
+            )
             with self.engine.gathered():
-                self.objective.finish(batches)
+                objective.finish(batches, sum_over_processes)
         weights = self.engine.whole_weights()
         self.processes.on_main(lambda: write_weights(self.folder / name, weights))

@@ -8,19 +8,26 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from mixar_core.distributed import Processes, naming_lost_processes, own_device
 from mixar_core.errors import UserError
 from mixar_core.storage import read_weights
+from mixar_core.training import engine
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
+from mixar_core.training.engine import gather_policy
+from mixar_core.training.mixar_objective import MixARObjective
+from mixar_core.training.reconstruction import ContinuousReconstruction, ReconstructionConfig
 from tests.core.test_training import Watch, mixar_objective
+from tests.core.test_training_reconstruction import LinearTokenizer
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
 
 #: TI-Mix draws, mirroring, uneven micro-batches, a batch that reaches over several epochs, evaluation and previews
@@ -45,11 +52,63 @@ class OneNaN(ToyImages):
         return (pixels.float() * float("nan") if index == 11 else pixels), label
 
 
+class FlatTokenizer(LinearTokenizer):
+    """Its weights lie channel by channel, as those of tokenizers without norms do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = torch.nn.Conv2d(3, 6, 3, padding=1).to(memory_format=torch.channels_last)
+
+
+def flat_run(folder: Path, **settings) -> None:
+    """Of 21 images one process has one more, for the latents' statistics too."""
+    objective = ContinuousReconstruction(FlatTokenizer(), None, ReconstructionConfig())
+    toy_run(folder, objective=objective, data=ToyImages(21), **settings)
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Under FSDP a backbone's blocks are gathered in bf16, and layer norms take such weights."""
+
+    def norm(self, x):
+        affine = (None, None) if self.weight is None else (self.weight.float(), self.bias.float())
+        return F.layer_norm(x, self.normalized_shape, *affine, self.eps)
+
+    def policy(block, config, device):
+        return gather_policy(block, config, torch.device("cuda"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.LayerNorm, "forward", norm)
+        patch.setattr(engine, "gather_policy", policy)
+        yield
+
+
+class Precisions:
+    """What the weights of a backbone's first block and of its head compute in, at the last pass of a step."""
+
+    def __init__(self, objective: MixARObjective) -> None:
+        self.seen: list[torch.dtype] = []
+        for part in (objective.model.backbone.encoder_blocks[0], objective.model.head.net.res_blocks[0]):
+            linear = next(module for module in part.modules() if isinstance(module, torch.nn.Linear))
+            linear.register_forward_pre_hook(lambda module, _: self.seen.append(module.weight.dtype))
+
+
+def bf16_run(folder: Path, **settings) -> list[torch.dtype]:
+    objective = mixar_objective()
+    seen = Precisions(objective).seen
+    toy_run(folder, objective=objective, precision="bf16", micro_batch=2, **settings)
+    return seen
+
+
 def several_runs(folder: Path) -> None:
     """What two processes do, one run after the other."""
     watch = Watch()
     run(folder / "ddp")
     run(folder / "fsdp", callbacks=[watch], **SHARDED)
+    flat_run(folder / "flat_fsdp", **SHARDED)
+    with as_on_a_gpu():
+        assert set(bf16_run(folder / "bf16_fsdp", **SHARDED)) == {torch.bfloat16, torch.float32}
     run(folder / "from_one", resume=True, **SHARDED)
     expected = 2 if os.environ["RANK"] == "0" else 0
     assert len(watch.previews) == expected, watch.calls
@@ -135,6 +194,19 @@ def test_two_processes_do_what_one_does(tmp_path, capsys):
     assert len(list((newest / "ema").iterdir())) == 2
     whole, ended = read_sharded(newest / "ema"), read_weights(tmp_path / "fsdp/weights.safetensors")
     assert whole.keys() == ended.keys() and all(torch.equal(whole[name], ended[name]) for name in whole)
+
+    # weights that lie channel by channel, and latents' statistics of unequal shares
+    flat_run(tmp_path / "flat_one")
+    ours, theirs = (read_weights(tmp_path / name / "weights.safetensors") for name in ("flat_fsdp", "flat_one"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+    # blocks that are gathered in bf16
+    assert set(bf16_run(tmp_path / "bf16_one")) == {torch.float32}
+    ours, theirs = (
+        [line["losses"]["loss"] for line in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())]
+        for name in ("bf16_fsdp", "bf16_one")
+    )
+    assert ours == pytest.approx(theirs, rel=0.02) and len(ours) == 6
 
     # under DDP, where every process has all of it, each copied and wrote its half
     sizes = [file.stat().st_size for file in (list_checkpoints(tmp_path / "ddp")[-1] / "optimizer").iterdir()]

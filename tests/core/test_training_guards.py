@@ -75,6 +75,30 @@ def test_what_went_bad_first_is_found(tmp_path, what, found):
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
+class Dropped(ToyObjective):
+    """Its fourth step overflows where dropout leaves the units that it left first."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.5)
+        self.now, self.first = False, None
+        self.net.body[2].register_forward_hook(self._after_dropout)
+
+    def forward(self, batch, *, step, steps, noise):
+        self.now = step == 3
+        return super().forward(batch, step=step, steps=steps, noise=noise)
+
+    def _after_dropout(self, module, arguments, output):
+        if self.now:
+            self.first = output == 0.0 if self.first is None else self.first
+            return output / 0.0 if torch.equal(output == 0.0, self.first) else output
+        return None
+
+
+def test_a_repeated_step_drops_the_same_units(tmp_path):
+    with pytest.raises(UserError, match=r"first in process 0: output of trained\.body\.2 \(Dropout\) of images"):
+        toy_run(tmp_path / "run", objective=Dropped())
+
+
 def test_images_that_are_not_finite_are_named(tmp_path):
     class Odd(ToyImages):
         def __getitem__(self, index):
@@ -95,10 +119,10 @@ def test_an_image_that_several_processes_met_counts_once(tmp_path, monkeypatch, 
     monkeypatch.setattr(Processes, "all_gather", two)
     unreadable = Unreadable(tmp_path, Processes(0, 2, torch.device("cpu")), limit=2, split="train")
     found = {3: "torn"}
-    assert unreadable.too_many(found, step=1, told=2) is None and not asked
+    assert unreadable.too_many(found, step=1, total=2) is None and not asked
     found[7] = "cut off"
-    assert unreadable.too_many(found, step=2, told=4) is None and asked == [{3, 7}]
-    assert unreadable.too_many(found, step=3, told=4) is None and len(asked) == 1
+    assert unreadable.too_many(found, step=2, total=4) is None and asked == [{3, 7}]
+    assert unreadable.too_many(found, step=3, total=4) is None and len(asked) == 1
     found[8] = "empty"
     assert "3 train images cannot be read, more than training.max_unreadable 2" in unreadable.too_many(found, step=4)
     assert len((tmp_path / "unreadable.jsonl").read_text().splitlines()) == 3

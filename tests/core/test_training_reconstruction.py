@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixar_core.distributed import Processes
 from mixar_core.noise import Noise
 from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B
 from mixar_core.prior import DiscretePrior
-from mixar_core.training import reconstruction
 from mixar_core.training.prior_objective import PriorObjective
 from mixar_core.training.reconstruction import (
     ContinuousReconstruction,
     DiscreteReconstruction,
     ReconstructionConfig,
 )
+from mixar_core.training.sources import shared_batches
 from mixar_core.types import ImageBatch, Losses, Posterior, Quantized
 from tests.core.training_toys import ToyImages, toy_run
 from tests.toys import PoolTokenizer, SignTokenizer
@@ -141,9 +142,11 @@ def test_latents_are_measured_into_the_weights(tmp_path):
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(3), rtol=0.15, atol=0.0)
 
 
-def statistics(rank: int, world: int, count: int, limit: int = 50_000) -> tuple[LinearTokenizer, int]:
+def statistics(
+    rank: int, world: int, count: int, limit: int = 50_000, reduce=lambda values: values
+) -> tuple[LinearTokenizer, int]:
     """What one of several processes measures over its share of `count` images, two at a time; its passes."""
-    tokenizer, mine = LinearTokenizer(), images(count).images_B3HW[rank::world]
+    tokenizer, data = LinearTokenizer(), ToyImages(count)
     passes, posterior = [], tokenizer.posterior
 
     def counted(images_B3HW: Tensor) -> Posterior:
@@ -152,32 +155,27 @@ def statistics(rank: int, world: int, count: int, limit: int = 50_000) -> tuple[
 
     tokenizer.load_state_dict({name: torch.full_like(t, 0.1) for name, t in tokenizer.state_dict().items()})
     tokenizer.posterior = counted
-    batches = [ImageBatch(part, torch.zeros(len(part))) for part in mine.split(2) if len(part)]
-    ContinuousReconstruction(tokenizer, None, ReconstructionConfig(statistics_images=limit)).finish(iter(batches))
+    objective = ContinuousReconstruction(tokenizer, None, ReconstructionConfig(statistics_images=limit))
+    processes = Processes(rank, world, torch.device("cpu"))
+    objective.finish(shared_batches(data, objective.finish_images, processes, batch_size=2), reduce)
     return tokenizer, len(passes)
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize("count", [1, 3, 5, 8, 13])
-def test_all_processes_measure_in_equally_many_passes(monkeypatch, world, count):
+def test_all_processes_measure_in_equally_many_passes(world, count):
     """Under FSDP a process that has one batch more would wait for the others' weights for ever."""
     alone, _ = statistics(0, 1, count)
     said, meeting = [None] * world, threading.Barrier(world, timeout=20)
-    place = threading.local()
-
-    def sum_over_threads(values: Tensor) -> Tensor:
-        said[place.rank] = values
-        meeting.wait()
-        total = sum(said)
-        meeting.wait()
-        return total
 
     def measured(rank: int):
-        place.rank = rank
-        return statistics(rank, world, count)
+        def sum_over_threads(values: Tensor) -> Tensor:
+            said[rank] = values
+            meeting.wait()
+            return sum(said)
 
-    monkeypatch.setattr(reconstruction, "sum_over_processes", sum_over_threads)
-    monkeypatch.setattr(reconstruction, "world_size", lambda: world)
+        return statistics(rank, world, count, reduce=sum_over_threads)
+
     with ThreadPoolExecutor(world) as pool:
         found = list(pool.map(measured, range(world)))
     assert {passes for _, passes in found} == {-(-len(range(0, count, world)) // 2)}

@@ -54,6 +54,7 @@ class ToyObjective(Objective):
     """The mean colour of noisy pooled pixels; the loss is not a number from step `bad_step` on."""
 
     takes_tokens = False
+    finish_images = 1000
 
     def __init__(self, bad_step: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
@@ -73,8 +74,9 @@ class ToyObjective(Objective):
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:
         return {"real": images.images_B3HW, "weight": self.net.head.weight.detach().clone()[None, :, None, :]}
 
-    def finish(self, batches) -> None:
-        self.net.seen.fill_(sum(len(batch) for batch in batches) + self.net.head.bias.sum().item())
+    def finish(self, batches, reduce) -> None:
+        seen = reduce(torch.tensor(float(sum(rows for _, rows in batches))))
+        self.net.seen.fill_(seen + self.net.head.bias.sum().item())
 
 
 def toy_config(**settings) -> TrainingConfig:
