@@ -82,6 +82,8 @@ class Callback:
 
     #: Whether it is called in every process of the run; `RunInfo.rank` then tells it which one it is in.
     everywhere: ClassVar[bool] = False
+    #: Packages it imports beyond mixar's own; a recipe's default callbacks are those whose packages are installed.
+    requires: ClassVar[tuple[str, ...]] = ()
 
     def on_start(self, run: RunInfo) -> None:
         """Before the first step.

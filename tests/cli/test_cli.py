@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.cli.process import good, refused, run
+from tests.cli.process import good, refused, run, started
 
 MIXAR = Path(sys.executable).with_name("mixar")
 
@@ -85,6 +86,42 @@ def test_train_and_sample_end_to_end(family: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "one/000_owl.png").size == (16, 16)
     assert "not an empty folder" in refused("train", family / "recipes/mixar.yaml", "--out", tmp_path / "run")
     assert "3 steps" in good("train", "run", "--resume", "--set", "training.steps=3", cwd=tmp_path)
+
+
+def test_every_command_printed_runs_as_printed(family: Path, tmp_path: Path) -> None:
+    for recipe, out in (("mixar", "my runs é/it's $HOME"), ("prior", "-odd"), ("discrete", "a  &  b")):
+        told = good("train", family / f"recipes/{recipe}.yaml", f"--out={out}", cwd=tmp_path)
+        program_name, *words = shlex.split(told.splitlines()[-1])
+        assert program_name == "mixar" and words[0] == ("eval" if recipe == "discrete" else "sample")
+        good(*words, cwd=tmp_path)
+        shutil.rmtree(tmp_path / ("runs" if words[0] == "eval" else "samples"))
+
+
+def test_a_run_given_for_a_recipe_is_told_apart(family: Path, tmp_path: Path) -> None:
+    good("train", family / "recipes/prior.yaml", "--out", "run", cwd=tmp_path)
+    for folder in ("run", "./run", tmp_path / "run"):
+        assert "is a run or a model; --resume goes on with it" in refused("train", folder, cwd=tmp_path)
+
+
+def test_home_is_home_in_every_option(family: Path, tmp_path: Path) -> None:
+    """`--out=~/x` reaches the program as it stands; a folder called `~` is what the next `rm -r ~` is typed for."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    environment = {"HOME": str(home)}
+    shutil.copytree(family / "models/prior", home / "prior")
+    for words in (
+        ("sample", "~/prior", "--labels", "0", "--out=~/few"),
+        ("sample", "~/prior", "--count", "2", "--out=~/many"),
+        ("sample", "~/prior", "--count", "2", "--npz=~/all.npz"),
+        ("train", family / "recipes/prior.yaml", "--out=~/run"),
+        ("train", "~/run", "--resume", "--set", "training.steps=3"),
+    ):
+        with started(*words, folder=here, environment=environment) as process:
+            process.join(timeout=120)
+        assert process.exitcode == 0, (here / "stderr").read_text()
+    assert {path.name for path in home.iterdir()} == {"prior", "few", "many", "all.npz", "all.npz.json", "run"}
+    assert {path.name for path in here.iterdir()} == {"stdout", "stderr"}
 
 
 def test_sampling_overwrites_only_samples_and_only_when_forced(family: Path, tmp_path: Path) -> None:

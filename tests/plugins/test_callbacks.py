@@ -81,6 +81,13 @@ def test_tensorboard_holds_curves_and_pictures(tmp_path):
     assert set(events.Tags()["images"]) == {"preview/real", "preview/sampled"}
 
 
+def test_tensorboard_says_how_it_is_installed_where_it_is_not(monkeypatch):
+    assert TensorBoard.requires == ("tensorboard",)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UserError, match="package tensorboard is not installed; pip install tensorboard, or take it"):
+        TensorBoard(TensorBoardConfig())
+
+
 # ---------------------------------------------------------------- throughput
 
 

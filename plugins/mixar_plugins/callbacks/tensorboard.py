@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 from torch import Tensor
 
+from mixar_core.errors import UserError
 from mixar_core.pictures import strip
 from mixar_core.training.callback import Callback, RunInfo, StepReport
 
@@ -24,9 +26,20 @@ class TensorBoardConfig:
 
 
 class TensorBoard(Callback):
-    """Writes losses, rates and previews as TensorBoard events: `tensorboard --logdir RUNS`."""
+    """Writes losses, rates and previews as TensorBoard events: `tensorboard --logdir RUNS`.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("tensorboard",)
 
     def __init__(self, config: TensorBoardConfig) -> None:
+        if find_spec("tensorboard") is None:
+            raise UserError(
+                "callback tensorboard: package tensorboard is not installed; pip install tensorboard, or take it out "
+                "of callbacks"
+            )
         self.config = config
         self.writer: SummaryWriter | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from attrs import frozen
@@ -42,6 +42,8 @@ class WandB(Callback):
     Raises:
         UserError: the package is not installed.
     """
+
+    requires: ClassVar[tuple[str, ...]] = ("wandb",)
 
     def __init__(self, config: WandBConfig) -> None:
         self.config = config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,6 +74,11 @@ Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing: hf:// f
 def go_offline() -> None:
     """Fetch nothing from here on, as with HF_HUB_OFFLINE=1."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def command_line(*words: object) -> str:
+    """A command to run next, to be copied as it is printed, whatever is in the names."""
+    return shlex.join(f"./{word}" if isinstance(word, Path) and str(word)[0] == "-" else str(word) for word in words)
 
 
 def open_registry(context: typer.Context, no_plugin: Sequence[str] | None) -> Registry:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixar.cli.common import Device, NoPlugin, Set, checked_device, open_registry
+from mixar.cli.common import Device, NoPlugin, Set, as_path, checked_device, command_line, open_registry
+from mixar_core.errors import UserError
+
+if TYPE_CHECKING:
+    from mixar.plugins import Registry
+    from mixar.recipe import Recipe
 
 
 def train_command(
@@ -16,7 +21,9 @@ def train_command(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="Name or path of a recipe; with --resume also a run folder.")
     ],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", parser=as_path, help="Run folder; default: runs/NAME.")
+    ] = None,
     settings: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
     seed: Annotated[int | None, typer.Option(help="The same as --set training.seed=N.")] = None,
@@ -33,9 +40,11 @@ def train_command(
     from mixar.run import train
 
     registry = open_registry(context, no_plugin)
-    run = Path(recipe)
-    if resume and (run / RECIPE).is_file():
-        out, recipe = out or run, str(run / RECIPE)
+    run = as_path(recipe)
+    if (run / RECIPE).is_file():
+        if not resume and not registry.recipes().get(recipe):
+            raise UserError(f"{recipe} is a run or a model; --resume goes on with it, {run / RECIPE} is its recipe")
+        out, recipe = (out or run, str(run / RECIPE)) if resume else (out, recipe)
     overrides = [*(settings or ()), *(() if seed is None else (f"training.seed={seed}",))]
     resolved = load_recipe(recipe, registry=registry, overrides=overrides)
     result = train(
@@ -46,7 +55,23 @@ def train_command(
     losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items() if name.endswith("loss"))
     if result.stopped:
         launch = "torchrun ... -m mixar" if "WORLD_SIZE" in os.environ else "mixar"
-        print(f"stopped after step {result.step} of {result.steps}; {launch} train {result.folder} --resume goes on")
-    else:
-        measured = f"; {losses}" if losses else ""  # nothing was, where the run had ended before
-        print(f"{result.steps} steps in {result.seconds:.0f} s{measured}\nmixar sample {result.folder}")
+        again = f"{launch} {command_line('train', result.folder, '--resume')}"
+        print(f"stopped after step {result.step} of {result.steps}; {again} goes on")
+        return
+    measured = f"; {losses}" if losses else ""  # nothing was, where the run had ended before
+    print(
+        f"{result.steps} steps in {result.seconds:.0f} s{measured}\n{_next_command(resolved, result.folder, registry)}"
+    )
+
+
+def _next_command(recipe: Recipe, run: Path, registry: Registry) -> str:
+    """What to do with a finished run: a tokenizer draws nothing by itself, but can be measured."""
+    if not recipe.trains.endswith("tokenizer"):
+        return command_line("mixar", "sample", run)
+    from mixar.assembly import open_data
+
+    try:
+        open_data(recipe, registry, "validation")
+    except UserError:  # there is no such split
+        return command_line("mixar", "eval", "tokenizer", run, "--data", "data:train")
+    return command_line("mixar", "eval", "tokenizer", run)
