@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,10 @@ ASKED = ("OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA")
 
 settings.register_profile("mixar", deadline=None)
 settings.load_profile("mixar")
+
+#: where `datasets` keeps its copies of the tests' files, those of tests' subprocesses too
+_COPIES = tempfile.TemporaryDirectory(prefix="mixar-tests-")
+os.environ["HF_DATASETS_CACHE"] = _COPIES.name
 
 
 def pytest_report_header() -> str:

@@ -32,7 +32,6 @@ from mixar_core.data.cache import (
     read_index,
 )
 from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream
-from mixar_core.data.images import read_image
 from mixar_core.data.loader import check_unreadable, flipped, load_batches, to_images
 from mixar_core.data.streams import Stream, seed_of
 from mixar_core.data.tokens import FrozenTokenizers
@@ -195,7 +194,7 @@ class StreamPieces:
 
 def _decode(image: EncodedImage, size: int) -> Tensor | str:
     try:
-        return read_image(image.data, size, where=image.where)
+        return image.pixels(size)
     except UserError as error:
         return str(error)
 

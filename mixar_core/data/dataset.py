@@ -9,17 +9,35 @@ from unicodedata import normalize
 from attrs import frozen
 from torch import Tensor
 
+from mixar_core.data.images import read_image
+from mixar_core.errors import UserError
+
 #: classes that a note names
 _SHOWN = 5
 
 
 @frozen(eq=False)
 class EncodedImage:
-    """An image file's content, its label (NO_CLASS if unlabelled), and how an error is to name it."""
+    """An image file's content, its label (NO_CLASS if unlabelled), and how an error is to name it.
+
+    `problem` says why there is no content; `orient` is that of `read_image`.
+    """
 
     data: bytes
     label: int
     where: str
+    problem: str = ""
+    orient: bool = False
+
+    def pixels(self, size: int) -> Tensor:
+        """The image decoded and cropped: uint8 (3, size, size).
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        if self.problem:
+            raise UserError(f"{self.where}: {self.problem}")
+        return read_image(self.data, size, where=self.where, orient=self.orient)
 
 
 class ImageStream(ABC):

@@ -35,6 +35,7 @@ def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
 def write(
     path: Path, *, labels: list, splits: list | None, names: list[str] | None = None, images=None, groups=4
 ) -> Path:
+    path.parent.mkdir(exist_ok=True)
     images = images or [png(row) for row in range(len(labels))]
     columns = {"image": [{"bytes": data, "path": None} for data in images], "label": labels}
     if splits is not None:
@@ -69,13 +70,13 @@ def test_parquet_rows_labels_and_names_by_split(tmp_path):
     assert image.dtype == torch.uint8 and image.shape == (3, 8, 8)
 
 
-def test_parquet_survives_pickling_and_a_memory_too_small_for_one_group(tmp_path):
+def test_parquet_survives_pickling_and_takes_a_setting_of_before(tmp_path):
     path = write(tmp_path / "a.parquet", labels=list(range(10)), splits=None)
     dataset = opened(path.rename(tmp_path / "train-0.parquet"), split_column=None, memory_mb=0)
     assert values(dataset) == list(range(10))
     copy = pickle.loads(pickle.dumps(dataset))
     assert values(copy) == values(dataset)
-    assert len(dataset._kept) == 1 and len(pickle.dumps(dataset)) < 4000
+    assert len(pickle.dumps(dataset)) < 4000  # no images in it
 
 
 def test_parquet_files_of_a_folder_by_name_and_by_column(tmp_path):
@@ -118,14 +119,35 @@ def test_parquet_says_what_is_wrong_in_one_line(tmp_path):
         "no file named train": lambda: opened(good, split_column=None),
         "broken.parquet, row 5: unreadable image": lambda: opened(broken)[5],
         "label.parquet, row 1: label 7: must be 0 to 0": lambda: opened(label),
-        "null.parquet, row 1: label None": lambda: opened(null),
-        "'label' is string, not integer": lambda: opened(word),
-        "holds no image bytes": lambda: opened(good, image_column="label")[0],
+        "null.parquet, row 1: label none": lambda: opened(null),
+        "'label' is string, not class numbers": lambda: opened(word),
+        "holds no images": lambda: opened(good, image_column="label"),
     }
     for message, action in cases.items():
         with pytest.raises(UserError, match=message) as caught:
             action()
         assert "\n" not in str(caught.value)
+
+
+def test_parquet_files_that_name_their_classes_differently_are_refused(tmp_path):
+    for name, names in (("train-0", ["cat", "dog"]), ("val-0", ["dog", "cat"])):
+        write(tmp_path / f"{name}.parquet", labels=[0, 1], splits=None, names=names)
+    for split in ("train", "validation"):
+        with pytest.raises(UserError, match=r'differently: class 0 is "dog" against "cat"$'):
+            opened(tmp_path, split, split_column=None)
+
+
+def test_parquet_says_what_it_leaves_out_and_which_classes_are_empty(tmp_path):
+    write(tmp_path / "train-0.parquet", labels=[1, 2], splits=None)
+    write(tmp_path / "extra.parquet", labels=[0], splits=None)
+    (tmp_path / "._train-0.parquet").write_bytes(b"Mac")
+    assert opened(tmp_path, split_column=None).notes == (
+        f"{tmp_path}: left out: 1 files of no split that is read (extra.parquet)",
+        f'{tmp_path}, train: no image of class 0 "0", of 3',
+    )
+    one = write(tmp_path / "one/a.parquet", labels=[0] * 4, splits=["train", "test", "test", "val"])
+    assert opened(one).notes == (f"{one}: left out: 2 rows of no split that is read (test)",)
+    assert (len(opened(one)), len(opened(one, "validation"))) == (1, 1)
 
 
 def folder(root: Path, names: list[str]) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import sys
 import tarfile
 from pathlib import Path
 
@@ -142,3 +144,117 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             action()
         assert "\n" not in str(caught.value)
+
+
+def write_mixed_tar(path: Path, rows: list[dict[str, bytes]]) -> dict[str, object]:
+    with tarfile.open(path, "w") as tar:
+        for number, files in enumerate(rows):
+            for ending, data in files.items():
+                member = tarfile.TarInfo(f"{number:04d}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    cache = str(path.parent / "cache")
+    return {"path": "webdataset", "data_files": {"train": (str(path),)}, "label_column": "cls", "cache_dir": cache}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_a_tar_with_other_endings(tmp_path: Path, streaming: bool) -> None:
+    rows = [{"jpg": png(row), "cls": b"0"} for row in range(8)]
+    rows += [{"png": png(8 + row), "cls": b"1"} for row in range(4)]
+    settings = {**write_mixed_tar(tmp_path / "mixed.tar", rows), "num_classes": 3, "streaming": streaming}
+
+    def images(data: HuggingFaceDataset) -> list[int | str]:
+        found: list[int | str] = []
+        stream = data.stream
+        for read in (
+            (image.pixels for image in stream)
+            if stream is not None
+            else ((lambda size, index=index: data[index][0]) for index in range(len(data)))
+        ):
+            try:
+                found.append(int(read(SIZE)[0, 0, 0]))
+            except UserError as error:
+                found.append(str(error))
+        return found
+
+    one = images(opened(settings, image_column="jpg"))
+    assert one[:8] == list(range(8))
+    assert one[8:] == [f"webdataset, train, row {row}: no jpg; it has png, cls" for row in range(8, 12)]
+    both = opened(settings, image_column=("jpg", "png"))
+    assert images(both) == list(range(12))
+    if not streaming:
+        assert both.notes == ('webdataset, train: no image of class 2 "2", of 3',)
+    rows.append({"gif": png(0), "cls": b"0"})
+    more = opened({**settings, **write_mixed_tar(tmp_path / "more.tar", rows)}, image_column=("jpg", "png"))
+    assert images(more)[12] == "webdataset, train, row 12: no jpg or png; it has gif, cls"
+    first_differs = [{"png": png(7), "cls": b"2"}, {"jpg": png(8), "cls": b"1"}]
+    early = opened({**settings, **write_mixed_tar(tmp_path / "early.tar", first_differs)}, image_column=("jpg", "png"))
+    assert images(early) == [7, 8]
+
+
+def write_named(path: Path, names: list[str], ending: str) -> str:
+    table = pa.table({"image": [png(label) for label in range(len(names))], "label": list(range(len(names)))})
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    noted = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    file = f"{path}.{ending}"
+    if ending == "parquet":
+        pq.write_table(noted, file)
+    else:
+        with pa.ipc.new_stream(file, noted.schema) as stream:
+            stream.write_table(noted)
+    return file
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_files_that_name_their_classes_differently_are_refused(tmp_path: Path, ending: str) -> None:
+    one, other = (write_named(tmp_path / name, names, ending) for name, names in {
+        "train-0": ["cat", "dog"], "val-0": ["dog", "cat"]}.items())  # fmt: skip
+    again = write_named(tmp_path / "train-1", ["cat", "dog"], ending)
+    longer = write_named(tmp_path / "longer", ["cat", "dog", "eel"], ending)
+
+    def build(**files: tuple[str, ...]) -> HuggingFaceDataset:
+        return opened({"path": ending, "data_files": files, "cache_dir": str(tmp_path / "cache")})
+
+    assert build(train=(one, again)).class_names == ("cat", "dog")
+    for files in ({"train": (one, other)}, {"train": (one,), "validation": (other,)}):
+        with pytest.raises(UserError, match=r'name their classes differently: class 0 is "dog" against "cat"'):
+            build(**files)
+    with pytest.raises(UserError, match="3 classes against 2"):
+        build(train=(one, again, longer))
+    assert len(build(train=(one,), test=(other,))) == 2  # not read
+    with pytest.raises(UserError, match=rf"torn.{ending}: not a readable"):
+        (tmp_path / f"torn.{ending}").write_bytes(b"torn")
+        build(train=(str(tmp_path / f"torn.{ending}"),))
+
+
+def test_what_goes_wrong_inside_datasets_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "torn.parquet"
+    pq.write_table(pa.table({"image": [png(row) for row in range(9)], "label": [0] * 9}), file, compression="zstd")
+    data = file.read_bytes()
+    file.write_bytes(data[:20] + bytes(200) + data[220:])  # a page, and not what describes the file
+    settings = {"path": "parquet", "data_files": {"train": (str(file),)}, "cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match="parquet: datasets cannot read it: ") as caught:
+        opened(settings)
+    assert "DatasetGeneration" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'mixar\[datasets\]'$"):
+        opened({"path": "imagefolder"})
+
+
+def test_home_and_orientation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    exif = Image.Exif()
+    exif[0x112] = 3
+    image = Image.new("RGB", (SIZE, SIZE), (255, 255, 255))
+    image.putpixel((0, 0), (0, 0, 0))
+    (tmp_path / "data/train").mkdir(parents=True)
+    image.save(tmp_path / "data/train/a.png", exif=exif)
+    settings = {"path": "imagefolder", "data_dir": "~/data", "label_column": None, "cache_dir": "~/cache"}
+    assert opened(settings)[0][0][0, 0, 0] == 0 and opened(settings, orient=True)[0][0][0, -1, -1] == 0
+    streamed = opened(settings, orient=True, streaming=True).stream
+    assert streamed is not None and next(iter(streamed)).pixels(SIZE)[0, -1, -1] == 0
+    files = {"path": "imagefolder", "data_files": {"train": ("~/data/train/*.png",)}, "label_column": None}
+    assert len(opened(files, cache_dir="~/other")) == 1

@@ -95,7 +95,7 @@ def many(family: Path, registry: Registry, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("many")
     labels = [0, MANY - 1, 5000, *range(7)]
     table = pa.table({"image": [png(i) for i in range(10)], "label": labels, "split": ["train"] * 8 + ["val"] * 2})
-    names = {"label": {"names": [f"class {label}" for label in range(MANY)]}}
+    names = {"label": {"_type": "ClassLabel", "names": [f"class {label}" for label in range(MANY)]}}
     noted = {"huggingface": json.dumps({"info": {"features": names}})}
     pq.write_table(table.replace_schema_metadata(noted), folder / "data.parquet")
     data = f"data={{type: parquet, path: {folder / 'data.parquet'}}}"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from collections.abc import Iterator, Mapping
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import glob
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,7 @@ from attrs import field, frozen
 from attrs.validators import ge, optional
 from torch import Tensor
 
-from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream
-from mixar_core.data.images import read_image
+from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream, class_misfit, empty_classes
 from mixar_core.errors import UserError
 from mixar_core.types import NO_CLASS
 
@@ -41,12 +44,14 @@ class HuggingFaceConfig:
         data_files: its files by split, for example {train: [train-*.tar], validation: [val-*.tar]}.
         train_split: what `datasets` calls the training split; a slice as train[:95%] unless it is a stream.
         validation_split: the same for validation.
-        image_column: encoded images; in WebDataset tars the files' ending (jpg, png).
+        image_column: encoded images; in WebDataset tars the files' ending (jpg, png). Of several, [jpg, png], the first
+            that a row has.
         label_column: class numbers (cls in WebDataset tars). None: unlabelled.
         num_classes: where labels are plain numbers; None: the largest and one, which a stream does not know.
         streaming: read from front to back, nothing is kept on disk: for `mixar cache`, not for training.
         cache_dir: where `datasets` keeps its Arrow files; None: where it always does (HF_HOME). All encoded images lie
             there once more, but for those that are files of their own already (imagefolder).
+        orient: turn photos as their EXIF entry says, as viewers do. The published systems do not.
     """
 
     path: str = field(metadata={"path": _is_folder})
@@ -56,39 +61,56 @@ class HuggingFaceConfig:
     data_files: dict[str, tuple[str, ...]] | None = field(default=None, metadata={"path": _is_files})
     train_split: str = "train"
     validation_split: str = "validation"
-    image_column: str = "image"
+    image_column: str | tuple[str, ...] = field(default="image")
     label_column: str | None = "label"
     num_classes: int | None = field(default=None, validator=optional(ge(1)))
     streaming: bool = False
     cache_dir: str | None = field(default=None, metadata={"path": True})
+    orient: bool = False
+
+    @image_column.validator
+    def _some(self, _: object, value: str | tuple[str, ...]) -> None:
+        if not value:
+            raise ValueError("'image_column' must be a name, or a list of one or more")
+
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        """`image_column` as a tuple."""
+        return (self.image_column,) if isinstance(self.image_column, str) else tuple(self.image_column)
 
 
 class HuggingFaceDataset(ImageDataset):
     """Images that Hugging Face's `datasets` library reads, with random access or as a stream.
 
     Raises:
-        UserError: it cannot read them, a column is missing or of the wrong kind, or a label is outside the classes.
+        UserError: it is not installed or cannot read them, a column is missing or of the wrong kind, a label is outside
+            of the classes, or two files name their classes differently.
     """
 
     def __init__(self, config: HuggingFaceConfig, *, split: str, image_size: int) -> None:
         if split not in ("train", "validation"):
             raise UserError(f"split {split!r}: must be one of train, validation")
-        self.config, self.image_size = config, image_size
         named = config.train_split if split == "train" else config.validation_split
-        self._name = f"{config.path}, {named}"
-        self._rows = _load(config, named)
-        names = _label_names(self._rows.features, config)
+        rows = open_rows(config, named)
+        self._hold(rows, label_names(rows.features, config), config, f"{config.path}, {named}", image_size)
+
+    def _hold(
+        self, rows: Any, names: tuple[str, ...] | None, config: HuggingFaceConfig, name: str, image_size: int
+    ) -> None:
+        """Take rows with the columns that `config` names, and the classes' names (None: labels are plain numbers)."""
+        self.config, self.image_size, self._name, self._rows = config, image_size, name, rows
         self._labels = [] if config.streaming else self._all_labels()
         if names is None:
             if config.streaming and config.num_classes is None:
-                raise UserError(f"{self._name}: how many classes there are, a stream does not say; set num_classes")
+                raise UserError(f"{name}: how many classes there are, a stream does not say; set num_classes")
             names = tuple(map(str, range(config.num_classes or max(self._labels, default=NO_CLASS) + 1)))
         self.class_names, self.num_classes = names, len(names)
         if config.streaming:
-            self.stream = _Rows(self._rows, config, self.num_classes, self._name)
+            self.stream = _Rows(rows, config, self.num_classes, name)
         for row, label in enumerate(self._labels):
-            if not NO_CLASS <= label < self.num_classes:
-                raise _wrong_label(label, self.num_classes, f"{self._name}, row {row}")
+            _check_label(label, self.num_classes, self._where(row))
+        if not config.streaming:
+            self.notes = tuple(empty_classes(name, names, self._labels))
 
     def __len__(self) -> int:
         self._need_random_access()
@@ -96,12 +118,15 @@ class HuggingFaceDataset(ImageDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         self._need_random_access()
-        image = _encoded(self._rows[index], self.config, f"{self._name}, row {index}")
-        return read_image(image.data, self.image_size, where=image.where), self._labels[index]
+        image = _encoded(self._rows[index], self.config, self._where(index))
+        return image.pixels(self.image_size), self._labels[index]
 
     def labels(self) -> list[int]:
         self._need_random_access()
         return list(self._labels)
+
+    def _where(self, row: int) -> str:
+        return f"{self._name}, row {row}"
 
     def _need_random_access(self) -> None:
         if self.config.streaming:
@@ -129,8 +154,7 @@ class _Rows(ImageStream):
             for row in self.rows:
                 image = _encoded(row, self.config, f"{self.name}, row {count}")
                 count += 1
-                if not NO_CLASS <= image.label < self.num_classes:
-                    raise _wrong_label(image.label, self.num_classes, image.where)
+                _check_label(image.label, self.num_classes, image.where)
                 yield image
         except UserError:
             raise
@@ -138,25 +162,36 @@ class _Rows(ImageStream):
             raise UserError(f"{self.name}: breaks off after {count} rows: {_one_line(error)}") from error
 
 
-def _load(config: HuggingFaceConfig, split: str) -> Any:
-    """The split's rows, images not decoded."""
-    import datasets  # takes a second, and most runs do without
+def open_rows(config: HuggingFaceConfig, split: str, *, keep: Sequence[str] = (), **reading: Any) -> Any:
+    """The split's rows of the columns that `config` names and those to `keep`, images not decoded.
 
-    files = None if config.data_files is None else {key: list(value) for key, value in config.data_files.items()}
+    Args:
+        reading: settings of the format's reader.
+
+    Raises:
+        UserError: see HuggingFaceDataset.
+    """
+    datasets = import_datasets()
+    images, label = config.image_columns, config.label_column
+    if config.path == "webdataset" and len(images) > 1:  # it looks at five rows only to find out which there are
+        columns = dict.fromkeys(("__key__", "__url__"), datasets.Value("string"))
+        columns |= dict.fromkeys(images, datasets.Image()) | ({} if label is None else {label: datasets.Value("int64")})
+        reading["features"] = datasets.Features(columns)
+    reading |= {key: getattr(config, key) for key in ("name", "revision")}
+    reading |= {key: _at_home(getattr(config, key)) for key in ("path", "data_dir", "cache_dir")}
+    if config.data_files is not None:
+        reading["data_files"] = {key: [*map(_at_home, files)] for key, files in config.data_files.items()}
     quiet = not (sys.stderr.isatty() or datasets.utils.are_progress_bars_disabled())
     try:
         if quiet:
             datasets.disable_progress_bars()
-        rows = datasets.load_dataset(
-            config.path,
-            config.name,
-            revision=config.revision,
-            data_dir=_expanded(config.data_dir),
-            data_files=files,
-            split=split,
-            streaming=config.streaming,
-            cache_dir=_expanded(config.cache_dir),
-        )
+        if label is not None:
+            files = datasets.load_dataset_builder(**reading).config.data_files or {}
+            used = {each.partition("[")[0] for each in (config.train_split, config.validation_split)}
+            check_names([file for key in files if str(key) in used for file in files[key]], label)
+        rows = datasets.load_dataset(**reading, split=split, streaming=config.streaming)
+    except UserError:
+        raise
     except Exception as error:  # each format has classes of its own
         raise UserError(f"{config.path}: datasets cannot read it: {_one_line(error)}") from error
     finally:
@@ -165,20 +200,82 @@ def _load(config: HuggingFaceConfig, split: str) -> Any:
     features = rows.features
     if features is None:
         raise UserError(f"{config.path}: datasets does not know its columns")
-    columns = [config.image_column] + ([] if config.label_column is None else [config.label_column])
-    for key, column in zip(("image_column", "label_column"), columns, strict=False):
-        if column not in features:
-            hint = "" if key == "image_column" else f"; {key}: null does without"
-            raise UserError(f"{config.path}: no column {column!r} ({key}); columns: {', '.join(features)}{hint}")
-    rows, images = rows.select_columns(columns), features[config.image_column]
-    if isinstance(images, datasets.Image):
-        return rows.cast_column(config.image_column, datasets.Image(decode=False))
-    if not (isinstance(images, Mapping) and "bytes" in images) and getattr(images, "dtype", "") != "binary":
-        raise UserError(f"{config.path}: column {config.image_column!r} (image_column) holds no images: {images}")
+    for column in images:
+        check_column(column, "image_column", list(features), config.path)
+    if label is not None:
+        check_column(label, "label_column", list(features), config.path)
+    wanted = dict.fromkeys([*images, *([] if label is None else [label]), *keep])
+    rows = rows.select_columns([*wanted, *(name for name in ("__key__", "__url__") if name in features)])
+    for column in images:
+        kind = features[column]
+        if isinstance(kind, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+        elif not (isinstance(kind, Mapping) and "bytes" in kind) and "binary" not in getattr(kind, "dtype", ""):
+            raise UserError(f"{config.path}: column {column!r} (image_column) holds no images: {kind}")
     return rows
 
 
-def _label_names(features: Mapping[str, Any], config: HuggingFaceConfig) -> tuple[str, ...] | None:
+def _at_home(path: str | None) -> str | None:
+    return None if path is None else os.path.expanduser(path)
+
+
+def import_datasets() -> Any:
+    """The package, which takes a second to import, and which most runs do without."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"data of this type need another package ({error}): pip install 'mixar[datasets]'") from error
+    return datasets
+
+
+def check_column(column: str, key: str, columns: Sequence[str], where: str) -> None:
+    """Raise a UserError if `column`, which the setting `key` names, is not there."""
+    if column not in columns:
+        hint = "" if key == "image_column" else f"; {key}: null does without"
+        raise UserError(f"{where}: no column {column!r} ({key}); columns: {', '.join(columns)}{hint}")
+
+
+def read_schema(file: str) -> Any:
+    """The Arrow schema of a Parquet or Arrow file.
+
+    Raises:
+        UserError: it is neither.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    is_arrow = file.endswith(".arrow")
+    try:
+        if not is_arrow:
+            return pq.read_schema(file)
+        with pa.ipc.open_stream(file) as stream:
+            return stream.schema
+    except (OSError, pa.ArrowException) as error:
+        kind = "Arrow" if is_arrow else "Parquet"
+        raise UserError(f"{file}: not a readable {kind} file: {str(error).splitlines()[0]}") from error
+
+
+def noted_names(schema: Any, label_column: str | None) -> tuple[str, ...]:
+    """Class names as `datasets` notes them in the metadata of an Arrow schema, or ()."""
+    noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = ((noted.get("info") or {}).get("features") or {}).get(label_column)
+    return tuple(feature.get("names") or ()) if isinstance(feature, dict) else ()
+
+
+def check_names(files: Iterable[str], label_column: str | None) -> None:
+    """See that local Parquet and Arrow files name their classes alike: `datasets` takes the first one's names for all.
+
+    Raises:
+        UserError: they do not, or one is unreadable.
+    """
+    local = [file for file in files if file.endswith((".parquet", ".arrow")) and "://" not in file]
+    names = [(file, noted_names(read_schema(file), label_column)) for file in local]
+    for (first, ours), (file, theirs) in pairwise(each for each in names if each[1]):
+        if problem := class_misfit(theirs, ours):
+            raise UserError(f"{file} and {first} name their classes differently: {problem}")
+
+
+def label_names(features: Mapping[str, Any], config: HuggingFaceConfig) -> tuple[str, ...] | None:
     """Names of the classes; none where there are no labels, None where labels are plain numbers."""
     if config.label_column is None:
         return ()
@@ -193,41 +290,52 @@ def _label_names(features: Mapping[str, Any], config: HuggingFaceConfig) -> tupl
 
 def _encoded(row: Mapping[str, Any], config: HuggingFaceConfig, where: str) -> EncodedImage:
     """A row's image file and label."""
-    value = row[config.image_column]
-    data, path = value, None
+    value = next((row[name] for name in config.image_columns if row[name] is not None), None)
+    data, path, problem = value, None, ""
     if isinstance(value, Mapping):
         data, path = value.get("bytes"), value.get("path")
-    where = where if path is None else f"{where} ({path})"
-    if data is None and path is not None:
-        data = _read(path)
+    if path is not None:
+        where = f"{where} ({path})"
+        if data is None:
+            data, problem = _read(path)
+    if data is None and path is None:
+        problem = f"no {' or '.join(config.image_columns)}{_instead(row)}"
     label = NO_CLASS if config.label_column is None else row[config.label_column]
-    # what is no image is found out where images are decoded, and counted there
-    return EncodedImage(data if isinstance(data, bytes) else b"", NO_CLASS - 1 if label is None else int(label), where)
+    label = NO_CLASS - 1 if label is None else int(label)
+    return EncodedImage(data or b"", label, where, problem=problem, orient=config.orient)
 
 
-def _read(path: str) -> bytes | None:
-    """A file that a row names: beside the data, at the hub, or inside an archive; None if it cannot be read."""
+def _instead(row: Mapping[str, Any]) -> str:
+    """What a WebDataset tar has of a row."""
+    key = f"{row.get('__key__')}."
     try:
-        if "://" not in path:
-            return Path(path).read_bytes()
-        import fsspec
+        with tarfile.open(row.get("__url__") or "") as tar:
+            endings = [name[len(key) :] for name in tar.getnames() if name.startswith(key)]
+    except (OSError, tarfile.TarError):
+        return ""
+    return f"; it has {', '.join(endings)}"
 
+
+def _read(path: str) -> tuple[bytes | None, str]:
+    """A file that a row names, beside the data, at the hub, or inside an archive; or why it cannot be read."""
+    import fsspec
+
+    try:
         with fsspec.open(path, "rb") as file:
-            data: bytes = file.read()
-        return data
-    except OSError:
-        return None
+            return file.read(), ""
+    except OSError as error:
+        return None, f"the file cannot be read: {error.strerror or error}"
 
 
-def _wrong_label(label: int, num_classes: int, where: str) -> UserError:
-    shown = "none" if label < NO_CLASS else str(label)
-    return UserError(f"{where}: label {shown}: must be 0 to {num_classes - 1}, or {NO_CLASS} for no class")
+def _check_label(label: int, num_classes: int, where: str) -> None:
+    if not NO_CLASS <= label < num_classes:
+        shown = "none" if label < NO_CLASS else str(label)
+        raise UserError(f"{where}: label {shown}: must be 0 to {num_classes - 1}, or {NO_CLASS} for no class")
 
 
-def _expanded(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).expanduser())
-
-
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
+    """An error, or what caused it: `datasets` wraps it in one that says nothing."""
+    while type(error).__name__.startswith("DatasetGeneration") and error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from attrs import frozen
+from torch import Tensor
 
-from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.images import read_image
+from mixar_core.errors import UserError
 
 DATA = Path(__file__).parent / "data"
 
@@ -16,15 +21,40 @@ class NoSettings:
     """Nothing to set: which images, which classes and which split is fixed, so that numbers compare."""
 
 
-class Emoji64(ParquetDataset):
+class _InPackage(ImageDataset):
+    """The encoded images and labels of a split of a file of this package, a few megabytes, in memory."""
+
+    def __init__(self, file: Path, *, split: str, image_size: int) -> None:
+        if split not in ("train", "validation"):
+            raise UserError(f"split {split!r}: must be one of train, validation")
+        self._name, self.image_size = f"{file.stem}, {split}", image_size
+        table = pq.read_table(file, columns=["image", "label"], filters=[("split", "==", split)])
+        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+        self.class_names = tuple(features["label"]["names"])
+        self.num_classes = len(self.class_names)
+        self._images: list[bytes] = [image["bytes"] for image in table["image"].to_pylist()]
+        self._labels: list[int] = table["label"].to_pylist()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pixels = read_image(self._images[index], self.image_size, where=f"{self._name}, row {index}")
+        return pixels, self._labels[index]
+
+    def labels(self) -> list[int]:
+        return list(self._labels)
+
+
+class Emoji64(_InPackage):
     """3,812 emoji, 64x64 over white, by two vendors, in 9 categories (3,380 to train on, 432 for validation)."""
 
     def __init__(self, config: NoSettings, *, split: str, image_size: int) -> None:
-        super().__init__(ParquetConfig(str(DATA / "emoji64.parquet")), split=split, image_size=image_size)
+        super().__init__(DATA / "emoji64.parquet", split=split, image_size=image_size)
 
 
-class Digits(ParquetDataset):
+class Digits(_InPackage):
     """5,000 MNIST digits, 32x32, white on black (4,000 to train on, 1,000 for validation, balanced)."""
 
     def __init__(self, config: NoSettings, *, split: str, image_size: int) -> None:
-        super().__init__(ParquetConfig(str(DATA / "digits.parquet")), split=split, image_size=image_size)
+        super().__init__(DATA / "digits.parquet", split=split, image_size=image_size)
