@@ -4,11 +4,8 @@ import json
 import pickle
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
-import attrs
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,110 +14,42 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixar_core.data import cache as cache_module
-from mixar_core.data.cache import INDEX, PROGRESS, CacheSettings, TokenCache
+from mixar_core.data.cache import INDEX, TokenCache
 from mixar_core.data.cache_source import CacheSource
 from mixar_core.data.cache_writer import (
     ShardWriter,
-    StreamPieces,
-    begin,
     dataset_pieces,
     finish,
     is_finished,
     noted_shards,
 )
-from mixar_core.data.dataset import EncodedImage, ImageStream
-from mixar_core.data.images import read_image
-from mixar_core.data.loader import BatchShard, ImageSource, ShuffledOrder, load_rows
+from mixar_core.data.loader import BatchShard, ImageSource, ShuffledOrder
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
-from mixar_core.storage import FolderLock
 from mixar_core.training.sources import preview_images, training_source
-from mixar_core.types import ImageBatch, Posterior
+from tests.core.cache_toys import (
+    COUNT,
+    CPU,
+    ROWS,
+    Torn,
+    WideTokenizer,
+    begun,
+    content,
+    encoded,
+    plan,
+    tokenizers,
+    write,
+)
 from tests.core.training_toys import ToyImages, ToyObjective, toy_config
-from tests.toys import PoolTokenizer, SignTokenizer
-
-CPU = torch.device("cpu")
-COUNT, ROWS = 20, 6
-
-
-class WideTokenizer(PoolTokenizer):
-    """Its posterior has a width of its own everywhere."""
-
-    def posterior(self, images_B3HW: Tensor) -> Posterior:
-        mean = super().posterior(images_B3HW).mean_BChw
-        return Posterior(mean, mean.square() - 2.0)
-
-
-class Torn(ToyImages):
-    """Images 0, 7 and 8 cannot be read."""
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if index in (0, 7, 8):
-            raise UserError(f"image {index} is torn")
-        return super().__getitem__(index)
-
-
-def tokenizers() -> FrozenTokenizers:
-    continuous = WideTokenizer()
-    continuous.latent_mean_C.fill_(0.25)
-    return FrozenTokenizers(continuous, SignTokenizer())
-
-
-def plan(**changes: object) -> CacheSettings:
-    base = CacheSettings(
-        image_size=16,
-        num_classes=5,
-        class_names=tuple("abcde"),
-        split="train",
-        flip=True,
-        stores="moments",
-        dtype="float32",
-        seed=0,
-        latent_shape=(3, 4, 4),
-        tokens=16,
-        code_dtype="int16",
-        rows_per_shard=ROWS,
-        batch=4,
-        tokenizers={"continuous": {"type": "pool"}, "discrete": {"type": "sign"}},
-        source={"type": "toys"},
-    )
-    return attrs.evolve(base, **changes)
-
-
-def begun(folder: Path, about: CacheSettings):
-    with closing(FolderLock(folder)) as lock:
-        return begin(folder, about, lock)
-
-
-def write(folder: Path, *, data: ToyImages | None = None, frozen=None, limit: int = 0, world: int = 1, **changes):
-    """A whole cache, its shards written by `world` writers one after the other."""
-    data, about = data or ToyImages(COUNT), plan(**changes)
-    assert begun(folder, about) is None
-    shards = -(-len(data) // about.rows_per_shard)
-    for rank in reversed(range(world)):
-        writer = ShardWriter(folder, about, frozen or tokenizers(), device=CPU, max_unreadable=limit)
-        assert writer.write(dataset_pieces(data, about, range(shards)[rank::world], workers=0, pin=False))
-    finish(folder, about, shards, max_unreadable=limit)
-    return TokenCache.open(folder)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+from tests.toys import SignTokenizer
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
     return write(tmp_path_factory.mktemp("cache") / "moments")
-
-
-def encoded(indices: Tensor, flip: Tensor):
-    pixels, labels = load_rows(ToyImages(COUNT), indices.tolist())
-    images = pixels.float() / 127.5 - 1.0
-    images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-    return tokenizers().encode(ImageBatch(images, labels))
 
 
 @settings(max_examples=30)
@@ -376,60 +305,6 @@ def test_half_precision_takes_half_the_place(tmp_path: Path, dtype):
         cache.rows(torch.tensor([0]), torch.tensor([True]))
 
 
-class Roll(ImageStream):
-    """The toy images as PNG, one after the other; image 7 is torn."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self.passes = count, 0
-
-    def __iter__(self) -> Iterator[EncodedImage]:
-        import io
-
-        from PIL import Image
-
-        self.passes += 1
-        for index, (pixels, label) in enumerate(ToyImages(COUNT)[i] for i in range(self.count)):
-            buffer = io.BytesIO()
-            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-            yield EncodedImage(b"torn" if index == 7 else buffer.getvalue(), label, f"row {index}")
-
-
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_stream_becomes_the_same_cache(tmp_path: Path, world):
-    assert torch.equal(read_image(next(iter(Roll(1))).data, 16, where="")[None], ToyImages(1)[0][0][None])
-    folder, about = tmp_path / "stream", plan()
-    begun(folder, about)
-    for rank in range(world):
-        pieces = StreamPieces(Roll(COUNT), about, lambda number, rank=rank: number % world == rank, threads=2)
-        assert ShardWriter(folder, about, tokenizers(), device=CPU, max_unreadable=1).write(pieces)
-        assert pieces.count == COUNT
-    index = finish(folder, about, 4, max_unreadable=1)
-    assert [(each.index, each.reason) for each in index.skipped] == [
-        (7, "row 7: unreadable image: not an image Pillow knows")
-    ]
-
-    class Torn7(ToyImages):
-        def __getitem__(self, index: int) -> tuple[Tensor, int]:
-            if index == 7:
-                raise UserError("row 7: unreadable image: not an image Pillow knows")
-            return super().__getitem__(index)
-
-    write(tmp_path / "random", data=Torn7(COUNT), limit=1)
-    assert content(folder) == content(tmp_path / "random")
-
-
-def test_a_stopped_stream_leaves_no_half_shard(tmp_path: Path):
-    about = plan()
-    begun(tmp_path / "cut", about)
-
-    def stop() -> bool:
-        return pieces.count >= ROWS + 1
-
-    pieces = StreamPieces(Roll(COUNT), about, lambda number: True, stop=stop)
-    assert not ShardWriter(tmp_path / "cut", about, tokenizers(), device=CPU).write(pieces, stop=stop)
-    assert noted_shards(tmp_path / "cut") == []  # the first was not saved yet: the next one had not begun
-
-
 def test_a_damaged_cache_is_refused_in_one_line(written: TokenCache, tmp_path: Path):
     def broken(name: str) -> Path:
         return Path(shutil.copytree(written.folder, tmp_path / name))
@@ -463,26 +338,3 @@ def test_a_damaged_cache_is_refused_in_one_line(written: TokenCache, tmp_path: P
             action()
         assert "\n" not in str(caught.value)
     TokenCache.open(changed)  # checksums are read when asked for
-
-
-def test_latents_in_the_published_form(tmp_path: Path):
-    """Shards of samples with labels and no index, as LightningDiT's extract_features.py writes them."""
-    latents, labels = torch.randn(13, 3, 4, 4), torch.tensor([0, 2, 4, 1] * 3 + [6])
-    for number, part in enumerate(torch.arange(13).split(5)):
-        save_file(
-            {"latents": latents[part], "latents_flip": latents[part].flip(-1), "labels": labels[part]},
-            tmp_path / f"latents_rank00_shard{number:03d}.safetensors",
-            metadata={"total_size": str(len(part)), "dtype": "torch.float32", "device": "cpu"},
-        )
-    torch.save({"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, tmp_path / "latents_stats.pt")
-    cache = TokenCache.open(tmp_path)
-    assert len(cache) == 13 and cache.num_classes == 7 and cache.class_names == tuple("0123456")
-    assert not cache.has_codes and cache.flip and cache.stores == "samples" and cache.settings is None
-    tokens = cache.rows(torch.tensor([12, 0, 7]), torch.tensor([True, False, False]))
-    expected = torch.stack([latents[12].flip(-1), latents[0], latents[7]])
-    assert torch.equal(tokens.posterior.mean_BChw, expected) and tokens.labels_B.tolist() == [6, 0, 1]
-    frozen = FrozenTokenizers(PoolTokenizer(), None)
-    assert torch.equal(frozen.draw(tokens, noise=step_noise(Stream.TOKENS, seed=0, step=0)).latents_BChw, expected)
-    with pytest.raises(UserError, match=r"has no index.json, and so no checksums"):
-        cache.verify()
-    assert not (tmp_path / PROGRESS).exists()
