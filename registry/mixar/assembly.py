@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +10,13 @@ import torch
 from attrs import frozen
 from torch import nn
 
-from mixar.folder import RECIPE, find_weights, load_into, read_tensors, sha256
+from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
 from mixar.hub import is_file
-from mixar.plugins import Registry
-from mixar.recipe import PART_KEYS, PartChoice, Recipe, read_plain
+from mixar.plugins import Registry, plugin_manager
+from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, read_plain
 from mixar_core.backbone import Backbone
-from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.cache import TokenCache
+from mixar_core.data.dataset import ImageDataset, class_misfit
 from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
 from mixar_core.injector import GuidanceInjector
@@ -50,15 +51,16 @@ class System:
 
 def build(
     recipe: Recipe,
-    registry: Registry,
+    registry: Registry | None = None,
     *,
     device: torch.device | str = "cpu",
     meta: bool = False,
     load_weights: bool = True,
     trained_weights: Path | None = None,
     data: ImageDataset | None = None,
+    checked: bool = False,
 ) -> System:
-    """Build what a recipe describes, in evaluation mode. What it does not train is frozen.
+    """The modules a recipe describes, checked to fit and in evaluation mode. What it does not train is frozen.
 
     Args:
         device: where the modules end up.
@@ -66,28 +68,43 @@ def build(
         load_weights: whether parts whose choice names weights get them; without, they are freshly initialised.
         trained_weights: a file with the weights of what the recipe trains.
         data: the training split, for a prior that draws from it (ground-truth).
+        checked: this recipe was built with `meta` before, and need not be checked again.
 
     Raises:
         UserError: two parts do not fit, or weights do not fit a part.
     """
-    _check_prior_model(recipe, registry)
-    with torch.device("meta"):
-        system = _assemble(recipe, registry, data)
+    registry = plugin_manager() if registry is None else registry
+    if meta or not checked:
+        _check_prior_model(recipe, registry)
+        with torch.device("meta"):
+            system = _assemble(recipe, registry, data)
     if meta:
         return system
     system = _assemble(recipe, registry, data)
     if load_weights:
-        for key in ("continuous_tokenizer", "discrete_tokenizer", "prior"):
+        for key in TRAINABLE:
             module, choice = getattr(system, key), getattr(recipe, key)
             if module is None or choice.weights is None or (key == recipe.trains and trained_weights):
                 continue
-            load_into(module, read_tensors(find_weights(choice.weights, registry)), where=_of(key, choice))
+            load_into(module, read_tensors(weights_of(recipe, key, registry)), where=_of(key, choice))
     if trained_weights is not None:
         load_into(system.trained, read_tensors(trained_weights), where=f"weights {trained_weights}")
     for module in (system.continuous_tokenizer, system.discrete_tokenizer, system.prior, system.model):
         if module is not None:
             module.to(device).eval()
     return system
+
+
+def weights_of(recipe: Recipe, key: str, registry: Registry) -> Path:
+    """The file of weights that a recipe names for one of its parts.
+
+    Raises:
+        UserError: it is not there; says which key names it.
+    """
+    try:
+        return find_weights(_chosen(recipe, key).weights or "", registry)
+    except UserError as error:
+        raise UserError(f"recipe {recipe.name}: {key}.weights: {error}") from error
 
 
 def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "validation"]) -> ImageDataset:
@@ -99,26 +116,83 @@ def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "valid
     if recipe.data is None:
         raise UserError(f"recipe {recipe.name}: data: required here, and not there")
     data: ImageDataset = construct(recipe, registry, "data", split=split, image_size=recipe.image_size)
-    _check_classes(recipe, data)
+    if recipe.num_classes not in (0, data.num_classes):  # labelled data may train an unconditional model
+        raise _misfit(recipe, "data", f"{data.num_classes} classes", "num_classes", str(recipe.num_classes))
     return data
 
 
 def try_data(recipe: Recipe, registry: Registry) -> str:
-    """A line about the recipe's data, which need not be on this machine.
+    """What there is to say of the recipe's data, which need not be on this machine: a line of numbers, and notes.
 
     Raises:
-        UserError: they are, and have another number of classes.
+        UserError: they are, and have other classes than the recipe or its frozen prior.
     """
     if recipe.data is None:
         return "none named"
     try:
-        data: ImageDataset = construct(recipe, registry, "data", split="train", image_size=recipe.image_size)
+        construct(recipe, registry, "data", split="train", image_size=recipe.image_size)
     except UserError as error:
         return f"cannot be opened here: {error}"
-    _check_classes(recipe, data)
-    if data.stream is not None:
-        return f"a stream of images of {data.num_classes} classes ({recipe.data.type})"
-    return f"{len(data):,} training images of {data.num_classes} classes ({recipe.data.type})"
+    data, validation = open_data(recipe, registry, "train"), None
+    if recipe.training is not None and recipe.training.evaluate_every:
+        validation = open_data(recipe, registry, "validation")
+    size = "a stream of images" if data.stream is not None else f"{len(data):,} training images"
+    notes = data_notes(recipe, registry, train=data, validation=validation)
+    return "\n".join([f"{size} of {data.num_classes} classes ({recipe.data.type})", *(f"note: {n}" for n in notes)])
+
+
+def data_notes(recipe: Recipe, registry: Registry, **sets: ImageDataset | TokenCache | None) -> list[str]:
+    """What a person should read once about data: what was left out, and whose classes have numbers in place of names.
+
+    Args:
+        sets: the training split and whatever else has classes, by what it is.
+
+    Raises:
+        UserError: two of them, or one and the frozen prior, do not name the same classes in the same order.
+    """
+    there = {name: data for name, data in sets.items() if data is not None}
+    notes = [note for data in there.values() if isinstance(data, ImageDataset) for note in data.notes]
+    names = {f"data ({name})": tuple(data.class_names) for name, data in there.items()}
+    if recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is not None:
+        names |= {_of("prior", recipe.prior): trained_classes(recipe.prior.weights, registry)}
+    first, *others = names
+    notes += [note for other in others if (note := compare_classes(recipe, first, other, names))]
+    return list(dict.fromkeys(notes))
+
+
+def trained_classes(weights: str, registry: Registry) -> tuple[str, ...]:
+    """The class names that a model was trained with; empty where they are not known."""
+    try:
+        folder = None if is_file(weights) else registry.find_model(weights)
+    except UserError:  # a resolved recipe is read where the model is no more
+        folder = None
+    return tuple(map(str, (read_provenance(folder).get("class_names") or ()) if folder else ()))
+
+
+def compare_classes(recipe: Recipe, one: str, other: str, names: Mapping[str, Sequence[str]]) -> str | None:
+    """See that a label means the same class in both. Where only one of them names its classes that cannot be seen.
+
+    Returns:
+        A line that says so.
+
+    Raises:
+        UserError: they name other classes, or in another order.
+    """
+    if recipe.accept_other_classes or recipe.num_classes == 0 or not names[one] or not names[other]:
+        return None
+    if misfit := class_misfit(names[one], names[other]):
+        raise UserError(
+            f"recipe {recipe.name}: {one} and {other} do not have the same classes: {misfit}; where a label means the "
+            "same in both, set accept_other_classes=true"
+        )
+    if has_names(names[one]) == has_names(names[other]):
+        return None
+    return f'only one of {one} and {other} names its classes: label 0 is "{names[one][0]}" and "{names[other][0]}"'
+
+
+def has_names(classes: Sequence[str]) -> bool:
+    """Whether classes are known by name: numbers in place of names say nothing."""
+    return list(classes) != [str(label) for label in range(len(classes))]
 
 
 def construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> Any:
@@ -214,11 +288,6 @@ def _chosen(recipe: Recipe, key: str) -> PartChoice:
     if not isinstance(choice, PartChoice):
         raise UserError(f"recipe {recipe.name}: {key}: required where a recipe trains {recipe.trains}")
     return choice
-
-
-def _check_classes(recipe: Recipe, data: ImageDataset) -> None:
-    if recipe.num_classes not in (0, data.num_classes):  # labelled data may train an unconditional model
-        raise _misfit(recipe, "data", f"{data.num_classes} classes", "num_classes", str(recipe.num_classes))
 
 
 def _check_stride(recipe: Recipe, key: str, tokenizer: Tokenizer) -> None:

@@ -42,8 +42,8 @@ from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 T = TypeVar("T")
 
 
-def open_cache(folder: Path, recipe: Recipe, registry: Registry) -> TokenCache:
-    """The cache in `folder`, for training what the recipe describes.
+def open_cache(folder: Path, recipe: Recipe, registry: Registry, *, planned: System | None = None) -> TokenCache:
+    """The cache in `folder`, for training what the recipe describes; `planned`: that, if it was built with `meta`.
 
     One without an index (latents in the published form) does not say which tokenizer made it; a line on stderr warns of
     that.
@@ -53,7 +53,7 @@ def open_cache(folder: Path, recipe: Recipe, registry: Registry) -> TokenCache:
             or mirrored images that the recipe needs.
     """
     cache = TokenCache.open(folder)
-    problem = _misfit(cache, recipe, registry)
+    problem = _misfit(cache, planned or build(recipe, registry, meta=True), registry)
     if problem is not None:
         raise UserError(f"{folder}: {problem}; make one that fits: mixar cache {recipe.name} --out DIR")
     if cache.settings is None and os.environ.get("RANK", "0") == "0":
@@ -61,9 +61,9 @@ def open_cache(folder: Path, recipe: Recipe, registry: Registry) -> TokenCache:
     return cache
 
 
-def _misfit(cache: TokenCache, recipe: Recipe, registry: Registry) -> str | None:
+def _misfit(cache: TokenCache, system: System, registry: Registry) -> str | None:
     """Why this cache is not one for the recipe; None: it is."""
-    system = build(recipe, registry, meta=True)
+    recipe = system.recipe
     continuous, discrete = needed_tokenizers(system)
     settings, classes = cache.settings, cache.num_classes
     if settings is not None and settings.split != "train":

@@ -313,7 +313,10 @@ def load(
     chosen = available_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     data = open_data(recipe, registry, "train") if prior_draws_from_data(recipe) and recipe.data else None
     trained = weights_file(folder, weights)
-    system = build(recipe, registry, device=chosen, trained_weights=trained, data=data)
+    try:
+        system = build(recipe, registry, device=chosen, trained_weights=trained, data=data)
+    except UserError as error:  # a frozen part that was moved: the key, and the file to write its new place into
+        raise UserError(f"{folder / RECIPE}: {error}") from error
     files = {
         key: find_weights(choice.weights, registry)
         for key in TRAINABLE

@@ -7,19 +7,21 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mixar.assembly import System, build, construct, open_data
+from mixar.assembly import System, build, compare_classes, construct, data_notes, has_names, open_data, weights_of
 from mixar.cache import open_cache
 from mixar.cost import training_flop_per_image
-from mixar.folder import PROVENANCE, RECIPE, find_weights, read_provenance, sha256, versions
+from mixar.folder import PROVENANCE, RECIPE, read_provenance, sha256, versions
 from mixar.memory import check_memory
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar.structure import flat
 from mixar_core.distributed import own_device
 from mixar_core.errors import UserError
+from mixar_core.storage import user_path
 from mixar_core.training.callback import Callback
 from mixar_core.training.mixar_objective import MixARObjective
 from mixar_core.training.objective import Objective
@@ -50,61 +52,55 @@ def train(
     Raises:
         UserError: the recipe does not say how long to train, its parts or data do not fit, or see `trainer.train`.
     """
-    registry = plugin_manager() if registry is None else registry
-    if recipe.training is None:
-        raise UserError(
-            f"recipe {recipe.name}: training: required to train, and not there; set training.steps or .epochs"
-        )
+    registry, folder, training = registry or plugin_manager(), user_path(folder), recipe.training
+    if training is None:
+        raise UserError(f"recipe {recipe.name}: training: required to train, and not there; set steps or epochs of it")
     planned = build(recipe, registry, meta=True)
-    files_of_frozen = _frozen_files(planned, registry)
+    frozen_files = _frozen_files(planned, registry)
     if resume:
-        _check_same(recipe, Path(folder), registry)
-    _check_memory(planned, device)
-    cached = recipe.training.cache_folder
-    cache = None if cached is None else open_cache(cached, recipe, registry)
+        _check_recipe(folder, recipe, registry)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    warning = check_memory(planned, device=own_device(device), processes=processes)
+
+    cache = open_cache(training.cache_folder, recipe, registry, planned=planned) if training.cache_folder else None
     # with a cache, images serve previews and the validation split alone, and need not be there
     train_set = open_data(recipe, registry, "train") if recipe.data or cache is None else None
+    validation_set = open_data(recipe, registry, "validation") if recipe.data and training.evaluate_every else None
+    notes = data_notes(recipe, registry, train=train_set, cache=cache, validation=validation_set)
+    classes = [list(data.class_names) for data in (train_set, cache) if data is not None]
+    class_names = next(filter(has_names, classes), classes[0])
+    facts = {"class_names": class_names, "frozen": {key: sha256(f) for key, f in frozen_files.items()}}
+    if resume:
+        notes += _check_facts(folder, recipe, facts)
+    _tell_once([*([f"warning: {warning}"] if warning else []), *(f"note: {note}" for note in notes)])
+
     if cache is not None and train_set is not None and train_set.stream is not None:
         train_set = None  # a stream is for making the cache
-    measured = recipe.data is not None and recipe.training.evaluate_every
-    validation_set = open_data(recipe, registry, "validation") if measured else None
-    torch.manual_seed(recipe.training.seed)  # initial weights
-    system = build(recipe, registry, data=train_set)
-    frozen = {key: sha256(file) for key, file in files_of_frozen.items()}
-    if resume:
-        _check_same_frozen(Path(folder), frozen)
-    objective = make_objective(system, registry)
+    torch.manual_seed(training.seed)  # initial weights
+    system = build(recipe, registry, data=train_set, checked=True)
     if callbacks is None:
         callbacks = [registry.part("callback", choice.type).component(choice.config) for choice in recipe.callbacks]
-    named = cache if train_set is None else train_set
-    assert named is not None
-    provenance = {
-        "trained_by": f"mixar train {recipe.name}",
-        "versions": versions(),
-        "class_names": list(named.class_names),
-        "frozen": frozen,
-    }
-    files = {RECIPE: to_yaml(recipe), PROVENANCE: json.dumps(provenance, indent=2) + "\n"}
+    provenance = {"trained_by": f"mixar train {recipe.name}", "versions": versions(), **facts}
     return run_trainer(
-        objective,
+        make_objective(system, registry),
         train_set,
         validation_set,
-        recipe.training,
-        Path(folder),
+        training,
+        folder,
         cache=cache,
         callbacks=callbacks,
-        files=files,
+        files={RECIPE: to_yaml(recipe), PROVENANCE: json.dumps(provenance, indent=2) + "\n"},
         resume=resume,
         device=device,
         flop_per_image=training_flop_per_image(planned),
     )
 
 
-def _check_memory(system: System, device: torch.device | str | None) -> None:
-    """Say before the run what probably does not fit, and refuse what surely does not."""
-    warning = check_memory(system, device=own_device(device), processes=int(os.environ.get("WORLD_SIZE", "1")))
-    if warning is not None and os.environ.get("RANK", "0") == "0":
-        print(f"warning: {warning}", file=sys.stderr)
+def _tell_once(lines: Sequence[str]) -> None:
+    """Lines on stderr, of one process of a run."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            print(line, file=sys.stderr)
 
 
 def make_objective(system: System, registry: Registry) -> Objective:
@@ -135,7 +131,7 @@ def _frozen_files(system: System, registry: Registry) -> dict[str, Path]:
         if key == recipe.trains or part is None:
             continue
         if choice.weights is not None:
-            files[key] = find_weights(choice.weights, registry)
+            files[key] = weights_of(recipe, key, registry)
             if files[key].is_dir():
                 raise UserError(
                     f"recipe {recipe.name}: {key}.weights: {choice.weights} is a run that is not finished, its newest "
@@ -150,13 +146,13 @@ def _frozen_files(system: System, registry: Registry) -> dict[str, Path]:
 
 
 #: what may change between a run and its resumption: the trainer looks at `training` itself
-_FREE = ("name", "summary", "training", "callbacks", "sampling", "data")
+_FREE = ("name", "summary", "training", "callbacks", "sampling", "data", "accept_other_classes")
 #: the same of single settings: what is computed again instead of kept is the same
 _FREE_SETTINGS = ("backbone.activation_checkpointing",)
 _SHOWN = 4
 
 
-def _check_same(recipe: Recipe, folder: Path, registry: Registry) -> None:
+def _check_recipe(folder: Path, recipe: Recipe, registry: Registry) -> None:
     """A run goes on as what it was."""
     path = folder / RECIPE
     if not path.is_file():
@@ -175,12 +171,19 @@ def _check_same(recipe: Recipe, folder: Path, registry: Registry) -> None:
         )
 
 
-def _check_same_frozen(folder: Path, frozen: Mapping[str, str]) -> None:
-    """The same names may have other weights behind them by now. A run of before this was noted goes on unchecked."""
-    noted = read_provenance(folder).get("frozen", {})
-    for key, digest in frozen.items():
-        if (then := noted.get(key, digest)) != digest:
+def _check_facts(folder: Path, recipe: Recipe, now: Mapping[str, Any]) -> list[str]:
+    """The same names may have other weights, or classes, behind them by now; what a run did not note is not checked.
+
+    Returns:
+        Notes, of classes that cannot be compared.
+    """
+    then = read_provenance(folder)
+    for key, digest in now["frozen"].items():
+        if (noted := then.get("frozen", {}).get(key, digest)) != digest:
             raise UserError(
-                f"{folder} was started with other weights of its {key}: their sha256 was {then}, is {digest}; resume "
+                f"{folder} was started with other weights of its {key}: their sha256 was {noted}, is {digest}; resume "
                 "with those, or start anew"
             )
+    names = {f"the run in {folder}": then.get("class_names") or (), "its data now": now["class_names"]}
+    note = compare_classes(recipe, *names, names)
+    return [note] if note else []

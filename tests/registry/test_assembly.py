@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from mixar.assembly import build, open_data, try_data
 from mixar.folder import read_tensors
@@ -114,3 +115,50 @@ def test_data_of_another_number_of_classes_are_refused(family: Path, registry: R
     assert open_data(unconditional, registry, "train")
     absent = load_recipe(base, registry=registry, overrides=["data.path=/nowhere"])
     assert "cannot be opened here" in try_data(absent, registry)
+
+
+def folder_of_classes(folder: Path, *classes: str) -> Path:
+    """An image folder with a training image of every class, and a validation image."""
+    for split in ("train", "val"):
+        for name in classes:
+            (folder / split / name).mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(folder / split / name / "0.png")
+    return folder
+
+
+def test_a_frozen_priors_classes_are_those_of_the_data_by_name(
+    family: Path, registry: Registry, tmp_path: Path
+) -> None:
+    def told(*overrides: str) -> str:
+        return try_data(load_recipe(family / "recipes/mixar.yaml", overrides, registry=registry), registry)
+
+    assert told() == "9 training images of 3 classes (image-folder)"
+    other = f"data.path={folder_of_classes(tmp_path / 'other', 'cat', 'cow', 'dog')}"
+    with pytest.raises(UserError, match=r'prior \(maskbit, .*same classes: class 1 is "cow" against "dog"; .*accept'):
+        told(other)
+    assert "3 classes" in told(other, "accept_other_classes=true")
+    assert "3 classes" in told(other, "num_classes=0")  # labels are not used
+    numbered = f"data.path={folder_of_classes(tmp_path / 'numbers', '0', '1', '2')}"
+    assert "note: only one of data (train) and prior (maskbit, " in told(numbered)
+    assert 'names its classes: label 0 is "0" and "cat"' in told(numbered)
+    assert "note" not in told(numbered, "accept_other_classes=true")
+
+
+def test_what_data_leave_out_is_told(family: Path, registry: Registry, tmp_path: Path) -> None:
+    folder = folder_of_classes(tmp_path / "data", "cat", "dog", "owl")
+    (folder / "train/dog/0.png").unlink()
+    (folder / "val/cat/notes.xyz").touch()
+    base = [f"data.path={folder}", "training.evaluate_every=0"]
+    first, note = try_data(load_recipe(family / "recipes/mixar.yaml", base, registry=registry), registry).splitlines()
+    assert first == "2 training images of 3 classes (image-folder)" and "dog" in note
+    measured = load_recipe(family / "recipes/mixar.yaml", [*base, "training.evaluate_every=1"], registry=registry)
+    assert "notes.xyz" in try_data(measured, registry)
+
+
+def test_weights_that_are_gone_are_named_with_their_key(family: Path, registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "tok").symlink_to(family / "models/continuous")
+    named = [f"continuous_tokenizer.weights={tmp_path / 'tok'}"]
+    recipe = load_recipe(family / "recipes/mixar.yaml", named, registry=registry)
+    (tmp_path / "tok").unlink()
+    with pytest.raises(UserError, match=rf"mixar: continuous_tokenizer\.weights: model {tmp_path}/tok: no such folder"):
+        build(recipe, registry)

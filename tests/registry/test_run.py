@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mixar import memory
+from mixar import assembly, memory
 from mixar.assembly import build
+from mixar.cache import make_cache
 from mixar.cost import training_flop_per_image
 from mixar.folder import read_provenance, sha256
 from mixar.model import load
@@ -89,3 +90,77 @@ def test_a_run_goes_on_with_the_frozen_weights_it_began_with(
     older = {key: value for key, value in read_provenance(run).items() if key != "frozen"}
     (run / "provenance.json").write_text(json.dumps(older))
     assert train(around, run, resume=True, registry=registry).step == 2
+
+
+def test_a_moved_part_is_named_with_its_key_and_the_file_to_edit(
+    around: Recipe, tmp_path: Path, registry: Registry
+) -> None:
+    train(around, tmp_path / "run", registry=registry)
+    (tmp_path / "tokenizer").rename(tmp_path / "moved")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "run", registry=registry)
+    assert f"{tmp_path}/run/recipe.yaml: " in str(caught.value)
+    assert f"continuous_tokenizer.weights: model {tmp_path}/tokenizer: no such folder" in str(caught.value)
+    path = tmp_path / "run/recipe.yaml"
+    path.write_text(path.read_text().replace(f"{tmp_path}/tokenizer", f"{tmp_path}/moved"))
+    assert load(tmp_path / "run", registry=registry).generate(0).images.shape == (1, 3, 16, 16)
+
+
+def test_parts_are_put_together_once_for_the_check_and_once_for_the_run(
+    tmp_path: Path, family: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
+    make_cache(recipe, tmp_path / "cache", registry, device="cpu")
+    assemble, calls = assembly._assemble, []
+    monkeypatch.setattr(assembly, "_assemble", lambda *given: calls.append(given) or assemble(*given))
+    cached = load_recipe(family / "recipes/mixar.yaml", [f"training.cache={tmp_path / 'cache'}"], registry=registry)
+    train(cached, tmp_path / "run", device="cpu", registry=registry)
+    assert len(calls) == 2
+
+
+def test_a_run_goes_on_with_the_classes_it_began_with(
+    tmp_path: Path, family: Path, registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(family / "data", tmp_path / "data")
+    base, data = family / "recipes/continuous.yaml", f"data.path={tmp_path / 'data'}"
+    recipe = load_recipe(base, [data, "training.evaluate_every=0"], registry=registry)
+    run = tmp_path / "run"
+    train(recipe, run, device="cpu", registry=registry)
+    assert "note" not in capsys.readouterr().err
+    (tmp_path / "data/train/cat").rename(tmp_path / "data/train/rat")  # dog, owl, rat: every label is another class
+    with pytest.raises(UserError, match=r'the run in .*and its data now .*class 0 is "cat" against "dog"'):
+        train(recipe, run, resume=True, device="cpu", registry=registry)
+    accepted = load_recipe(base, [data, "training.evaluate_every=0", "accept_other_classes=true"], registry=registry)
+    train(accepted, run, resume=True, device="cpu", registry=registry)
+
+
+def test_a_caches_classes_are_those_of_the_data(tmp_path: Path, family: Path, registry: Registry) -> None:
+    base = family / "recipes/mixar.yaml"
+    make_cache(load_recipe(base, registry=registry), tmp_path / "cache", registry, device="cpu")
+    shutil.copytree(family / "data", tmp_path / "data")
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "owl").rename(tmp_path / "data" / split / "ape")
+    changed = [f"data.path={tmp_path / 'data'}", f"training.cache={tmp_path / 'cache'}", "prior=null"]
+    recipe = load_recipe(base, [*changed, "ti_mix.schedule=constant"], registry=registry)
+    with pytest.raises(UserError, match=r'class 0 is "ape" against "cat"'):
+        train(recipe, tmp_path / "run", device="cpu", registry=registry)
+    assert not (tmp_path / "run").exists()
+
+
+def test_notes_of_the_data_are_told_once_when_a_run_starts(
+    tmp_path: Path,
+    family: Path,
+    registry: Registry,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(family / "data", tmp_path / "data")
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / "data" / split / "owl")
+        (tmp_path / "data" / split / "owl").mkdir()
+    data = [f"data.path={tmp_path / 'data'}", "training.evaluate_every=1"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train(load_recipe(family / "recipes/continuous.yaml", data, registry=registry), "~/run", registry=registry)
+    told = capsys.readouterr().err.splitlines()
+    assert sum("owl" in line for line in told) == 2 and all(line.startswith("note: ") for line in told if "owl" in line)
+    assert (tmp_path / "run/weights.safetensors").is_file()  # and no folder called ~
