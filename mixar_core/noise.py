@@ -1,6 +1,6 @@
 """The one source of randomness: every random number of training and sampling is drawn through it.
 
-A test hands in its own subclass to replay recorded draws; a run hands in a seeded one and repeats bit for bit.
+A test hands in its own subclass to replay recorded draws; a run hands in a seeded one, and draws the same again.
 """
 
 from __future__ import annotations

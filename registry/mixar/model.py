@@ -70,9 +70,9 @@ class Model:
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Generation:
-        """Draw one image a label. The same seed, labels and batch size give the same images, bit for bit.
+        """Draw one image a label. The same seed, labels and batch size give the same images.
 
-        The noise of batch k is seeded by the seed and k (`batch_noise`), so that a batch does not depend on those
+        Bit for bit on the same kind of processor with as many threads; elsewhere sums are rounded otherwise. The noise of batch k is seeded by the seed and k (`batch_noise`), so that a batch does not depend on those
         before it: `mixar sample --count` draws the same images, however many processes share them.
 
         Args:

@@ -65,7 +65,8 @@ def sample_command(
     seed: Annotated[
         int,
         typer.Option(
-            callback=at_least(0), help="The same seed, classes and --batch give the same images, bit for bit."
+            callback=at_least(0),
+            help="The same seed, classes and --batch give the same images (on one machine: the same bits).",
         ),
     ] = 0,
     out: Annotated[
