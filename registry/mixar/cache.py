@@ -126,8 +126,8 @@ def make_cache(
 ) -> Caching:
     """Write what the recipe's tokenizers make of its data into a token cache; shards that are there are kept.
 
-    Under `torchrun` every process calls this with the same arguments; the files do not depend on how many there are (nor
-    do their bits, on one kind of device with as many threads each).
+    Under `torchrun` every process calls this with the same arguments; the files do not depend on how many there are: on
+    one kind of device, with as many threads each, they have the same bytes.
     SIGTERM and SIGINT end it between two batches; the same call goes on.
 
     Args:

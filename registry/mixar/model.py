@@ -72,8 +72,9 @@ class Model:
     ) -> Generation:
         """Draw one image a label. The same seed, labels and batch size give the same images.
 
-        Bit for bit on the same kind of processor with as many threads; elsewhere sums are rounded otherwise. The noise of batch k is seeded by the seed and k (`batch_noise`), so that a batch does not depend on those
-        before it: `mixar sample --count` draws the same images, however many processes share them.
+        Bit for bit on the same kind of device with as many threads: elsewhere sums are taken in another order. The
+        noise of batch k is seeded by the seed and k (`batch_noise`), so that a batch does not depend on those before
+        it: `mixar sample --count` draws the same images, however many processes share them.
 
         Args:
             labels: class numbers or names, one or several (a list, a range, a 1-D array); NO_CLASS (-1) for no class.
