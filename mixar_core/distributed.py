@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -124,6 +127,23 @@ def own_device(device: torch.device | str | None = None) -> torch.device:
     return torch.device(f"cuda:{local}")
 
 
+def refuse_while_starting() -> None:
+    """Refuse work in a process that multiprocessing is still starting.
+
+    A spawned process imports the script that started it. One without a guard would begin its own work there once
+    more, workers and all.
+
+    Raises:
+        UserError: this is such a process.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself asks
+        script = Path(sys.argv[0]).name or "the script"
+        raise UserError(
+            f"{script} begins its work again in each worker process, which imports it: put the work into a function "
+            'and call that under `if __name__ == "__main__":`'
+        )
+
+
 def join_processes(device: torch.device | str | None = None, *, timeout: timedelta | None = None) -> Processes:
     """Meet the other processes of a `torchrun`; without one, this process is alone.
 
@@ -132,8 +152,9 @@ def join_processes(device: torch.device | str | None = None, *, timeout: timedel
         timeout: how long one waits for the others; None: TIMEOUT.
 
     Raises:
-        UserError: see `own_device`.
+        UserError: see `own_device` and `refuse_while_starting`.
     """
+    refuse_while_starting()
     device = own_device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -14,6 +14,7 @@ from mixar.folder import Kind
 from mixar.model import Model, Precision
 from mixar.plugins import load_plugins, plugin_manager
 from mixar.recipe import Recipe
+from mixar_core.distributed import refuse_while_starting
 from mixar_core.errors import UserError
 from mixar_core.training.callback import Callback
 from mixar_core.training.trainer import Result
@@ -66,8 +67,9 @@ def evaluate(*args: Any, **kwargs: Any) -> Any:
     """Measure images against a reference: `mixar_eval.evaluate`, which comes with the package mixar-eval.
 
     Raises:
-        UserError: that package is not installed.
+        UserError: that package is not installed, or this is a worker process that is still being started.
     """
+    refuse_while_starting()
     manager, _ = load_plugins()
     function = manager.hook.mixar_evaluate()
     if function is None:
