@@ -7,8 +7,6 @@ import torch
 import torch_fidelity  # noqa: F401
 
 import mixar.cli
-import mixar.cli.output
-import mixar.cli.sample_many
 import mixar.cost
 import mixar.run  # noqa: F401
 

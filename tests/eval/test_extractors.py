@@ -8,8 +8,8 @@ import timm
 import torch
 
 from mixar_core.errors import UserError
-from mixar_eval.extractor_parts.inception import Inception, InceptionConfig
-from mixar_eval.extractor_parts.timm_model import TimmConfig, TimmExtractor
+from mixar_eval.inception import Inception, InceptionConfig
+from mixar_eval.timm_model import TimmConfig, TimmExtractor
 from mixar_plugins.extractors import efficientnet_lite0
 from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
 from tests.networks import TIMM_MODEL, write_timm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy
@@ -16,22 +17,23 @@ import mixar
 from mixar.folder import save_model
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe, to_yaml
-from mixar_core.distributed import Processes, StopSignals
+from mixar.sampling import Plan, all_classes
+from mixar.sampling import Report as Progress
+from mixar_core.distributed import StopSignals
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor, Outputs
-from mixar_eval.features import Features
-from mixar_eval.generation import open_samples
+from mixar_eval.context import EvalContext, Stopped
+from mixar_eval.features import Features, features_of
 from mixar_eval.guidance import check_models, cost_of
 from mixar_eval.images import ImageSet, open_images
-from mixar_eval.markdown import number, table
-from mixar_eval.measuring import Scores, Stopped, features_of, floor_of, scores_of
-from mixar_eval.points import Measured, csv_text, images_per_point
-from mixar_eval.protocol import ClassCounts, comparable, count_classes, reasons_against
+from mixar_eval.points import Point, images_per_point
+from mixar_eval.protocol import ClassCounts, count_classes, reasons_against
 from mixar_eval.references import Reference, open_reference
+from mixar_eval.report import comparable, csv_text, number, table
+from mixar_eval.scores import Scores, floor_of, scores_of
 from mixar_eval.statistics import Gaussian
-from mixar_eval.sweep import SweepPoint, best_of, grid, plot_sweep, sweep_text
+from mixar_eval.sweep import best_of, grid, plot_sweep, sweep_section
 
-ALONE = Processes(0, 1, torch.device("cpu"))
 DRAWN = {"seconds_per_image_and_process": 0.1}
 
 
@@ -72,15 +74,15 @@ def images_of(folder: Path, registry: Registry) -> ImageSet:
     return open_images(str(folder), registry)
 
 
-def found_in(images: ImageSet, cache: Path, extractor: FeatureExtractor, **changes: object) -> Features:
-    arguments: dict[str, object] = {"signals": StopSignals(), "batch": 16} | changes
-    features = features_of(images, extractor, cache, ALONE, **arguments)  # type: ignore[arg-type]
-    assert features is not None
-    return features
+def found_in(
+    images: ImageSet, cache: Path, extractor: FeatureExtractor, registry: Registry, **changes: Any
+) -> Features:
+    context = EvalContext(registry=registry, extractor=extractor, batch_size=16, **changes)
+    return features_of(images, context, "features", cache=cache)
 
 
 def reference_of(folder: Path, registry: Registry) -> Reference:
-    return open_reference(str(folder), extractor=Pooled(), registry=registry, processes=ALONE)
+    return open_reference(str(folder), EvalContext(registry=registry, extractor=Pooled()))
 
 
 def test_the_protocol_is_told_by_every_part_of_it() -> None:
@@ -123,12 +125,12 @@ def test_order_does_not_change_a_score_nor_does_an_interruption(
     pictures: Path, tmp_path: Path, registry: Registry
 ) -> None:
     reference = Reference("", Gaussian.of(noise := torch.randn(60, 12)), noise)
-    one = found_in(images_of(pictures, registry), tmp_path / "one", Pooled())
+    one = found_in(images_of(pictures, registry), tmp_path / "one", Pooled(), registry)
     shuffled = tmp_path / "shuffled"
     shuffled.mkdir()
     for name, place in zip(sorted(pictures.iterdir()), torch.randperm(40).tolist(), strict=True):
         (shuffled / f"{place:03d}.png").write_bytes(name.read_bytes())
-    other = found_in(images_of(shuffled, registry), tmp_path / "two", Pooled())
+    other = found_in(images_of(shuffled, registry), tmp_path / "two", Pooled(), registry)
     assert torch.equal(one.features_AF, other.features_AF)
     assert scores_of(one, reference) == scores_of(other, reference)
     assert scores_of(one, reference).inception is not None
@@ -136,32 +138,35 @@ def test_order_does_not_change_a_score_nor_does_an_interruption(
     signals, extractor = StopSignals(), Pooled()
     signals.requested = True
     with pytest.raises(Stopped):
-        found_in(images_of(pictures, registry), tmp_path / "three", extractor, signals=signals)
+        found_in(images_of(pictures, registry), tmp_path / "three", extractor, registry, signals=signals)
     told: list[tuple[int, int, int]] = []
-    again = found_in(
-        images_of(pictures, registry), tmp_path / "three", extractor, report=lambda *figures: told.append(figures)
-    )
+
+    def show(what: str) -> Progress:
+        return lambda *figures: told.append(figures)
+
+    again = found_in(images_of(pictures, registry), tmp_path / "three", extractor, registry, show=show)
     assert torch.equal(one.features_AF, again.features_AF) and extractor.seen == 40
     assert told == [(16, 40, 0), (32, 40, 16), (40, 40, 24)]
 
 
 def test_features_are_another_pictures_or_extractors_never(pictures: Path, tmp_path: Path, registry: Registry) -> None:
     extractor, cache = Pooled(), tmp_path / "cache"
-    found_in(images_of(pictures, registry), cache, extractor)
+    found_in(images_of(pictures, registry), cache, extractor, registry)
     Image.new("RGB", (8, 8), "red").save(pictures / "020.png")  # of the second chunk
-    found_in(images_of(pictures, registry), cache, extractor)
+    found_in(images_of(pictures, registry), cache, extractor, registry)
     assert extractor.seen == 40 + 16
     other = Pooled(scale=2.0)
-    assert found_in(images_of(pictures, registry), cache, other).features_AF.abs().max() > 1
+    assert found_in(images_of(pictures, registry), cache, other, registry).features_AF.abs().max() > 1
     assert other.seen == 40
     (pictures / "030.png").write_bytes((pictures / "030.png").read_bytes()[:60])
     with pytest.raises(UserError, match=r"030\.png"):
-        found_in(images_of(pictures, registry), cache, extractor)
+        found_in(images_of(pictures, registry), cache, extractor, registry)
 
 
 def test_a_set_is_at_no_distance_from_itself(pictures: Path, tmp_path: Path, registry: Registry) -> None:
     scores = scores_of(
-        found_in(images_of(pictures, registry), tmp_path / "cache", Pooled()), reference_of(pictures, registry)
+        found_in(images_of(pictures, registry), tmp_path / "cache", Pooled(), registry),
+        reference_of(pictures, registry),
     )
     assert 0 <= abs(scores.frechet) < 1e-3 and scores.precision == scores.recall == 1.0
     assert scores.kernel is not None and abs(scores.kernel) < 0.1 and scores.count == 40
@@ -206,14 +211,15 @@ def test_a_missing_class_is_seen_by_the_reference(family: Path, tmp_path: Path, 
         (folder / name).mkdir(parents=True)
         for index in range(2):
             Image.new("RGB", (16, 16)).save(folder / name / f"{index}.png")
-    samples = open_samples(str(folder), registry, reference=str(family / "data/val"))
-    assert samples.images.labels == [0, 0, 2, 2] and samples.class_names == ("cat", "dog", "owl")
-    assert count_classes(samples.images.labels, samples.classes) == ClassCounts(3, 0, 2, (1,))
+    real = open_images(family / "data/val", registry).class_names
+    samples = open_images(str(folder), registry).named_as(real)
+    assert samples.labels == [0, 0, 2, 2] and samples.class_names == ("cat", "dog", "owl")
+    assert count_classes(samples.labels, len(samples.class_names)) == ClassCounts(3, 0, 2, (1,))
     numpy.savez(tmp_path / "drawn.npz", numpy.zeros((4, 16, 16, 3), "uint8"), numpy.array([0, 0, 1, 1]))
-    samples = open_samples(str(tmp_path / "drawn.npz"), registry, reference=str(family / "data/val"))
-    assert samples.classes == 3 and samples.class_names == ("cat", "dog", "owl")
-    alone = open_samples(str(folder), registry, reference=str(tmp_path / "drawn.npz"))  # other names: not its classes
-    assert alone.classes == 2 and alone.class_names == ("cat", "owl")
+    npz = open_images(str(tmp_path / "drawn.npz"), registry)
+    assert npz.named_as(real).class_names == ("cat", "dog", "owl") and npz.labels == [0, 0, 1, 1]
+    alone = open_images(str(folder), registry).named_as(npz.class_names)  # other names: not its classes
+    assert alone.class_names == ("cat", "owl") and alone.labels == [0, 0, 1, 1]
 
 
 def test_a_budget_is_shared_evenly_or_refused() -> None:
@@ -223,37 +229,41 @@ def test_a_budget_is_shared_evenly_or_refused() -> None:
         images_per_point(199, 4, 9)
 
 
+def plan_of(model: mixar.Model) -> Plan:
+    return Plan(count=60, batch=8, seed=0, settings=model.settings(), classes=all_classes(model))
+
+
 def test_a_grid_is_every_combination_once(family: Path) -> None:
     model = mixar.load(family / "models/mixar", device="cpu")
-    settings = grid(model, [1.0, 2.0, 1.0], [], [2, 4])
-    assert [setting.values for setting in settings] == [(1.0, 1.0, 2), (2.0, 1.0, 2), (1.0, 1.0, 4), (2.0, 1.0, 4)]
-    assert settings[1].name == "cfg-2_temperature-1_steps-2" and settings[1].sampling.cfg == 2.0
-    prior = grid(mixar.load(family / "models/prior", device="cpu"), [], [0.5, 2.0], [])
-    assert [setting.name for setting in prior] == [f"cfg-default_temperature-{t}_steps-default" for t in ("0.5", "2")]
-    assert prior[0].sampling.prior_temperature == 0.5
+    plans = grid(model, plan_of(model), [1.0, 2.0, 1.0], [], [2, 4])
+    assert list(plans) == [f"cfg-{cfg}_temperature-1_steps-{steps}" for steps in (2, 4) for cfg in (1, 2)]
+    assert [(plan.settings.cfg, plan.settings.steps) for plan in plans.values()] == [(1, 2), (2, 2), (1, 4), (2, 4)]
+    of_prior = mixar.load(family / "models/prior", device="cpu")
+    prior = grid(of_prior, plan_of(of_prior), [], [0.5, 2.0], [])
+    assert list(prior) == [f"cfg-default_temperature-{t}_steps-default" for t in ("0.5", "2")]
+    assert [plan.settings.prior_temperature for plan in prior.values()] == [0.5, 2.0]
     with pytest.raises(UserError, match="steps"):
-        grid(model, [], [], [0])
+        grid(model, plan_of(model), [], [], [0])
 
 
-def test_a_sweep_marks_the_best_point(family: Path, tmp_path: Path) -> None:
-    settings = grid(mixar.load(family / "models/mixar", device="cpu"), [1.0, 2.0, 3.0], [0.5, 1.0], [])
+def test_a_sweep_marks_the_best_point() -> None:
+    settings = [(cfg, temperature, 3) for temperature in (0.5, 1.0) for cfg in (1.0, 2.0, 3.0)]
     points = [
-        SweepPoint(setting, Measured(Scores(60, abs(setting.values[0] - 2) + 1, kernel), DRAWN))  # type: ignore[operator]
+        Point("tiny", setting, DRAWN, Scores(60, abs(setting[0] - 2) + 1, kernel))
         for setting, kernel in zip(settings, (0.3, 0.2, 0.1, 0.3, 0.2, 0.4), strict=True)
     ]
-    assert best_of(points, "frechet").setting.values == (2.0, 0.5, 3)
-    assert best_of(points, "kernel").setting.values == (3.0, 0.5, 3)
+    assert best_of(points, "frechet").setting == (2.0, 0.5, 3)
+    assert best_of(points, "kernel").setting == (3.0, 0.5, 3)
     rows = list(csv.DictReader(csv_text([point.row() for point in points]).splitlines()))
     assert len(rows) == 6 and rows[0]["cfg"] == "1.0" and rows[0]["frechet_distance"] == "2.0"
     assert rows[0]["inception_score"] == "" and rows[0]["images"] == "60"
-    plot_sweep(points, tmp_path / "a.png", by="frechet", gives_fid=False, floor=0.5)
-    with Image.open(tmp_path / "a.png") as picture:
-        assert len(numpy.unique(numpy.array(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
-    shared = {"floor's Frechet distance": 0.5, "floor's kernel distance": None, "floor": "60 real images"}
-    text = sweep_text(points, shared, title="Sweep", by="frechet", gives_fid=True, picture="a.png")
+    picture = plot_sweep(points, by="frechet", gives_fid=False, floor=0.5)
+    assert len(numpy.unique(numpy.array(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+    section = sweep_section(points, by="frechet", names=("FID", "KID"), floor=0.5, floor_is="60 real images")
+    text = section.to_markdown()
     assert "**Best FID: 1 at cfg 2, temperature 0.5, steps 3.** Floor: 0.5 (60 real images)." in text
     assert text.count("| best |") == 1
-    bare = [attrs.evolve(point, measured=Measured(Scores(60, 1.0), DRAWN)) for point in points]
+    bare = [attrs.evolve(point, scores=Scores(60, 1.0)) for point in points]
     with pytest.raises(UserError, match="--by kernel"):
         best_of(bare, "kernel")
 

@@ -63,10 +63,11 @@ def test_folders_flat_and_by_class(tmp_path: Path, registry: Registry) -> None:
         write_pngs(tmp_path / "classes" / name, part)
     by_class = open_images(str(tmp_path / "classes"), registry)
     assert by_class.labels == [0, 0, 0, 0, 1, 1] and by_class.data.class_names == ("a", "b")
-    named = open_images(str(tmp_path / "classes"), registry, class_names=("b", "other", "a"), num_classes=3)
-    assert named.labels == [0, 0, 2, 2, 2, 2] and (all_of(named) == images).all()
-    with pytest.raises(UserError, match=r"classes/a: no class of the model; .*allowed: b, c"):
-        open_images(str(tmp_path / "classes"), registry, class_names=("b", "c"))
+    named = by_class.named_as(("b", "other", "a"))
+    assert named.labels == [2, 2, 2, 2, 0, 0] and named.class_names == ("b", "other", "a")
+    assert (all_of(named) == numpy.concatenate([images[2:], images[:2]])).all()
+    other = by_class.named_as(("b", "c"))  # a is none of these: they keep their own
+    assert other.labels == by_class.labels and other.class_names == ("a", "b")
 
 
 def test_data_of_a_recipe_and_of_a_part(family: Path, registry: Registry) -> None:
@@ -137,7 +138,7 @@ def test_folders_that_are_refused(tmp_path: Path, registry: Registry) -> None:
     refused(broken, "4.png: not an image Pillow knows")
     deep = write_pngs(tmp_path / "deep", pixels())
     Image.fromarray(numpy.zeros((SIZE, SIZE), dtype="uint16")).save(deep / "5.png")
-    refused(deep, "5.png: a PNG of mode I;16; needed: 8 bits")
+    refused(deep, "5.png: a PNG of 16 bits a channel; needed: 8")
 
 
 def test_an_image_that_is_cut_off_is_named_when_it_is_read(tmp_path: Path, registry: Registry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy
@@ -12,21 +13,20 @@ from torch import Tensor
 
 from mixar.folder import sha256
 from mixar.plugins import Registry
-from mixar_core.distributed import Processes
+from mixar.sampling import Report as Progress
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
-from mixar_eval import references
+from mixar_eval import inception, references
+from mixar_eval.context import EvalContext
 from mixar_eval.distances import frechet_of, kernel_distance
-from mixar_eval.extractor_parts import inception
 from mixar_eval.extractors import open_extractor
+from mixar_eval.features import features_of
 from mixar_eval.images import open_images
-from mixar_eval.references import Reference, measure, open_reference
+from mixar_eval.references import Reference, open_reference
 from mixar_eval.scores import inception_score, precision_recall
 from mixar_eval.statistics import Gaussian
 from tests.eval.test_images import pixels, write_pngs
 from tests.networks import write_inception
-
-ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 class Grey(FeatureExtractor):
@@ -46,7 +46,7 @@ class GreyInception(Grey):
 
 
 def opened(path: Path | str, registry: Registry, extractor: FeatureExtractor | None = None, **known: int) -> Reference:
-    return open_reference(str(path), extractor=extractor or Grey(), registry=registry, processes=ALONE, **known)
+    return open_reference(str(path), EvalContext(registry=registry, extractor=extractor or Grey()), **known)
 
 
 def test_a_folder_and_its_saved_statistics_are_the_same_reference(tmp_path: Path, registry: Registry) -> None:
@@ -69,22 +69,22 @@ def test_many_images_leave_their_statistics_alone(tmp_path: Path, registry: Regi
     kept = opened(folder, registry)
     monkeypatch.setattr(references, "KEPT", 20)
     seen: list[tuple[int, int]] = []
-    summed = open_reference(
-        str(folder),
-        extractor=Grey(),
-        registry=registry,
-        processes=ALONE,
-        batch_size=16,
-        progress=lambda done, of: seen.append((done, of)),
-    )
+
+    def show(what: str) -> Progress:
+        return lambda done, of, fresh: seen.append((done, of))
+
+    summed = open_reference(str(folder), EvalContext(registry=registry, extractor=Grey(), batch_size=16, show=show))
     assert summed.features_AF is None and summed.count == 30 and "statistics alone" in summed.notes[0]
     assert abs(frechet_of(kept.gaussian, summed.gaussian)) < 1e-9 and seen == [(16, 30), (30, 30)]
 
 
-def test_adms_file_gives_inceptions_statistics_and_its_images_vectors(tmp_path: Path, registry: Registry) -> None:
+def test_adms_file_gives_inceptions_statistics_and_its_images_vectors(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "VIRTUAL_imagenet256_labeled.npz"
     # ADM's file holds the statistics of all training images, and 10,000 images besides
     numpy.savez(path, pixels(9), mu=numpy.ones(4, "float32"), sigma=numpy.eye(4), mu_s=numpy.ones(7))
+    monkeypatch.setitem(references.PUBLISHED, sha256(path), path.name)  # as if these were its true contents
     reference = opened(path, registry, GreyInception())
     assert reference.adm_imagenet and reference.count is None and reference.features_AF.shape == (9, 4)
     assert reference.gaussian.mean_F.tolist() == [1.0] * 4 and "do not say whose features" in reference.notes[0]
@@ -95,6 +95,25 @@ def test_adms_file_gives_inceptions_statistics_and_its_images_vectors(tmp_path: 
     assert any("statistics are Inception's" in note for note in other.notes)
     with pytest.raises(UserError, match="images of 16x16 pixels; needed: 32x32"):
         opened(path, registry, GreyInception(), image_size=32)
+
+
+def test_the_reference_of_papers_is_known_by_its_content_and_not_by_its_name(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statistics = {"mu": numpy.ones(4), "sigma": numpy.eye(4)}
+    for name in ("VIRTUAL_imagenet256_labeled.npz", "adm_in256_stats.npz", "mine.npz"):
+        numpy.savez(tmp_path / name, **statistics)
+    named = opened(tmp_path / "adm_in256_stats.npz", registry, GreyInception())
+    assert not named.adm_imagenet and any("its content is not that of the published file" in n for n in named.notes)
+    assert not opened(tmp_path / "VIRTUAL_imagenet256_labeled.npz", registry, GreyInception()).adm_imagenet
+    mine = opened(tmp_path / "mine.npz", registry, GreyInception())
+    assert not mine.adm_imagenet and not any("content" in note for note in mine.notes)
+    content = (tmp_path / "mine.npz").read_bytes()
+    git_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # as `git hash-object` says
+    for digest in (sha256(tmp_path / "mine.npz"), git_id):
+        with monkeypatch.context() as patch:
+            patch.setitem(references.PUBLISHED, digest, "adm_in256_stats.npz")
+            assert opened(tmp_path / "mine.npz", registry, GreyInception()).adm_imagenet  # whatever it is called
 
 
 def test_statistics_that_do_not_fit_are_one_line(tmp_path: Path, registry: Registry) -> None:
@@ -153,10 +172,8 @@ def test_our_figures_are_those_of_torch_fidelity_on_two_folders(
     )
     extractor = open_extractor(f"inception:weights_file={weights}", registry)
     assert extractor.gives_fid and extractor.identity.endswith(sha256(weights)[:16])
-    one, other = (
-        measure(open_images(str(folder), registry), torch.arange(6), extractor, ALONE, batch_size=5)
-        for folder in folders
-    )
+    context = EvalContext(registry=registry, extractor=extractor, batch_size=5)
+    one, other = (features_of(open_images(str(folder), registry), context, "features") for folder in folders)
     # torch-fidelity takes the features' means, and kernels, in float32
     ours = frechet_of(Gaussian.of(one.features_AF), Gaussian.of(other.features_AF))
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5) and ours > 0

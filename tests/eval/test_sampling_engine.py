@@ -25,7 +25,7 @@ from mixar.stores import PNGStore, RawStore, picture_names, picture_number, plai
 from mixar_core.distributed import Processes, StopSignals
 from mixar_core.errors import UserError
 from mixar_core.types import NO_CLASS
-from mixar_eval.generation import draws_real_codes, open_samples
+from mixar_eval.generation import draws_real_codes
 from mixar_eval.images import open_images
 from tests.cli.process import good, refused, started, torchrun
 
@@ -238,11 +238,11 @@ def test_a_full_disk_is_one_line_and_the_call_can_be_repeated(family: Path, tmp_
 def test_an_npz_knows_how_it_was_drawn(family: Path, tmp_path: Path, registry: Registry) -> None:
     call = ("sample", family / "models/mixar", "--count", 6, "--batch", 2, "--npz", "a.npz")
     good(*call, cwd=tmp_path)
-    samples = open_samples(str(tmp_path / "a.npz"), registry, reference="")
+    samples = open_images(str(tmp_path / "a.npz"), registry)
     assert samples.drawn is not None and samples.drawn["plan"]["count"] == 6 and samples.class_names[0] == "cat"
     assert samples.drawn["seconds_per_image_and_process"] > 0 and not draws_real_codes(samples.drawn)
     write_npz(tmp_path / "a.npz", [torch.zeros(6, 3, 16, 16).byte()], torch.arange(6) % 3, height=16, width=16)
-    assert open_samples(str(tmp_path / "a.npz"), registry, reference="").drawn is None
+    assert open_images(str(tmp_path / "a.npz"), registry).drawn is None
 
 
 def test_a_replacement_that_was_interrupted_goes_on_without_force(family: Path, tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_few_and_many_give_the_same_account(family: Path, tmp_path: Path, regi
         assert of.labels_N().tolist() == labels and of.balanced and manifest["class_names"] == ["cat", "dog", "owl"]
         images = open_images(str(tmp_path / name), registry)
         assert len(images) == 4 and images.labels == labels  # grid.png, codes_grid.png and codes/ are no samples
-        assert open_samples(str(tmp_path / name), registry, reference="").drawn is not None
+        assert images.drawn is not None
     shutil.copytree(tmp_path / "few", tmp_path / "again")
     kept = {path.name: path.read_bytes() for path in (tmp_path / "few").glob("0*.png")}
     line = refused(*sample, "few", "--count", 6, cwd=tmp_path)
@@ -327,7 +327,7 @@ def test_accounts_of_before_are_read(model: mixar.Model, tmp_path: Path, registr
     assert manifest["name"] == "runs/m" and of.labels_N().tolist() == [2, 0, 0] and of.seed == 4 and of.batch == 64
     assert of.settings == attrs.evolve(model.recipe.sampling, cfg=1.5, steps=3, prior_cfg=2.0)
     assert open_images(str(tmp_path), registry).labels == [2, 0, 0]
-    samples = open_samples(str(tmp_path), registry, reference="")
+    samples = open_images(str(tmp_path), registry)
     assert samples.drawn is not None and not draws_real_codes(samples.drawn)
     with pytest.raises(UserError, match=r"holds other samples \(3 of runs/m\): .*plan\.count was 3, is 10"):
         claim(tmp_path, describe(model, plan(model)))

@@ -13,8 +13,9 @@ from PIL import Image
 
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe
-from mixar_core.distributed import Processes
+from mixar.sampling import Report as Progress
 from mixar_core.errors import UserError
+from mixar_eval.context import EvalContext
 from mixar_eval.distances import frechet_distance, frechet_of, kernel_distance
 from mixar_eval.extractors import open_extractor
 from mixar_eval.images import other_split
@@ -24,8 +25,6 @@ from tests.cli.process import good, refused, torchrun
 from tests.eval.test_images import pixels, write_pngs
 from tests.eval.test_references import Grey
 from tests.networks import TIMM_MODEL, write_timm
-
-ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 def test_the_other_split_of_a_set() -> None:
@@ -77,36 +76,31 @@ def test_distances_are_to_the_originals_or_to_a_reference(family: Path, tmp_path
     chosen = choose(folder, None, seed=0, least=4, recipe=recipe, registry=registry)
     seen: list[tuple[int, int]] = []
 
+    def show(what: str) -> Progress:
+        return lambda done, of, fresh: seen.append((done, of))
+
+    context = EvalContext(registry=registry, extractor=extractor, batch_size=8, show=show)
+
     def compare(**more: Any) -> Any:
-        return compare_tokenizers(
-            entries,
-            chosen,
-            extractor=extractor,
-            processes=ALONE,
-            batch_size=8,
-            progress=lambda done, of: seen.append((done, of)),
-            **more,
-        )
+        return compare_tokenizers(entries, chosen, context, **more)
 
     found = compare()
     name = entries[0].name
-    assert seen == [(8, 24), (12, 24), (20, 24), (24, 24)] and found.floor.images == 6 and "half" in found.floor.between
+    assert seen == 2 * [(8, 12), (12, 12)] and found.floor.scores.count == 6 and "half" in found.floor.what
     originals = torch.cat(list(chosen.images.batches()))
     real = extractor(originals.float() / 127.5 - 1)
-    codes = found.measured[name].ways["codes"]
+    codes = found.scores[name].ways["codes"]
     assert found.distances[name]["codes"].frechet == pytest.approx(frechet_distance(codes.features_AF, real), rel=1e-6)
     assert found.distances[name]["codes"].kernel is None  # an image and its reconstruction are no independent draws
-    other = open_reference(
-        str(write_pngs(tmp_path / "others", pixels(9, seed=5))), extractor=extractor, registry=registry, processes=ALONE
-    )
+    other = open_reference(str(write_pngs(tmp_path / "others", pixels(9, seed=5))), context)
     against = compare(reference=other)
     assert against.distances[name]["codes"].kernel == pytest.approx(
         kernel_distance(codes.features_AF, other.features_AF)
     )
     assert found.paired and not against.paired
-    assert against.reference == other.description and "to the reference" in against.floor.between
-    assert against.floor.distances.frechet == pytest.approx(frechet_distance(real, other.features_AF), rel=1e-6)
-    rows = reconstruct_few(entries, chosen, extractor, device=torch.device("cpu"), seed=0, count=3)
+    assert against.reference is other and "to the reference" in against.floor.what
+    assert against.floor.scores.frechet == pytest.approx(frechet_distance(real, other.features_AF), rel=1e-6)
+    rows = reconstruct_few(entries, chosen, context, seed=0, count=3)
     assert list(rows) == ["original", name] and torch.equal(rows["original"], originals[[0, 5, 11]])
 
 
@@ -166,8 +160,8 @@ def test_statistics_are_measured_once_and_taken_again(family: Path, tmp_path: Pa
     assert "train split of image-folder: 9 images" in good(*call, "--out", out)
     extractor = open_extractor(text, registry)
     recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
-    known = {"extractor": extractor, "registry": registry, "processes": ALONE}
-    stored, anew = open_reference(str(out), **known), open_reference("data:train", recipe=recipe, **known)
+    context = EvalContext(registry=registry, extractor=extractor)
+    stored, anew = open_reference(str(out), context), open_reference("data:train", context, recipe=recipe)
     assert stored.count == 9 and abs(frechet_of(stored.gaussian, anew.gaussian)) < 1e-5
     assert "is there already" in refused(*call, "--out", out)
     assert "name ends in .npz" in refused(*call, "--out", tmp_path / "stats.pt")

@@ -10,8 +10,7 @@ from mixar_core.distributed import Processes
 from mixar_core.perceptual import psnr_B
 from mixar_core.types import Posterior
 from mixar_eval.features import as_saved, collect_features
-from mixar_eval.reconstructions import TokenizerMeter
-from mixar_eval.tokens import CodeCounter, LatentCounter
+from mixar_eval.tokenizer_meter import CodeCounter, LatentCounter, TokenizerMeter
 from tests.eval.test_scores import Means
 from tests.fake_device import GPU, fake_gpu, place
 from tests.toys import PoolTokenizer, SignTokenizer
@@ -61,7 +60,7 @@ def test_a_meter_measures_every_way_to_reconstruct_as_a_png_holds_it():
     for rows in torch.arange(6).split(4):
         decoded = meter.add(real[rows], rows)
     assert set(decoded) == {"mean", "sample"} and decoded["mean"].dtype == torch.uint8
-    found = meter.measured(6, ALONE)
+    found = meter.scores(ALONE)
     expected = as_saved(tokenizer.decode(tokenizer.encode(real)))
     torch.testing.assert_close(found.ways["mean"].psnr_A, psnr_B(real, expected))
     torch.testing.assert_close(found.ways["mean"].features_AF, Means()(expected))
@@ -69,7 +68,7 @@ def test_a_meter_measures_every_way_to_reconstruct_as_a_png_holds_it():
     assert found.codes is None and found.latents.values_per_image == 48
     discrete = TokenizerMeter(SignTokenizer(), Means(), seed=0)
     assert set(discrete.add(real, torch.arange(6))) == {"codes"}
-    assert discrete.measured(6, ALONE).codes.codes == 96
+    assert discrete.scores(ALONE).codes.codes == 96
 
 
 def test_a_sample_depends_on_the_seed_and_the_images_position_alone():

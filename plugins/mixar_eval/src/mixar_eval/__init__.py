@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from mixar import Part, hookimpl
 
 if TYPE_CHECKING:
     import typer
 
+    from mixar_eval.evaluate import evaluate as evaluate
+    from mixar_eval.report import Report as Report
+
+__all__ = ["Report", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    """`evaluate` and `Report`, imported when they are first used: `mixar --help` loads every plugin."""
+    if name == "evaluate":
+        from mixar_eval.evaluate import evaluate
+
+        return evaluate
+    if name == "Report":
+        from mixar_eval.report import Report
+
+        return Report
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@hookimpl
+def mixar_evaluate() -> Callable[..., Any]:
+    """What `mixar.evaluate` does."""
+    from mixar_eval.evaluate import evaluate
+
+    return evaluate
+
 
 @hookimpl
 def mixar_parts() -> list[Part]:
     """The extractors that published figures are measured with."""
-    from mixar_eval.extractor_parts.inception import Inception, InceptionConfig
-    from mixar_eval.extractor_parts.timm_model import TimmConfig, TimmExtractor
+    from mixar_eval.inception import Inception, InceptionConfig
+    from mixar_eval.timm_model import TimmConfig, TimmExtractor
 
     return [
         Part("extractor", "inception", Inception, InceptionConfig),
@@ -25,6 +52,6 @@ def mixar_parts() -> list[Part]:
 @hookimpl
 def mixar_commands(app: typer.Typer) -> None:
     """`mixar eval ...`."""
-    from mixar_eval.cli.eval import eval_app
+    from mixar_eval.cli import eval_app
 
     app.add_typer(eval_app, name="eval")

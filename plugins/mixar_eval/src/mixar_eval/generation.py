@@ -1,244 +1,217 @@
-"""How good a model's images are: drawn, or taken as they are, measured against a reference, and told with all that a
-number depends on."""
+"""How good a model's images are, or any others: measured against a reference, and told with all that a number
+depends on."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
-from attrs import asdict, frozen
+from attrs import asdict
 
 from mixar.generation import grid_picture, label_name
 from mixar.model import Model
 from mixar.plugins import Registry
-from mixar.recipe import Recipe
-from mixar.sampling import (
-    MANIFEST,
-    REAL,
-    SHOWN,
-    Plan,
-    claim,
-    describe,
-    draw_chunks,
-    grid_columns,
-    manifest_beside,
-    plan_of,
-    read_manifest,
-    with_timing,
-)
-from mixar.stores import PNGStore, images_crc32, write_png
-from mixar_core.distributed import Processes, StopSignals
+from mixar.sampling import REAL, SHOWN, Plan, all_classes, claim, describe, draw_chunks, grid_columns, with_timing
+from mixar.stores import PNGStore
+from mixar_core.data.folders import list_images
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
-from mixar_core.storage import write_text, writing
+from mixar_core.storage import user_path
+from mixar_eval.context import EvalContext, Stopped
 from mixar_eval.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, SEED
-from mixar_eval.features import Features
-from mixar_eval.images import ImageSet, NpzImages, open_images, other_split
-from mixar_eval.measuring import (
-    NEIGHBOURS,
-    SPLITS,
-    Floor,
-    Show,
-    Stopped,
-    features_of,
-    floor_of,
-    scores_of,
-)
-from mixar_eval.protocol import comparable, count_classes, reasons_against
-from mixar_eval.references import Reference, measure
+from mixar_eval.features import features_of
+from mixar_eval.images import ImageSet, open_images
+from mixar_eval.protocol import PROTOCOL, ClassCounts, count_classes, reasons_against
+from mixar_eval.references import Reference
+from mixar_eval.report import Report, Section, distance_names, number
+from mixar_eval.scores import NEIGHBOURS, SPLITS, Floor, Scores, floor_at, scores_of
 
-#: what the folder of a report holds
-SAMPLES, FEATURES, REPORT, PICTURE = "samples", "features", "report", "samples.png"
+#: what the folder of a report holds besides
+SAMPLES, FEATURES, PICTURE = "samples", "features", "samples.png"
 
 
-@frozen(eq=False)
-class Samples:
-    """What is measured.
+def is_model(text: str, registry: Registry) -> bool:
+    """Whether this names a model, and not images.
+
+    Raises:
+        UserError: it names neither, or could be either.
+    """
+    path, models = user_path(text), registry.models()
+    if (path / "recipe.yaml").is_file():
+        return True
+    shipped = "/" not in text and text in models
+    if path.is_dir() and shipped and list_images(path).files:
+        raise UserError(
+            f"{text}: a folder of images is here, and a shipped model has this name; give ./{text} for the images, "
+            f"or {models[text][0]} for the model"
+        )
+    if not shipped and (path.is_dir() or (path.suffix == ".npz" and path.is_file())):
+        return False
+    registry.find_model(text)
+    return True
+
+
+def plan(model: Model, *, count: int, batch: int, seed: int, random_labels: bool = False, **settings: Any) -> Plan:
+    """What is drawn: `count` images over all classes of the model.
 
     Args:
-        source: where it came from, in words.
-        drawn: how they were drawn, as `describe` says it, with `seconds_per_image_and_process`; None: not known.
-        class_names: empty where they are not known. classes: number of classes there should be, 0: not known.
+        settings: steps, cfg, temperature; None: the recipe's.
+
+    Raises:
+        UserError: a setting is not allowed.
     """
-
-    images: ImageSet
-    source: str
-    drawn: Mapping[str, Any] | None = None
-    class_names: tuple[str, ...] = ()
-    classes: int = 0
-
-
-@frozen(eq=False)
-class Means:
-    """What every measurement of one call shares."""
-
-    registry: Registry
-    processes: Processes
-    signals: StopSignals
-    show: Show
-    extractor: FeatureExtractor
-    reference: Reference
-    reference_text: str
-    batch: int
-    workers: int
+    return Plan(
+        count=count,
+        batch=batch,
+        seed=seed,
+        settings=model.settings(**settings),
+        classes=all_classes(model),
+        labels="random" if random_labels else "balanced",
+    )
 
 
-def draw_samples(model: Model, plan: Plan, folder: Path, means: Means, *, source: str, what: str) -> Samples:
+def draw_samples(model: Model, plan: Plan, folder: Path, context: EvalContext, what: str = "sampling") -> ImageSet:
     """Draw what is missing of a model's samples, as PNG files; every process calls this.
 
     Raises:
         UserError: the folder holds other samples, or cannot be written.
         Stopped: a signal came.
     """
-    manifest = means.processes.on_main(lambda: claim(folder, describe(model, plan)))
-    names = tuple(manifest["class_names"])
-    store = PNGStore(folder, plan, names)
-    if not draw_chunks(model, plan, store, means.processes, signals=means.signals, report=means.show(what)):
+    manifest = context.processes.on_main(lambda: claim(folder, describe(model, plan)))
+    store = PNGStore(folder, plan, manifest["class_names"])
+    if not draw_chunks(model, plan, store, context.processes, signals=context.signals, report=context.show(what)):
         raise Stopped
-    images = open_images(str(folder), means.registry, image_size=model.recipe.image_size)
-    return Samples(images, source, with_timing(manifest, folder), names, model.recipe.num_classes)
+    images = open_images(folder, context.registry, image_size=model.recipe.image_size)
+    return attrs.evolve(images, drawn=with_timing(manifest, folder), notes=())
 
 
-def draws_real_codes(manifest: Mapping[str, Any]) -> bool:
-    """Whether the codes of these images are real images' (of the prior ground-truth, say)."""
-    return REAL in manifest["model"]["parts"]
+def measure(
+    images: ImageSet,
+    reference: Reference,
+    context: EvalContext,
+    *,
+    cache: Path | None = None,
+    title: str = "Generation",
+    source: str = "",
+) -> Report:
+    """The report of a set of images; every process calls this.
 
-
-def open_samples(text: str, registry: Registry, *, reference: str) -> Samples:
-    """Images that are there already: a folder of PNGs or an `.npz`, perhaps of `mixar sample`, which says how.
-
-    A folder or file cannot tell that a class is missing from it, but the reference can, where it has classes.
+    Args:
+        cache: where features are kept, see `features_of`.
+        source: what the images are called in it.
 
     Raises:
-        UserError: they cannot be read, or are JPEGs.
+        UserError: the images cannot be measured.
+        Stopped: a signal came.
     """
-    images, folder = open_images(text, registry, option="samples"), Path(text)
-    if (told := _told_by(folder)) is not None:
-        drawn, plan = told
-        names = tuple(map(str, drawn.get("class_names", ())))
-        return Samples(images, images.description, drawn, names, len(names) or max(plan.classes) + 1)
-    own, real = images.data.class_names, _names_of(reference, images, registry)
-    if images.labels is None or len(real) < len(own):
-        return Samples(images, images.description, None, own, images.data.num_classes)
-    if folder.is_dir():
-        if not set(own) <= set(real):
-            return Samples(images, images.description, None, own, images.data.num_classes)
-        images = open_images(text, registry, class_names=real, option="samples")
-    return Samples(images, images.description, None, real, len(real))
-
-
-def _told_by(path: Path) -> tuple[dict[str, Any], Plan] | None:
-    """How the samples in a folder or an `.npz` were drawn, if `mixar sample` wrote them."""
-    if (path / MANIFEST).is_file():
-        manifest, plan = plan_of(path)
-        return with_timing(manifest, path), plan
-    if manifest_beside(path).is_file():
-        with suppress(UserError):  # somebody else's file
-            manifest, plan = read_manifest(manifest_beside(path))
-            if manifest.get("arr_0_crc32") == images_crc32(path):  # else it is of another file that was called so
-                return manifest, plan
-    return None
-
-
-def _names_of(reference: str, images: ImageSet, registry: Registry) -> tuple[str, ...]:
-    """The class names of a reference; none where it has no classes or is statistics."""
-    try:
-        found = open_images(reference, registry, image_size=images.height, option="--reference")
-    except UserError:  # `open_reference` says what is wrong with it, if anything
-        return ()
-    return tuple(found.data.class_names)
-
-
-def measure_samples(samples: Samples, folder: Path, means: Means, *, what: str) -> Features | None:
-    """The samples' features, in the main process; kept in `folder`."""
-    return features_of(
-        samples.images,
-        means.extractor,
-        folder,
-        means.processes,
-        signals=means.signals,
-        batch=means.batch,
-        workers=means.workers,
-        report=means.show(what),
+    images = images.named_as(reference.class_names)
+    found = features_of(images, context, "features", cache=cache)
+    scores, floor = scores_of(found, reference), floor_at(len(images), reference, context)
+    extractor = context.extractor
+    classes = count_classes(images.labels, len(images.class_names))
+    missing = [label_name(label, images.class_names) for label in classes.missing] if classes else []
+    plain = _plain(images, scores, floor, classes, missing, reference, extractor, source or images.description)
+    names = distance_names(extractor.gives_fid)
+    notes = [*images.notes, *reference.notes]
+    if len(images) <= extractor.feature_dim:
+        notes.append(
+            f"{len(images):,} samples are few for vectors of {extractor.feature_dim:,} numbers: much of the {names[0]} "
+            f"is its floor, and the {names[1]} says more"
+        )
+    if missing:
+        notes.append(f"{len(missing)} of {len(images.class_names)} classes have no image: {', '.join(missing)}")
+    return Report(
+        title=title,
+        protocol=PROTOCOL,
+        reasons=reasons_for(images, reference, extractor, classes),
+        figures=figures(scores),
+        plain=plain,
+        sections=[
+            _scores_section(scores, floor, extractor),
+            Section("Classes", [_classes(classes, missing)]),
+            _drawn_section(plain["samples"]),
+            _measured_section(plain, extractor),
+        ],
+        made=context.made(),
+        notes=notes,
+        pictures={PICTURE: _picture(images)},
     )
 
 
-def floor_for(means: Means, count: int, size: int, recipe: Recipe | None) -> Floor | None:
-    """The floor at `count` images, in the main process; every process calls this.
-
-    From the reference's other split, where it has as many images, or else from the reference itself.
-    """
-    other, others = other_split(means.reference_text), None
-    if other is not None:
-        try:
-            images = open_images(other, means.registry, recipe=recipe, image_size=size, option="--reference")
-        except UserError:  # a data set need not have two splits
-            images = None
-        if images is not None and len(images) >= count:
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SEED))
-            report = means.show("real images for the floor")
-            others = measure(
-                images,
-                order[:count].sort().values,
-                means.extractor,
-                means.processes,
-                batch_size=means.batch,
-                workers=means.workers,
-                progress=lambda done, total: report(done, total, done),
-            )
-    return floor_of(means.reference, count, others) if means.processes.is_main else None
-
-
-def report_of(
-    samples: Samples, found: Features, floor: Floor | None, means: Means, *, made: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The report as plain values.
-
-    Args:
-        made: by which command, when, with what; goes in as it is.
+def check_square(images: ImageSet, what: str) -> None:
+    """See that images are square.
 
     Raises:
-        UserError: the samples cannot be measured.
+        UserError: they are not.
     """
-    extractor, reference, images = means.extractor, means.reference, samples.images
-    scores = scores_of(found, reference)
-    classes = count_classes(images.labels, samples.classes)
-    reasons = reasons_against(
+    if images.height != images.width:
+        raise UserError(f"{what}: images of {images.width}x{images.height}; needed: square ones")
+
+
+def figures(scores: Scores) -> dict[str, float | None]:
+    """The scores by name, each a number."""
+    inception = None if scores.inception is None else scores.inception.mean
+    values = scores.frechet, scores.kernel, inception, scores.precision, scores.recall
+    return dict(zip(("frechet", "kernel", "inception", "precision", "recall"), values, strict=True))
+
+
+def draws_real_codes(drawn: Mapping[str, Any] | None) -> bool:
+    """Whether the codes of these images are real images' (of the prior ground-truth, say)."""
+    return REAL in ((drawn or {}).get("model") or {}).get("parts", ())
+
+
+def reasons_for(
+    images: ImageSet, reference: Reference, extractor: FeatureExtractor, classes: ClassCounts | None
+) -> list[str]:
+    """Why the images' Frechet distance is not comparable with FIDs by ADM's protocol; empty where it is."""
+    return reasons_against(
         is_inception=extractor.is_inception,
         published_weights=extractor.has_published_weights,
         adm_reference=reference.adm_imagenet,
-        count=len(found),
+        count=len(images),
         height=images.height,
         width=images.width,
         classes=classes,
-        real_codes=samples.drawn is not None and draws_real_codes(samples.drawn),
+        real_codes=draws_real_codes(images.drawn),
     )
-    counts = None
-    if classes is not None:
-        missing = [label_name(label, samples.class_names) for label in classes.missing]
-        counts = {**asdict(classes), "missing": missing, "exactly_balanced": classes.exact}
+
+
+def described(extractor: FeatureExtractor) -> dict[str, Any]:
+    """An extractor as plain values."""
     return {
-        "comparable with ADM-protocol FID": comparable(reasons),
+        "identity": extractor.identity,
+        "feature_dim": extractor.feature_dim,
+        "gives_fid": extractor.gives_fid,
+    }
+
+
+def _plain(
+    images: ImageSet,
+    scores: Scores,
+    floor: Floor | None,
+    classes: ClassCounts | None,
+    missing: list[str],
+    reference: Reference,
+    extractor: FeatureExtractor,
+    source: str,
+) -> dict[str, Any]:
+    counts = None if classes is None else {**asdict(classes), "missing": missing, "exactly_balanced": classes.exact}
+    return {
         "scores": asdict(scores),
         "floor": None if floor is None else asdict(floor),
         "samples": {
-            "source": samples.source,
-            "count": len(found),
+            "source": source,
+            "count": len(images),
             "width": images.width,
             "height": images.height,
-            "format": "npz, uint8" if isinstance(images.data, NpzImages) else "PNG",
+            "format": images.format,
             "classes": counts,
-            "drawn": None if samples.drawn is None else dict(samples.drawn),
+            "drawn": None if images.drawn is None else dict(images.drawn),
         },
-        "extractor": {
-            "identity": extractor.identity,
-            "feature_dim": extractor.feature_dim,
-            "gives_fid": extractor.gives_fid,
-        },
+        "extractor": described(extractor),
         "reference": {
             "description": reference.description,
             "count": reference.count,
@@ -252,47 +225,110 @@ def report_of(
             "neighbours": NEIGHBOURS,
             "seed": SEED,
         },
-        "made": dict(made),
     }
 
 
-def write_report(folder: Path, report: Mapping[str, Any], text: str, samples: Samples) -> None:
-    """Write report.json, report.md and a picture of the first samples."""
-    columns = grid_columns(samples.classes)
-    shown = min(SHOWN - SHOWN % (columns or 1), len(samples.images))
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    images = torch.stack([samples.images.data[index][0] for index in range(shown)])
-    labels = samples.images.data.labels()[:shown]
-    names = [label_name(label, samples.class_names) for label in labels]
-    write_png(folder / PICTURE, grid_picture(images, names, columns=columns))
-    write_texts(folder, report, text)
+def _picture(images: ImageSet) -> Any:
+    columns = grid_columns(len(images.class_names))
+    shown = min(SHOWN - SHOWN % (columns or 1), len(images))
+    labels = (images.labels or images.data.labels())[:shown]
+    names = [label_name(label, images.class_names) for label in labels]
+    return grid_picture(torch.stack([images.data[index][0] for index in range(shown)]), names, columns=columns)
 
 
-def write_texts(folder: Path, report: Mapping[str, Any], text: str) -> None:
-    """A report as JSON and as Markdown."""
-    write_text(folder / f"{REPORT}.json", json.dumps(report, indent=2) + "\n")
-    write_text(folder / f"{REPORT}.md", text)
+def _inception_name(extractor: FeatureExtractor) -> str:
+    return "Inception Score" if extractor.gives_fid else "Inception-like score"
 
 
-def check_content(folder: Path, known: Sequence[str]) -> None:
-    """See that a folder is new, empty, or of an earlier call of the same kind, whose files are `known`.
+def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtractor) -> Section:
+    frechet, kernel = distance_names(extractor.gives_fid)
+    real = None if floor is None else floor.scores
+    spread = scores.inception and f"{number(scores.inception.mean)} ± {number(scores.inception.deviation, 2)}"
+    below = [
+        "The floor: "
+        + ("there are no reference images at hand to measure it with." if floor is None else f"{floor.what}.")
+    ]
+    if not extractor.gives_fid:
+        below.append(
+            f"These are no FIDs: the features are {extractor.identity}'s. Such distances compare at the same count, "
+            "extractor and reference only."
+        )
+    return Section(
+        columns=(
+            "score",
+            f"{scores.count:,} samples",
+            "floor" if real is None else f"floor: {real.count:,} real images",
+        ),
+        rows=[
+            (f"{frechet} (lower is better)", number(scores.frechet, 5), real and number(real.frechet, 5)),
+            (f"{kernel} (lower is better)", number(scores.kernel), real and number(real.kernel)),
+            (f"{_inception_name(extractor)} (higher is better)", spread, None),
+            ("precision", number(scores.precision), real and number(real.precision)),
+            ("recall", number(scores.recall), real and number(real.recall)),
+        ],
+        below=["", *below],
+    )
 
-    Raises:
-        UserError: it holds something else.
-    """
-    if folder.is_dir():
-        strange = sorted(e.name for e in folder.iterdir() if e.name not in known and not e.name.endswith(".unfinished"))
-        if strange:
-            raise UserError(f"--out {folder}: holds something else ({strange[0]}); give another folder")
+
+def _classes(classes: ClassCounts | None, missing: list[str]) -> str:
+    if classes is None:
+        return "Not known."
+    each = f"exactly {classes.most:,}" if classes.exact else f"{classes.fewest:,} to {classes.most:,}"
+    line = f"{classes.known:,} classes, {each} images of each."
+    if not missing:
+        return line
+    named = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+    return f"{line} **{len(missing):,} of them have no image: {named}.**"
 
 
-def check_out(folder: Path, known: Sequence[str]) -> None:
-    """Check a folder's content, and make the folder.
+def _measured_section(plain: Mapping[str, Any], extractor: FeatureExtractor) -> Section:
+    reference, settings = plain["reference"], plain["settings"]
+    rows = [
+        ("extractor", extractor.identity),
+        ("features", f"{extractor.feature_dim:,} numbers an image"),
+        ("reference", reference["description"]),
+        ("reference vectors", None if reference["vectors"] is None else f"{reference['vectors']:,}"),
+        ("image format", plain["samples"]["format"]),
+        (_inception_name(extractor), f"{settings['inception_score_splits']} splits, shuffled"),
+        ("kernel distance", f"{settings['kernel_subsets']} subsets of {settings['kernel_subset_size']:,} or all"),
+        ("precision and recall", f"{settings['neighbours']} neighbours, in the extractor's features"),
+        ("seed of subsets and shuffling", settings["seed"]),
+    ]
+    return Section("How they were measured", columns=("what", "value"), rows=rows)
 
-    Raises:
-        UserError: it holds something else (see `check_content`), or cannot be made.
-    """
-    check_content(folder, known)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+
+def _drawn_section(samples: Mapping[str, Any]) -> Section:
+    rows: list[tuple[str, object]] = [
+        ("samples", samples["source"]),
+        ("images", f"{samples['count']:,} of {samples['width']}x{samples['height']} pixels"),
+    ]
+    if samples["drawn"] is None:
+        below = ["\nHow they were drawn is not known."]
+    else:
+        rows, below = [*rows, *_drawn_rows(samples["drawn"])], []
+    return Section("How the samples were drawn", columns=("what", "value"), rows=rows, below=below)
+
+
+def _drawn_rows(drawn: Mapping[str, Any]) -> list[tuple[str, object]]:
+    model, plan = drawn["model"], dict(drawn["plan"])
+    settings = plan.pop("settings")
+    kinds = {"ema": "averaged (EMA)", "raw": "of the last step (raw)"}
+    rows = [
+        ("model", drawn["name"]),
+        ("weights", kinds.get(model["weights"], model["weights"])),
+        *((f"sha256 of {key}'s weights", digest) for key, digest in model["sha256"].items()),
+        ("precision", {"bf16": "bf16 (autocast; decoders in float32)"}.get(model["precision"], model["precision"])),
+        ("seed", plan["seed"]),
+        ("labels", f"{plan['labels']}, over {len(plan['classes']):,} classes"),
+        ("images of a batch", plan["batch"]),
+        *((key.replace("_", " "), "as the part says" if value is None else value) for key, value in settings.items()),
+    ]
+    for key in ("injector", "head", "prior", "data"):
+        if part := model["parts"].get(key):
+            told = ", ".join(f"{name} {value}" for name, value in part.items() if name != "type")
+            rows.append((key, f"{part['type']}{f' ({told})' if told else ''}"))
+    rows.append(("seconds an image, of one process", number(drawn["seconds_per_image_and_process"], 3)))
+    for call in (drawn, *drawn.get("continued", ())):
+        versions = ", ".join(f"{name} {version}" for name, version in call["versions"].items())
+        rows += [("drawn on" if call is drawn else "and on", call["device"]), ("with", versions)]
+    return rows

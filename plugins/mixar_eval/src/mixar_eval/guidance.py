@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 from attrs import frozen
+from PIL import Image
 
 from mixar.assembly import build
 from mixar.cost import META, estimate
 from mixar.model import Model
 from mixar.plugins import Registry
+from mixar.sampling import Plan
 from mixar_core.errors import UserError
 from mixar_core.masking import masked_after_step
 from mixar_core.model import SamplingConfig
-from mixar_eval.markdown import distance_names, facts, number, table
+from mixar_eval.context import EvalContext
 from mixar_eval.plots import Curve, draw_panels
-from mixar_eval.points import Measured, figures
+from mixar_eval.points import Point, circumstances, measure_point, why_not
+from mixar_eval.protocol import PROTOCOL
+from mixar_eval.references import Reference
+from mixar_eval.report import Report, Section, distance_names, facts, number
+from mixar_eval.scores import floor_at
+
+TABLE, PICTURE = "guidance.csv", "guidance.png"
 
 
 @frozen
@@ -42,28 +50,6 @@ class Cost:
     memory: int
     tokens: int
     gflop: float | None
-
-
-@frozen
-class Row:
-    """A model with its cost and scores at one number of steps."""
-
-    model: str
-    steps: int
-    cost: Cost
-    measured: Measured
-
-    def row(self) -> dict[str, Any]:
-        """As the CSV file has it."""
-        images, settings = self.measured.scores.count, self.measured.settings
-        return {
-            "model": self.model,
-            "steps": self.steps,
-            **{key: settings[key] for key in ("cfg", "cfg_schedule", "temperature")},
-            **attrs.asdict(self.cost),
-            "images": images,
-            **figures(self.measured),
-        }
 
 
 def check_models(models: Mapping[str, Model]) -> None:
@@ -110,72 +96,118 @@ def cost_of(model: Model, sampling: SamplingConfig, registry: Registry) -> Cost:
     )
 
 
-def plot_guidance(rows: Sequence[Row], path: Path, *, gives_fid: bool, floor: float | None) -> None:
-    """The Frechet distance over tokens, time and parameters; a curve a model, a point a number of steps.
+def compare_guidance(
+    models: Mapping[str, Model],
+    plans: Mapping[tuple[str, int], Plan],
+    folder: Path,
+    reference: Reference,
+    context: EvalContext,
+) -> Report:
+    """Draw and measure with every plan, and report distances beside costs; every process calls this.
+
+    Args:
+        plans: by model's name and number of steps, all of as many images.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: see `draw_samples`. Stopped: a signal came.
     """
-    models: dict[str, list[Row]] = {}
-    for row in rows:
-        models.setdefault(f"{row.cost.injector} ({row.model})", []).append(row)
+    plan = next(iter(plans.values()))
+    floor = floor_at(plan.count, reference, context)
+    rows: list[tuple[Point, Cost]] = []
+    for (name, steps), some in plans.items():
+        label = f"{name}_steps-{steps}"
+        point, images = measure_point(name, models[name], some, folder / label, reference, context, what=label)
+        rows.append((point, cost_of(models[name], some.settings, context.registry)))
+    points = [point for point, _ in rows]
+    shared = circumstances(plan, points, reference, floor, context)
+    lowest = None if floor is None else floor.scores.frechet
+    fid = context.extractor.gives_fid
+    plain = [_row(point, cost) for point, cost in rows]
+    return Report(
+        title="Guidance: what it costs and gains",
+        protocol=PROTOCOL,
+        reasons=why_not(images, reference, context),
+        figures={f"{point.model}, {_settings(point)['steps']} steps": point.scores.frechet for point in points},
+        plain={
+            "rows": [row | {"drawn": point.drawn} for row, point in zip(plain, points, strict=True)],
+            **shared,
+        },
+        sections=[
+            _section(rows, names=distance_names(fid), floor=lowest, floor_is=shared["floor"]),
+            Section("What all rows share", columns=("what", "value"), rows=facts(shared)),
+        ],
+        made=context.made(),
+        notes=reference.notes,
+        pictures={PICTURE: _plot(rows, gives_fid=fid, floor=lowest)},
+        rows=(TABLE, plain),
+    )
 
-    def curves(of: Any) -> list[Curve]:
-        return [
-            Curve(name, tuple(of(row) for row in some), tuple(row.measured.scores.frechet for row in some))
-            for name, some in models.items()
-        ]
 
-    panels = [
-        ("tokens through encoder and decoder, an image", curves(lambda row: row.cost.tokens)),
-        ("seconds an image", curves(lambda row: row.measured.seconds_per_image or 0.0)),
-        ("trainable parameters, millions", curves(lambda row: row.cost.parameters / 1e6)),
-    ]
-    title = f"{rows[0].measured.scores.count:,} images each"
-    draw_panels(path, panels, up=distance_names(gives_fid)[0], title=title, floor=floor)
+def _settings(point: Point) -> Mapping[str, Any]:
+    settings: Mapping[str, Any] = point.drawn["plan"]["settings"]
+    return settings
 
 
-def guidance_text(
-    rows: Sequence[Row], shared: Mapping[str, Any], *, gives_fid: bool, floor: float | None, picture: str
-) -> str:
-    """The report as Markdown."""
-    names = distance_names(gives_fid)
+def _row(point: Point, cost: Cost) -> dict[str, Any]:
+    """As the CSV file has it."""
+    settings = {key: _settings(point)[key] for key in ("steps", "cfg", "cfg_schedule", "temperature")}
+    return {"model": point.model, **settings, **attrs.asdict(cost), "images": point.scores.count, **point.figures()}
+
+
+def _section(
+    rows: Sequence[tuple[Point, Cost]], *, names: tuple[str, str], floor: float | None, floor_is: str
+) -> Section:
     columns = (
         "injector", "model", "steps", "cfg", "temperature", "encoder", "decoder", "memory", "tokens/image",
         "parameters", "GFLOP/image", "s/image", *names, "precision", "recall",
     )  # fmt: skip
     cells = [
         (
-            row.cost.injector,
-            row.model,
-            row.steps,
-            f"{row.measured.settings['cfg']:g}",
-            f"{row.measured.settings['temperature']:g}",
-            f"{row.cost.encoder_first}-{row.cost.encoder_last}",
-            row.cost.decoder,
-            row.cost.memory,
-            f"{row.cost.tokens:,}",
-            f"{row.cost.parameters / 1e6:,.2f}M",
-            number(row.cost.gflop, 3),
-            number(row.measured.seconds_per_image, 3),
-            number(row.measured.scores.frechet),
-            number(row.measured.scores.kernel),
-            number(row.measured.scores.precision, 3),
-            number(row.measured.scores.recall, 3),
+            cost.injector,
+            point.model,
+            _settings(point)["steps"],
+            f"{_settings(point)['cfg']:g}",
+            f"{_settings(point)['temperature']:g}",
+            f"{cost.encoder_first}-{cost.encoder_last}",
+            cost.decoder,
+            cost.memory,
+            f"{cost.tokens:,}",
+            f"{cost.parameters / 1e6:,.2f}M",
+            number(cost.gflop, 3),
+            number(point.seconds_per_image, 3),
+            number(point.scores.frechet),
+            number(point.scores.kernel),
+            number(point.scores.precision, 3),
+            number(point.scores.recall, 3),
         )
-        for row in rows
+        for point, cost in rows
     ]
-    return "\n".join(
-        [
-            "# Guidance: what it costs and gains\n",
-            table(columns, cells, right=tuple(range(2, len(columns)))),
-            f"Floor: {names[0]} {number(floor) or 'not known'} ({shared['floor']}).\n",
-            "Encoder and decoder: length of the sequence in one pass, of the encoder at the first and the last step. "
-            "Memory: tokens that every block's cross-attention looks at besides. Tokens/image: through both, over all "
-            "steps, the second pass of classifier-free guidance included. Seconds: of one process, prior and decoder "
-            "included. Rows compare with each other and with nothing else.\n",
-            f"![Scores over cost]({picture})\n",
-            "## What all rows share\n",
-            facts(shared),
+    below = [
+        f"Floor: {names[0]} {number(floor) or 'not known'} ({floor_is}).",
+        "Encoder and decoder: length of the sequence in one pass, of the encoder at the first and the last step. "
+        "Memory: tokens that every block's cross-attention looks at besides. Tokens/image: through both, over all "
+        "steps, the second pass of classifier-free guidance included. Seconds: of one process, prior and decoder "
+        "included. Rows compare with each other and with nothing else.",
+    ]
+    return Section(columns=columns, rows=cells, below=below)
+
+
+def _plot(rows: Sequence[tuple[Point, Cost]], *, gives_fid: bool, floor: float | None) -> Image.Image:
+    """The Frechet distance over tokens, time and parameters; a curve a model, a point a number of steps."""
+    models: dict[str, list[tuple[Point, Cost]]] = {}
+    for point, cost in rows:
+        models.setdefault(f"{cost.injector} ({point.model})", []).append((point, cost))
+
+    def curves(of: Callable[[Point, Cost], float]) -> list[Curve]:
+        return [
+            Curve(name, tuple(of(*row) for row in some), tuple(point.scores.frechet for point, _ in some))
+            for name, some in models.items()
         ]
-    )
+
+    panels = [
+        ("tokens through encoder and decoder, an image", curves(lambda _, cost: cost.tokens)),
+        ("seconds an image", curves(lambda point, _: point.seconds_per_image or 0.0)),
+        ("trainable parameters, millions", curves(lambda _, cost: cost.parameters / 1e6)),
+    ]
+    title = f"{rows[0][0].scores.count:,} images each"
+    return draw_panels(panels, up=distance_names(gives_fid)[0], title=title, floor=floor)

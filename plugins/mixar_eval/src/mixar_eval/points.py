@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,38 +11,32 @@ from attrs import frozen
 from mixar.model import Model
 from mixar.sampling import Plan
 from mixar_core.errors import UserError
-from mixar_eval.generation import (
-    FEATURES,
-    SAMPLES,
-    Means,
-    draw_samples,
-    draws_real_codes,
-    measure_samples,
-)
-from mixar_eval.measuring import Floor, Scores, scores_of
-from mixar_eval.protocol import comparable, count_classes, reasons_against
+from mixar_eval.context import EvalContext
+from mixar_eval.features import features_of
+from mixar_eval.generation import FEATURES, SAMPLES, draw_samples, figures, reasons_for
+from mixar_eval.images import ImageSet
+from mixar_eval.protocol import count_classes
+from mixar_eval.references import Reference
+from mixar_eval.scores import Floor, Scores, scores_of
 
 #: where a call keeps the samples and features of its points
 POINTS = "points"
 #: fewer images say nothing, whatever they are measured by
 FEWEST = 50
-#: columns of scores in a CSV file, as `figures` gives them
-FIGURES = (
-    "frechet_distance",
-    "kernel_distance",
-    "inception_score",
-    "precision",
-    "recall",
-    "seconds_per_image",
-)
+#: what a point is drawn with, as `mixar sample` takes it: a cfg of 1 is no guidance, of a MixAR and of a prior alike
+AXES = ("cfg", "temperature", "steps")
+#: names of the scores in a CSV file
+_COLUMNS = {"frechet": "frechet_distance", "kernel": "kernel_distance", "inception": "inception_score"}
 
 
 @frozen
-class Measured:
-    """A point's scores and how its images were drawn (see `Samples`)."""
+class Point:
+    """A model under a setting: what was given on each of AXES (None: as the part says), drawn how, and the scores."""
 
-    scores: Scores
+    model: str
+    setting: tuple[float | None, ...]
     drawn: Mapping[str, Any]
+    scores: Scores
 
     @property
     def seconds_per_image(self) -> float | None:
@@ -52,10 +44,25 @@ class Measured:
         seconds: float | None = self.drawn["seconds_per_image_and_process"]
         return seconds
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """How an image was drawn: SamplingConfig as plain values."""
-        return dict(self.drawn["plan"]["settings"])
+    def figures(self) -> dict[str, float | None]:
+        """The scores by the names that a CSV file has for them, and the seconds."""
+        scores = {_COLUMNS.get(name, name): value for name, value in figures(self.scores).items()}
+        return {**scores, "seconds_per_image": self.seconds_per_image}
+
+    def row(self) -> dict[str, Any]:
+        """As the CSV file has it."""
+        return {**dict(zip(AXES, self.setting, strict=True)), "images": self.scores.count, **self.figures()}
+
+
+def setting_of(model: Model, plan: Plan) -> tuple[float | None, ...]:
+    """What the plan draws with, on each of AXES."""
+    given = model.given(plan.settings)
+    return tuple(given[axis] for axis in AXES)
+
+
+def short(value: float | None) -> str:
+    """A value of one of AXES, in words."""
+    return "default" if value is None else f"{value:g}"
 
 
 def images_per_point(budget: int, points: int, classes: int) -> int:
@@ -73,58 +80,33 @@ def images_per_point(budget: int, points: int, classes: int) -> int:
     return each - each % classes if each >= classes > 0 else each
 
 
-def measure_point(model: Model, plan: Plan, folder: Path, means: Means, *, what: str) -> Measured | None:
-    """Draw and measure, going on with what an earlier call left in `folder`; the result is the main process's.
+def measure_point(
+    name: str, model: Model, plan: Plan, folder: Path, reference: Reference, context: EvalContext, *, what: str
+) -> tuple[Point, ImageSet]:
+    """Draw and measure, going on with what an earlier call left in `folder`; every process calls this.
 
     Raises:
         UserError: see `draw_samples`. Stopped: a signal came.
     """
-    samples = draw_samples(model, plan, folder / SAMPLES, means, source=model.recipe.name, what=what)
-    found = measure_samples(samples, folder / FEATURES, means, what=f"features of {what}")
-    if found is None:
-        return None
-    assert samples.drawn is not None
-    return Measured(scores_of(found, means.reference), samples.drawn)
+    images = draw_samples(model, plan, folder / SAMPLES, context, what)
+    found = features_of(images, context, f"features of {what}", cache=folder / FEATURES)
+    assert images.drawn is not None
+    return Point(name, setting_of(model, plan), images.drawn, scores_of(found, reference)), images
 
 
-def figures(measured: Measured) -> dict[str, float | None]:
-    """The scores by FIGURES' names."""
-    scores = measured.scores
-    inception = None if scores.inception is None else scores.inception.mean
-    values = scores.frechet, scores.kernel, inception, scores.precision, scores.recall, measured.seconds_per_image
-    return dict(zip(FIGURES, values, strict=True))
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with equal keys as CSV; None is an empty cell."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+def why_not(images: ImageSet, reference: Reference, context: EvalContext) -> list[str]:
+    """Why a point's distance is not comparable with FIDs by ADM's protocol; empty where it is."""
+    classes = count_classes(images.labels, len(images.class_names))
+    return reasons_for(images, reference, context.extractor, classes)
 
 
 def circumstances(
-    means: Means, plan: Plan, size: int, floor: Floor | None, points: Sequence[tuple[str, Measured]]
+    plan: Plan, points: Sequence[Point], reference: Reference, floor: Floor | None, context: EvalContext
 ) -> dict[str, Any]:
-    """What the points of a call share, as a report tells it; of a setting that differs, that it does.
-
-    Args:
-        points: each with its model's name.
-    """
-    extractor, reference = means.extractor, means.reference
-    reasons = reasons_against(
-        is_inception=extractor.is_inception,
-        published_weights=extractor.has_published_weights,
-        adm_reference=reference.adm_imagenet,
-        count=plan.count,
-        height=size,
-        width=size,
-        classes=count_classes(plan.labels_N().tolist(), len(plan.classes)),
-        real_codes=any(draws_real_codes(point.drawn) for _, point in points),
-    )
+    """What the points of a call share, as a report tells it; of a setting that differs, that it does."""
     drawn = [
-        {key: point.drawn["model"][key] for key in ("weights", "precision")} | point.settings for _, point in points
+        {key: point.drawn["model"][key] for key in ("weights", "precision")} | point.drawn["plan"]["settings"]
+        for point in points
     ]
     settings = {}
     for key, value in drawn[0].items():
@@ -132,19 +114,18 @@ def circumstances(
         told = "as the part says" if value is None else value
         settings[key.replace("_", " ")] = told if same else "differs from row to row"
     digests: dict[str, str] = {}
-    for name, point in points:
+    for point in points:
         for key, digest in point.drawn["model"]["sha256"].items():
             if digest not in digests.values():
-                digests[f"sha256 of {name}'s {key}"] = digest
+                digests[f"sha256 of {point.model}'s {key}"] = digest
     return {
-        "comparable with ADM-protocol FID": comparable(reasons),
         "images of a point": plan.count,
         "seed": plan.seed,
         "images of a batch": plan.batch,
         "classes": f"{len(plan.classes)}, {'exactly' if plan.balanced else 'about'} balanced",
         **settings,
         **digests,
-        "extractor": extractor.identity,
+        "extractor": context.extractor.identity,
         "reference": reference.description,
         "floor": "none: no reference images at hand" if floor is None else floor.what,
         "floor's Frechet distance": None if floor is None else floor.scores.frechet,

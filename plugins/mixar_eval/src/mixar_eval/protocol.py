@@ -9,6 +9,8 @@ from attrs import frozen
 
 from mixar_core.types import NO_CLASS
 
+#: what the reports of generated images call it
+PROTOCOL = "ADM-protocol FID"
 #: ADM's protocol, which MAR, MaskBit, LightningDiT and MixAR follow: 50 images of each class of ImageNet, 256 x 256
 COUNT, CLASSES, SIZE = 50_000, 1000, 256
 
@@ -43,6 +45,13 @@ def count_classes(labels: Sequence[int] | None, known: int) -> ClassCounts | Non
     return ClassCounts(known, min(each), max(each), tuple(label for label, times in enumerate(each) if not times))
 
 
+def extractor_reasons(is_inception: bool, published_weights: bool) -> list[str]:
+    """Why an extractor's distances are no FIDs; empty where they are."""
+    if not is_inception:
+        return ["the extractor is not Inception"]
+    return [] if published_weights else ["Inception's weights are not those of the known checksum"]
+
+
 def reasons_against(
     *,
     is_inception: bool,
@@ -61,15 +70,11 @@ def reasons_against(
     Args:
         is_inception: whether the extractor is the Inception network of FID. published_weights: with the weights of
             known checksum.
-        adm_reference: whether the reference is ADM's ImageNet 256 statistics.
+        adm_reference: whether the reference is, by its content, ADM's ImageNet 256 statistics.
         count, height, width: of the samples. classes: their class counts; None where they are not known.
         real_codes: whether what guides them was taken from real images.
     """
-    reasons = []
-    if not is_inception:
-        reasons.append("the extractor is not Inception")
-    elif not published_weights:
-        reasons.append("Inception's weights are not those of the known checksum")
+    reasons = extractor_reasons(is_inception, published_weights)
     if not adm_reference:
         reasons.append("the reference is not ADM's ImageNet statistics")
     if count != COUNT:
@@ -85,8 +90,3 @@ def reasons_against(
     if real_codes:
         reasons.append("the codes that guide them are real images'")
     return reasons
-
-
-def comparable(reasons: Sequence[str]) -> str:
-    """`yes`, or `no, because` of the reasons."""
-    return f"no, because {'; '.join(reasons)}" if reasons else "yes"

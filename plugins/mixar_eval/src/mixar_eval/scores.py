@@ -1,11 +1,21 @@
-"""Scores of a set of images: Inception Score; precision and recall. Through torch-fidelity, for any extractor."""
+"""Inception Score, precision and recall, through torch-fidelity for any extractor; all scores of a set; the floor."""
 
 from __future__ import annotations
 
-from attrs import frozen
+import torch
+from attrs import evolve, frozen
 from torch import Tensor
 
-from mixar_eval.distances import SEED, check_features
+from mixar_core.data.streams import seed_of
+from mixar_core.errors import UserError
+from mixar_eval.context import EvalContext
+from mixar_eval.distances import SEED, check_features, frechet_of, kernel_distance
+from mixar_eval.features import Features, features_of
+from mixar_eval.references import Reference
+from mixar_eval.statistics import Gaussian
+
+#: splits of the Inception Score, neighbours of precision and recall: as in the papers that introduced them
+SPLITS, NEIGHBOURS = 10, 3
 
 
 @frozen
@@ -72,3 +82,104 @@ def precision_recall(features_AF: Tensor, reference_BF: Tensor, *, neighborhood:
         verbose=False,
     )
     return PrecisionRecall(found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL])
+
+
+@frozen
+class Scores:
+    """What was measured of `count` images. None is what could not be: see `scores_of`.
+
+    Args:
+        frechet: to the reference; FID where the features are Inception's. kernel: likewise, KID.
+        precision, recall: shares of images near the other set's.
+    """
+
+    count: int
+    frechet: float
+    kernel: float | None = None
+    inception: InceptionScore | None = None
+    precision: float | None = None
+    recall: float | None = None
+
+
+@frozen
+class Floor:
+    """Real images measured as if they were drawn ones: what no model is expected to pass; `what` says which."""
+
+    scores: Scores
+    what: str
+
+
+def distances_of(features_AF: Tensor, reference: Reference) -> Scores:
+    """The distances alone; the kernel distance only to a reference that has vectors.
+
+    Raises:
+        ValueError: the set is too small, or its features do not compare.
+    """
+    kernel = None if reference.features_AF is None else kernel_distance(features_AF, reference.features_AF)
+    return Scores(len(features_AF), frechet_of(Gaussian.of(features_AF), reference.gaussian), kernel)
+
+
+def scores_of(found: Features, reference: Reference) -> Scores:
+    """The scores of a set's features against a reference.
+
+    Without the reference's own vectors there is no kernel distance, precision or recall; without logits, or with fewer
+    images than splits, no Inception Score.
+
+    Raises:
+        UserError: the set is too small, or its features do not compare.
+    """
+    real_BF, near, score = reference.features_AF, None, None
+    try:
+        scores = distances_of(found.features_AF, reference)
+        if real_BF is not None and min(len(found), len(real_BF)) > NEIGHBOURS:
+            near = precision_recall(found.features_AF, real_BF, neighborhood=NEIGHBOURS)
+        if found.logits_AL is not None and len(found) >= SPLITS:
+            score = inception_score(found.logits_AL, splits=SPLITS)
+    except ValueError as error:
+        raise UserError(f"cannot be measured: {error}") from error
+    scores = evolve(scores, inception=score)
+    return scores if near is None else evolve(scores, precision=near.precision, recall=near.recall)
+
+
+def floor_of(reference: Reference, count: int, others: Features | None = None) -> Floor | None:
+    """Real images against the reference, `count` of them if there are as many.
+
+    Without `others`, images of the reference itself: against its statistics, where those are of other images, as ADM's
+    are, and else against the rest of its images, half of them at most. None where it has no vectors. Fewer real images
+    than `count` have a higher Frechet distance for that alone, and `what` says so.
+
+    Args:
+        others: features of real images that are not the reference's.
+    """
+    if others is not None:
+        return Floor(scores_of(others, reference), f"{len(others):,} real images of the other split")
+    vectors_AF = reference.features_AF
+    if vectors_AF is None or len(vectors_AF) < 4:
+        return None
+    total = len(vectors_AF)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed_of(SEED, total)))
+    if reference.count != total:
+        some = Features(vectors_AF[order[: min(count, total)]])
+        against = Reference(reference.description, reference.gaussian, None)
+        what = f"{len(some):,} of the reference's images against its statistics"
+    else:
+        size = min(count, total // 2)
+        some, rest = Features(vectors_AF[order[:size]]), vectors_AF[order[size:]]
+        against = Reference(reference.description, Gaussian.of(rest), rest)
+        what = f"{size:,} of the reference's images against its other {total - size:,}"
+    if len(some) < count:
+        what += f": fewer than the {count:,} samples, so its Frechet distance reads too high"
+    return Floor(scores_of(some, against), what)
+
+
+def floor_at(count: int, reference: Reference, context: EvalContext) -> Floor | None:
+    """The floor at `count` images: from the reference's other split, where it has as many, or from the reference.
+
+    Raises:
+        UserError, Stopped: see `features_of`.
+    """
+    others = reference.others
+    if others is None or len(others) < count:
+        return floor_of(reference, count)
+    order_A = torch.randperm(len(others), generator=torch.Generator().manual_seed(SEED))[:count].sort().values
+    return floor_of(reference, count, features_of(others, context, "real images for the floor", indices_A=order_A))

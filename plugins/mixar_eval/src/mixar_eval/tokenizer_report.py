@@ -1,4 +1,4 @@
-"""The report of `mixar eval tokenizer`: plain values, and the same as Markdown."""
+"""The report of `mixar eval tokenizer`."""
 
 from __future__ import annotations
 
@@ -6,99 +6,98 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import asdict
+from PIL import Image
 
-from mixar_core.perceptual import FeatureExtractor
-from mixar_eval.markdown import distance_names, number, table
-from mixar_eval.protocol import CLASSES, COUNT, SIZE, comparable
+from mixar_eval.context import EvalContext
+from mixar_eval.generation import described
+from mixar_eval.protocol import CLASSES, COUNT, SIZE, extractor_reasons
+from mixar_eval.report import Report, Section, distance_names, number
+from mixar_eval.scores import Scores
+from mixar_eval.tokenizer_meter import CodeUsage, LatentStatistics
 from mixar_eval.tokenizers import Comparison, Entry, row_name
-from mixar_eval.tokens import CodeUsage, LatentStatistics
 
-#: key of the report: reconstruction FIDs are published of all 50,000 validation images
-COMPARABLE = "comparable with published reconstruction FID of ImageNet 256"
+#: reconstruction FIDs are published of all 50,000 validation images
+PROTOCOL = "published reconstruction FID of ImageNet 256"
+PICTURE = "reconstructions.png"
 
 
-def report_of(
-    comparison: Comparison,
-    entries: Sequence[Entry],
-    extractor: FeatureExtractor,
-    *,
-    seed: int,
-    made: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The report as plain values.
+def tokenizer_report(
+    comparison: Comparison, entries: Sequence[Entry], context: EvalContext, *, seed: int, picture: Image.Image
+) -> Report:
+    """What was measured of the tokenizers.
 
     Args:
         seed: of the choice of images and of sampled latents.
-        made: by which command, with what; goes in as it is.
+        picture: originals and reconstructions.
     """
-    return {
-        COMPARABLE: comparable(_reasons(comparison, entries, extractor)),
-        "images": {"count": comparison.images, "of": comparison.data, "size": entries[0].recipe.image_size},
-        "seed": seed,
-        "extractor": {
-            "identity": extractor.identity,
-            "feature_dim": extractor.feature_dim,
-            "gives_fid": extractor.gives_fid,
-        },
-        "reference": {"description": comparison.reference, "notes": list(comparison.notes)},
-        "floor": asdict(comparison.floor),
-        "tokenizers": [_of_entry(entry, comparison) for entry in entries],
-        "made": dict(made),
+    chosen, size = comparison.chosen, entries[0].recipe.image_size
+    tokenizers = [_of_entry(entry, comparison) for entry in entries]
+    count, of = len(chosen.indices_A), chosen.images.description
+    figures = {
+        f"{row_name(tokenizer['name'], way)}: {key}": value
+        for tokenizer in tokenizers
+        for way, found in tokenizer["reconstructions"].items()
+        for key, value in found.items()
     }
+    return Report(
+        title=f"Tokenizers: {', '.join(entry.name for entry in entries)}",
+        protocol=PROTOCOL,
+        reasons=_reasons(comparison, entries, context),
+        figures=figures,
+        plain={
+            "images": {"count": count, "of": of, "size": size},
+            "seed": seed,
+            "extractor": described(context.extractor),
+            "reference": {"description": comparison.reference.description, "notes": list(comparison.reference.notes)},
+            "floor": {
+                "distances": _distances(comparison.floor.scores),
+                "images": comparison.floor.scores.count,
+                "between": comparison.floor.what,
+            },
+            "tokenizers": tokenizers,
+        },
+        sections=[
+            _reconstructions(tokenizers, comparison, context, f"{count:,} images, chosen by seed {seed}, of the {of}."),
+            *_codes(tokenizers),
+            *_latents(tokenizers),
+        ],
+        made=context.made(),
+        notes=[*chosen.images.notes, *comparison.reference.notes],
+        pictures={PICTURE: picture},
+    )
 
 
-def tokenizer_text(report: Mapping[str, Any], *, picture: str) -> str:
-    """The report as Markdown.
-
-    Args:
-        picture: file name of the picture, beside the report.
-    """
-    tokenizers, images, extractor = report["tokenizers"], report["images"], report["extractor"]
-    frechet, kernel = distance_names(extractor["gives_fid"])
-    frechet = f"r{frechet}" if extractor["gives_fid"] else frechet
-    columns: tuple[str, ...] = ("reconstruction", frechet, kernel, "PSNR, dB", "SSIM", "perceptual")
-    rows = _reconstruction_rows(tokenizers, report["floor"])
-    if all(row[2] is None for row in rows):
-        columns, rows = columns[:2] + columns[3:], [row[:2] + row[3:] for row in rows]
-    made = [(key, value) for key, value in report["made"].items() if key != "versions"]
-    made += list(report["made"]["versions"].items())
-    parts = [
-        f"# Tokenizers: {', '.join(tokenizer['name'] for tokenizer in tokenizers)}\n",
-        f"{images['count']:,} images, chosen by seed {report['seed']}, of the {images['of']}.\n",
-        f"**Comparable with published reconstruction FID of ImageNet 256: {report[COMPARABLE]}**\n",
-        table(columns, rows, right=range(1, len(columns))),
-        f"Distances are between feature vectors of {extractor['identity']}, from the reconstructions to "
-        f"{report['reference']['description']}: lower is better. The last row is how far real images lie apart at the "
-        f"same count. The perceptual distance is LPIPS without learned weights, in the same extractor's maps.\n",
-        *[f"- Reference: {note}\n" for note in report["reference"]["notes"]],
-    ]
-    codes, latents = _code_rows(tokenizers), _latent_rows(tokenizers)
-    if codes:
-        columns = ("codes", "grid", "bits an image", "codes in use", "among", "perplexity", "entropy, bits a code")
-        parts += ["## Codes\n", table(columns, codes, right=range(1, 7))]
-    if latents:
-        columns = ("latents", "grid x channels", "KL, bits an image", "means, normalised", "deviations, normalised")
-        parts += ["## Latents\n", table(columns, latents, right=range(1, 5))]
-        parts.append("Normalised by the statistics that the tokenizer keeps: 0 and 1 where those fit these images.\n")
-    parts += ["## Made by\n", table(("what", "value"), made), f"![Originals and reconstructions]({picture})\n"]
-    return "\n".join(parts)
-
-
-def _reconstruction_rows(tokenizers: Sequence[Mapping[str, Any]], floor: Mapping[str, Any]) -> list[list[str | None]]:
-    rows = [
-        [
-            row_name(tokenizer["name"], way),
-            *(number(found[key]) for key in ("frechet", "kernel", "psnr", "ssim", "perceptual")),
-        ]
+def _reconstructions(
+    tokenizers: Sequence[Mapping[str, Any]], comparison: Comparison, context: EvalContext, images: str
+) -> Section:
+    frechet, kernel = distance_names(context.extractor.gives_fid)
+    apart, keys = comparison.floor.scores, ["frechet", "kernel", "psnr", "ssim", "perceptual"]
+    columns = ["reconstruction", f"r{frechet}" if context.extractor.gives_fid else frechet, kernel]
+    columns += ["PSNR, dB", "SSIM", "perceptual"]
+    if comparison.reference.features_AF is None:
+        keys.remove("kernel")
+        columns.remove(kernel)
+    rows: list[list[str | None]] = [
+        [row_name(tokenizer["name"], way), *(number(found[key]) for key in keys)]
         for tokenizer in tokenizers
         for way, found in tokenizer["reconstructions"].items()
     ]
-    apart = floor["distances"]
-    return [*rows, [f"floor: {floor['between']}", number(apart["frechet"]), number(apart["kernel"]), None, None, None]]
+    floor = [number(getattr(apart, key, None)) for key in keys]
+    return Section(
+        lines=[images],
+        columns=columns,
+        rows=[*rows, [f"floor: {comparison.floor.what}", *floor]],
+        below=[
+            f"Distances are between feature vectors of {context.extractor.identity}, from the reconstructions to "
+            f"{comparison.reference.description}: lower is better. The last row is how far real images lie apart at "
+            f"the same count. The perceptual distance is LPIPS without learned weights, in the same extractor's maps."
+        ],
+    )
 
 
-def _code_rows(tokenizers: Sequence[Mapping[str, Any]]) -> list[list[str | None]]:
-    return [
+def _codes(tokenizers: Sequence[Mapping[str, Any]]) -> list[Section]:
+    columns = ("codes", "grid", "bits an image", "codes in use", "among", "perplexity", "entropy, bits a code")
+    rows = [
         [
             tokenizer["name"],
             tokenizer["grid"],
@@ -111,10 +110,12 @@ def _code_rows(tokenizers: Sequence[Mapping[str, Any]]) -> list[list[str | None]
         for tokenizer in tokenizers
         if (codes := tokenizer["codes"]) is not None
     ]
+    return [Section("Codes", columns=columns, rows=rows)] if rows else []
 
 
-def _latent_rows(tokenizers: Sequence[Mapping[str, Any]]) -> list[list[str | None]]:
-    return [
+def _latents(tokenizers: Sequence[Mapping[str, Any]]) -> list[Section]:
+    columns = ("latents", "grid x channels", "KL, bits an image", "means, normalised", "deviations, normalised")
+    rows = [
         [
             tokenizer["name"],
             f"{tokenizer['grid']} x {len(latents['mean'])}",
@@ -125,30 +126,34 @@ def _latent_rows(tokenizers: Sequence[Mapping[str, Any]]) -> list[list[str | Non
         for tokenizer in tokenizers
         if (latents := tokenizer["latents"]) is not None
     ]
+    below = ["Normalised by the statistics that the tokenizer keeps: 0 and 1 where those fit these images."]
+    return [Section("Latents", columns=columns, rows=rows, below=below)] if rows else []
 
 
-def _reasons(comparison: Comparison, entries: Sequence[Entry], extractor: FeatureExtractor) -> list[str]:
+def _reasons(comparison: Comparison, entries: Sequence[Entry], context: EvalContext) -> list[str]:
     """Why not. That 50,000 validation images of 1,000 classes are ImageNet's is not asked, since no file says it."""
-    reasons, size = [], entries[0].recipe.image_size
-    if not extractor.is_inception:
-        reasons.append("the extractor is not Inception")
-    elif not extractor.has_published_weights:
-        reasons.append("Inception's weights are not those of the known checksum")
+    chosen, extractor, size = comparison.chosen, context.extractor, entries[0].recipe.image_size
+    count, classes = len(chosen.indices_A), chosen.images.data.num_classes
+    reasons = extractor_reasons(extractor.is_inception, extractor.has_published_weights)
     if not comparison.paired:
         reasons.append("the reference is not the originals")
-    if comparison.images != COUNT:
-        reasons.append(f"{comparison.images:,} images and not {COUNT:,}")
+    if count != COUNT:
+        reasons.append(f"{count:,} images and not {COUNT:,}")
     if size != SIZE:
         reasons.append(f"{size}x{size} pixels and not {SIZE}x{SIZE}")
-    if comparison.split != "validation":
+    if chosen.images.split != "validation" or count != len(chosen.images):
         reasons.append("the images are not known to be a whole validation split")
-    if comparison.classes != CLASSES:
-        reasons.append(f"{comparison.classes:,} classes and not {CLASSES:,}")
+    if classes != CLASSES:
+        reasons.append(f"{classes:,} classes and not {CLASSES:,}")
     return reasons
 
 
+def _distances(scores: Scores) -> dict[str, float | None]:
+    return {"frechet": scores.frechet, "kernel": scores.kernel}
+
+
 def _of_entry(entry: Entry, comparison: Comparison) -> dict[str, Any]:
-    measured, distances = comparison.measured[entry.name], comparison.distances[entry.name]
+    scores, distances = comparison.scores[entry.name], comparison.distances[entry.name]
     return {
         "name": entry.name,
         "type": entry.type,
@@ -157,15 +162,15 @@ def _of_entry(entry: Entry, comparison: Comparison) -> dict[str, Any]:
         "grid": str(entry.tokenizer.grid),
         "reconstructions": {
             way: {
-                **asdict(distances[way]),
+                **_distances(distances[way]),
                 "psnr": float(found.psnr_A.double().mean()),
                 "ssim": float(found.ssim_A.double().mean()),
                 "perceptual": float(found.perceptual_A.double().mean()),
             }
-            for way, found in measured.ways.items()
+            for way, found in scores.ways.items()
         },
-        "codes": None if measured.codes is None else _of_codes(measured.codes),
-        "latents": None if measured.latents is None else _of_latents(measured.latents),
+        "codes": None if scores.codes is None else _of_codes(scores.codes),
+        "latents": None if scores.latents is None else _of_latents(scores.latents),
     }
 
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 
 from mixar.folder import sha256
 from mixar.model import load
 from mixar.plugins import Registry
 from mixar.recipe import Recipe
-from mixar_core.distributed import Processes, share
 from mixar_core.errors import UserError
-from mixar_core.perceptual import FeatureExtractor
 from mixar_core.tokenizer import ContinuousTokenizer, Tokenizer
-from mixar_eval.distances import frechet_of, kernel_distance
-from mixar_eval.features import as_saved
-from mixar_eval.images import ImageSet, open_images, other_split
-from mixar_eval.reconstructions import Measured, TokenizerMeter
-from mixar_eval.references import Progress, Reference, measure, rank_notes
+from mixar_eval.context import EvalContext
+from mixar_eval.features import as_saved, features_of, own_positions, together
+from mixar_eval.images import Images, ImageSet, open_images, other_split
+from mixar_eval.references import Reference, rank_notes
+from mixar_eval.scores import Floor, Scores, distances_of
 from mixar_eval.statistics import Gaussian
+from mixar_eval.tokenizer_meter import TokenizerMeter, TokenizerScores
 
 #: pixels that SSIM's window needs
 SMALLEST = 11
@@ -38,14 +37,6 @@ class Entry:
     weights_sha256: str | None
 
 
-@frozen
-class Distances:
-    """How far one set lies from another, by their feature vectors; `kernel` only to a reference that has vectors."""
-
-    frechet: float
-    kernel: float | None
-
-
 @frozen(eq=False)
 class Chosen:
     """The images to reconstruct, `indices_A` of `images`; and as many other real ones, where there are so many."""
@@ -57,37 +48,23 @@ class Chosen:
     between: str = ""
 
 
-@frozen
-class Floor:
-    """Real images against other real ones at the same count: what no tokenizer is expected to pass."""
-
-    distances: Distances
-    images: int
-    between: str
-
-
 @frozen(eq=False)
 class Comparison:
     """Everything measured.
 
     Args:
-        data: the images, in words; images: how many of them. split: which one they are all of, None if of none.
-        classes: how many the data have.
-        reference: what reconstructions are measured against, in words; notes: what its reader must know.
-        paired: whether that is their originals.
-        measured: by entry's name. distances: of an entry's reconstructions to the reference, by way.
+        chosen: the images.
+        reference: what reconstructions are measured against. paired: whether that is their originals.
+        floor: real images against other real ones at the same count: what no tokenizer is expected to pass.
+        scores: by entry's name. distances: of an entry's reconstructions to the reference, by way.
     """
 
-    data: str
-    images: int
-    split: str | None
-    classes: int
-    reference: str
-    notes: tuple[str, ...]
+    chosen: Chosen
+    reference: Reference
     paired: bool
     floor: Floor
-    measured: Mapping[str, Measured]
-    distances: Mapping[str, Mapping[str, Distances]]
+    scores: Mapping[str, TokenizerScores]
+    distances: Mapping[str, Mapping[str, Scores]]
 
 
 def open_tokenizers(names: Sequence[str], registry: Registry, device: torch.device) -> list[Entry]:
@@ -127,7 +104,7 @@ def open_tokenizers(names: Sequence[str], registry: Registry, device: torch.devi
     return entries
 
 
-def choose(data: str, count: int | None, *, seed: int, least: int, recipe: Recipe, registry: Registry) -> Chosen:
+def choose(data: Images, count: int | None, *, seed: int, least: int, recipe: Recipe, registry: Registry) -> Chosen:
     """`count` images of what `data` names (see `open_images`), at random by `seed`, and as many other real ones.
 
     Args:
@@ -140,35 +117,26 @@ def choose(data: str, count: int | None, *, seed: int, least: int, recipe: Recip
     count = len(images) if count is None else count
     if not least <= count <= len(images):
         raise UserError(f"--images {count}: {data} has {len(images):,}; allowed: {least} to {len(images)}")
-    order_A = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    chosen = order_A[:count].sort().values
+
+    def shuffled(size: int) -> Tensor:
+        return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+
+    order_A = shuffled(len(images))
+    chosen = Chosen(images, order_A[:count].sort().values)
     if len(images) >= 2 * count:
-        return Chosen(images, chosen, images, order_A[count : 2 * count].sort().values, "other images of the same set")
+        others_A = order_A[count : 2 * count].sort().values
+        return evolve(chosen, others=images, others_A=others_A, between="other images of the same set")
     if (other := other_split(data)) is not None:
         others = open_images(other, registry, recipe=recipe)
         if len(others) >= count:
-            order_A = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-            return Chosen(
-                images,
-                chosen,
-                others,
-                order_A[:count].sort().values,
-                f"images of the {others.description.partition(':')[0]}",
-            )
-    return Chosen(images, chosen)
+            between = f"images of the {others.description.partition(':')[0]}"
+            others_A = shuffled(len(others))[:count].sort().values
+            return evolve(chosen, others=others, others_A=others_A, between=between)
+    return chosen
 
 
 def compare_tokenizers(
-    entries: Sequence[Entry],
-    chosen: Chosen,
-    *,
-    extractor: FeatureExtractor,
-    processes: Processes,
-    reference: Reference | None = None,
-    seed: int = 0,
-    batch_size: int = 32,
-    workers: int = 0,
-    progress: Progress | None = None,
+    entries: Sequence[Entry], chosen: Chosen, context: EvalContext, *, reference: Reference | None = None, seed: int = 0
 ) -> Comparison:
     """Reconstruct and measure; every process calls this with the same arguments.
 
@@ -176,77 +144,65 @@ def compare_tokenizers(
         entries: tokenizers on the processes' device, all of one image size.
         reference: what reconstructions are measured against; None: their originals, as reconstruction FID has it.
         seed: of the samples from continuous tokenizers' posteriors.
-        progress: called in the main process, with images that went through the extractor.
+
+    Raises:
+        UserError: an image cannot be read. Stopped: a signal came.
     """
-    count = len(chosen.indices_A)
-    per_image = sum(2 if isinstance(entry.tokenizer, ContinuousTokenizer) else 1 for entry in entries)
-    total = count * (1 + per_image) + (len(chosen.others_A) if reference is None else 0)
-    before = 0
-
-    def report(done: int, of: int) -> None:
-        if progress is not None and processes.is_main:
-            progress(before + done, total)
-
-    def vectors(images: ImageSet, indices_A: Tensor) -> Tensor:
-        nonlocal before
-        found = measure(
-            images, indices_A, extractor, processes, batch_size=batch_size, workers=workers, progress=report
-        )
-        before += len(indices_A)
-        return found.features_AF
-
-    real, paired = vectors(chosen.images, chosen.indices_A), reference is None
+    count, extractor, paired = len(chosen.indices_A), context.extractor, reference is None
+    real_AF = features_of(chosen.images, context, "originals", indices_A=chosen.indices_A).features_AF
     if reference is not None:
-        floor = Floor(_distances(real, reference), count, "the originals themselves, to the reference")
+        floor = Floor(distances_of(real_AF, reference), "the originals themselves, to the reference")
     else:
         # Without vectors, and so without a kernel distance: it takes the sets to be drawn independently, and an image
         # and its own reconstruction would bring it below zero.
-        gaussian = Gaussian.of(real, extractor=extractor.identity)
+        gaussian = Gaussian.of(real_AF, extractor=extractor.identity)
         reference = Reference(f"the same {count:,} images", gaussian, None, notes=rank_notes(count, extractor))
         if chosen.others is None:
-            half = Reference("half", Gaussian.of(real[1::2]), None)
-            floor = Floor(_distances(real[::2], half), count // 2, "one half of the images, to the other")
+            half = Reference("half", Gaussian.of(real_AF[::2]), None)
+            floor = Floor(distances_of(real_AF[1::2], half), "one half of the images, to the other")
         else:
-            others = vectors(chosen.others, chosen.others_A)
-            floor = Floor(_distances(others, reference), count, f"{count:,} {chosen.between}, to the originals")
-
+            others = features_of(chosen.others, context, "real images for the floor", indices_A=chosen.others_A)
+            floor = Floor(distances_of(others.features_AF, reference), f"{count:,} {chosen.between}, to the originals")
     meters = {entry.name: TokenizerMeter(entry.tokenizer, extractor, seed=seed) for entry in entries}
-    mine = share(torch.arange(count), processes)
-    batches = chosen.images.batches(chosen.indices_A[mine], batch_size=batch_size, workers=workers)
-    done = 0
-    for positions_B, pixels_B3HW in zip(mine.split(batch_size), batches, strict=True):
-        real_B3HW = as_saved(pixels_B3HW.to(processes.device))
-        for meter in meters.values():
-            meter.add(real_B3HW, positions_B)
-        done += len(positions_B)
-        report(min(done * processes.world, count) * per_image, total)
-    measured = {name: meter.measured(count, processes) for name, meter in meters.items()}
+    _reconstruct(meters, chosen, context)
+    scores = {name: meter.scores(context.processes) for name, meter in meters.items()}
     distances = {
-        name: {way: _distances(found.features_AF, reference) for way, found in result.ways.items()}
-        for name, result in measured.items()
+        name: {way: distances_of(found.features_AF, reference) for way, found in result.ways.items()}
+        for name, result in scores.items()
     }
-    return Comparison(
-        data=chosen.images.description,
-        images=count,
-        split=chosen.images.split if count == len(chosen.images) else None,
-        classes=chosen.images.data.num_classes,
-        reference=reference.description,
-        notes=reference.notes,
-        paired=paired,
-        floor=floor,
-        measured=measured,
-        distances=distances,
-    )
+    return Comparison(chosen, reference, paired, floor, scores, distances)
+
+
+def _reconstruct(meters: Mapping[str, TokenizerMeter], chosen: Chosen, context: EvalContext) -> None:
+    """Put this process's images through every meter.
+
+    Raises:
+        UserError, Stopped: see `compare_tokenizers`.
+    """
+    count, processes, show = len(chosen.indices_A), context.processes, context.show("reconstructing")
+    per_image = sum(2 if isinstance(meter.tokenizer, ContinuousTokenizer) else 1 for meter in meters.values())
+
+    def work() -> None:
+        mine = own_positions(count, context)
+        wanted = chosen.indices_A[torch.cat(mine)] if mine else chosen.indices_A[:0]
+        batches = chosen.images.batches(wanted, batch_size=context.batch_size, workers=context.workers)
+        done = 0
+        for positions_B, pixels_B3HW in zip(mine, batches, strict=True):
+            real_B3HW = as_saved(pixels_B3HW.to(processes.device))
+            for meter in meters.values():
+                meter.add(real_B3HW, positions_B)
+            done += len(positions_B)
+            if processes.is_main:
+                shown = min(done * processes.world, count) * per_image
+                show(shown, count * per_image, shown)
+            if context.signals.requested:
+                return
+
+    together(context, work)
 
 
 def reconstruct_few(
-    entries: Sequence[Entry],
-    chosen: Chosen,
-    extractor: FeatureExtractor,
-    *,
-    device: torch.device,
-    seed: int,
-    count: int,
+    entries: Sequence[Entry], chosen: Chosen, context: EvalContext, *, seed: int, count: int
 ) -> dict[str, Tensor]:
     """A few images, evenly spread, and each tokenizer's reconstructions of them, uint8, by name: rows of a picture."""
     size = len(chosen.indices_A)
@@ -254,8 +210,8 @@ def reconstruct_few(
     pixels_B3HW = torch.cat(list(chosen.images.batches(chosen.indices_A[positions_B])))
     rows = {"original": pixels_B3HW}
     for entry in entries:
-        meter = TokenizerMeter(entry.tokenizer, extractor, seed=seed)
-        found = meter.add(as_saved(pixels_B3HW.to(device)), positions_B)
+        meter = TokenizerMeter(entry.tokenizer, context.extractor, seed=seed)
+        found = meter.add(as_saved(pixels_B3HW.to(context.processes.device)), positions_B)
         rows |= {row_name(entry.name, way): images.cpu() for way, images in found.items()}
     return rows
 
@@ -263,8 +219,3 @@ def reconstruct_few(
 def row_name(entry: str, way: str) -> str:
     """How a way to reconstruct is called in reports: a discrete tokenizer has but one."""
     return entry if way == "codes" else f"{entry}, {way}"
-
-
-def _distances(features_AF: Tensor, reference: Reference) -> Distances:
-    kernel = None if reference.features_AF is None else kernel_distance(features_AF, reference.features_AF)
-    return Distances(frechet_of(Gaussian.of(features_AF), reference.gaussian), kernel)

@@ -1,0 +1,421 @@
+"""`mixar eval`: how good images are, and whether the number is comparable with a paper's."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from mixar.cli.common import (
+    Batch,
+    Cfg,
+    Device,
+    Json,
+    NoPlugin,
+    Precision,
+    Raw,
+    Set,
+    Steps,
+    Temperature,
+    at_least,
+    checked_device,
+    open_registry,
+    print_json,
+)
+from mixar_core.errors import UserError
+
+if TYPE_CHECKING:
+    from mixar.model import Model
+    from mixar_eval.context import EvalContext
+    from mixar_eval.report import Report
+
+#: drawn of a model where nothing is said: what published figures are of
+COUNT = 50_000
+
+Number = TypeVar("Number", int, float)
+Reference = Annotated[
+    str,
+    typer.Option(
+        "--reference",
+        metavar="DATA",
+        help="Real images: data:train (the model's), a data set part as NAME:SPLIT, a folder of PNGs, an .npz of "
+        "images or of statistics (mu, sigma).",
+    ),
+]
+Extractor = Annotated[
+    str,
+    typer.Option("--extractor", metavar="NAME", help="As `inception:weights_file=FILE`; `mixar plugins` lists them."),
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of samples, features and report.")]
+Seed = Annotated[int, typer.Option("--seed", callback=at_least(0), help="Of the samples.")]
+Workers = Annotated[int, typer.Option("--workers", callback=at_least(0), help="Processes that load images, each.")]
+
+eval_app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure images: of a model against real ones (`generation`), of tokenizers, over guidance and settings.",
+)
+
+
+@eval_app.command("generation")
+def generation_command(
+    context: typer.Context,
+    samples: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|FOLDER|NPZ", help="A run, a model folder or name; or images: a folder of PNGs, an .npz."
+        ),
+    ],
+    reference: Reference,
+    count: Annotated[
+        int | None, typer.Option(callback=at_least(2), help="Images to draw of a model; default: 50,000.")
+    ] = None,
+    extractor: Extractor = "efficientnet-lite0",
+    out: Out = Path("runs/eval_generation"),
+    steps: Steps = None,
+    cfg: Cfg = None,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    random_labels: Annotated[
+        bool, typer.Option("--random-labels", help="Draw each image's class at random, instead of all equally often.")
+    ] = False,
+    raw: Raw = False,
+    precision: Precision = "float32",
+    batch: Batch = 64,
+    workers: Workers = 0,
+    device: Device = None,
+    as_json: Json = False,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """FID, Inception Score, KID, precision and recall, with all that they depend on, in report.json and report.md.
+
+    A call that was interrupted goes on when it is repeated; processes started by torchrun share the work. Examples:
+    `mixar eval generation emoji64 --reference data:train --count 999 --out eval/emoji` ·
+    `torchrun --nproc-per-node 8 -m mixar eval generation models/mar_b --reference
+    VIRTUAL_imagenet256_labeled.npz --extractor inception:weights_file=pt_inception-2015-12-05-6726825d.pth` ·
+    `mixar eval generation theirs.npz --reference data.npz`
+    """
+    settings = {"steps": steps, "cfg": cfg, "temperature": temperature}
+    with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
+        from mixar_eval import generation, images, references, report
+
+        run.processes.on_main(
+            lambda: report.check_folder(out, generation.SAMPLES, generation.FEATURES, generation.PICTURE)
+        )
+        title = f"Generation: {Path(samples).name}"
+        if generation.is_model(samples, run.registry):
+            model = _load(samples, run, raw=raw, precision=precision)
+            plan = generation.plan(
+                model, count=count or COUNT, batch=batch, seed=seed, random_labels=random_labels, **settings
+            )
+            against = _reference(reference, model, run)
+            there = generation.draw_samples(model, plan, out / generation.SAMPLES, run)
+        else:
+            flags = {f"--{name}": value is not None for name, value in settings.items()}
+            flags |= {"--raw": raw, "--random-labels": random_labels, "--precision": precision != "float32"}
+            if given := [flag for flag, is_given in flags.items() if is_given]:
+                raise UserError(f"{given[0]}: says how a model is sampled, and {samples} holds images already")
+            there = images.open_images(samples, run.registry, option="samples")
+            if count is not None and count != len(there):
+                raise UserError(f"--count {count}: {samples} holds {len(there):,} images, and all are measured")
+            generation.check_square(there, samples)
+            against = references.open_reference(reference, run, image_size=there.height)
+        found = generation.measure(there, against, run, cache=out / generation.FEATURES, title=title)
+        _publish(found, out, run, as_json=as_json, brief=True)
+
+
+@eval_app.command("tokenizer")
+def tokenizer_command(
+    context: typer.Context,
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Shipped models, model folders or runs; of a MixAR both tokenizers."),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="SET",
+            help="Images to reconstruct: data:validation or data:train (the first model's), a folder of PNGs, an .npz.",
+        ),
+    ] = "data:validation",
+    images: Annotated[
+        int | None, typer.Option(callback=at_least(4), help="How many of them, at random; default: all.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SET", help="Measure against these images or .npz statistics instead of against the originals."
+        ),
+    ] = None,
+    extractor: Extractor = "efficientnet-lite0",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the report goes.")] = Path("runs/eval_tokenizer"),
+    shown: Annotated[int, typer.Option(callback=at_least(1), help="Images in the picture.")] = 10,
+    seed: Annotated[
+        int, typer.Option(callback=at_least(0), help="Of the choice of images, and of sampled latents.")
+    ] = 0,
+    batch: Batch = 16,
+    workers: Workers = 0,
+    device: Device = None,
+    as_json: Json = False,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Reconstruct real images with tokenizers, and measure what is lost: distances, PSNR, SSIM, codes, latents.
+
+    Writes report.md, report.json and a picture. Examples: `mixar eval tokenizer emoji64_continuous emoji64_lfq` ·
+    `mixar eval tokenizer runs/kl --data data:train --images 1000 --out reports/kl` ·
+    `torchrun --nproc-per-node 8 -m mixar eval tokenizer runs/kl --extractor
+    inception:weights_file=inception.pth`
+    """
+    with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
+        from mixar_core.pictures import rows_picture
+        from mixar_eval import references, report, tokenizer_report, tokenizers
+
+        run.processes.on_main(lambda: report.check_folder(out, tokenizer_report.PICTURE))
+        entries = tokenizers.open_tokenizers(models, run.registry, run.processes.device)
+        recipe = entries[0].recipe
+        chosen = tokenizers.choose(data, images, seed=seed, least=4, recipe=recipe, registry=run.registry)
+        against = None if reference is None else references.open_reference(reference, run, recipe=recipe)
+        comparison = tokenizers.compare_tokenizers(entries, chosen, run, reference=against, seed=seed)
+        if run.processes.is_main:
+            rows = tokenizers.reconstruct_few(entries, chosen, run, seed=seed, count=shown)
+            picture = rows_picture(rows, scale=max(1, 96 // recipe.image_size))
+            found = tokenizer_report.tokenizer_report(comparison, entries, run, seed=seed, picture=picture)
+            _publish(found, out, run, as_json=as_json)
+
+
+@eval_app.command("statistics")
+def statistics_command(
+    context: typer.Context,
+    images: Annotated[
+        str,
+        typer.Argument(
+            metavar="SET",
+            help="Real images: data:train (of --recipe), NAME:SPLIT, a folder of PNGs, an .npz of images.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="An .npz file, to give as --reference.")],
+    recipe: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Whose data and image size these are: name or path.")
+    ] = None,
+    settings: Set = None,
+    size: Annotated[
+        int | None, typer.Option(callback=at_least(1), help="Side of the images of NAME:SPLIT without a recipe.")
+    ] = None,
+    extractor: Extractor = "efficientnet-lite0",
+    batch: Batch = 64,
+    workers: Workers = 0,
+    device: Device = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Mean and covariance of real images' features, and of up to 50,000 images the features, in a file for --reference.
+
+    Processes started by torchrun share the work. Examples: `mixar eval statistics data:train --recipe emoji64 --out
+    emoji64.npz` · `torchrun --nproc-per-node 8 -m mixar eval statistics data:train --recipe mixar_l --set
+    data.path=/data/imagenet --extractor inception:weights_file=inception.pth --out imagenet256.npz`
+    """
+    if out.suffix != ".npz":
+        raise UserError(f"--out {out}: a file whose name ends in .npz is needed")
+    if out.exists() and not force:
+        raise UserError(f"--out {out}: is there already; give another, or --force to replace it")
+    if settings and recipe is None:
+        raise UserError("--set: changes a recipe's settings; give --recipe")
+    with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
+        from mixar.recipe import load_recipe
+        from mixar_eval.references import open_reference
+
+        resolved = None if recipe is None else load_recipe(recipe, registry=run.registry, overrides=settings or ())
+        found = open_reference(images, run, recipe=resolved, image_size=size, option="SET")
+        if run.processes.is_main:
+            found.save(out)
+            notes = "".join(f"note: {note}\n" for note in found.notes)
+            print(f"{found.description}\n{run.extractor.identity}\n{notes}statistics: {out}")
+
+
+@eval_app.command("guidance")
+def guidance_command(
+    context: typer.Context,
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Runs, model folders or shipped models; one an injector.")
+    ],
+    reference: Reference,
+    count: Annotated[
+        int | None, typer.Option(callback=at_least(50), help="Images of each row; default: 50,000.")
+    ] = None,
+    steps: Annotated[
+        str, typer.Option(metavar="A,B", help="Numbers of steps, a row for each; default: each recipe's.")
+    ] = "",
+    cfg: Annotated[
+        float | None, typer.Option(callback=at_least(0), help="Guidance scale of all; default: each recipe's.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(callback=at_least(0), help="Scale of the noise of all; default: each recipe's.")
+    ] = None,
+    extractor: Extractor = "efficientnet-lite0",
+    out: Out = Path("runs/eval_guidance"),
+    seed: Seed = 0,
+    raw: Raw = False,
+    precision: Precision = "float32",
+    batch: Batch = 64,
+    workers: Workers = 0,
+    device: Device = None,
+    as_json: Json = False,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """The paper's comparison: no guidance, DC-Mix, DC-SA, DC-CA; distance against tokens, parameters and time.
+
+    Takes any trained models of one size and one list of classes, and labels them by their injectors. Interrupted, it
+    goes on when it is repeated; processes started by torchrun share the work. Example:
+    `mixar eval guidance runs/mar runs/dc_mix runs/dc_sa runs/dc_ca --steps 16,64 --count 5000 --reference data:train`
+    """
+    step_counts = _numbers(steps, int, "--steps")
+    with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
+        from mixar_eval import generation, guidance, points, report
+
+        names = [Path(name).name for name in models]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"two models are called {twice}; rows and folders are named after them")
+        loaded = {Path(name).name: _load(name, run, raw=raw, precision=precision) for name in models}
+        guidance.check_models(loaded)
+        run.processes.on_main(lambda: report.check_folder(out, points.POINTS, guidance.TABLE, guidance.PICTURE))
+        plans = {
+            (name, some): generation.plan(
+                model, count=count or COUNT, batch=batch, seed=seed, steps=some, cfg=cfg, temperature=temperature
+            )
+            for name, model in loaded.items()
+            for some in step_counts or [model.recipe.sampling.steps]
+        }
+        against = _reference(reference, next(iter(loaded.values())), run)
+        found = guidance.compare_guidance(loaded, plans, out / points.POINTS, against, run)
+        _publish(found, out, run, as_json=as_json)
+
+
+@eval_app.command("sweep")
+def sweep_command(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model folder, or a shipped model's name.")],
+    reference: Reference,
+    budget: Annotated[int, typer.Option(callback=at_least(1), help="Images to draw in all, over all points.")],
+    cfg: Annotated[str, typer.Option(metavar="A,B", help="Guidance scales; default: the recipe's.")] = "",
+    temperature: Annotated[str, typer.Option(metavar="A,B", help="Temperatures; default: the recipe's.")] = "",
+    steps: Annotated[str, typer.Option(metavar="A,B", help="Numbers of steps; default: the recipe's.")] = "",
+    by: Annotated[
+        Literal["frechet", "kernel"],
+        typer.Option(help="What is best; `kernel` is less biased where points have few images."),
+    ] = "frechet",
+    extractor: Extractor = "efficientnet-lite0",
+    out: Out = Path("runs/eval_sweep"),
+    seed: Seed = 0,
+    raw: Raw = False,
+    precision: Precision = "float32",
+    batch: Batch = 64,
+    workers: Workers = 0,
+    device: Device = None,
+    as_json: Json = False,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Measure a model over a grid of settings, each point with the same share of a budget of images.
+
+    Writes a CSV file, a plot with the best point, and a report. Interrupted, it goes on when it is repeated; processes
+    started by torchrun share the work. Example:
+    `mixar eval sweep emoji64 --cfg 1,1.5,2,3 --temperature 0.6,1 --budget 4000 --reference data:train`
+    """
+    axes = _numbers(cfg, float, "--cfg"), _numbers(temperature, float, "--temperature"), _numbers(steps, int, "--steps")
+    with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
+        import attrs
+
+        from mixar_eval import generation, points, report
+        from mixar_eval import sweep as sweeps
+
+        loaded = _load(model, run, raw=raw, precision=precision)
+        plans = sweeps.grid(loaded, generation.plan(loaded, count=budget, batch=batch, seed=seed), *axes)
+        if len(plans) < 2:
+            raise UserError("nothing to sweep over: give several values of --cfg, --temperature or --steps")
+        each = points.images_per_point(budget, len(plans), loaded.recipe.num_classes)
+        plans = {name: attrs.evolve(plan, count=each) for name, plan in plans.items()}
+        run.processes.on_main(lambda: report.check_folder(out, points.POINTS, sweeps.TABLE, sweeps.PICTURE))
+        against = _reference(reference, loaded, run)
+        title = f"Sweep of {Path(model).name}"
+        found = sweeps.sweep(loaded, plans, out / points.POINTS, against, run, by=by, title=title)
+        _publish(found, out, run, as_json=as_json)
+
+
+@contextmanager
+def measuring(
+    context: typer.Context,
+    no_plugin: list[str] | None,
+    extractor: str,
+    device: str | None,
+    batch: int,
+    workers: int,
+    out: Path,
+) -> Iterator[EvalContext]:
+    """What a command measures with. Told to stop, it says how to go on."""
+    from mixar.cli.progress import Phases
+    from mixar_core.distributed import PATIENT, StopSignals, join_processes, naming_lost_processes
+    from mixar_eval.context import EvalContext, Stopped
+    from mixar_eval.extractors import open_extractor
+
+    registry = open_registry(context, no_plugin)
+    processes = join_processes(checked_device(device), timeout=PATIENT)
+    with StopSignals() as signals, naming_lost_processes(processes), Phases() as show:
+        run = EvalContext(
+            registry=registry,
+            extractor=open_extractor(extractor, registry, device=processes.device),
+            processes=processes,
+            batch_size=batch,
+            workers=workers,
+            signals=signals,
+            show=show,
+            command=shlex.join(["mixar", *sys.argv[1:]]),
+        )
+        try:
+            yield run
+        except Stopped:
+            if processes.is_main:
+                print(f"stopped; what was finished is in {out}, and the same command goes on")
+    processes.leave()
+
+
+def _load(name: str, run: EvalContext, *, raw: bool, precision: Any) -> Model:
+    from mixar.model import load
+
+    weights: Literal["ema", "raw"] = "raw" if raw else "ema"
+    return load(name, device=run.processes.device, weights=weights, precision=precision, registry=run.registry)
+
+
+def _reference(text: str, model: Model, run: EvalContext) -> Any:
+    from mixar_eval.references import open_reference
+
+    recipe = model.recipe
+    size, classes = recipe.image_size, recipe.num_classes or None
+    return open_reference(text, run, recipe=recipe, image_size=size, num_classes=classes)
+
+
+def _publish(report: Report, out: Path, run: EvalContext, *, as_json: bool, brief: bool = False) -> None:
+    """Write a report, and print it."""
+    if not run.processes.is_main:
+        return
+    report.save(out)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print(report.brief() if brief else report.to_markdown())
+        print(f"report: {out / 'report.md'}")
+
+
+def _numbers(text: str, kind: type[Number], option: str) -> list[Number]:
+    """Numbers separated by commas; none in an empty text.
+
+    Raises:
+        UserError: something else is there.
+    """
+    try:
+        return [kind(item) for item in text.split(",")] if text else []
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"{option} {text}: not {what} separated by commas") from error

@@ -1,0 +1,68 @@
+"""`mixar.evaluate`: from images and a reference, in whatever form they are at hand, to a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mixar.plugins import plugin_manager
+from mixar.recipe import Recipe, load_recipe
+from mixar_core.distributed import join_processes
+from mixar_core.perceptual import FeatureExtractor
+from mixar_core.storage import user_path
+from mixar_eval.context import EvalContext
+from mixar_eval.extractors import DEFAULT, open_extractor
+from mixar_eval.generation import check_square, measure
+from mixar_eval.images import Images, open_images
+from mixar_eval.references import open_reference
+from mixar_eval.report import Report
+
+
+def evaluate(
+    samples: Images,
+    reference: Images,
+    *,
+    extractor: str | FeatureExtractor = DEFAULT,
+    recipe: Recipe | str | Path | None = None,
+    image_size: int | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    cache: str | Path | None = None,
+) -> Report:
+    """Measure images against a reference: Frechet and kernel distance, Inception Score, precision, recall, the floor.
+
+    `mixar.evaluate(model.generate(labels), "digits:validation").figures["frechet"]`. The same figures as `mixar eval
+    generation` has. Under `torchrun` every process makes the same call, and they share the work.
+
+    Args:
+        samples: uint8 images (N, 3, H, W), a tensor or an array; what `Model.generate` gives; an ImageDataset; a folder
+            of PNGs or an `.npz`, by path; `PART:SPLIT,setting=value` or, with `recipe`, `data:train`.
+        reference: the same; or an `.npz` of statistics (`mu`, `sigma`).
+        extractor: what images are seen through: `NAME` or `NAME:setting=value`, or an extractor. FID is `inception`'s.
+        recipe: whose data `data:...` are: a recipe, or its name or path. image_size: side of the samples; needed where
+            they are `PART:SPLIT`, without a recipe.
+        batch_size: images at a time; figures of another one differ in their last digits.
+        cache: a folder where features are kept, for another call.
+
+    Raises:
+        UserError: the images or the reference cannot be read, do not fit each other, or are too few.
+    """
+    registry = plugin_manager()
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(recipe, registry=registry)
+    processes = join_processes(device)
+    if isinstance(extractor, str):
+        extractor = open_extractor(extractor, registry, device=processes.device)
+    context = EvalContext(
+        registry=registry,
+        extractor=extractor.to(processes.device).eval(),
+        processes=processes,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    images = open_images(samples, registry, recipe=recipe, image_size=image_size, option="samples")
+    check_square(images, "samples")
+    found = open_reference(reference, context, recipe=recipe, image_size=images.height, option="reference")
+    return measure(images, found, context, cache=None if cache is None else user_path(cache))

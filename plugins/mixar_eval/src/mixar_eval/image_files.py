@@ -1,0 +1,169 @@
+"""Images that are there already, taken as they are, to the pixel: PNG files in folders, and arrays.
+
+What has another size is refused, not resized, and so are JPEGs, whose artefacts a feature extractor sees.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mixar.text import one_line
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.folders import list_images
+from mixar_core.data.images import UNREADABLE, to_rgb
+from mixar_core.errors import UserError
+from mixar_core.types import NO_CLASS
+from mixar_eval.npz import NpzArray, array_names
+
+_LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
+_JPEG, _OTHER = "JPEG changes pixels, and every distance with them", "only PNG is read here"
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class PngFolder(ImageDataset):
+    """PNGs in a folder, or in a folder a class, all of one size; transparent ones over white, as a viewer shows them.
+
+    Files are seen to be PNGs without decoding them. What is hidden or no image is left out, and told in `notes`.
+
+    Args:
+        drawn: the label of every image of a folder that `mixar sample` wrote: its numbered images and no others.
+        image_size: side they must have; None: that of the first.
+
+    Raises:
+        UserError: there are none, or one is no 8-bit PNG or of another size.
+    """
+
+    def __init__(self, folder: Path, *, drawn: Sequence[int] | None = None, image_size: int | None = None) -> None:
+        self.folder = folder
+        listed = list_images(folder)
+        note = listed.note() if drawn is None else ""
+        self.notes = [f"{folder}: {note}"] if note else []
+        files = listed.files if drawn is None else self._numbered(listed.files, len(drawn))
+        for file in files:
+            if not file.lower().endswith(".png"):
+                reason = _JPEG if file.lower().endswith(_LOSSY) else _OTHER
+                raise UserError(f"{folder / file}: {reason}; give PNGs, or an .npz with arr_0")
+        if not files:
+            raise UserError(f"{folder}: no PNG images in it, nor in folders of it")
+        self._files, self.class_names, self._labels = files, (), list(drawn or ())
+        inside = [file for file in files if os.sep in file]
+        if drawn is None and inside:
+            if len(inside) < len(files):
+                alone = next(file for file in files if os.sep not in file)
+                raise UserError(
+                    f"{folder}: {len(files) - len(inside):,} images ({alone}) beside folders with {len(inside):,} "
+                    f"({inside[0]}); give a folder that has either"
+                )
+            self.class_names = listed.folders
+            self._labels = [listed.folders.index(file.split(os.sep)[0]) for file in files]
+        self._labels = self._labels or [NO_CLASS] * len(files)
+        self.num_classes = len(self.class_names)
+        size = None if image_size is None else (image_size, image_size)
+        for file in files:
+            size = _checked(folder / file, size)
+
+    def _numbered(self, files: Sequence[str], count: int) -> tuple[str, ...]:
+        """The images that `mixar sample` numbered, of all that are in its folder."""
+        numbered = tuple(file for file in files if file.endswith(".png") and file.partition("_")[0].isdigit())
+        if len(numbered) != count:
+            raise UserError(f"{self.folder}: {len(numbered)} of {count} images are there; finish sampling first")
+        beside = [f for f in files if f not in set(numbered) and not f.startswith(("grid.", "codes_grid.", "codes/"))]
+        if beside:
+            self.notes = [*self.notes, f"{self.folder}: left out {len(beside):,} images of others, such as {beside[0]}"]
+        return numbered
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path = self.folder / self._files[index]
+        try:
+            with Image.open(path) as opened:
+                pixels = numpy.array(to_rgb(opened))
+        except UNREADABLE as error:
+            raise UserError(f"{path}: unreadable PNG: {one_line(error)}") from error
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), self._labels[index]
+
+    def labels(self) -> list[int]:
+        return list(self._labels)
+
+
+def _checked(path: Path, size: tuple[int, int] | None) -> tuple[int, int]:
+    """A PNG's height and width, from its header.
+
+    Raises:
+        UserError: it is none, of more than 8 bits, or not of this size.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(25)  # signature, length and name of the first chunk, width, height, bits
+        if not header.startswith(_SIGNATURE) or len(header) < 25:
+            with Image.open(path) as opened:
+                kind = opened.format
+            raise UserError(f"{path}: a {kind} in spite of its name; {_JPEG if kind == 'JPEG' else _OTHER}")
+    except UNREADABLE as error:
+        raise UserError(f"{path}: not an image Pillow knows") from error
+    width, height, bits = int.from_bytes(header[16:20]), int.from_bytes(header[20:24]), header[24]
+    if bits > 8:
+        raise UserError(f"{path}: a PNG of {bits} bits a channel; needed: 8")
+    if size is not None and (height, width) != size:
+        raise UserError(f"{path}: {width}x{height} pixels; needed: {size[1]}x{size[0]}")
+    return height, width
+
+
+class ArrayImages(ImageDataset):
+    """uint8 images (N, H, W, 3) in memory or in an `.npz`, with a label each if they are known.
+
+    Raises:
+        UserError: they are of another shape, dtype or size, or not as many as labels.
+    """
+
+    def __init__(
+        self, array: NpzArray | numpy.ndarray, labels: Sequence[int] | None, *, where: str, image_size: int | None
+    ) -> None:
+        self._array = array
+        if array.dtype != numpy.uint8:
+            raise UserError(f"{where} is {array.dtype}; needed: uint8, 0 to 255")
+        if len(array.shape) != 4 or array.shape[3] != 3:
+            raise UserError(f"{where} has shape {array.shape}; needed: (N, H, W, 3)")
+        count, height, width, _ = array.shape
+        if image_size is not None and (height, width) != (image_size, image_size):
+            raise UserError(f"{where}: images of {width}x{height} pixels; needed: {image_size}x{image_size}")
+        self._labels = [NO_CLASS] * count if labels is None else list(labels)
+        self.num_classes = max([NO_CLASS, *self._labels]) + 1
+        self.class_names = tuple(map(str, range(self.num_classes)))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        label = self._labels[index]  # raises IndexError behind the end
+        values = self._array.array if isinstance(self._array, NpzArray) else self._array
+        pixels = numpy.array(values[index])  # a copy: a file is mapped, not read
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), label
+
+    def labels(self) -> list[int]:
+        return list(self._labels)
+
+
+def npz_images(path: Path, *, image_size: int | None = None) -> ArrayImages:
+    """Images in an `.npz` as ADM's evaluation suite has them: `arr_0` uint8 (N, H, W, 3), labels `arr_1` if known.
+
+    Raises:
+        UserError: it is no such file, or the images are of another size.
+    """
+    array, labels = NpzArray(path, "arr_0"), None
+    if "arr_1" in array_names(path):
+        stored = NpzArray(path, "arr_1")
+        if stored.shape != array.shape[:1] or stored.dtype.kind not in "iu":
+            needed = f"a whole number for each of {array.shape[0]} images"
+            raise UserError(f"{path}: arr_1 is {stored.dtype} {stored.shape}; needed: {needed}")
+        labels = stored.array.tolist()
+    return ArrayImages(array, labels, where=f"{path}: arr_0", image_size=image_size)

@@ -1,0 +1,169 @@
+"""A report of figures with all that they depend on: a value, shown as Markdown and JSON, saved with its pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+from PIL import Image
+
+from mixar.stores import write_png
+from mixar_core.errors import UserError
+from mixar_core.storage import write_text, writing
+
+REPORT = "report"
+
+
+@frozen
+class Section:
+    """A heading (may be empty), lines, and a table under them: columns, and rows of cells (None is a dash)."""
+
+    heading: str = ""
+    lines: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[object]] = ()
+    below: Sequence[str] = ()
+
+    def to_markdown(self) -> str:
+        """The section as Markdown; cells behind a row's first are aligned right where there are more than two."""
+        parts = [f"## {self.heading}\n"] if self.heading else []
+        parts += [f"{line}\n" for line in self.lines]
+        if self.columns:
+            right = range(1, len(self.columns)) if len(self.columns) > 2 else ()
+            parts.append(table(self.columns, self.rows, right=right))
+        parts += [f"{line}\n" for line in self.below]
+        return "\n".join(parts)
+
+
+@frozen(eq=False, kw_only=True)
+class Report:
+    """What was measured, and all that it depends on.
+
+    Args:
+        title: of the report. protocol: whose figures these might compare with.
+        reasons: why they do not compare; empty where they do.
+        figures: the scores by name; None is what could not be measured.
+        plain: everything, as values that JSON knows.
+        sections: everything, to be read; the first has the figures. notes: what a reader must know, a line each.
+        made: by what, when, on what. pictures: by file name. rows: of the CSV file, if there is one, and its name.
+    """
+
+    title: str
+    protocol: str
+    reasons: Sequence[str]
+    figures: Mapping[str, float | None]
+    plain: Mapping[str, Any]
+    sections: Sequence[Section]
+    made: Mapping[str, Any]
+    notes: Sequence[str] = ()
+    pictures: Mapping[str, Image.Image] = field(factory=dict)
+    rows: tuple[str, Sequence[Mapping[str, Any]]] | None = None
+
+    @property
+    def comparable(self) -> str:
+        """`yes`, or `no, because` of the reasons."""
+        return comparable(self.reasons)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as values that JSON knows."""
+        head = {f"comparable with {self.protocol}": self.comparable, "notes": list(self.notes)}
+        return {**head, **self.plain, "made": dict(self.made)}
+
+    def to_markdown(self) -> str:
+        """The whole report; its pictures are files beside it."""
+        head = f"# {self.title}\n\n**Comparable with {self.protocol}: {self.comparable}**\n"
+        first, *others = (section.to_markdown() for section in self.sections)
+        notes = ["".join(f"- Note: {note}.\n" for note in self.notes)] if self.notes else []
+        made = Section("Made by", rows=facts(self.made), columns=("what", "value")).to_markdown()
+        pictures = [f"![{Path(name).stem}]({name})\n" for name in self.pictures]
+        return "\n".join([head, first, *notes, *others, made, *pictures])
+
+    def brief(self) -> str:
+        """The figures, whether they compare, and the notes: what fits on a screen."""
+        lines = [f"{self.title}\n", self.sections[0].to_markdown()]
+        lines += [f"comparable with {self.protocol}: {self.comparable}", *(f"note: {note}" for note in self.notes)]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.brief()
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown().partition("\n![")[0]
+
+    def save(self, folder: str | Path) -> None:
+        """Write report.json, report.md, the pictures and the table into a folder.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        folder = Path(folder)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in self.pictures.items():
+            write_png(folder / name, picture)
+        if self.rows is not None:
+            write_text(folder / self.rows[0], csv_text(self.rows[1]))
+        write_text(folder / f"{REPORT}.json", json.dumps(self.to_json(), indent=2) + "\n")
+        write_text(folder / f"{REPORT}.md", self.to_markdown())
+
+
+def comparable(reasons: Sequence[str]) -> str:
+    """`yes`, or `no, because` of the reasons."""
+    return f"no, because {'; '.join(reasons)}" if reasons else "yes"
+
+
+def check_folder(folder: Path, *known: str) -> None:
+    """See that a folder is new, empty, or of an earlier call of the same kind: a report, and what is `known`.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    names = (*known, f"{REPORT}.json", f"{REPORT}.md")
+    if folder.is_dir():
+        strange = sorted(e.name for e in folder.iterdir() if e.name not in names and not e.name.endswith(".unfinished"))
+        if strange:
+            raise UserError(f"--out {folder}: holds something else ({strange[0]}); give another folder")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> str:
+    """A Markdown table; columns whose index is in `right` are aligned right, None is a dash."""
+    rule = ["---:" if index in right else "---" for index in range(len(columns))]
+    lines = [columns, rule, *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+
+
+def number(value: float | None, digits: int = 4) -> str | None:
+    """A figure with so many significant digits, without an exponent."""
+    if value is None:
+        return None
+    whole = f"{value:,.{digits}g}"
+    return f"{value:,.0f}" if "e+" in whole else whole
+
+
+def facts(plain: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Rows of names and values; floats with few digits, mappings on one line."""
+    rows: list[tuple[str, object]] = []
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{name} {inner}" for name, inner in value.items())
+        rows.append((key, number(value) if isinstance(value, float) else value))
+    return rows
+
+
+def distance_names(gives_fid: bool) -> tuple[str, str]:
+    """What the Frechet and the kernel distance are called."""
+    return ("FID", "KID") if gives_fid else ("Frechet distance", "kernel distance")
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with equal keys as CSV; None is an empty cell."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
