@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixar.plugins import plugin_manager
-from mixar_import.maskbit import rename
+from mixar_import.importers import MaskBitTokenizerImporter
 from mixar_plugins.tokenizers.maskbit import ConvTokenizer
 from tests.parity.case import NotACase, load_strictly
 
@@ -35,7 +35,7 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
         legacy=config.get("legacy", False),
         **settings,
     )
-    load_strictly(tokenizer, rename(weights), kept=COMPUTED)
+    load_strictly(tokenizer, MaskBitTokenizerImporter.rename(weights), kept=COMPUTED)
     encoder_out = tokenizer.encoder(io["images"])
     quantized = tokenizer.quantizer(encoder_out)
     losses = tokenizer.quantizer.train()(encoder_out).losses
@@ -68,7 +68,7 @@ def build(name: str, *, image_size: int, **settings: Any) -> ConvTokenizer:
 def _full_size(tensors: Mapping[str, Tensor], *, bits: int) -> None:
     with torch.device("meta"):
         tokenizer = build("lfq", image_size=256, bits=bits)
-    load_strictly(tokenizer, rename(tensors))
+    load_strictly(tokenizer, MaskBitTokenizerImporter.rename(tensors))
 
 
 MANIFESTS = {f"maskbit_tokenizer_{bits}bit": partial(_full_size, bits=bits) for bits in (10, 12, 14, 16, 18)}

@@ -14,7 +14,7 @@ from mixar.plugins import plugin_manager
 from mixar_core.codes import combine_codes, split_codes
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Quantized
-from mixar_import.maskbit import rename_generator
+from mixar_import.importers import MaskBitGeneratorImporter
 from mixar_plugins.priors.masked_transformer import MaskedTransformerPrior, masked_cross_entropy
 from mixar_plugins.priors.schedules import guidance_scales, masked_after_steps
 from tests.parity.case import NotACase, load_strictly
@@ -65,7 +65,7 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
         splits=config["codebook_splits"],
         prenorm=config["use_prenorm"],
     )
-    load_strictly(prior, rename_generator(weights), kept=COMPUTED)
+    load_strictly(prior, MaskBitGeneratorImporter.rename(weights), kept=COMPUTED)
     settings, tokens_BNS, mask_BNS = prior.config, io["tokens"], io["mask"]
 
     out: dict[str, Tensor] = {}
@@ -89,7 +89,7 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
 def _full_size(tensors: Mapping[str, Tensor], *, bits: int) -> None:
     with torch.device("meta"):
         prior = build("maskbit", image_size=256, num_classes=1000, bits=bits)
-    load_strictly(prior, rename_generator(tensors))
+    load_strictly(prior, MaskBitGeneratorImporter.rename(tensors))
 
 
 MANIFESTS = {f"maskbit_generator_{bits}bit": partial(_full_size, bits=bits) for bits in (10, 12, 14, 16, 18)}

@@ -18,7 +18,7 @@ from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.types import Grid, Guidance, Posterior
-from mixar_import.mar import rename
+from mixar_import.importers import MarImporter
 from mixar_plugins.heads.diffusion import DiffusionHead
 from tests.parity.case import load_strictly
 
@@ -90,7 +90,7 @@ def build(config: Mapping[str, Any]) -> MixAR:
 
 def load(model: MixAR, weights: Mapping[str, Tensor]) -> None:
     """Put the original's tensors where they belong, strictly."""
-    load_strictly(nn.ModuleDict({"backbone": model.backbone, "head": model.head}), rename(weights))
+    load_strictly(nn.ModuleDict({"backbone": model.backbone, "head": model.head}), MarImporter.rename(weights))
 
 
 def _full_size(tensors: Mapping[str, Tensor], *, width: int, depth: int, heads: int, head: tuple[int, int]) -> None:

@@ -24,23 +24,23 @@ def models(files: Path, registry: Registry, tmp_path_factory: pytest.TempPathFac
     """All of them imported, a folder each; tests must not change them."""
     folder = tmp_path_factory.mktemp("imported")
 
-    def take(kind: str, file: str, name: str, *settings: str, tokenizer: str = "", statistics: str = "") -> None:
+    def take(kind: str, file: str, name: str, *, tokenizer: str = "", statistics: str = "") -> None:
         import_weights(
             kind,
             str(files / file),
             folder / name,
             registry,
+            recipe=str(files / f"{name}.yaml"),
             tokenizer=str(folder / tokenizer) if tokenizer else None,
             statistics=str(files / statistics) if statistics else None,
-            settings=settings,
         )
 
     take("kl16", "kl16.ckpt", "kl16")
-    take("mar", "checkpoint-last.pth", "mar", "heads=4", tokenizer="kl16")
+    take("mar", "checkpoint-last.pth", "mar", tokenizer="kl16")
     take("vavae", "vavae.pt", "vavae", statistics="latents_stats.pt")
     take("maskbit-tokenizer", "maskbit_tokenizer.bin", "maskbit_tokenizer")
-    take("maskbit-generator", "maskbit_generator.bin", "maskbit_generator", "heads=4", tokenizer="maskbit_tokenizer")
+    take("maskbit-generator", "maskbit_generator.bin", "maskbit_generator", tokenizer="maskbit_tokenizer")
     take("vqgan-plus-tokenizer", "vqgan_plus.bin", "vqgan_plus")
     take("maskgit-tokenizer", "maskgit_tokenizer.bin", "maskgit_tokenizer")
-    take("maskgit-generator", "maskgit_generator.bin", "maskgit_generator", "heads=4", tokenizer="maskgit_tokenizer")
+    take("maskgit-generator", "maskgit_generator.bin", "maskgit_generator", tokenizer="maskgit_tokenizer")
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import dedent
 
 import torch
 from attrs import evolve
@@ -13,6 +14,52 @@ from torch import Tensor
 from tests.parity.case import Case, load_case
 
 CASES = Path(__file__).parents[1] / "parity" / "cases"
+#: the recipes whose sizes these files have: no shipped one is so small
+RECIPES = {
+    "mar": """
+        extends: mar_b
+        image_size: 16
+        num_classes: 10
+        head: {depth: 2, width: 40}
+        backbone: {width: 48, depth: 2, heads: 4, buffer: 4}
+        sampling: {steps: 64, cfg: 1.0}
+    """,
+    "kl16": """
+        extends: kl16
+        continuous_tokenizer: {latent_channels: 6, channels: 32, channel_multipliers: [1, 2], encoder_attention: [2]}
+    """,
+    "vavae": """
+        extends: va_vae
+        continuous_tokenizer:
+          {latent_channels: 8, channels: 32, channel_multipliers: [1, 2],
+          encoder_attention: [2], decoder_attention: [2]}
+    """,
+    "maskbit_tokenizer": """
+        extends: maskbit_tokenizer_10bit
+        discrete_tokenizer: {bits: 6, channels: 32, channel_multipliers: [1, 1, 2]}
+    """,
+    "maskbit_generator": """
+        extends: maskbit_generator_10bit
+        image_size: 32
+        num_classes: 10
+        prior: {bits: 6, stride: 4, width: 32, depth: 2, heads: 4, mlp_dim: 64}
+    """,
+    "vqgan_plus": """
+        extends: vqgan_plus_10bit
+        discrete_tokenizer: {codebook_size: 32, code_width: 8, channels: 32, channel_multipliers: [1, 2]}
+    """,
+    "maskgit_tokenizer": """
+        extends: maskgit_tokenizer
+        discrete_tokenizer:
+          {codebook_size: 64, code_width: 8, channels: 32, channel_multipliers: [1, 2], downsample: conv}
+    """,
+    "maskgit_generator": """
+        extends: maskbit_generator_10bit
+        image_size: 16
+        num_classes: 10
+        prior: {type: maskgit, bits: 6, splits: 1, stride: 2, width: 32, depth: 2, heads: 4, mlp_dim: 64}
+    """,
+}
 
 
 def weights(
@@ -46,7 +93,9 @@ def mar() -> dict[str, object]:
 
 
 def write_all(folder: Path) -> None:
-    """One file of every kind, and the statistics of VA-VAE's latents."""
+    """One file of every kind with its recipe, and the statistics of VA-VAE's latents."""
+    for name, recipe in RECIPES.items():
+        (folder / f"{name}.yaml").write_text(dedent(recipe))
     vavae = {
         **weights("vavae"),
         "loss.logvar": torch.zeros(()),

@@ -114,6 +114,7 @@ def test_a_recipe_may_name_a_file_at_the_hub(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_an_import_from_the_hub_notes_the_commit(monkeypatch: pytest.MonkeyPatch, files: Path, tmp_path: Path) -> None:
     monkeypatch.setattr(hub, "fetch", lambda name: hub.HubFile(files / "kl16.ckpt", COMMIT))
-    import_weights("kl16", "hf://who/what/kl16.ckpt", tmp_path / "kl16", plugin_manager())
+    recipe = str(files / "kl16.yaml")
+    import_weights("kl16", "hf://who/what/kl16.ckpt", tmp_path / "kl16", plugin_manager(), recipe=recipe)
     source = read_provenance(tmp_path / "kl16")["source"]
     assert source == {"name": "hf://who/what/kl16.ckpt", "commit": COMMIT, "sha256": sha256(files / "kl16.ckpt")}

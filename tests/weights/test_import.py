@@ -1,4 +1,4 @@
-"""Published files, in small: what is read off their tensors, and that what comes out samples."""
+"""Published files, in small: which recipe they fill, and that what comes out samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from mixar import strict_yaml
 from mixar.assembly import build
@@ -17,7 +16,9 @@ from mixar.model import load
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe, make_recipe, to_yaml
 from mixar_core.errors import UserError
-from mixar_import.imports import import_weights
+from mixar_import.entries import state_dicts
+from mixar_import.importer import Importer, ImporterConfig
+from mixar_import.imports import fill, import_weights
 from tests.parity.case import read_manifest
 from tests.weights.files import weights
 
@@ -28,7 +29,7 @@ def plain(folder: Path) -> dict:
     return strict_yaml.load((folder / "recipe.yaml").read_text(), where="")
 
 
-def test_sizes_are_read_off_the_tensors(models: Path) -> None:
+def test_a_model_folder_says_its_sizes(models: Path) -> None:
     mar = plain(models / "mar")
     assert mar["backbone"].items() >= {"width": 48, "depth": 2, "heads": 4, "buffer": 4, "patch_size": 1}.items()
     assert mar["head"].items() >= {"type": "diffusion", "depth": 2, "width": 40}.items()
@@ -62,7 +63,7 @@ def test_averaged_weights_unless_raw_ones_are_asked_for(
     out = tmp_path / "raw"
     import_weights(
         "mar", str(files / "checkpoint-last.pth"), out, registry,
-        tokenizer=str(models / "kl16"), raw=True, settings=["heads=4"],
+        recipe=str(files / "mar.yaml"), tokenizer=str(models / "kl16"), raw=True,
     )  # fmt: skip
     last = read_tensors(out / "weights.safetensors")
     assert torch.equal(last["backbone.mask_token"], weights("mar", salt="last step")["mask_token"])
@@ -77,7 +78,9 @@ def test_statistics_of_latents(models: Path, files: Path, registry: Registry, tm
     stored = read_tensors(_weights(models / "vavae"))
     assert torch.equal(stored["latent_mean_C"], torch.arange(8.0))
     assert torch.equal(stored["latent_std_C"], torch.full((8,), 2.0))
-    done = import_weights("vavae", str(files / "vavae.pt"), tmp_path / "bare", registry)
+    done = import_weights(
+        "vavae", str(files / "vavae.pt"), tmp_path / "bare", registry, recipe=str(files / "vavae.yaml")
+    )
     assert any("no --statistics given" in remark for remark in done.remarks)
     assert any("2 tensors loss.* dropped" in remark for remark in done.remarks)
     assert not any(name.startswith(("loss", "found", "linear")) for name in stored)
@@ -92,7 +95,9 @@ def test_what_was_imported_samples(name: str, models: Path, registry: Registry) 
     assert torch.equal(drawn.images, model.generate([1, 2], steps=2, cfg=1.5).images)
 
 
-def test_a_generators_older_name_of_its_input_is_known(models: Path, registry: Registry, tmp_path: Path) -> None:
+def test_a_generators_older_name_of_its_input_is_known(
+    files: Path, models: Path, registry: Registry, tmp_path: Path
+) -> None:
     older = {name.replace("input_proj.", "token_emb."): tensor for name, tensor in weights("maskbit_generator").items()}
     torch.save(older, tmp_path / "older.bin")
     import_weights(
@@ -100,8 +105,8 @@ def test_a_generators_older_name_of_its_input_is_known(models: Path, registry: R
         str(tmp_path / "older.bin"),
         tmp_path / "out",
         registry,
+        recipe=str(files / "maskbit_generator.yaml"),
         tokenizer=str(models / "maskbit_tokenizer"),
-        settings=["heads=4"],
     )
     assert read_provenance(tmp_path / "out")["sha256"] == read_provenance(models / "maskbit_generator")["sha256"]
 
@@ -131,18 +136,15 @@ def test_a_mixar_between_maskbit_and_vavae_samples(models: Path, registry: Regis
     assert drawn.codes is not None and drawn.codes.shape == (1, 64)
 
 
-def test_a_bare_state_dict_in_safetensors_is_the_same(models: Path, registry: Registry, tmp_path: Path) -> None:
+def test_a_bare_state_dict_in_safetensors_is_the_same(
+    files: Path, models: Path, registry: Registry, tmp_path: Path
+) -> None:
     save_file(weights("mar"), tmp_path / "mar.safetensors")
-    out = tmp_path / "mar"
-    import_weights(
-        "mar", str(tmp_path / "mar.safetensors"), out, registry, tokenizer=str(models / "kl16"), settings=["heads=4"]
-    )
+    out, named = tmp_path / "mar", {"recipe": str(files / "mar.yaml"), "tokenizer": str(models / "kl16")}
+    import_weights("mar", str(tmp_path / "mar.safetensors"), out, registry, **named)
     assert read_provenance(out)["sha256"] == read_provenance(models / "mar")["sha256"]
     with pytest.raises(UserError, match="has one set of weights, no entries model_ema and model"):
-        import_weights(
-            "mar", str(tmp_path / "mar.safetensors"), tmp_path / "raw", registry,
-            tokenizer=str(models / "kl16"), raw=True, settings=["heads=4"],
-        )  # fmt: skip
+        import_weights("mar", str(tmp_path / "mar.safetensors"), tmp_path / "raw", registry, raw=True, **named)
 
 
 @pytest.mark.parametrize(
@@ -163,35 +165,23 @@ def test_a_bare_state_dict_in_safetensors_is_the_same(models: Path, registry: Re
     ],
 )
 def test_full_size_files_are_recognised(
-    manifest: str,
-    kind: str,
-    tokenizer: str | None,
-    told: dict[str, object],
-    registry: Registry,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    manifest: str, kind: str, tokenizer: str | None, told: dict[str, object], registry: Registry, tmp_path: Path
 ) -> None:
     """From the published lists of tensors, without memory: recipe and published settings are those of the file."""
-    listed: dict[str, Tensor] = {}
-    monkeypatch.setattr("mixar_import.imports.read_published", lambda _: listed)
-    monkeypatch.setattr("mixar_import.imports.state_dict", lambda content, *_, **__: content)
-    monkeypatch.setattr("mixar_import.imports.sha256", lambda _: "")
-    written: list[str] = []
 
-    def write(folder: Path, *, recipe_yaml: str, **_: object) -> None:
-        folder.mkdir()
-        (folder / "recipe.yaml").write_text(recipe_yaml)
-        written.append(recipe_yaml)
+    def filled(manifest: str, kind: str, *overrides: str) -> dict:
+        importer = registry.part("importer", kind).component(ImporterConfig())
+        assert isinstance(importer, Importer)
+        found = state_dicts(read_manifest(MANIFESTS / f"{manifest}.txt"), importer)
+        recipe = to_yaml(fill(importer, found, registry, overrides=overrides).system.recipe)
+        return strict_yaml.load(recipe, where="")
 
-    monkeypatch.setattr("mixar_import.imports.save_model", write)
+    overrides = []
     if tokenizer:
-        listed |= read_manifest(MANIFESTS / f"{tokenizer}.txt")
-        import_weights("kl16" if tokenizer == "kl16" else "maskbit-tokenizer", "f", tmp_path / "tokenizer", registry)
-        listed.clear()
-    listed |= read_manifest(MANIFESTS / f"{manifest}.txt")
-    path = str(tmp_path / "tokenizer") if tokenizer else None
-    import_weights(kind, "f", tmp_path / "model", registry, tokenizer=path)
-    recipe = strict_yaml.load(written[-1], where="")
+        recipe = filled(tokenizer, "kl16" if tokenizer == "kl16" else "maskbit-tokenizer")
+        (tmp_path / "recipe.yaml").write_text(strict_yaml.dump(recipe))
+        overrides = [f"{recipe['trains']}.weights={tmp_path}"]
+    recipe = filled(manifest, kind, *overrides)
     assert recipe["image_size"] == 256
     sections = (recipe, *(section for section in recipe.values() if isinstance(section, dict)))
     for key, value in told.items():

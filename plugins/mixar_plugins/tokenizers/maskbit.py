@@ -1,7 +1,7 @@
 """MaskBit's convolutional tokenizers: lookup-free (`lfq`) and lookup (`vq`: VQGAN+, and with `legacy` MaskGIT's).
 
 Parameters carry the published names but for one: what is `quantize.` in a released file is `quantizer.` here, because
-`quantize` is the abstract class's method (`importers/maskbit.py` renames).
+`quantize` is the abstract class's method (its importer renames).
 """
 
 from __future__ import annotations

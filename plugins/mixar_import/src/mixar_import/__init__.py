@@ -22,28 +22,20 @@ def mixar_kinds() -> Mapping[str, type]:
 @hookimpl
 def mixar_parts() -> list[Part]:
     """An importer for each kind of file."""
-    from mixar_import.autoencoders import AutoencoderImportConfig, KL16Importer, VAVAEImporter
-    from mixar_import.mar import MarImportConfig, MarImporter
-    from mixar_import.maskbit import (
-        GeneratorImportConfig,
-        MaskBitGeneratorImporter,
-        MaskBitTokenizerImporter,
-        MaskGITGeneratorImporter,
-        MaskGITTokenizerImporter,
-        TokenizerImportConfig,
-        VQGANPlusTokenizerImporter,
-    )
+    from mixar_import import importers
+    from mixar_import.importer import ImporterConfig
 
-    return [
-        Part("importer", "mar", MarImporter, MarImportConfig),
-        Part("importer", "kl16", KL16Importer, AutoencoderImportConfig),
-        Part("importer", "vavae", VAVAEImporter, AutoencoderImportConfig),
-        Part("importer", "maskbit-tokenizer", MaskBitTokenizerImporter, TokenizerImportConfig),
-        Part("importer", "maskbit-generator", MaskBitGeneratorImporter, GeneratorImportConfig),
-        Part("importer", "vqgan-plus-tokenizer", VQGANPlusTokenizerImporter, TokenizerImportConfig),
-        Part("importer", "maskgit-tokenizer", MaskGITTokenizerImporter, TokenizerImportConfig),
-        Part("importer", "maskgit-generator", MaskGITGeneratorImporter, GeneratorImportConfig),
-    ]
+    kinds = {
+        "mar": importers.MarImporter,
+        "kl16": importers.KL16Importer,
+        "vavae": importers.VAVAEImporter,
+        "maskbit-tokenizer": importers.MaskBitTokenizerImporter,
+        "maskbit-generator": importers.MaskBitGeneratorImporter,
+        "vqgan-plus-tokenizer": importers.VQGANPlusTokenizerImporter,
+        "maskgit-tokenizer": importers.MaskGITTokenizerImporter,
+        "maskgit-generator": importers.MaskGITGeneratorImporter,
+    }
+    return [Part("importer", name, importer, ImporterConfig) for name, importer in kinds.items()]
 
 
 @hookimpl

@@ -18,14 +18,14 @@ weights_app = typer.Typer(
 @weights_app.command("kinds")
 def kinds_command(context: typer.Context, no_plugin: NoPlugin = None) -> None:
     """List the kinds of files that can be imported."""
-    import attrs
-
     rows = []
     for part in open_registry(context, no_plugin).parts("importer"):
-        options = [f"--set {field.name}=" for field in attrs.fields(part.config)]
-        needs = ["--tokenizer"] if getattr(part.component, "tokenizer_key", None) else []
-        rows.append((part.name, part.summary, ", ".join([*needs, *options])))
-    print_table("Kinds of published files", ("kind", "file", "options"), rows)
+        kind = part.component
+        options = ["--tokenizer"] if getattr(kind, "tokenizer_key", None) else []
+        options += ["--statistics"] if getattr(kind, "takes_statistics", False) else []
+        recipes = ", ".join(getattr(kind, "recipes", ())) or "none: give --recipe"
+        rows.append((part.name, part.summary, ", ".join(options), recipes))
+    print_table("Kinds of published files", ("kind", "file", "options", "recipes"), rows)
 
 
 @weights_app.command("import")
@@ -36,16 +36,23 @@ def import_command(
         str, typer.Argument(metavar="FILE", help="The official file: a path, or hf://owner/name/file[@revision].")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to write.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="The recipe whose sizes it has; else one is looked for."),
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder of the imported tokenizer that the model works with.")
     ] = None,
     statistics: Annotated[
         str | None, typer.Option(metavar="FILE", help="vavae: latents_stats.pt, mean and std of the latents.")
     ] = None,
+    entry: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The file's entry that holds the weights, where it has several.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="mar: the last step's weights instead of averaged ones.")] = False,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="What tensors do not tell, e.g. heads=12 for unusual sizes."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Over the recipe, e.g. image_size=512 or backbone.width=512."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model folder that is there already.")] = False,
     offline: Offline = False,
@@ -53,7 +60,7 @@ def import_command(
 ) -> None:
     """Turn an official file into a model folder: safetensors, resolved recipe, provenance.
 
-    Sizes are read off the tensors, every tensor must fit, and nothing in the file is executed. Examples:
+    Its tensors must be exactly those of a recipe, and nothing in the file is executed. Examples:
     `mixar weights import kl16 kl16.ckpt models/kl16` ·
     `mixar weights import mar checkpoint-last.pth models/mar_b --tokenizer models/kl16` · then
     `mixar sample models/mar_b --labels 207`
@@ -67,15 +74,21 @@ def import_command(
         file,
         out,
         open_registry(context, no_plugin),
+        recipe=recipe,
         tokenizer=tokenizer,
         statistics=statistics,
+        entry=entry,
         raw=raw,
         settings=settings or (),
         replace=force,
     )
-    recipe = done.system.recipe
     for remark in done.remarks:
         print(f"note: {remark}")
-    print(f"{out}: {kind}, {done.tensors} tensors, {done.values / 1e6:.1f}M values, {recipe.image_size} pixels")
-    if recipe.trains in ("mixar", "prior"):
+    values = sum(tensor.numel() for tensor in done.tensors.values())
+    filled = done.system.recipe
+    print(
+        f"{out}: {kind}, recipe {filled.name}, {len(done.tensors)} tensors, {values / 1e6:.1f}M values, "
+        f"{filled.image_size} pixels"
+    )
+    if filled.trains in ("mixar", "prior"):
         print(f"mixar sample {out}")

@@ -1,126 +1,77 @@
-"""Importers: a file that someone else published, translated into a recipe and tensors under our names."""
+"""Importers: what a kind of published file is, told by a map of names and the recipes that such files fill."""
 
 from __future__ import annotations
 
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from attrs import frozen
 from torch import Tensor
 
 from mixar_core.errors import UserError
-from mixar_core.tokenizer import Tokenizer
 
 
-@frozen(eq=False)
-class Published:
-    """What an importer is given.
+@frozen
+class ImporterConfig:
+    """No settings: an importer's class says all, and sizes are those of a recipe."""
 
-    Args:
-        tensors: the file's state dict, under the names it was published with. Large files are mapped into memory, so
-            looking at shapes costs nothing.
-        tokenizer: on torch's meta device, the one that the user named; None where the kind needs none.
-        statistics: `mean` and `std` of the latents, one value a channel; None where none were given.
+
+class Importer:
+    """One kind of published file. Registered as a Part (kind `importer`) and built as `Class(config)`.
+
+    A file has the sizes of one of `recipes`, or of one that the user names: it is that whose trained module has exactly
+    the names and shapes of `translate`. Who calls an importer opens and checks the file, and takes from its names what
+    says nothing: names of entries and wrappers (`published.state_dicts`).
     """
 
-    tensors: Mapping[str, Tensor]
-    tokenizer: Tokenizer | None = None
-    statistics: Mapping[str, Tensor] | None = None
-
-
-@frozen(eq=False)
-class Translation:
-    """What an importer makes of it.
-
-    Args:
-        recipe: plain values of a recipe, as in YAML; `extends` may name a shipped one. The tokenizer's key, if there is
-            one, is filled in by the caller.
-        tensors: under our names, all that the recipe's trained module has and nothing else. Whether that is so, the
-            caller checks, tensor by tensor.
-        remarks: sentences for the user: what was dropped, and what was assumed.
-    """
-
-    recipe: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    remarks: tuple[str, ...] = ()
-
-
-class Importer(ABC):
-    """Translates one kind of published file. Registered as a Part (kind `importer`) and built as `Class(config)`.
-
-    The config's fields are what tensors do not tell, such as numbers of heads. An importer reads sizes off the tensors
-    and renames them; files are opened, checked and written by who calls it.
-    """
-
-    #: the entry that holds the state dict, where the file has others beside it
+    #: shipped recipes whose files these may be; empty where none is shipped, and `--recipe` must name one
+    recipes: ClassVar[tuple[str, ...]] = ()
+    #: published beginning of a name -> ours; the first that fits is replaced, and other names stay
+    names: ClassVar[Mapping[str, str]] = {}
+    #: beginnings of names that only the authors' training needed
+    left_out: ClassVar[tuple[str, ...]] = ()
+    #: the entry that holds the state dict, as the authors write it, and that of averaged weights where they write both
     entry: ClassVar[str | None] = None
-    #: the same for averaged weights, where the file has both
     averaged_entry: ClassVar[str | None] = None
     #: the recipe's key of the tokenizer whose folder the user must name
     tokenizer_key: ClassVar[Literal["continuous_tokenizer", "discrete_tokenizer"] | None] = None
     #: whether statistics of the latents may be given
     takes_statistics: ClassVar[bool] = False
 
-    @abstractmethod
-    def translate(self, published: Published) -> Translation:
-        """Recipe and tensors of a published file.
+    def __init__(self, config: ImporterConfig) -> None:
+        self.config = config
+
+    @classmethod
+    def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by our names, of a state dict by published ones.
 
         Raises:
-            UserError: tensors that tell the sizes are missing, or a size can be told by nothing.
+            UserError: two become one.
         """
+        ours: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            old = next((old for old in cls.names if name.startswith(old)), "")
+            new = cls.names.get(old, "") + name.removeprefix(old)
+            if new in ours:
+                raise UserError(f"has two tensors that are {new} here, one of them {name}")
+            ours[new] = tensor
+        return ours
 
+    def translate(
+        self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """What the trained module gets, by our names, and what the user should read: what was left out or assumed.
 
-def shapes_of(tensors: Mapping[str, Tensor], dimensions: Mapping[str, int], *, what: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that tell a model's sizes, by name.
+        Args:
+            tensors: the published state dict.
+            statistics: `mean` and `std` of the latents, one value a channel; None where none were given.
 
-    Args:
-        dimensions: how many dimensions each must have.
-        what: what the file should be, for the message.
-
-    Raises:
-        UserError: lists those that are not there, or are of other dimensions.
-    """
-    missing = [name for name in dimensions if name not in tensors]
-    if missing:
-        raise UserError(f"is no {what}: it has no tensor {', '.join(missing)}")
-    odd = [f"{name} has {tensors[name].ndim}, not {n}" for name, n in dimensions.items() if tensors[name].ndim != n]
-    if odd:
-        raise UserError(f"is no {what}: dimensions of tensors: {', '.join(odd)}")
-    return {name: tuple(tensors[name].shape) for name in dimensions}
-
-
-def count(names: Iterable[str], prefix: str) -> int:
-    """How many different numbers follow `prefix` in these names: the length of a published module list."""
-    pattern = re.compile(rf"{re.escape(prefix)}(\d+)\.")
-    return len({found[1] for name in names if (found := pattern.match(name))})
-
-
-def square_root(number: int, *, what: str) -> int:
-    """The side of a square.
-
-    Raises:
-        UserError: it is none.
-    """
-    side = round(number**0.5)
-    if side < 1 or side * side != number:
-        raise UserError(f"has {number} {what}, which is no square")
-    return side
-
-
-def told_heads(heads: int | None, published: int | None, width: int, *, setting: str = "heads") -> int:
-    """Attention heads: as set, or else as the published model of these sizes has them. Tensors do not tell.
-
-    Raises:
-        UserError: neither tells, or they do not divide the width.
-    """
-    known = heads or published
-    if known is None:
-        raise UserError(
-            f"is of no published size (width {width}), and tensors do not tell its attention heads: give --set "
-            f"{setting}=N"
-        )
-    if width % known:
-        raise UserError(f"has width {width}, which is no multiple of {setting}={known}")
-    return known
+        Raises:
+            UserError: two names become one, or the statistics are not what they should be.
+        """
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(self.left_out)}
+        remarks = []
+        for old in self.left_out:
+            if count := sum(name.startswith(old) for name in tensors):
+                remarks.append(f"{count} tensors {old}* dropped: the authors' training alone needed them")
+        return self.rename(kept), remarks

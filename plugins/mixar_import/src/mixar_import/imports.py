@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from mixar import hub
 from mixar.assembly import System, build
 from mixar.folder import PROVENANCE, RECIPE, WEIGHTS, check_fit, save_model, sha256
 from mixar.plugins import Registry
-from mixar.recipe import load_recipe, make_recipe, merge, parse_overrides, read_plain, to_yaml
-from mixar.structure import Invalid, structure
-from mixar.text import one_line
+from mixar.recipe import load_recipe, to_yaml
 from mixar_core.errors import UserError
-from mixar_core.tokenizer import Tokenizer
-from mixar_import.importer import Importer, Published
-from mixar_import.published import read_published, state_dict
+from mixar_core.storage import user_path
+from mixar_import.entries import StateDict, check_finite, check_stored, flatten, state_dicts
+from mixar_import.importer import Importer
+from mixar_import.published import read_published
+
+_LISTED = 5
 
 
 @frozen(eq=False)
 class Imported:
-    """What was imported: on torch's meta device, with what the importer had to say."""
+    """A recipe on torch's meta device, the tensors that fill what it trains, and what the user should read."""
 
     system: System
-    tensors: int
-    values: int
+    tensors: Mapping[str, Tensor]
     remarks: tuple[str, ...]
 
 
@@ -39,8 +39,10 @@ def import_weights(
     folder: Path,
     registry: Registry,
     *,
+    recipe: str | None = None,
     tokenizer: str | None = None,
     statistics: str | None = None,
+    entry: str | None = None,
     raw: bool = False,
     settings: Sequence[str] = (),
     replace: bool = False,
@@ -50,74 +52,132 @@ def import_weights(
     Args:
         kind: an importer's name.
         file: a path or `hf://owner/name/file[@revision]`, of a file that torch.save wrote or a .safetensors file.
+        recipe: the recipe, by name or path, whose sizes the file has; None: one of those that the importer names.
         tokenizer: the folder, or a shipped model's name, of the tokenizer that the model works with.
         statistics: a file with `mean` and `std` of the latents.
+        entry: the file's entry, or the beginning of names, that holds the state dict; None: it is looked for.
         raw: the last step's weights instead of the averaged ones, where the file has both.
-        settings: "key=value" for what tensors do not tell.
+        settings: "key.key=value", over the recipe.
         replace: whether a folder of this name may be replaced.
 
     Raises:
-        UserError: the file cannot be read, is of another kind, or its tensors are not exactly those of the model whose
-            sizes they tell: all that are missing, unexpected or misshapen are listed.
+        UserError: the file cannot be read, is of another kind, or its tensors are not exactly those of a recipe: says
+            which recipe is nearest, and what is missing, unexpected and misshapen.
     """
-    if folder.exists():
-        if not replace:
-            raise UserError(f"{folder}: is there already; give another, or --force to replace it")
-        # --force must never remove what an import did not write
-        if not folder.is_dir() or {path.name for path in folder.iterdir()} - {RECIPE, WEIGHTS, PROVENANCE}:
-            raise UserError(f"{folder}: holds something else than a model folder; give another")
-    importer = _importer(kind, settings, registry)
-    if bool(tokenizer) != (importer.tokenizer_key is not None):
-        key = (importer.tokenizer_key or "").replace("_", " ")
-        raise UserError(
-            f"--tokenizer: a {kind} needs none" if tokenizer else f"--tokenizer: give the folder of its {key}"
-        )
-    if statistics and not importer.takes_statistics:
-        raise UserError(f"--statistics: a {kind} takes none")
-
+    folder = user_path(folder)
+    _check_free(folder, replace=replace)
+    part = registry.part("importer", kind)
+    importer = part.component(part.config())
+    assert isinstance(importer, Importer)
+    _check_options(kind, importer, tokenizer=tokenizer, statistics=statistics, raw=raw)
     path, source = _locate(file)
-    tensors = _choose(read_published(path), importer, raw=raw, kind=kind, where=file)
-    published = Published(
-        tensors,
-        tokenizer=_tokenizer(tokenizer, importer, registry) if tokenizer else None,
-        statistics=_statistics(statistics) if statistics else None,
-    )
-    try:
-        translated = importer.translate(published)
-        plain = _resolved(translated.recipe, registry)
-        if importer.tokenizer_key and tokenizer:
-            plain = merge(plain, {importer.tokenizer_key: {"weights": tokenizer}})
-        plain |= {"name": folder.name, "summary": f"{kind}, imported from {Path(file).name}"}
-        system = build(make_recipe(plain, registry, where="its recipe"), registry, meta=True)
-        check_fit(system.trained, translated.tensors, where="its state dict", listed=None)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # sizes that only a damaged file has
-        raise UserError(f"{file}: no {kind} can be built of its tensors' sizes: {one_line(error)}") from error
-
-    facts: dict[str, Any] = {
-        "imported_by": f"mixar weights import {kind}",
-        "source": {**source, "sha256": sha256(path)},
-        "weights": ("raw" if raw else "averaged") if importer.averaged_entry else "as published",
-        "remarks": list(translated.remarks),
-    }
+    tensors, others = flatten(read_published(path), where=file)
+    facts: dict[str, Any] = {"imported_by": f"mixar weights import {kind}"}
+    latents = None
     if statistics:
         at, named = _locate(statistics)
+        latents, _ = flatten(read_published(at), where=f"--statistics {statistics}")
         facts["statistics"] = {**named, "sha256": sha256(at)}
-    save_model(folder, recipe_yaml=to_yaml(system.recipe), tensors=translated.tensors, facts=facts, replace=replace)
-    values = sum(math.prod(tensor.shape) for tensor in translated.tensors.values())
-    return Imported(system, len(translated.tensors), values, translated.remarks)
-
-
-def _importer(kind: str, settings: Sequence[str], registry: Registry) -> Importer:
-    part = registry.part("importer", kind)
+    overrides = [*settings, f"{importer.tokenizer_key}.weights={json.dumps(tokenizer)}"] if tokenizer else settings
     try:
-        config = structure(parse_overrides(settings), part.config)
-    except Invalid as invalid:
-        raise UserError(f"--set: {'; '.join(invalid.problems)}") from invalid
-    importer = part.component(config)
-    assert isinstance(importer, Importer)
-    return importer
+        found = state_dicts(tensors, importer, entry=entry, raw=raw)
+        done = fill(importer, found, registry, recipe=recipe, overrides=overrides, statistics=latents)
+        check_stored(done.tensors)
+        check_finite(done.tensors)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    if others:
+        done = evolve(done, remarks=(*done.remarks, f"left out, because no tensors: {', '.join(others)}"))
+    which = ("raw" if raw else "averaged") if importer.averaged_entry else "as published"
+    facts |= {
+        "source": {**source, "sha256": sha256(path)},
+        "weights": f"entry {entry}" if entry else which,
+        "recipe": done.system.recipe.name,
+        "remarks": list(done.remarks),
+    }
+    own = evolve(done.system.recipe, name=folder.name, summary=f"{kind}, imported from {Path(file).name}")
+    save_model(folder, recipe_yaml=to_yaml(own), tensors=done.tensors, facts=facts, replace=replace)
+    return done
+
+
+def fill(
+    importer: Importer,
+    found: Sequence[StateDict],
+    registry: Registry,
+    *,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    statistics: Mapping[str, Tensor] | None = None,
+) -> Imported:
+    """The first recipe whose trained module has exactly the names and shapes of one of the state dicts.
+
+    Args:
+        overrides: "key.key=value", over the recipe; the last one names the tokenizer where the kind needs one.
+
+    Raises:
+        UserError: there is none; says which is nearest and what differs.
+    """
+    names = importer.recipes if recipe is None else (recipe,)
+    if not names:
+        raise UserError("no recipe is shipped for files of this kind; give --recipe NAME|PATH, one of its sizes")
+    systems: dict[str, System] = {}
+    refused: dict[str, UserError] = {}
+    for name in names:
+        try:
+            systems[name] = build(load_recipe(name, overrides, registry=registry), registry, meta=True)
+        except UserError as error:
+            refused[name] = error
+    for state in found:
+        tensors, remarks = importer.translate(state.tensors, statistics)
+        for system in systems.values():
+            if not _differences(system, tensors):
+                return Imported(system, tensors, (*state.remarks, *remarks))
+
+    tensors, _ = importer.translate(found[0].tensors, statistics)
+    for name, misfit in refused.items():
+        if not systems:
+            raise misfit
+        if importer.tokenizer_key:  # the file may be of this recipe, and the tokenizer of another one
+            own = build(load_recipe(name, overrides[:-1], registry=registry), registry, meta=True)
+            if not _differences(own, tensors):
+                raise misfit
+    nearest = min(systems, key=lambda name: _differences(systems[name], tensors))
+    try:
+        check_fit(systems[nearest].trained, tensors, where="its state dict", listed=None if recipe else _LISTED)
+    except UserError as error:
+        problem = str(error)
+    nearest_of = "is not of" if recipe else f"is of no recipe among {', '.join(names)}; nearest is"
+    raise UserError(
+        f"{nearest_of} {nearest}: {problem}; the file has {', '.join(list(found[0].tensors)[:3])}, ...; sizes are "
+        "those of a recipe: --recipe NAME|PATH, with --set KEY=VALUE over it"
+    )
+
+
+def _differences(system: System, tensors: Mapping[str, Tensor]) -> int:
+    """How many names with their shapes are not in both."""
+    own = {(name, tensor.shape) for name, tensor in system.trained.state_dict().items()}
+    return len(own ^ {(name, tensor.shape) for name, tensor in tensors.items()})
+
+
+def _check_free(folder: Path, *, replace: bool) -> None:
+    if not folder.exists():
+        return
+    if not replace:
+        raise UserError(f"{folder}: is there already; give another, or --force to replace it")
+    # --force must never remove what an import did not write
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - {RECIPE, WEIGHTS, PROVENANCE}:
+        raise UserError(f"{folder}: holds something else than a model folder; give another")
+
+
+def _check_options(kind: str, importer: Importer, *, tokenizer: str | None, statistics: str | None, raw: bool) -> None:
+    if tokenizer and importer.tokenizer_key is None:
+        raise UserError(f"--tokenizer: a {kind} needs none")
+    if importer.tokenizer_key and not tokenizer:
+        raise UserError(f"--tokenizer: give the folder of its {importer.tokenizer_key.replace('_', ' ')}")
+    if statistics and not importer.takes_statistics:
+        raise UserError(f"--statistics: a {kind} takes none")
+    if raw and importer.averaged_entry is None:
+        raise UserError(f"--raw: a {kind} file has one set of weights")
 
 
 def _locate(file: str) -> tuple[Path, dict[str, str]]:
@@ -125,49 +185,4 @@ def _locate(file: str) -> tuple[Path, dict[str, str]]:
     if file.startswith(hub.PREFIX):
         fetched = hub.fetch(file)
         return fetched.path, {"name": file, "commit": fetched.commit}
-    return Path(file), {"name": Path(file).name}
-
-
-def _choose(content: Any, importer: Importer, *, raw: bool, kind: str, where: str) -> dict[str, Tensor]:
-    """The state dict wanted, of one or two that a file holds."""
-    averaged = importer.averaged_entry
-    if averaged is None:
-        if raw:
-            raise UserError(f"--raw: a {kind} file has one set of weights")
-        return state_dict(content, importer.entry, where=where)
-    if not isinstance(content, Mapping) or not {averaged, importer.entry} & content.keys():
-        if raw:
-            raise UserError(f"--raw: {where} has one set of weights, no entries {averaged} and {importer.entry}")
-        return state_dict(content, None, where=where)
-    wanted, hint = (importer.entry, "") if raw else (averaged, "; --raw takes the others")
-    if wanted not in content:
-        raise UserError(f"{where}: has no entry {wanted}{hint}")
-    return state_dict(content, wanted, where=where, others=hint)
-
-
-def _tokenizer(name: str, importer: Importer, registry: Registry) -> Tokenizer:
-    """The tokenizer of a model folder, on torch's meta device.
-
-    Raises:
-        UserError: there is no such folder, or it holds something else.
-    """
-    recipe = load_recipe(registry.find_model(name) / RECIPE, registry=registry)
-    if recipe.trains != importer.tokenizer_key:
-        raise UserError(f"--tokenizer {name}: is a model of a {recipe.trains}, not of a {importer.tokenizer_key}")
-    trained = build(recipe, registry, meta=True).trained
-    assert isinstance(trained, Tokenizer)
-    return trained
-
-
-def _statistics(file: str) -> dict[str, Tensor]:
-    path, _ = _locate(file)
-    return state_dict(read_published(path), None, where=f"--statistics {file}")
-
-
-def _resolved(plain: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
-    """Plain values of an importer's recipe over those of the shipped one it extends."""
-    over = {key: value for key, value in plain.items() if key != "extends"}
-    if "extends" not in plain:
-        return over
-    base = read_plain(registry.find_recipe(plain["extends"]), registry)
-    return merge(base, over)
+    return user_path(file), {"name": Path(file).name}
