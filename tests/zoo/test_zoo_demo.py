@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,15 +9,17 @@ from PIL import Image
 
 pytest.importorskip("mixar_zoo", reason="plugins/mixar_zoo is not installed")
 
+from mixar_core.errors import UserError
 from mixar_zoo import demo
 from mixar_zoo.classifier import fit_classifier
-from mixar_zoo.demo import Score, ZooDemo, ZooDemoConfig, verdict
+from mixar_zoo.demo import Score, run_demo, show_digits, verdict
 
 
 class RealDigits:
     """Stands in for a model: `codes` are rows of the real training digits; decoding them alone blurs the digit."""
 
     class_names = tuple("0123456789")
+    seeds: ClassVar[list[int]] = []
 
     def __init__(self) -> None:
         self.real, self.of = demo._digits("train")
@@ -28,7 +31,8 @@ class RealDigits:
     def decode_codes(self, codes):
         return torch.nn.functional.avg_pool2d(self.real[codes[:, 0]].float(), 7, 1, 3).to(torch.uint8)
 
-    def generate(self, labels, *, codes, seed):
+    def generate(self, labels, *, codes, seed, batch_size=None):
+        self.seeds.append(seed)
         names = tuple(str(int(label)) for label in labels)
         return type("Generation", (), {"images": self.real[codes[:, 0]], "names": names})
 
@@ -36,6 +40,7 @@ class RealDigits:
 @pytest.fixture
 def stood_in(monkeypatch):
     """Two minutes of training, and the shipped models, replaced; what is left is the demo itself."""
+    RealDigits.seeds.clear()
     monkeypatch.setattr(demo.mixar, "load", lambda name: RealDigits())
     monkeypatch.setattr(demo.mixar, "load_recipe", lambda name: name)
     monkeypatch.setattr(demo.mixar, "train", lambda recipe, folder: folder.mkdir())
@@ -43,8 +48,8 @@ def stood_in(monkeypatch):
 
 
 def test_the_demo_measures_shows_and_says(stood_in, tmp_path, capsys):
-    shown = ZooDemo(ZooDemoConfig(samples=200, emoji_per_class=2))
-    shown.run(out=tmp_path / "deep" / "out", seed=3)
+    run_demo(tmp_path / "deep" / "out", 3, samples=200, emoji_per_class=2)
+    assert RealDigits.seeds == [3, 3, 3]  # all of a set in one call, so it is what `mixar sample --seed 3` draws
     out = tmp_path / "deep" / "out"
     report = json.loads((out / "demo.json").read_text())
     sets = report["sets"]
@@ -57,7 +62,7 @@ def test_the_demo_measures_shows_and_says(stood_in, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "lie closer to real ones than the codes' own decoding" in printed
     assert str(out / "digits.png") in printed
-    shown.digits(out, seed=3)  # a second demo keeps the first one's run
+    show_digits(out, 3, samples=200)  # a second demo keeps the first one's run
     assert (out / "digits_quick_2").is_dir()
 
 
@@ -72,3 +77,10 @@ def test_the_verdict_is_plain_where_it_disappoints():
     assert "does not lie closer either" in said(good, bad, bad)
     figures = "Frechet distance 1.0000 against 2.0000; recognised 90.0% against 90.0%"
     assert f"lies closer ({figures})" in said(bad, bad, good)
+
+
+def test_so_many_digits_as_there_are(tmp_path):
+    for samples in (0, 19, 1001):
+        with pytest.raises(UserError, match="allowed: 20 to 1000"):
+            run_demo(tmp_path / "out", samples=samples)
+    assert not (tmp_path / "out").exists()

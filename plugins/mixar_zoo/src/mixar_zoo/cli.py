@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
+from mixar.cli.common import as_path, at_least
+
 
 def demo_command(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", parser=as_path, help="Where the pictures go.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(callback=at_least(0), help="Seed of everything random.")] = 0,
 ) -> None:
     """Sample from shipped models, train a small one from scratch in minutes, and show what was reached."""
-    from mixar_zoo.demo import ZooDemo, ZooDemoConfig
+    from mixar_zoo.demo import run_demo
 
-    ZooDemo(ZooDemoConfig()).run(out=out, seed=seed)
+    run_demo(out, seed)
