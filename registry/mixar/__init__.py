@@ -6,7 +6,7 @@
     model.generate([0, 1, 2], seed=1).grid().save("grid.png")
 
 Images come as uint8 tensors (B, 3, H, W) and as PIL images; codes as int64 (B, N). Bad input raises `UserError`.
-Names are imported when they are first used, so that `mixar --help` need not wait for torch.
+Names are imported when they are first used, so that `mixar --help` need not wait for torch. docs/api.md lists them all.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixar.api import build, evaluate, load, train
-    from mixar.assembly import System
+    from mixar.api import evaluate
+    from mixar.assembly import System, build
     from mixar.generation import Generation
-    from mixar.model import Model
+    from mixar.model import Model, load
     from mixar.plugins import Part, Registry, hookimpl, plugin_manager
-    from mixar.recipe import Recipe, load_recipe
+    from mixar.recipe import PartChoice, Recipe, load_recipe
+    from mixar.run import train
     from mixar_core.errors import UserError
     from mixar_core.training.trainer import Result
 
@@ -30,6 +31,7 @@ __all__ = [
     "Generation",
     "Model",
     "Part",
+    "PartChoice",
     "Recipe",
     "Registry",
     "Result",
@@ -45,12 +47,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "mixar.api": ("build", "evaluate", "load", "train"),
-    "mixar.assembly": ("System",),
+    "mixar.api": ("evaluate",),
+    "mixar.assembly": ("System", "build"),
     "mixar.generation": ("Generation",),
-    "mixar.model": ("Model",),
+    "mixar.model": ("Model", "load"),
     "mixar.plugins": ("Part", "Registry", "hookimpl", "plugin_manager"),
-    "mixar.recipe": ("Recipe", "load_recipe"),
+    "mixar.recipe": ("PartChoice", "Recipe", "load_recipe"),
+    "mixar.run": ("train",),
     "mixar_core.errors": ("UserError",),
     "mixar_core.training.trainer": ("Result",),
 }

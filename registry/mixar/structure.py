@@ -8,6 +8,7 @@ What a person wrote there becomes absolute: seen from the recipe file that says 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,6 @@ from cattrs.gen import make_dict_structure_fn, override
 from mixar.text import choices, one_line
 from mixar.written import Text, Word, bare, located
 from mixar_core.errors import UserError
-from mixar_core.storage import user_path
 
 
 class Invalid(ValueError):
@@ -150,7 +150,9 @@ def _located(value: Any, is_path: Any) -> Any:
         return [_located(item, is_path) for item in value]
     if not isinstance(value, Text) or "://" in value:
         return value
-    return str(located(value)) if is_path is True or is_path(value, value.folder / user_path(value)) else value
+    if is_path is not True and not is_path(value, value.folder / os.path.expanduser(value)):
+        return value
+    return str(located(value))
 
 
 def _sequence_hook(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:

@@ -11,7 +11,6 @@ import attrs
 
 from mixar import strict_yaml
 from mixar_core.errors import UserError
-from mixar_core.storage import user_path
 
 _PATH_ENDINGS = (".safetensors", ".yaml", ".yml")
 
@@ -103,6 +102,8 @@ def located(text: str | Path) -> Path:
     Raises:
         UserError: there is nothing, but there would be as seen from the working directory, as recipes once were.
     """
+    from mixar_core.storage import user_path  # comes with torch, and the program's --help needs neither
+
     folder = text.folder if isinstance(text, Text) else Path.cwd()
     relative = user_path(text)
     path, working = folder / relative, Path.cwd() / relative
