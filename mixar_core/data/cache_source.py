@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from mixar_core.data.cache import TOKENS, TokenCache
-from mixar_core.data.loader import BatchShard, ShuffledOrder, flips, make_loader
+from mixar_core.data.loader import BatchShard, ShuffledOrder, flips
 from mixar_core.data.tokens import CachedTokens
-from mixar_core.errors import UserError
+from mixar_core.data.workers import read_ahead
 
 #: batches that are read before they are asked for, where a thread reads them
 AHEAD = 2
@@ -52,57 +52,34 @@ class CacheSource:
 
     def batches(self, first: int, end: int) -> Iterator[CachedTokens]:
         """The batches of steps `first` up to `end`."""
-        wanted = _Wanted(self, first, end)
-        pin = self.device.type == "cuda"
-        for tokens in self._loaded(wanted, pin) if self.workers else self._read(wanted, pin):
+        read, pin = partial(_rows, self.cache, self.kinds), self.device.type == "cuda"
+        wanted = (self._wanted(step) for step in range(first, end))
+        if self.workers:
+            found = read_ahead(read, wanted, workers=self.workers, pin=pin)
+        else:
+            found = _ahead_in_a_thread(lambda rows: read(rows).pin_memory() if pin else read(rows), wanted)
+        for tokens in found:
             yield tokens.to(self.device)
 
-    def _loaded(self, wanted: _Wanted, pin: bool) -> Iterator[CachedTokens]:
-        for item in make_loader(_Rows(self.cache, self.kinds), wanted, workers=self.workers, pin=pin):
-            if isinstance(item, UserError):
-                raise item
-            yield item
+    def _wanted(self, step: int) -> tuple[Tensor, Tensor]:
+        """The share's row numbers in a step, and which of them are mirrored."""
+        rows = self.order.indices(step)[self.share.first : self.share.first + self.share.rows]
+        plain = torch.zeros(self.share.rows, dtype=torch.bool)
+        return rows, flips(step, seed=self.seed, share=self.share) if self.flip else plain
 
-    def _read(self, wanted: _Wanted, pin: bool) -> Iterator[CachedTokens]:
-        def read(rows: Tensor, flip: Tensor) -> CachedTokens:
-            tokens = self.cache.rows(rows, flip, self.kinds)
-            return tokens.pin_memory() if pin else tokens
 
-        ahead: deque[Future[CachedTokens]] = deque()
-        with ThreadPoolExecutor(1, "mixar-cache") as reader:
-            for rows, flip in wanted:
-                ahead.append(reader.submit(read, rows, flip))
-                if len(ahead) > AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
+def _rows(cache: TokenCache, kinds: Collection[str], wanted: tuple[Tensor, Tensor]) -> CachedTokens:
+    return cache.rows(*wanted, kinds)
+
+
+def _ahead_in_a_thread(
+    read: Callable[[tuple[Tensor, Tensor]], CachedTokens], wanted: Iterable[tuple[Tensor, Tensor]]
+) -> Iterator[CachedTokens]:
+    ahead: deque[Future[CachedTokens]] = deque()
+    with ThreadPoolExecutor(1, "mixar-cache") as reader:
+        for rows in wanted:
+            ahead.append(reader.submit(read, rows))
+            if len(ahead) > AHEAD:
                 yield ahead.popleft().result()
-
-
-class _Wanted:
-    """A share's row numbers and mirrorings, step after step; iterable as a loader's sampler."""
-
-    def __init__(self, source: CacheSource, first: int, end: int) -> None:
-        self.source, self.first, self.end = source, first, end
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        source, share = self.source, self.source.share
-        for step in range(self.first, self.end):
-            rows = source.order.indices(step)[share.first : share.first + share.rows]
-            plain = torch.zeros(share.rows, dtype=torch.bool)
-            yield rows, flips(step, seed=source.seed, share=share) if source.flip else plain
-
-    def __len__(self) -> int:
-        return self.end - self.first
-
-
-class _Rows(Dataset):
-    """A data set whose item is a whole batch; a UserError travels as a value."""
-
-    def __init__(self, cache: TokenCache, kinds: Collection[str]) -> None:
-        self.cache, self.kinds = cache, kinds
-
-    def __getitem__(self, wanted: tuple[Tensor, Tensor]) -> CachedTokens | UserError:
-        try:
-            return self.cache.rows(*wanted, self.kinds)
-        except UserError as error:
-            return error
+        while ahead:
+            yield ahead.popleft().result()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 import torch
 from attrs import evolve, frozen
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.streams import Stream, seed_of, step_noise
+from mixar_core.data.workers import read_ahead
 from mixar_core.errors import UserError
 from mixar_core.types import ImageBatch
 
@@ -91,6 +87,10 @@ class LoadedRows:
     pixels_B3HW: Tensor
     labels_B: Tensor
     unreadable: dict[int, str]
+
+    def pin_memory(self) -> LoadedRows:
+        """The same in pinned memory. (Loaders call it by this name.)"""
+        return LoadedRows(self.pixels_B3HW.pin_memory(), self.labels_B.pin_memory(), self.unreadable)
 
 
 def load_readable(dataset: ImageDataset, indices: list[int]) -> LoadedRows:
@@ -183,15 +183,22 @@ class ImageSource:
     ) -> None:
         self.dataset, self.order, self.share, self.seed, self.device = dataset, order, share, seed, device
         self.flip, self.workers, self.unreadable = flip, workers, {}
-        self._kept: tuple[Tensor, Tensor] | None = None
-        if in_memory:
-            parts = []
-            whole = [list(range(i, min(i + 256, len(dataset)))) for i in range(0, len(dataset), 256)]
-            for loaded in load_batches(dataset, whole, workers=workers):
-                self.unreadable |= loaded.unreadable
-                check_unreadable(self.unreadable, max_unreadable)
-                parts.append(loaded)
-            self._kept = torch.cat([p.pixels_B3HW for p in parts]), torch.cat([p.labels_B for p in parts])
+        self._kept = self._all(max_unreadable) if in_memory else None
+
+    def _all(self, max_unreadable: int) -> tuple[Tensor, Tensor]:
+        """Every image of the split, and the labels."""
+        size, done = len(self.dataset), 0
+        wanted = [list(range(i, min(i + 256, size))) for i in range(0, size, 256)]
+        for loaded in load_batches(self.dataset, wanted, workers=self.workers):
+            self.unreadable |= loaded.unreadable
+            check_unreadable(self.unreadable, max_unreadable)
+            if not done:
+                check_room(loaded.pixels_B3HW[0].nbytes * size, f"{size} images", torch.device("cpu"))
+                pixels = loaded.pixels_B3HW.new_empty(size, *loaded.pixels_B3HW.shape[1:])
+                labels = loaded.labels_B.new_empty(size)
+            rows = slice(done, done + len(loaded.labels_B))
+            pixels[rows], labels[rows], done = loaded.pixels_B3HW, loaded.labels_B, rows.stop
+        return pixels, labels
 
     def batches(self, first: int, end: int) -> Iterator[ImageBatch]:
         """The batches of steps `first` up to `end`."""
@@ -200,7 +207,8 @@ class ImageSource:
             yield flipped(images, flips(step, seed=self.seed, share=self.share)) if self.flip else images
 
     def _loaded(self, first: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
-        wanted = _Indices(self.order, self.share, first, end)
+        start, stop = self.share.first, self.share.first + self.share.rows
+        wanted = (self.order.indices(step)[start:stop].tolist() for step in range(first, end))
         if self._kept is not None:
             pixels, labels = self._kept
             yield from ((pixels[rows], labels[rows]) for rows in wanted)
@@ -210,7 +218,7 @@ class ImageSource:
             yield loaded.pixels_B3HW, loaded.labels_B
 
 
-def sweep(
+def each_once(
     dataset: ImageDataset,
     indices: Tensor,
     *,
@@ -239,79 +247,27 @@ def sweep(
         yield to_images(loaded.pixels_B3HW, loaded.labels_B, device)
 
 
-class _Indices:
-    """A share's lists of indices, step after step; iterable as a loader's batch sampler."""
-
-    def __init__(self, order: ShuffledOrder, share: BatchShard, first: int, end: int) -> None:
-        self.order, self.share, self.first, self.end = order, share, first, end
-
-    def __iter__(self) -> Iterator[list[int]]:
-        start, stop = self.share.first, self.share.first + self.share.rows
-        for step in range(self.first, self.end):
-            yield self.order.indices(step)[start:stop].tolist()
-
-    def __len__(self) -> int:
-        return self.end - self.first
-
-
-class _Images(Dataset):
-    """A data set whose item is a whole batch.
-
-    A UserError travels as a value: raised in a worker, it would reach the user wrapped in a traceback's text.
-    """
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor, dict[int, str]] | UserError:
-        try:
-            loaded = load_readable(self.dataset, indices)
-        except UserError as error:
-            return error
-        return loaded.pixels_B3HW, loaded.labels_B, loaded.unreadable
-
-
 def load_batches(
-    dataset: ImageDataset, wanted: _Indices | list[list[int]], *, workers: int = 0, pin: bool = False
+    dataset: ImageDataset, wanted: Iterable[list[int]], *, workers: int = 0, pin: bool = False
 ) -> Iterator[LoadedRows]:
-    """The rows of each list of indices, in order, loaded ahead by `workers` processes.
+    """The images at each list of indices, or those that stand in for them; see `read_ahead`."""
+    return read_ahead(partial(load_readable, dataset), wanted, workers=workers, pin=pin)
+
+
+def check_room(need: int, what: str, device: torch.device) -> None:
+    """See that `need` bytes for `what` fit into the memory of a device, or of this machine.
 
     Raises:
-        UserError: no image at all can be read.
+        UserError: they do not.
     """
-    for loaded in make_loader(_Images(dataset), wanted, workers=workers, pin=pin):
-        if isinstance(loaded, UserError):
-            raise loaded
-        yield LoadedRows(*loaded)
-
-
-class _Wanted(Sized, Iterable, Protocol):
-    """What a loader is to get, in order."""
-
-
-def make_loader(batches: Dataset, wanted: _Wanted, *, workers: int, pin: bool) -> StatefulDataLoader:
-    """A loader of a data set whose item is a whole batch: one for each of `wanted`, in order."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 under newer torch
-        return StatefulDataLoader(
-            batches,
-            batch_size=None,
-            sampler=wanted,
-            num_workers=workers,
-            pin_memory=pin,
-            worker_init_fn=_begin_worker,
-            snapshot_every_n_steps=None,  # where we are is a function of the step: there is no state to keep
+    if device.type == "cuda":
+        together, there = 1, torch.cuda.mem_get_info(device)[0]
+    else:  # torchrun's processes on this machine share its memory
+        together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need * together > there:
+        each = f" in each of {together} processes" if together > 1 else ""
+        raise UserError(
+            f"training.cache: memory needs {need / 2**30:.0f} GiB for {what}{each}, and {device} has "
+            f"{there / 2**30:.0f} GiB; use cache: none"
         )
-
-
-def _begin_worker(worker: int) -> None:
-    """Ctrl-C reaches the workers too; the run must still finish its step, and ends them itself.
-
-    torch's workers watch whether the process that they began under is there. One whose run was killed before that would
-    wait for work for ever.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    run = multiprocessing.parent_process()
-    if run is not None and run.pid != os.getppid() and multiprocessing.get_start_method() != "forkserver":
-        os._exit(1)

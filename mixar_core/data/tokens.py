@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,8 +9,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.data.loader import BatchShard, ShuffledOrder, flipped, flips, sweep
-from mixar_core.errors import UserError
+from mixar_core.data.loader import BatchShard, ShuffledOrder, check_room, each_once, flipped, flips
 from mixar_core.noise import Noise
 from mixar_core.precision import full_precision
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
@@ -121,7 +119,7 @@ class TokenSource:
         self.order, self.share, self.seed, self.flip = order, share, seed, flip
         self.device, self._size, self.unreadable = device, len(dataset), {}
         views, done = (False, True) if flip else (False,), 0
-        for images in sweep(
+        for images in each_once(
             dataset,
             torch.arange(len(dataset)),
             batch_size=encode_batch,
@@ -154,15 +152,5 @@ class TokenSource:
 def _room(sample: CachedTokens, *, images: int, device: torch.device) -> CachedTokens:
     """Memory for so many rows like those of `sample`, not filled, if the device has it."""
     need = sum(tensor.nbytes for tensor in sample.tensors()) * images // len(sample)
-    if device.type == "cuda":
-        together, there = 1, torch.cuda.mem_get_info(device)[0]
-    else:  # torchrun's processes on this machine share its memory
-        together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need * together > there:
-        each = f" in each of {together} processes" if together > 1 else ""
-        raise UserError(
-            f"training.cache: memory needs {need / 2**30:.0f} GiB for {images} encoded images{each}, and {device} has "
-            f"{there / 2**30:.0f} GiB; use cache: none"
-        )
+    check_room(need, f"{images} encoded images", device)
     return sample._each(lambda tensor: tensor.new_empty(images, *tensor.shape[1:]))

@@ -10,7 +10,7 @@ import torch
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.cache_source import CacheSource
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.data.loader import BatchShard, ImageSource, ShuffledOrder, sweep
+from mixar_core.data.loader import BatchShard, ImageSource, ShuffledOrder, each_once
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import CachedTokens, TokenSource
 from mixar_core.distributed import Processes
@@ -128,7 +128,7 @@ def preview_images(
     order = ShuffledOrder(size, count, seed=VALIDATION_SEED)
     if dataset is not None:
         skipped = config.max_unreadable
-        (images,) = sweep(dataset, order.indices(0), batch_size=count, device=device, max_unreadable=skipped)
+        (images,) = each_once(dataset, order.indices(0), batch_size=count, device=device, max_unreadable=skipped)
         return images
     assert cache is not None
     share = BatchShard.of(count, rank=0, world=1)
@@ -155,7 +155,7 @@ def shared_batches(
     mine = order[processes.rank :: processes.world]
     padding = order[: -(-len(order) // processes.world) - len(mine)]
     for number, images in enumerate(
-        sweep(
+        each_once(
             dataset,
             torch.cat([mine, padding]),
             batch_size=batch_size,

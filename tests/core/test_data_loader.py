@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixar_core.data import loader
 from mixar_core.data.loader import (
     BatchShard,
     ImageSource,
     ShuffledOrder,
     check_unreadable,
+    each_once,
     flipped,
     flips,
+    load_batches,
     load_readable,
-    sweep,
     to_images,
 )
 from mixar_core.data.streams import Stream, seed_of, step_noise
@@ -104,24 +108,47 @@ def test_batches_do_not_depend_on_who_finds_the_unreadable(settings):
     assert sources[0].unreadable | sources[1].unreadable == reasons
 
 
-def test_more_unreadable_images_than_may_be_stop_a_sweep():
+def test_more_unreadable_images_than_may_be_stop_reading():
     data = Torn(20, {3, 7})
     assert len(source(data=data, in_memory=True, max_unreadable=2).unreadable) == 2
     with pytest.raises(UserError, match=r"^image 3 is torn$"):
         source(data=Torn(20, {3}), in_memory=True)
     with pytest.raises(UserError, match=r"image 7 is torn; 2 images cannot be read, 1 may be \(max_unreadable\)"):
-        list(sweep(data, torch.arange(20), batch_size=4, device=CPU, max_unreadable=1))
+        list(each_once(data, torch.arange(20), batch_size=4, device=CPU, max_unreadable=1))
     noted: dict[int, str] = {}
     swept = torch.cat(
         [
             b.labels_B
-            for b in sweep(data, torch.arange(20), batch_size=4, device=CPU, max_unreadable=None, unreadable=noted)
+            for b in each_once(data, torch.arange(20), batch_size=4, device=CPU, max_unreadable=None, unreadable=noted)
         ]
     )
     assert swept.tolist()[:8] == [0, 1, 2, 4, 4, 0, 1, 3] and noted.keys() == {3, 7}
     check_unreadable({}, 0, count=0)
     with pytest.raises(UserError, match="5 images cannot be read, 4 may be"):
         check_unreadable({}, 4, count=5)
+
+
+def test_images_in_memory_need_room_and_no_more_than_once(monkeypatch):
+    size = 300 * ToyImages(1)[0][0].nbytes
+    monkeypatch.setattr(loader.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": size}[name])
+    assert len(source(data=ToyImages(300), in_memory=True)._kept[0]) == 300
+    monkeypatch.setattr(loader.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": size - 1}[name])
+    with pytest.raises(UserError, match=r"cache: memory needs .* for 300 images, and cpu has .*; use cache: none"):
+        source(data=ToyImages(300), in_memory=True)
+
+
+def test_images_in_memory_are_not_copied_at_the_end(monkeypatch):
+    batches = []
+
+    def watched(*words, **settings):
+        for loaded in load_batches(*words, **settings):
+            assert sum(batch() is not None for batch in batches) <= 1  # the last one
+            batches.append(weakref.ref(loaded))
+            yield loaded
+
+    monkeypatch.setattr(loader, "load_batches", watched)
+    kept = source(data=ToyImages(600), in_memory=True)._kept
+    assert len(batches) == 3 and kept[1].tolist() == ToyImages(600).labels()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

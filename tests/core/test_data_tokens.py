@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from mixar_core.data import tokens
+from mixar_core.data import loader
 from mixar_core.data.loader import BatchShard, ImageSource, ShuffledOrder
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import FrozenTokenizers, TokenSource
@@ -56,7 +56,7 @@ def test_either_tokenizer_may_be_missing():
 
 
 def test_a_split_that_does_not_fit_is_refused(monkeypatch):
-    monkeypatch.setattr(tokens.os, "sysconf", lambda name: 10)
+    monkeypatch.setattr(loader.os, "sysconf", lambda name: 10)
     with pytest.raises(UserError, match="cache"):
         kept_source(FrozenTokenizers(PoolTokenizer(), None))
 
@@ -79,7 +79,7 @@ def test_encoded_batches_are_not_kept_beside_the_whole(monkeypatch):
 def test_processes_of_a_machine_share_its_memory(monkeypatch):
     frozen = FrozenTokenizers(PoolTokenizer(), SignTokenizer())
     need = sum(tensor.nbytes for tensor in kept_source(frozen).kept.tensors())
-    monkeypatch.setattr(tokens.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * need}[name])
+    monkeypatch.setattr(loader.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * need}[name])
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     kept_source(frozen)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
