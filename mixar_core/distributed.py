@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -21,18 +22,17 @@ import torch
 import torch.distributed as dist
 from attrs import frozen
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from mixar_core.errors import UserError
 
 #: How long a process waits for the others before it gives up on them: the longest work that one may do alone.
 TIMEOUT = timedelta(minutes=15)
 #: The same where processes share out hours of work and meet rarely, or one works on alone: drawing, measuring.
-PATIENT = timedelta(days=7)
-#: What errors say of another process: that it does not answer, that its connection is gone.
-_TIMED_OUT = re.compile(r"\btim(ed |e|ing )out\b", re.IGNORECASE)
-_LOST = re.compile(
-    r"remote (process|peer|error)|ncclRemoteError|connection (was \w+ )?(closed|reset|refused)", re.IGNORECASE
-)
+PATIENT = timedelta(hours=2)
+#: After how long, and how often, those who wait then say for whom.
+LATE = timedelta(minutes=10)
+_MEETINGS = count()
 
 
 @frozen
@@ -44,6 +44,8 @@ class Processes:
     device: torch.device
     #: whether this object started the process group, and so ends it
     owner: bool = False
+    #: where processes with PATIENT to spare note that they are here, see `meeting`
+    store: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -59,7 +61,8 @@ class Processes:
             except UserError as error:
                 done[1] = str(error)
         if self.world > 1:
-            dist.broadcast_object_list(done, src=0, device=self.device)
+            with self.meeting():
+                dist.broadcast_object_list(done, src=0, device=self.device)
         if done[1] is not None:
             raise self.common_error(done[1])
         return done[0]
@@ -73,8 +76,33 @@ class Processes:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value, group=group)
+        with self.meeting():
+            dist.all_gather_object(values, value, group=group)
         return values
+
+    @contextmanager
+    def meeting(self) -> Iterator[None]:
+        """Around what all wait for: says on standard error, every LATE minutes, who is not here yet."""
+        if self.store is None:
+            yield
+            return
+        store, number, over = self.store, next(_MEETINGS), threading.Event()
+        store.set(f"{number}/{self.rank}", "")
+
+        def watch() -> None:
+            waited = LATE
+            while not over.wait(LATE.total_seconds()):
+                here = [rank for rank in range(self.world) if store.check([f"{number}/{rank}"])]
+                late = ", ".join(str(rank) for rank in range(self.world) if rank not in here)
+                if late and self.rank == here[0]:
+                    print(f"waiting for process {late} of {self.world} since {waited}", file=sys.stderr, flush=True)
+                waited += LATE
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes."""
@@ -149,7 +177,7 @@ def join_processes(device: torch.device | str | None = None, *, timeout: timedel
 
     Args:
         device: see `own_device`.
-        timeout: how long one waits for the others; None: TIMEOUT.
+        timeout: how long one waits for the others; None: TIMEOUT. Where it is given, they say for whom they wait.
 
     Raises:
         UserError: see `own_device` and `refuse_while_starting`.
@@ -163,28 +191,30 @@ def join_processes(device: torch.device | str | None = None, *, timeout: timedel
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout or TIMEOUT)
     if not dist.is_initialized():
         return Processes(0, 1, device)
-    return Processes(dist.get_rank(), dist.get_world_size(), device, owner)
+    store: Any = None
+    if timeout is not None and "MASTER_PORT" in os.environ:  # the one that they found each other through
+        life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        whole = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        store = PrefixStore(f"mixar/{life}", whole)
+    return Processes(dist.get_rank(), dist.get_world_size(), device, owner, store)
 
 
 @contextmanager
 def naming_lost_processes(processes: Processes) -> Iterator[None]:
-    """What a collective raises where another process died or hangs, or NCCL itself fails, becomes a UserError."""
+    """What a collective raises where another process died or hangs, or NCCL fails, becomes a UserError."""
     try:
         yield
     except RuntimeError as error:
-        whole = str(error).strip()
-        text = whole.partition("\n")[0]
+        text = " ".join(str(error).split())
         lost = isinstance(error, dist.DistError) or "gloo" in text or "onnection closed by peer" in text
         if processes.world == 1 or not lost:
             raise
-        who = f"process {processes.rank} of {processes.world}"
-        if isinstance(error, dist.DistBackendError) and not (_TIMED_OUT.search(whole) or _LOST.search(whole)):
-            # of its own making (no shared memory, two processes on a GPU): the cause is in NCCL's last line
-            raise UserError(f"{who}: {' '.join(whole.split())}") from error
-        what = "does not answer" if _TIMED_OUT.search(text) else "ended, look for its own message"
-        # Gloo puts a place in its source code before the reason, and advice after it.
-        reason = re.sub(r"^.*\[/\S*\] ", "", text).partition(". ")[0]
-        raise UserError(f"{who}: another process of this run {what} ({reason})") from error
+        timed_out = re.search(r"\btim(ed |e|ing )out\b", text, re.IGNORECASE)
+        what = (
+            "another process of this run does not answer" if timed_out else "lost the others, look for their messages"
+        )
+        reason = re.sub(r"^.*?\[/\S*\] ", "", text)  # Gloo puts a place in its source code before it
+        raise UserError(f"process {processes.rank} of {processes.world}: {what} ({reason})") from error
 
 
 def world_size() -> int:
@@ -254,7 +284,8 @@ def gathered(rows: Tensor, total: int, processes: Processes) -> Tensor:
     padded = rows.new_zeros(-(-total // processes.world), *rows.shape[1:], device=processes.device)
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in range(processes.world)]
-    dist.all_gather(parts, padded)
+    with processes.meeting():
+        dist.all_gather(parts, padded)
     return torch.stack(parts, dim=1).flatten(0, 1)[:total].cpu()
 
 
@@ -263,5 +294,6 @@ def summed(values: Tensor, processes: Processes) -> Tensor:
     if processes.world == 1:
         return values.cpu()
     values = values.to(processes.device, copy=True)
-    dist.all_reduce(values)
+    with processes.meeting():
+        dist.all_reduce(values)
     return values.cpu()

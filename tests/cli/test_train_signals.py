@@ -146,7 +146,7 @@ def test_a_killed_process_ends_the_other_and_torchrun_goes_on(family: Path, tmp_
         assert process.wait(60) == 1
     said = output.read_text()
     ours = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(ours) == 1 and "process 0 of 2: another process of this run ended, look for its own message" in ours[0]
+    assert len(ours) == 1 and "process 0 of 2: lost the others, look for their messages" in ours[0]
     assert "/mixar_" not in said.replace(str(folder), ""), said
 
     # A scheduler signals torchrun and all it started, and torchrun hands the signal on.

@@ -260,10 +260,7 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
 
 
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, "
-ENDED, SILENT = (
-    "another process of this run ended, look for its own message",
-    "another process of this run does not answer",
-)
+LOST, SILENT = "lost the others, look for their messages", "another process of this run does not answer"
 
 
 @pytest.mark.parametrize(
@@ -274,27 +271,27 @@ ENDED, SILENT = (
             "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. \n"
             "Last error:\nError while creating shared memory segment /dev/shm/nccl-a1 (size 9637888), error: No space "
             "left on device (28)",
-            "0 of 2: NCCL error in: * Last error: Error while creating shared memory segment *No space left*(28)",
+            f"0 of 2: {LOST} (NCCL error in: * Last error: Error while creating shared memory *No space left*(28))",
         ),
         (
             f"{NCCL}invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclInvalidUsage: This "
             "usually reflects invalid usage of NCCL library.\nLast error:\nDuplicate GPU detected : rank 1 and rank 0",
-            "0 of 2: NCCL error in: * Last error: Duplicate GPU detected : rank 1 and rank 0",
+            f"0 of 2: {LOST} (NCCL error in: * Last error: Duplicate GPU detected : rank 1 and rank 0)",
         ),
         (
             f"{NCCL}unhandled cuda error, NCCL version 2.27.5\nncclUnhandledCudaError: Call to CUDA function failed.\n"
             "Last error:\nCuda failure 2 'out of memory'",
-            "0 of 2: NCCL error in: * Cuda failure 2 'out of memory'",
+            f"0 of 2: {LOST} (NCCL error in: * Cuda failure 2 'out of memory')",
         ),
         (
             f"{NCCL}remote process exited or there was a network error, NCCL version 2.27.5\nncclRemoteError: A call "
             "failed possibly due to a network error or a remote process exiting prematurely. \nLast error:\n",
-            f"0 of 2: {ENDED} (NCCL error in: *remote process exited *)",
+            f"0 of 2: {LOST} (NCCL error in: *remote process exited *)",
         ),
         (
             f"{NCCL}unhandled system error, NCCL version 2.27.5\nncclSystemError: System call failed.\nLast error:\n"
             "socketPollConnect: connect to 10.0.0.1<40001> returned Connection refused, retries exceeded",
-            f"0 of 2: {ENDED} (NCCL error in: *)",
+            f"0 of 2: {LOST} (NCCL error in: *)",
         ),
         (
             "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=8, OpType=ALLREDUCE) ran for 900 "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from benchmarks.kills import Attempts, Setup, endure, leave_alone, steps_logged, train_one
 from mixar_core import distributed
+from mixar_core.errors import UserError
 from mixar_core.training import checkpoint
 from tests.core.training_toys import toy_run
 
@@ -52,6 +55,38 @@ def test_a_process_that_hangs_does_not_keep_the_others(every: int, tmp_path: Pat
         attempts.kill(attempts.running)
     assert attempts.said().startswith("error: process 1 of 2: another process of this run does not answer (Timed out")
     assert attempts.said().count("\n") == 1
+
+
+def meet(setup: Setup, folder: str, resume: bool, workers: int, environment: dict[str, str], output: str) -> None:
+    """A process that shares out long work; the second one comes late, and the next time never."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    distributed.LATE = timedelta(seconds=0.5)
+    processes = distributed.join_processes("cpu", timeout=timedelta(seconds=2))
+    try:
+        with distributed.naming_lost_processes(processes):
+            for seconds in (1.3, 600.0):
+                time.sleep(seconds * processes.rank)
+                assert processes.all_gather(processes.rank) == [0, 1]
+    except UserError as error:
+        print("error:", error, file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+def test_those_who_wait_say_for_whom(tmp_path: Path) -> None:
+    attempts = Attempts(Setup(processes=2), tmp_path / "run", work=meet)
+    attempts.start()
+    try:
+        attempts.running[0].join(60)
+        assert attempts.running[0].exitcode == 2
+    finally:
+        attempts.kill(attempts.running)
+    said = attempts.said().splitlines()
+    late = [line.split(" since ") for line in said[:-1]]
+    assert {who for who, _ in late} == {"waiting for process 1 of 2"}
+    assert [since for _, since in late].count("0:00:00.500000") == 2 and len(late) > 2  # at both meetings
+    assert said[-1].startswith("error: process 0 of 2: another process of this run does not answer")
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
