@@ -266,7 +266,7 @@ def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtra
             ("precision", number(scores.precision), real and number(real.precision)),
             ("recall", number(scores.recall), real and number(real.recall)),
         ],
-        below=["", *below],
+        below=below,
     )
 
 
@@ -303,7 +303,7 @@ def _drawn_section(samples: Mapping[str, Any]) -> Section:
         ("images", f"{samples['count']:,} of {samples['width']}x{samples['height']} pixels"),
     ]
     if samples["drawn"] is None:
-        below = ["\nHow they were drawn is not known."]
+        below = ["How they were drawn is not known."]
     else:
         rows, below = [*rows, *_drawn_rows(samples["drawn"])], []
     return Section("How the samples were drawn", columns=("what", "value"), rows=rows, below=below)

@@ -126,7 +126,7 @@ def open_images(
     if isinstance(source, str):
         found = _of_words(source, registry, recipe, image_size, where)
     elif isinstance(source, Path):
-        found = _of_path(source, registry, image_size, where)
+        found = _of_path(user_path(source), registry, image_size, where)
     elif isinstance(source, ImageSet):
         found = source
     else:
