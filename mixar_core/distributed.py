@@ -125,11 +125,10 @@ def available_device(device: torch.device | str) -> torch.device:
         UserError: it is not.
     """
     try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen).cpu()
+        torch.empty(0, device=device).cpu()
+        return torch.device(device)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"device {device}: not available here ({next(iter(str(error).splitlines()), '')})") from error
-    return chosen
 
 
 def own_device(device: torch.device | str | None = None) -> torch.device:
@@ -142,7 +141,7 @@ def own_device(device: torch.device | str | None = None) -> torch.device:
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type != "cuda":
+    if not str(device).startswith("cuda"):
         return available_device(device)
     chosen = torch.device(device)
     if chosen.index is not None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mixar.labels import checked_number
 from mixar_core.pictures import labelled_grid, legible, to_pil
 from mixar_core.types import NO_CLASS
 
@@ -68,8 +69,11 @@ def grid_picture(
 
     Args:
         labels: numbers to show instead of names that the font has no letters for.
+
+    Raises:
+        UserError: `columns` is no whole number above zero.
     """
     if labels is not None:
         names = [name if legible(name) else str(label) for name, label in zip(names, labels, strict=True)]
-    columns = columns or math.ceil(math.sqrt(len(names)))
+    columns = checked_number(columns, "columns", low=1, whole=True) or math.ceil(math.sqrt(len(names)))
     return labelled_grid(images_B3HW, names, columns=columns, scale=max(1, 96 // images_B3HW.shape[-1]))

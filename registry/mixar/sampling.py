@@ -154,7 +154,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write what `describe` gives, and what was added to it, as MANIFEST or beside an `.npz`."""
-    write_text(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(manifest, indent=2) + "\n")
 
 
 def plan_of(folder: Path) -> tuple[dict[str, Any], Plan]:
@@ -240,7 +240,7 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         UserError: it holds something else, other samples (says what differs), or cannot be written.
     """
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.resolve().mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).is_file():
             if any(not entry.name.endswith(".unfinished") for entry in folder.iterdir()):
                 raise UserError(f"{folder}: holds something else than samples; give another folder")

@@ -111,6 +111,7 @@ def write_folder(
     Raises:
         UserError: the folder cannot be written; nothing is left behind.
     """
+    folder = folder.resolve()  # a link to it stays one
     with (
         writing(folder),
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as scratch,
@@ -155,7 +156,7 @@ def remove_folder(folder: Path) -> None:
     if _holds_something(folder):
         _check_samples(folder)
         with writing(folder):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder.resolve())
 
 
 def _holds_something(folder: Path) -> bool:

@@ -118,7 +118,12 @@ def path_of(text: str | Path, *, holding: str | None = None) -> Path | None:
 
     A Path is a path, and so is what has a slash or a recipe's or weights file's ending. Any other word is a path only
     to a folder that is `holding` this file.
+
+    Raises:
+        UserError: it is neither.
     """
+    if not isinstance(text, str | Path):
+        raise UserError(f"{text!r}: neither a name nor a path")
     if isinstance(text, Path) or "/" in text or text.startswith(("~", ".")) or text.endswith(_PATH_ENDINGS):
         return located(text)
     seen = text if isinstance(text, Text) else Text(text)

@@ -136,6 +136,14 @@ def test_sampling_overwrites_only_samples_and_only_when_forced(family: Path, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "out"]
 
 
+def test_a_link_to_a_folder_of_samples_stays_one(family: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for words in (("--labels", "0"), ("--labels", "1", "--force"), ("--count", "2", "--force")):
+        good("sample", family / "models/prior", "--out", "out", *words, cwd=tmp_path)
+        assert (tmp_path / "out").is_symlink() and (tmp_path / "disk/grid.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mixar.generation import Generation, grid_picture
+from mixar_core.errors import UserError
 from mixar_core.pictures import labelled_grid, legible
 
 IMAGES = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
@@ -34,3 +35,10 @@ def test_any_names_make_a_picture(names: list[str]) -> None:
 
 def test_a_title_or_label_of_several_lines_is_no_error() -> None:
     labelled_grid(IMAGES, ["a\nb", "c"], title="d\ne")
+
+
+def test_columns_are_counted() -> None:
+    for wrong in (0, -1, 2.5, True, "2"):
+        with pytest.raises(UserError, match="columns"):
+            grid_picture(IMAGES, ["a", "b"], columns=wrong)  # type: ignore[arg-type]
+    assert grid_picture(IMAGES, ["a", "b"], columns=1).height > grid_picture(IMAGES, ["a", "b"], columns=2).height

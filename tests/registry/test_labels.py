@@ -227,3 +227,10 @@ def test_one_is_no_guidance_whatever_the_folder(family: Path) -> None:
     )
     assert torch.equal(prior.generate([0, 1], seed=4, cfg=1.0).codes, unguided)  # type: ignore[arg-type]
     assert torch.equal(prior.sample_codes([0, 1], seed=4, cfg=1), unguided)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, True, b"digits", ["digits"], 1.5], ids=repr)
+def test_what_is_loaded_has_a_name_or_a_path(wrong: Any) -> None:
+    for load in (mixar.load, mixar.load_recipe):
+        with pytest.raises(UserError, match="neither a name nor a path"):
+            load(wrong)
