@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.cli.process import good, refused, run, started
@@ -22,7 +23,7 @@ MIXAR = Path(sys.executable).with_name("mixar")
 
 def program(*arguments: object, cwd: Path | None = None) -> str:
     """The output of the installed program itself, which must succeed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "COLUMNS": "120"}
     command = [str(MIXAR), *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -256,16 +257,23 @@ def test_a_stream_is_cached_and_not_trained_on(family: Path, registry: Registry,
 
 
 def test_the_command(family: Path, tmp_path: Path) -> None:
+    tmp_path /= "a folder"  # what is printed can be pasted
     shutil.copytree(family / "data", tmp_path / "data")
     (tmp_path / "data/train/dog/1.png").write_bytes(b"not a picture")
     base = ("cache", family / "recipes/mixar.yaml", "--set", f"data.path={tmp_path / 'data'}", "--device", "cpu")
     assert "dog/1.png" in refused(*base, "--out", tmp_path / "cache", "--max-unreadable", 0)
     output = good(*base, "--out", tmp_path / "cache")
     assert "left out image 4: " in output and "8 images, " in output
-    line = output.splitlines()[-1]
-    assert line == f"mixar train {family / 'recipes/mixar.yaml'} --set training.cache={tmp_path / 'cache'}"
+    hint = shlex.split(output.splitlines()[-1])
+    assert hint == [
+        "mixar",
+        "train",
+        str(family / "recipes/mixar.yaml"),
+        "--set",
+        f"training.cache={tmp_path / 'cache'}",
+    ]
     assert "all of it was there already" in good(*base, "--out", tmp_path / "cache")
-    good(*line.split()[1:], "--out", tmp_path / "run", "--device", "cpu")
+    good(*hint[1:], "--out", tmp_path / "run", "--device", "cpu")
     assert "1 files are as they were written" in good("cache", "--verify", tmp_path / "cache")
     file = tmp_path / "cache/tokens_00000.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mixar.cli.common import Device, NoPlugin, Set, at_least, checked_device, open_registry
+from mixar.cli.common import Device, NoPlugin, Set, at_least, checked_device, command_line, open_registry
 from mixar_core.errors import UserError
 
 
@@ -100,7 +100,7 @@ def cache_command(
     rate = f"{made.encoded / made.seconds:,.0f} images/s" if made.encoded else "all of it was there already"
     print(f"{index.count:,} images, {_bytes(size)} in {out} ({size / index.count:,.0f} bytes an image), {rate}")
     if split == "train":
-        print(f"mixar train {recipe} --set training.cache={out}")
+        print(command_line("mixar", "train", recipe, "--set", f"training.cache={out}"))
 
 
 def _verify(folder: Path) -> None:

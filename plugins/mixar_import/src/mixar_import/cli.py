@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mixar.cli.common import NoPlugin, Offline, go_offline, open_registry, print_table
+from mixar.cli.common import NoPlugin, Offline, command_line, go_offline, open_registry, print_table
 
 weights_app = typer.Typer(
     no_args_is_help=True,
@@ -91,4 +91,4 @@ def import_command(
         f"{filled.image_size} pixels"
     )
     if filled.trains in ("mixar", "prior"):
-        print(f"mixar sample {out}")
+        print(command_line("mixar", "sample", out))
