@@ -9,6 +9,7 @@ import platform
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,10 +159,11 @@ def sha256(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes: mixar, torch, timm, safetensors, Python."""
-    return {name: version(name) for name in ("mixar", "torch", "timm", "safetensors")} | {
-        "python": platform.python_version()
-    }
+    """Versions of what computes: mixar, torch, timm where it is installed, safetensors, Python."""
+    installed = {"mixar": version("mixar"), "torch": version("torch")}
+    if find_spec("timm") is not None:
+        installed["timm"] = version("timm")
+    return {**installed, "safetensors": version("safetensors"), "python": platform.python_version()}
 
 
 def _shape(tensor: Tensor) -> str:

@@ -184,6 +184,6 @@ def _check_facts(folder: Path, recipe: Recipe, now: Mapping[str, Any]) -> list[s
                 f"{folder} was started with other weights of its {key}: their sha256 was {noted}, is {digest}; resume "
                 "with those, or start anew"
             )
-    names = {f"the run in {folder}": then.get("class_names") or (), "its data now": now["class_names"]}
-    note = compare_classes(recipe, *names, names)
+    run, data = f"the run in {folder}", "its data now"
+    note = compare_classes(recipe, run, data, {run: then.get("class_names") or (), data: now["class_names"]})
     return [note] if note else []

@@ -51,8 +51,12 @@ class EfficientNetLite0(FeatureExtractor):
 
     def __init__(self, config: EfficientNetLite0Config) -> None:
         super().__init__()
-        import timm  # seconds to import, and only recipes with a perceptual loss or a distance need it
-
+        try:
+            import timm  # seconds to import, and only recipes with a perceptual loss or a distance need it
+        except ImportError as error:
+            raise UserError(
+                "extractor efficientnet-lite0: package timm is not installed: pip install 'mixar[perceptual]'"
+            ) from error
         self.config = config
         # timm's `tf_` variant has the padding and batch norm epsilon these weights were trained with.
         network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
