@@ -104,9 +104,13 @@ class Processes:
         finally:
             over.set()
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes."""
-        return sum_over_processes(values) / self.world
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the processes, on this one's device; `values` itself where it is alone."""
+        if self.world > 1:
+            values = values.to(self.device, copy=True)
+            with self.meeting():
+                dist.all_reduce(values)
+        return values
 
     def leave(self) -> None:
         """The run ended well: end the process group when the interpreter exits, where this object started it.
@@ -216,19 +220,6 @@ def naming_lost_processes(processes: Processes) -> Iterator[None]:
         raise UserError(f"process {processes.rank} of {processes.world}: {what} ({reason})") from error
 
 
-def world_size() -> int:
-    """How many processes share the run."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum over the processes of a run; `values` itself where there is one."""
-    if world_size() > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-    return values
-
-
 #: Seconds in which a second signal is still the first request: a scheduler signals every process, and torchrun, which
 #: it signals too, passes the signal on.
 SAME_REQUEST = 2.0
@@ -290,9 +281,4 @@ def gathered(rows: Tensor, total: int, processes: Processes) -> Tensor:
 
 def summed(values: Tensor, processes: Processes) -> Tensor:
     """The sum over the processes, on the CPU."""
-    if processes.world == 1:
-        return values.cpu()
-    values = values.to(processes.device, copy=True)
-    with processes.meeting():
-        dist.all_reduce(values)
-    return values.cpu()
+    return processes.sum(values).cpu()

@@ -172,7 +172,7 @@ class Checkpoints:
                 with writing(path):
                     os.replace(path, aside)
 
-    def save(self, tensors: Tensors, facts: CheckpointInfo) -> None:
+    def save(self, tensors: Tensors, info: CheckpointInfo) -> None:
         """Write a checkpoint, or in the background begin to, once the one before is complete.
 
         Every process writes its part of the tensors: of sharded ones its shard, of the others those of `own_part`.
@@ -181,13 +181,13 @@ class Checkpoints:
             UserError: it cannot be written, or the one before could not; the older ones are as they were.
         """
         self.wait()
-        path = self.root / f"step-{facts.step:08d}"
+        path = self.root / f"step-{info.step:08d}"
         if self.processes.on_main(lambda: self._open(path)):
             return  # a run that was resumed at its own last step
         tensors = {part: own_part(values, self.processes) for part, values in tensors.items()}
         if self._thread is None:
             problem = self._write(path, tensors)
-            self.processes.on_main(lambda: self._complete(path, facts, problem))
+            self.processes.on_main(lambda: self._complete(path, info, problem))
             return
         # Without pinned or shared memory and in this thread: when it returns, training may change the weights.
         options = StagingOptions(
@@ -195,7 +195,7 @@ class Checkpoints:
         )
         self._stager = self._stager or DefaultStager(options)
         staged: Any = self._stager.stage(tensors)
-        self._pending = self._thread.submit(self._write_and_complete, path, staged, facts)
+        self._pending = self._thread.submit(self._write_and_complete, path, staged, info)
 
     def wait(self) -> None:
         """Until nothing is being written.
@@ -237,10 +237,10 @@ class Checkpoints:
             unfinished.mkdir(parents=True)
         return False
 
-    def _write_and_complete(self, path: Path, tensors: Tensors, facts: CheckpointInfo) -> None:
+    def _write_and_complete(self, path: Path, tensors: Tensors, info: CheckpointInfo) -> None:
         problem = self._write(path, tensors)
         if self.processes.is_main:
-            self._complete(path, facts, problem)
+            self._complete(path, info, problem)
 
     def _write(self, path: Path, tensors: Tensors) -> str | None:
         """This process's share of the files; what went wrong in any of them."""
@@ -252,7 +252,7 @@ class Checkpoints:
             return _reason(error)
         return None
 
-    def _complete(self, path: Path, facts: CheckpointInfo, problem: str | None) -> None:
+    def _complete(self, path: Path, info: CheckpointInfo, problem: str | None) -> None:
         """Checksums, the name, and the old ones' removal; for the main process."""
         unfinished = _unfinished(path)
         try:
@@ -260,7 +260,7 @@ class Checkpoints:
                 raise UserError(f"{path} cannot be written: {problem}")
             with writing(path):
                 files = {str(file.relative_to(unfinished)): _digest(file) for file in sorted(unfinished.rglob("*.*"))}
-                run = {"step": facts.step, "settings": dict(facts.settings), "processes": facts.processes}
+                run = {"step": info.step, "settings": dict(info.settings), "processes": info.processes}
                 write_text(unfinished / "run.json", json.dumps({**run, "files": files}, indent=1))
                 for part in {(unfinished / name).parent for name in files}:
                     sync(part)

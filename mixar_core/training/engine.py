@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -20,7 +20,7 @@ from torch.optim import AdamW
 from mixar_core.blocks import Block
 from mixar_core.data.streams import Stream, seed_of, step_noise
 from mixar_core.data.tokens import CachedTokens
-from mixar_core.distributed import Processes, sum_over_processes
+from mixar_core.distributed import Processes
 from mixar_core.noise import Noise
 from mixar_core.training.ema import EMA, local
 from mixar_core.training.objective import Objective
@@ -104,8 +104,8 @@ class Engine:
                 (losses.total * part.weight).backward()
             add(sums, losses, part.weight)
         norm = self._norm()
-        counted = [norm.new_full((), value * self.processes.world) for value in counts.values()]
-        means = iter(self.processes.mean(torch.stack([*sums.values(), norm, *counted])).tolist())
+        counted = norm.new_tensor([*counts.values()]) * self.processes.world
+        means = iter(self._means([*sums.values(), norm, *counted]))
         return Gradients({name: next(means) for name in sums}, next(means), {name: next(means) for name in counts})
 
     def micro_batches(self, batch: Batch, source: Source, step: int) -> Iterator[MicroBatch]:
@@ -162,7 +162,7 @@ class Engine:
                 with self.autocast():
                     losses = self.objective(part.batch, step=step, steps=self.steps, noise=part.noise)
                 add(sums, losses, part.weight / count)
-        return dict(zip(sums, self.processes.mean(torch.stack([*sums.values()])).tolist(), strict=True))
+        return dict(zip(sums, self._means([*sums.values()]), strict=True))
 
     def _summing_gradients(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are summed over the processes in a batch's last part alone."""
@@ -192,7 +192,11 @@ class Engine:
 
     def _norm(self) -> Tensor:
         norm = get_total_norm(self._gradients())
-        return sum_over_processes(norm.square()).sqrt() if self.sharded else norm
+        return self.processes.sum(norm.square()).sqrt() if self.sharded else norm
+
+    def _means(self, values: Sequence[Tensor]) -> list[float]:
+        """The values' means over the processes."""
+        return (self.processes.sum(torch.stack([*values])) / self.processes.world).tolist()
 
     # ---------------------------------------------------------------- its state
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -79,34 +79,13 @@ def _source(
 ) -> Source:
     order = ShuffledOrder(len(data), batch_size, seed=seed)
     share = BatchShard.of(batch_size, rank=processes.rank, world=processes.world)
-    device, workers = processes.device, config.workers
+    how: dict[str, Any] = {"seed": seed, "flip": flip, "device": processes.device, "workers": config.workers}
     if isinstance(data, TokenCache):
-        kinds = _kinds(objective)
-        return CacheSource(data, order, share, seed=seed, device=device, flip=flip, workers=workers, kinds=kinds)
-    keep = config.cache == "memory"
-    if keep and objective.takes_tokens:
-        return TokenSource(
-            data,
-            order,
-            share,
-            objective.tokenizers,
-            seed=seed,
-            device=device,
-            flip=flip,
-            workers=workers,
-            max_unreadable=config.max_unreadable,
-        )
-    return ImageSource(
-        data,
-        order,
-        share,
-        seed=seed,
-        device=device,
-        flip=flip,
-        workers=workers,
-        in_memory=keep,
-        max_unreadable=config.max_unreadable,
-    )
+        return CacheSource(data, order, share, kinds=_kinds(objective), **how)
+    how["max_unreadable"] = config.max_unreadable
+    if config.cache == "memory" and objective.takes_tokens:
+        return TokenSource(data, order, share, objective.tokenizers, **how)
+    return ImageSource(data, order, share, in_memory=config.cache == "memory", **how)
 
 
 def _kinds(objective: Objective) -> list[str]:

@@ -15,7 +15,7 @@ from mixar_core.data.cache import TokenCache
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.loader import BatchShard
 from mixar_core.data.streams import Stream, step_noise
-from mixar_core.distributed import Processes, StopSignals, join_processes, naming_lost_processes, sum_over_processes
+from mixar_core.distributed import Processes, StopSignals, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
 from mixar_core.precision import tf32_where
 from mixar_core.storage import FolderLock, write_text, write_weights, writing
@@ -131,9 +131,8 @@ class Trainer:
         self.callbacks = Callbacks(callbacks, is_main=processes.is_main)
         self.device = processes.device
         self.steps = config.total_steps(images)
-        BatchShard.of(
-            config.batch_size, rank=processes.rank, world=processes.world
-        )  # refuses before anything is written
+        # refuses a batch that is not to be shared out, before anything is written
+        BatchShard.of(config.batch_size, rank=processes.rank, world=processes.world)
         self.lock = FolderLock(folder)
         self.log = RunLog(folder)
         self.meter = Meter()
@@ -185,27 +184,26 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         """Put the run back to where it was."""
-        facts: CheckpointInfo = self.processes.on_main(lambda: read_info(checkpoint))
-        then, now = facts.settings, self._settings()
-        differing = [
-            f"{n} was {then.get(n)}, is {now.get(n)}" for n in sorted({*then, *now}) if then.get(n) != now.get(n)
-        ]
-        if facts.step > self.steps:
-            differing.append(f"steps done were {facts.step}, steps is {self.steps}")
+        info: CheckpointInfo = self.processes.on_main(lambda: read_info(checkpoint))
+        then, now = info.settings, self._settings()
+        names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+        differing = [f"{name} was {then.get(name)}, is {now.get(name)}" for name in names]
+        if info.step > self.steps:
+            differing.append(f"steps done were {info.step}, steps is {self.steps}")
         if differing:
             raise self.processes.common_error(
                 f"{checkpoint} was written with other settings: {', '.join(differing)}; resume with those, or start "
                 "a new run"
             )
-        if facts.processes != self.processes.world and self.processes.is_main:
+        if info.processes != self.processes.world and self.processes.is_main:
             print(
-                f"warning: this run was shared by {facts.processes} processes and goes on with {self.processes.world}: "
+                f"warning: this run was shared by {info.processes} processes and goes on with {self.processes.world}: "
                 "the same batches and draws, but sums are rounded in another order",
                 file=sys.stderr,
             )
-        self.engine.expect(stored_shapes(checkpoint / "optimizer"), steps_done=facts.step)
+        self.engine.expect(stored_shapes(checkpoint / "optimizer"), steps_done=info.step)
         load_tensors(checkpoint, self.engine.state(), self.processes)
-        self.done = facts.step
+        self.done = info.step
         self.processes.on_main(self._forget)
 
     def _forget(self) -> None:
@@ -261,6 +259,7 @@ class Trainer:
             raise self.processes.common_error(problems[0])
 
     def _steps(self, info: RunInfo, signals: StopSignals) -> None:
+        """The training loop."""
         config, stop = self.config, False
         batches = self.source.batches(self.done, self.steps)
         while self.done < self.steps and not stop:
@@ -279,7 +278,8 @@ class Trainer:
             if config.preview_every and self._due(config.preview_every, last):
                 self._preview(info)
             if self._due(config.checkpoint_every, last or stop):
-                self._checkpoint()
+                about = CheckpointInfo(self.done, self._settings(), self.processes.world)
+                self.checkpoints.save(self.engine.state(), about)
             self._announce(info)
         self.checkpoints.wait()
         self._announce(info)
@@ -369,9 +369,6 @@ class Trainer:
             rows = {name: row.float().cpu() for name, row in self.objective.preview(images, noise=noise).items()}
         self.callbacks.on_preview(info, self.done, rows)
 
-    def _checkpoint(self) -> None:
-        self.checkpoints.save(self.engine.state(), CheckpointInfo(self.done, self._settings(), self.processes.world))
-
     def _announce(self, info: RunInfo) -> None:
         """Tell callbacks of the checkpoints that became complete."""
         for path in self.checkpoints.finished():
@@ -397,6 +394,6 @@ class Trainer:
                 max_unreadable=config.max_unreadable,
             )
             with self.engine.gathered():
-                objective.finish(batches, sum_over_processes)
+                objective.finish(batches, self.processes.sum)
         weights = self.engine.whole_weights()
         self.processes.on_main(lambda: write_weights(self.folder / name, weights))
