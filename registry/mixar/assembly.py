@@ -133,11 +133,16 @@ def try_data(recipe: Recipe, registry: Registry) -> str:
         construct(recipe, registry, "data", split="train", image_size=recipe.image_size)
     except UserError as error:
         return f"cannot be opened here: {error}"
-    data, validation = open_data(recipe, registry, "train"), None
+    data, validation, missing = open_data(recipe, registry, "train"), None, []
     if recipe.training is not None and recipe.training.evaluate_every:
-        validation = open_data(recipe, registry, "validation")
+        try:
+            construct(recipe, registry, "data", split="validation", image_size=recipe.image_size)
+        except UserError as error:
+            missing = [f"validation cannot be opened here: {error}"]
+        else:
+            validation = open_data(recipe, registry, "validation")
     size = "a stream of images" if data.stream is not None else f"{len(data):,} training images"
-    notes = data_notes(recipe, registry, train=data, validation=validation)
+    notes = [*missing, *data_notes(recipe, registry, train=data, validation=validation)]
     return "\n".join([f"{size} of {data.num_classes} classes ({recipe.data.type})", *(f"note: {n}" for n in notes)])
 
 

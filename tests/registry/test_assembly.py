@@ -162,3 +162,13 @@ def test_weights_that_are_gone_are_named_with_their_key(family: Path, registry: 
     (tmp_path / "tok").unlink()
     with pytest.raises(UserError, match=rf"mixar: continuous_tokenizer\.weights: model {tmp_path}/tok: no such folder"):
         build(recipe, registry)
+
+
+def test_a_check_goes_on_without_a_validation_split(family: Path, registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "train/0.png")
+    changes = (f"data.path={tmp_path}", "num_classes=0", "training.evaluate_every=1")
+    path = family / "recipes/continuous.yaml"
+    size, note = try_data(load_recipe(path, changes, registry=registry), registry).splitlines()
+    assert size.startswith("1 training images") and note.startswith("note: validation cannot be opened here: ")
+    assert note.endswith("training.evaluate_every=0 does without")
