@@ -34,9 +34,10 @@ def run(*arguments: object, cwd: Path | None = None, largest_file: int = -1) -> 
         process = _FORKS.Process(target=_child, args=(words, str(cwd or Path.cwd()), str(out), str(err), largest_file))
         process.start()
         process.join(timeout=120)
-        if process.exitcode is None:
+        if process.exitcode is None:  # it hangs: that must not look like success
             process.kill()
-        return subprocess.CompletedProcess(words, process.exitcode or 0, out.read_text(), err.read_text())
+            process.join()
+        return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
 
 
 def good(*arguments: object, cwd: Path | None = None) -> str:

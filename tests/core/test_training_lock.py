@@ -14,7 +14,7 @@ import pytest
 from mixar_core import storage as lock
 from mixar_core.errors import UserError
 from mixar_core.storage import LOCK, FolderLock
-from tests.core.test_data_cache import begun, plan
+from tests.core.cache_toys import begun, plan
 from tests.core.training_toys import toy_run
 
 HOLD = """
