@@ -145,7 +145,7 @@ class FolderLock:
         Raises:
             UserError: another process keeps it (says which), or the folder is not there, or cannot be written.
         """
-        end, told = time.monotonic() + PATIENCE, False
+        end, announced = time.monotonic() + PATIENCE, False
         with writing(self.path):
             while self._file is None:
                 file = self.path.open("a+")
@@ -161,9 +161,9 @@ class FolderLock:
                     raise UserError(
                         f"{works}; wait for its end, or stop it; if its machine is gone, remove {self.path}"
                     )
-                if not told:
+                if not announced:
                     print(f"{works}; waiting up to {PATIENCE:.0f} s for its end", file=sys.stderr, flush=True)
-                    told = True
+                    announced = True
                 time.sleep(1.0)
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from attrs import Attribute, asdict, field, fields, frozen
 from attrs.validators import and_, ge, gt, le, lt, min_len, optional
 
+from mixar_core.storage import user_path
+
 
 def _two_betas(_: Any, attribute: Attribute[Any], value: tuple[float, float]) -> None:
     if not all(0.0 <= beta < 1.0 for beta in value):
@@ -111,7 +113,7 @@ class TrainingConfig:
     @property
     def cache_folder(self) -> Path | None:
         """The token cache that training reads; None: it reads images."""
-        return None if self.cache in ("none", "memory") else Path(self.cache)
+        return None if self.cache in ("none", "memory") else user_path(self.cache)
 
     def total_steps(self, images: int) -> int:
         """Optimizer steps of the run on a split of `images`."""

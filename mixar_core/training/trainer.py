@@ -18,7 +18,7 @@ from mixar_core.data.streams import Stream, step_noise
 from mixar_core.distributed import Processes, StopSignals, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
 from mixar_core.precision import tf32_where
-from mixar_core.storage import FolderLock, write_text, write_weights, writing
+from mixar_core.storage import FolderLock, user_path, write_text, write_weights, writing
 from mixar_core.training.callback import Callback, Callbacks, RunInfo, StepReport
 from mixar_core.training.checkpoint import (
     CheckpointInfo,
@@ -67,7 +67,7 @@ def train(
     train_set: ImageDataset | None,
     validation_set: ImageDataset | None,
     config: TrainingConfig,
-    folder: Path,
+    folder: str | Path,
     *,
     cache: TokenCache | None = None,
     callbacks: Sequence[Callback] = (),
@@ -97,7 +97,7 @@ def train(
             it; a loss or the gradient is not finite; too many images cannot be read; the disk is full; another process
             died.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     processes = join_processes(device)
     with StopSignals() as signals, naming_lost_processes(processes), tf32_where(config.precision, processes.device):
         trainer = Trainer(objective, train_set, validation_set, config, folder, cache, callbacks, processes)

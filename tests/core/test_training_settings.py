@@ -60,3 +60,9 @@ def test_a_resumed_run_may_change_its_length_only_where_no_schedule_depends_on_i
     constant, cosine = TrainingConfig(steps=1), TrainingConfig(steps=1, schedule="cosine")
     assert "steps" not in constant.fingerprint() and "steps" in cosine.fingerprint()
     assert "batch_size" in constant.fingerprint() and "workers" not in constant.fingerprint()
+
+
+def test_a_cache_folder_may_be_below_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert str(TrainingConfig(steps=1, cache="~/cache").cache_folder) == "/home/someone/cache"
+    assert TrainingConfig(steps=1, cache="memory").cache_folder is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -67,25 +67,12 @@ def plain_bar(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int |
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-class Phases:
+class Phases(ExitStack):
     """One ImageProgress after the other: `phases("sampling")` ends the one before and begins the next."""
 
-    def __init__(self) -> None:
-        self.now: ImageProgress | None = None
-
-    def __enter__(self) -> Phases:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.now is not None:
-            self.now.__exit__(kind, value, trace)
-
     def __call__(self, what: str) -> ImageProgress:
-        self.__exit__(None, None, None)
-        self.now = ImageProgress(what)
-        return self.now
+        self.close()
+        return self.enter_context(ImageProgress(what))
 
 
 def duration(seconds: float) -> str:
