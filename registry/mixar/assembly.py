@@ -192,7 +192,8 @@ def compare_classes(recipe: Recipe, one: str, other: str, names: Mapping[str, Se
         )
     if has_names(names[one]) == has_names(names[other]):
         return None
-    return f'only one of {one} and {other} names its classes: label 0 is "{names[one][0]}" and "{names[other][0]}"'
+    labels = f'label 0 is "{names[one][0]}" and "{names[other][0]}"'
+    return f"only one of {one} and {other} names its classes: {labels}; see that a label means the same in both"
 
 
 def has_names(classes: Sequence[str]) -> bool:

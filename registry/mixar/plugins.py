@@ -15,7 +15,7 @@ import inspect
 import re
 from abc import ABCMeta
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import attrs
 import pluggy
 
+import mixar_core
 from mixar.text import choices, one_line
 from mixar.written import path_of
 from mixar_core.errors import UserError
@@ -95,29 +96,17 @@ class Hooks:
 _HOOKS = [name for name in vars(Hooks) if name.startswith("mixar_")]
 
 
-class _OwnKinds:
-    """The kinds of parts that the core knows."""
-
-    @hookimpl
-    def mixar_kinds(self) -> Mapping[str, type]:
-        from mixar_core.data.dataset import ImageDataset
-        from mixar_core.head import ContinuousHead
-        from mixar_core.injector import GuidanceInjector
-        from mixar_core.perceptual import FeatureExtractor
-        from mixar_core.prior import DiscretePrior
-        from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-        from mixar_core.training.callback import Callback
-
-        return {
-            "continuous-tokenizer": ContinuousTokenizer,
-            "discrete-tokenizer": DiscreteTokenizer,
-            "prior": DiscretePrior,
-            "injector": GuidanceInjector,
-            "head": ContinuousHead,
-            "dataset": ImageDataset,
-            "extractor": FeatureExtractor,
-            "callback": Callback,
-        }
+#: the kinds of parts that the core knows: name -> abstract class in mixar_core
+_OWN_KINDS = {
+    "continuous-tokenizer": "ContinuousTokenizer",
+    "discrete-tokenizer": "DiscreteTokenizer",
+    "prior": "DiscretePrior",
+    "injector": "GuidanceInjector",
+    "head": "ContinuousHead",
+    "dataset": "ImageDataset",
+    "extractor": "FeatureExtractor",
+    "callback": "Callback",
+}
 
 
 @attrs.frozen
@@ -230,35 +219,44 @@ def plugin_manager(*, blocked: Sequence[str] = ()) -> Registry:
         UserError: one plugin name is used by two distributions, one part's name by two parts, or a blocked name is
             unknown.
     """
-    manager, found = load_plugins(blocked=blocked)
-    kinds = {name: kind for offered in manager.hook.mixar_kinds() for name, kind in offered.items()}
-    plugins: list[Plugin] = []
+    manager, plugins = load_plugins(blocked=blocked)
+    kinds: dict[str, type] = {name: getattr(mixar_core, kind) for name, kind in _OWN_KINDS.items()}
     parts: dict[tuple[str, str], tuple[Part, Plugin]] = {}
-    recipe_folders: list[Path] = []
-    model_folders: list[Path] = []
-    for plugin in found:
-        if plugin.problem:
-            plugins.append(plugin)
-            continue
-        try:
-            own = [_checked(part, kinds) for part in _offered(manager, plugin, "mixar_parts")]
-            folders = [Path(folder) for folder in _offered(manager, plugin, "mixar_recipe_folders")]
-            models = [Path(folder) for folder in _offered(manager, plugin, "mixar_model_folders")]
-        except Exception as error:  # whatever a third party's code raises must not take the others down
-            plugins.append(attrs.evolve(plugin, problem=one_line(error)))
-            continue
-        plugins.append(plugin)
+    folders: dict[str, list[Path]] = {"mixar_recipe_folders": [], "mixar_model_folders": []}
+
+    def collect(take: Callable[[Plugin], None]) -> None:
+        """Let each plugin that works bring something."""
+        for index, plugin in enumerate(plugins):
+            if plugin.problem is None:
+                try:
+                    take(plugin)
+                except UserError:
+                    raise
+                except Exception as error:  # whatever a third party's code raises must not take the others down
+                    plugins[index] = attrs.evolve(plugin, problem=one_line(error))
+
+    def take_kinds(plugin: Plugin) -> None:
+        for offered in _offered(manager, plugin, "mixar_kinds"):
+            if taken := sorted(kinds.keys() & offered.keys()):
+                raise TypeError(f'kind "{taken[0]}" is there already')
+            kinds.update(offered)
+
+    def take_parts(plugin: Plugin) -> None:
+        own = [_checked(part, kinds) for offered in _offered(manager, plugin, "mixar_parts") for part in offered]
+        found = {hook: [Path(f) for of in _offered(manager, plugin, hook) for f in of] for hook in folders}
         for part in own:
-            if (part.kind, part.name) in parts:
-                other = parts[part.kind, part.name][1]
+            other = parts.setdefault((part.kind, part.name), (part, plugin))[1]
+            if other is not plugin:
                 raise UserError(
                     f'{part.kind} "{part.name}" is offered by plugin {other.name} of {other.distribution} and also by '
                     f"plugin {plugin.name} of {plugin.distribution}; uninstall one or give --no-plugin {plugin.name}"
                 )
-            parts[part.kind, part.name] = part, plugin
-        recipe_folders += folders
-        model_folders += models
-    return Registry(tuple(plugins), kinds, parts, tuple(recipe_folders), tuple(model_folders))
+        for hook in folders:
+            folders[hook] += found[hook]
+
+    collect(take_kinds)
+    collect(take_parts)
+    return Registry(tuple(plugins), kinds, parts, *map(tuple, folders.values()))
 
 
 def load_plugins(*, blocked: Sequence[str] = ()) -> tuple[pluggy.PluginManager, list[Plugin]]:
@@ -269,7 +267,6 @@ def load_plugins(*, blocked: Sequence[str] = ()) -> tuple[pluggy.PluginManager, 
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(Hooks)
-    manager.register(_OwnKinds())
     plugins = []
     for entry in _entry_points(blocked):
         problem = None
@@ -314,10 +311,11 @@ def _check_hooks(manager: pluggy.PluginManager, entry: EntryPoint) -> None:
         raise TypeError(f'unknown hook "{unknown}"; {choices(_HOOKS, unknown)}') from error
 
 
-def _offered(manager: pluggy.PluginManager, plugin: Plugin, hook: str) -> Iterable[Any]:
+def _offered(manager: pluggy.PluginManager, plugin: Plugin, hook: str) -> list[Any]:
     """What one plugin's hook returns; each on its own, so that one that raises takes no other down."""
     others = [module for name, module in manager.list_name_plugin() if name != plugin.name]
-    return [item for offered in manager.subset_hook_caller(hook, others)() for item in offered]
+    offered: list[Any] = manager.subset_hook_caller(hook, others)()
+    return offered
 
 
 def _checked(part: object, kinds: Mapping[str, type]) -> Part:

@@ -78,7 +78,8 @@ def _plain(allowed: type, what: str) -> Callable[[Any, Any], Any]:
 
 def _text(value: Any, _: Any) -> str:
     if type(value) not in (str, Text):
-        raise TypeError(f"{_show(value)} is not text")
+        hint = "; in quotes it would be" if isinstance(value, bool | int | float) else ""
+        raise TypeError(f"{_show(value)} is not text{hint}")
     return str(value)
 
 

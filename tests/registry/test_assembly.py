@@ -140,7 +140,7 @@ def test_a_frozen_priors_classes_are_those_of_the_data_by_name(
     assert "3 classes" in told(other, "num_classes=0")  # labels are not used
     numbered = f"data.path={folder_of_classes(tmp_path / 'numbers', '0', '1', '2')}"
     assert "note: only one of data (train) and prior (maskbit, " in told(numbered)
-    assert 'names its classes: label 0 is "0" and "cat"' in told(numbered)
+    assert 'names its classes: label 0 is "0" and "cat"; see' in told(numbered)
     assert "note" not in told(numbered, "accept_other_classes=true")
 
 
