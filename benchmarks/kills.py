@@ -30,7 +30,7 @@ from mixar_core.mixture import TIMixConfig
 from mixar_core.model import SamplingConfig
 from mixar_core.training.callback import Callback
 from mixar_core.training.checkpoint import checkpoint_step, list_checkpoints, newest_checkpoint
-from mixar_core.training.mixar_objective import MixARObjective
+from mixar_core.training.objective import MixARObjective
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.trainer import train
 from tests.cli.process import send, tree

@@ -22,8 +22,7 @@ from mixar_core.mixture import TIMixConfig
 from mixar_core.noise import Noise
 from mixar_core.training.ema import EMA
 from mixar_core.training.engine import Engine
-from mixar_core.training.mixar_objective import MixARObjective
-from mixar_core.training.objective import Objective
+from mixar_core.training.objective import MixARObjective, Objective
 from mixar_core.training.optimizer import decay_groups
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import NO_CLASS, ImageBatch, TokenBatch

@@ -23,9 +23,7 @@ from mixar_core.distributed import own_device
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
 from mixar_core.training.callback import Callback
-from mixar_core.training.mixar_objective import MixARObjective
-from mixar_core.training.objective import Objective
-from mixar_core.training.prior_objective import PriorObjective
+from mixar_core.training.objective import MixARObjective, Objective, PriorObjective
 from mixar_core.training.reconstruction import ContinuousReconstruction, DiscreteReconstruction
 from mixar_core.training.trainer import Result
 from mixar_core.training.trainer import train as run_trainer

@@ -15,8 +15,7 @@ from mixar.recipe import load_recipe
 from mixar.run import make_objective
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
-from mixar_core.training.mixar_objective import MixARObjective
-from mixar_core.training.objective import Objective
+from mixar_core.training.objective import MixARObjective, Objective
 from mixar_core.types import NO_CLASS, ImageBatch
 from tests.toys import small_mixar
 

@@ -21,7 +21,7 @@ from mixar_core.model import SamplingConfig
 from mixar_core.training import trainer
 from mixar_core.training.callback import Callback
 from mixar_core.training.checkpoint import list_checkpoints, own_part, read_sharded
-from mixar_core.training.mixar_objective import MixARObjective
+from mixar_core.training.objective import MixARObjective
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
 from tests.toys import small_mixar
 

@@ -24,7 +24,7 @@ from mixar_core.storage import read_weights
 from mixar_core.training import engine
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
 from mixar_core.training.engine import gather_policy
-from mixar_core.training.mixar_objective import MixARObjective
+from mixar_core.training.objective import MixARObjective
 from mixar_core.training.reconstruction import ContinuousReconstruction, ReconstructionConfig
 from tests.core.test_training import Watch, mixar_objective
 from tests.core.test_training_reconstruction import LinearTokenizer

@@ -8,7 +8,7 @@ import torch
 
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.model import SamplingConfig
-from mixar_core.training.mixar_objective import MixARObjective
+from mixar_core.training.objective import MixARObjective
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.trainer import train
 from tests.toys import small_mixar

@@ -12,7 +12,7 @@ from mixar_core.distributed import Processes
 from mixar_core.noise import Noise
 from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B
 from mixar_core.prior import DiscretePrior
-from mixar_core.training.prior_objective import PriorObjective
+from mixar_core.training.objective import PriorObjective
 from mixar_core.training.reconstruction import (
     ContinuousReconstruction,
     DiscreteReconstruction,
