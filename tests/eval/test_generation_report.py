@@ -259,7 +259,7 @@ def test_a_sweep_marks_the_best_point() -> None:
     assert rows[0]["inception_score"] == "" and rows[0]["images"] == "60"
     picture = plot_sweep(points, by="frechet", gives_fid=False, floor=0.5)
     assert len(numpy.unique(numpy.array(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
-    section = sweep_section(points, by="frechet", names=("FID", "KID"), floor=0.5, floor_is="60 real images")
+    section = sweep_section(points, by="frechet", gives_fid=True, floor=0.5, floor_is="60 real images")
     text = section.to_markdown()
     assert "**Best FID: 1 at cfg 2, temperature 0.5, steps 3.** Floor: 0.5 (60 real images)." in text
     assert text.count("| best |") == 1

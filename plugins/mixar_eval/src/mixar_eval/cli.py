@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,37 +19,23 @@ from mixar.cli.common import (
     Steps,
     Temperature,
     at_least,
-    checked_device,
-    open_registry,
-    print_json,
 )
 from mixar_core.errors import UserError
-
-if TYPE_CHECKING:
-    from mixar.model import Model
-    from mixar_eval.context import EvalContext
-    from mixar_eval.report import Report
+from mixar_eval.cli_options import (
+    ExtractorText,
+    Out,
+    ReferenceText,
+    Seed,
+    Workers,
+    load_model,
+    measuring,
+    numbers,
+    publish,
+    reference_for,
+)
 
 #: drawn of a model where nothing is said: what published figures are of
 COUNT = 50_000
-
-Number = TypeVar("Number", int, float)
-Reference = Annotated[
-    str,
-    typer.Option(
-        "--reference",
-        metavar="DATA",
-        help="Real images: data:train (the model's), a data set part as NAME:SPLIT, a folder of PNGs, an .npz of "
-        "images or of statistics (mu, sigma).",
-    ),
-]
-Extractor = Annotated[
-    str,
-    typer.Option("--extractor", metavar="NAME", help="As `inception:weights_file=FILE`; `mixar plugins` lists them."),
-]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of samples, features and report.")]
-Seed = Annotated[int, typer.Option("--seed", callback=at_least(0), help="Of the samples.")]
-Workers = Annotated[int, typer.Option("--workers", callback=at_least(0), help="Processes that load images, each.")]
 
 eval_app = typer.Typer(
     no_args_is_help=True,
@@ -70,11 +52,11 @@ def generation_command(
             metavar="RUN|FOLDER|NPZ", help="A run, a model folder or name; or images: a folder of PNGs, an .npz."
         ),
     ],
-    reference: Reference,
+    reference: ReferenceText,
     count: Annotated[
         int | None, typer.Option(callback=at_least(2), help="Images to draw of a model; default: 50,000.")
     ] = None,
-    extractor: Extractor = "efficientnet-lite0",
+    extractor: ExtractorText = "efficientnet-lite0",
     out: Out = Path("runs/eval_generation"),
     steps: Steps = None,
     cfg: Cfg = None,
@@ -108,11 +90,11 @@ def generation_command(
         )
         title = f"Generation: {Path(samples).name}"
         if generation.is_model(samples, run.registry):
-            model = _load(samples, run, raw=raw, precision=precision)
+            model = load_model(samples, run, raw=raw, precision=precision)
             plan = generation.plan(
                 model, count=count or COUNT, batch=batch, seed=seed, random_labels=random_labels, **settings
             )
-            against = _reference(reference, model, run)
+            against = reference_for(reference, model, run)
             there = generation.draw_samples(model, plan, out / generation.SAMPLES, run)
         else:
             flags = {f"--{name}": value is not None for name, value in settings.items()}
@@ -125,7 +107,7 @@ def generation_command(
             generation.check_square(there, samples)
             against = references.open_reference(reference, run, image_size=there.height)
         found = generation.measure(there, against, run, cache=out / generation.FEATURES, title=title)
-        _publish(found, out, run, as_json=as_json, brief=True)
+        publish(found, out, run, as_json=as_json, brief=True)
 
 
 @eval_app.command("tokenizer")
@@ -151,7 +133,7 @@ def tokenizer_command(
             metavar="SET", help="Measure against these images or .npz statistics instead of against the originals."
         ),
     ] = None,
-    extractor: Extractor = "efficientnet-lite0",
+    extractor: ExtractorText = "efficientnet-lite0",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the report goes.")] = Path("runs/eval_tokenizer"),
     shown: Annotated[int, typer.Option(callback=at_least(1), help="Images in the picture.")] = 10,
     seed: Annotated[
@@ -184,7 +166,7 @@ def tokenizer_command(
             rows = tokenizers.reconstruct_few(entries, chosen, run, seed=seed, count=shown)
             picture = rows_picture(rows, scale=max(1, 96 // recipe.image_size))
             found = tokenizer_report.tokenizer_report(comparison, entries, run, seed=seed, picture=picture)
-            _publish(found, out, run, as_json=as_json)
+            publish(found, out, run, as_json=as_json)
 
 
 @eval_app.command("statistics")
@@ -205,7 +187,7 @@ def statistics_command(
     size: Annotated[
         int | None, typer.Option(callback=at_least(1), help="Side of the images of NAME:SPLIT without a recipe.")
     ] = None,
-    extractor: Extractor = "efficientnet-lite0",
+    extractor: ExtractorText = "efficientnet-lite0",
     batch: Batch = 64,
     workers: Workers = 0,
     device: Device = None,
@@ -242,7 +224,7 @@ def guidance_command(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Runs, model folders or shipped models; one an injector.")
     ],
-    reference: Reference,
+    reference: ReferenceText,
     count: Annotated[
         int | None, typer.Option(callback=at_least(50), help="Images of each row; default: 50,000.")
     ] = None,
@@ -255,7 +237,7 @@ def guidance_command(
     temperature: Annotated[
         float | None, typer.Option(callback=at_least(0), help="Scale of the noise of all; default: each recipe's.")
     ] = None,
-    extractor: Extractor = "efficientnet-lite0",
+    extractor: ExtractorText = "efficientnet-lite0",
     out: Out = Path("runs/eval_guidance"),
     seed: Seed = 0,
     raw: Raw = False,
@@ -272,14 +254,14 @@ def guidance_command(
     goes on when it is repeated; processes started by torchrun share the work. Example:
     `mixar eval guidance runs/mar runs/dc_mix runs/dc_sa runs/dc_ca --steps 16,64 --count 5000 --reference data:train`
     """
-    step_counts = _numbers(steps, int, "--steps")
+    step_counts = numbers(steps, int, "--steps")
     with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
         from mixar_eval import generation, guidance, points, report
 
         names = [Path(name).name for name in models]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"two models are called {twice}; rows and folders are named after them")
-        loaded = {Path(name).name: _load(name, run, raw=raw, precision=precision) for name in models}
+        loaded = {Path(name).name: load_model(name, run, raw=raw, precision=precision) for name in models}
         guidance.check_models(loaded)
         run.processes.on_main(lambda: report.check_folder(out, points.POINTS, guidance.TABLE, guidance.PICTURE))
         plans = {
@@ -289,16 +271,16 @@ def guidance_command(
             for name, model in loaded.items()
             for some in step_counts or [model.recipe.sampling.steps]
         }
-        against = _reference(reference, next(iter(loaded.values())), run)
+        against = reference_for(reference, next(iter(loaded.values())), run)
         found = guidance.compare_guidance(loaded, plans, out / points.POINTS, against, run)
-        _publish(found, out, run, as_json=as_json)
+        publish(found, out, run, as_json=as_json)
 
 
 @eval_app.command("sweep")
 def sweep_command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model folder, or a shipped model's name.")],
-    reference: Reference,
+    reference: ReferenceText,
     budget: Annotated[int, typer.Option(callback=at_least(1), help="Images to draw in all, over all points.")],
     cfg: Annotated[str, typer.Option(metavar="A,B", help="Guidance scales; default: the recipe's.")] = "",
     temperature: Annotated[str, typer.Option(metavar="A,B", help="Temperatures; default: the recipe's.")] = "",
@@ -307,7 +289,7 @@ def sweep_command(
         Literal["frechet", "kernel"],
         typer.Option(help="What is best; `kernel` is less biased where points have few images."),
     ] = "frechet",
-    extractor: Extractor = "efficientnet-lite0",
+    extractor: ExtractorText = "efficientnet-lite0",
     out: Out = Path("runs/eval_sweep"),
     seed: Seed = 0,
     raw: Raw = False,
@@ -324,98 +306,21 @@ def sweep_command(
     started by torchrun share the work. Example:
     `mixar eval sweep emoji64 --cfg 1,1.5,2,3 --temperature 0.6,1 --budget 4000 --reference data:train`
     """
-    axes = _numbers(cfg, float, "--cfg"), _numbers(temperature, float, "--temperature"), _numbers(steps, int, "--steps")
+    axes = numbers(cfg, float, "--cfg"), numbers(temperature, float, "--temperature"), numbers(steps, int, "--steps")
     with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
         import attrs
 
         from mixar_eval import generation, points, report
         from mixar_eval import sweep as sweeps
 
-        loaded = _load(model, run, raw=raw, precision=precision)
+        loaded = load_model(model, run, raw=raw, precision=precision)
         plans = sweeps.grid(loaded, generation.plan(loaded, count=budget, batch=batch, seed=seed), *axes)
         if len(plans) < 2:
             raise UserError("nothing to sweep over: give several values of --cfg, --temperature or --steps")
         each = points.images_per_point(budget, len(plans), loaded.recipe.num_classes)
         plans = {name: attrs.evolve(plan, count=each) for name, plan in plans.items()}
         run.processes.on_main(lambda: report.check_folder(out, points.POINTS, sweeps.TABLE, sweeps.PICTURE))
-        against = _reference(reference, loaded, run)
+        against = reference_for(reference, loaded, run)
         title = f"Sweep of {Path(model).name}"
         found = sweeps.sweep(loaded, plans, out / points.POINTS, against, run, by=by, title=title)
-        _publish(found, out, run, as_json=as_json)
-
-
-@contextmanager
-def measuring(
-    context: typer.Context,
-    no_plugin: list[str] | None,
-    extractor: str,
-    device: str | None,
-    batch: int,
-    workers: int,
-    out: Path,
-) -> Iterator[EvalContext]:
-    """What a command measures with. Told to stop, it says how to go on."""
-    from mixar.cli.progress import Phases
-    from mixar_core.distributed import PATIENT, StopSignals, join_processes, naming_lost_processes
-    from mixar_eval.context import EvalContext, Stopped
-    from mixar_eval.extractors import open_extractor
-
-    registry = open_registry(context, no_plugin)
-    processes = join_processes(checked_device(device), timeout=PATIENT)
-    with StopSignals() as signals, naming_lost_processes(processes), Phases() as show:
-        run = EvalContext(
-            registry=registry,
-            extractor=open_extractor(extractor, registry, device=processes.device),
-            processes=processes,
-            batch_size=batch,
-            workers=workers,
-            signals=signals,
-            show=show,
-            command=shlex.join(["mixar", *sys.argv[1:]]),
-        )
-        try:
-            yield run
-        except Stopped:
-            if processes.is_main:
-                print(f"stopped; what was finished is in {out}, and the same command goes on")
-    processes.leave()
-
-
-def _load(name: str, run: EvalContext, *, raw: bool, precision: Any) -> Model:
-    from mixar.model import load
-
-    weights: Literal["ema", "raw"] = "raw" if raw else "ema"
-    return load(name, device=run.processes.device, weights=weights, precision=precision, registry=run.registry)
-
-
-def _reference(text: str, model: Model, run: EvalContext) -> Any:
-    from mixar_eval.references import open_reference
-
-    recipe = model.recipe
-    size, classes = recipe.image_size, recipe.num_classes or None
-    return open_reference(text, run, recipe=recipe, image_size=size, num_classes=classes)
-
-
-def _publish(report: Report, out: Path, run: EvalContext, *, as_json: bool, brief: bool = False) -> None:
-    """Write a report, and print it."""
-    if not run.processes.is_main:
-        return
-    report.save(out)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        print(report.brief() if brief else report.to_markdown())
-        print(f"report: {out / 'report.md'}")
-
-
-def _numbers(text: str, kind: type[Number], option: str) -> list[Number]:
-    """Numbers separated by commas; none in an empty text.
-
-    Raises:
-        UserError: something else is there.
-    """
-    try:
-        return [kind(item) for item in text.split(",")] if text else []
-    except ValueError as error:
-        what = "whole numbers" if kind is int else "numbers"
-        raise UserError(f"{option} {text}: not {what} separated by commas") from error
+        publish(found, out, run, as_json=as_json)

@@ -126,7 +126,7 @@ def measure(
     return Report(
         title=title,
         protocol=PROTOCOL,
-        reasons=reasons_for(images, reference, extractor, classes),
+        reasons=reasons_for(images, reference, extractor),
         figures=figures(scores),
         plain=plain,
         sections=[
@@ -163,9 +163,7 @@ def draws_real_codes(drawn: Mapping[str, Any] | None) -> bool:
     return REAL in ((drawn or {}).get("model") or {}).get("parts", ())
 
 
-def reasons_for(
-    images: ImageSet, reference: Reference, extractor: FeatureExtractor, classes: ClassCounts | None
-) -> list[str]:
+def reasons_for(images: ImageSet, reference: Reference, extractor: FeatureExtractor) -> list[str]:
     """Why the images' Frechet distance is not comparable with FIDs by ADM's protocol; empty where it is."""
     return reasons_against(
         is_inception=extractor.is_inception,
@@ -174,7 +172,7 @@ def reasons_for(
         count=len(images),
         height=images.height,
         width=images.width,
-        classes=classes,
+        classes=count_classes(images.labels, len(images.class_names)),
         real_codes=draws_real_codes(images.drawn),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ from mixar_core.errors import UserError
 from mixar_core.masking import masked_after_step
 from mixar_core.model import SamplingConfig
 from mixar_eval.context import EvalContext
-from mixar_eval.plots import Curve, draw_panels
-from mixar_eval.points import Point, circumstances, measure_point, why_not
+from mixar_eval.plots import draw_panels
+from mixar_eval.points import Point, measure_points
 from mixar_eval.protocol import PROTOCOL
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, distance_names, facts, number
-from mixar_eval.scores import floor_at
+from mixar_eval.report import Report, Section, distance_names, facts, number, rows_table
 
 TABLE, PICTURE = "guidance.csv", "guidance.png"
 
@@ -111,103 +110,54 @@ def compare_guidance(
     Raises:
         UserError: see `draw_samples`. Stopped: a signal came.
     """
-    plan = next(iter(plans.values()))
-    floor = floor_at(plan.count, reference, context)
-    rows: list[tuple[Point, Cost]] = []
-    for (name, steps), some in plans.items():
-        label = f"{name}_steps-{steps}"
-        point, images = measure_point(name, models[name], some, folder / label, reference, context, what=label)
-        rows.append((point, cost_of(models[name], some.settings, context.registry)))
-    points = [point for point, _ in rows]
-    shared = circumstances(plan, points, reference, floor, context)
-    lowest = None if floor is None else floor.scores.frechet
-    fid = context.extractor.gives_fid
-    plain = [_row(point, cost) for point, cost in rows]
+    jobs = {f"{name}_steps-{steps}": (name, models[name], plan) for (name, steps), plan in plans.items()}
+    found = measure_points(jobs, folder, reference, context)
+    points, shared, gives_fid = found.points, found.shared, context.extractor.gives_fid
+    floor = None if found.floor is None else found.floor.scores.frechet
+    costs = [cost_of(model, plan.settings, context.registry) for _, model, plan in jobs.values()]
+    rows = [_row(point, cost) for point, cost in zip(points, costs, strict=True)]
+    columns, cells = rows_table(rows, gives_fid)
+    below = [
+        f"Floor: {distance_names(gives_fid)[0]} {number(floor) or 'not known'} ({shared['floor']}).",
+        "Encoder and decoder: length of the sequence in one pass, of the encoder at the first and the last step. "
+        "Memory: tokens that every block's cross-attention looks at besides. Tokens: through both, over all steps, the "
+        "second pass of classifier-free guidance included. Cost is of an image, seconds of one process, prior and "
+        "decoder included. Rows compare with each other and with nothing else.",
+    ]
     return Report(
         title="Guidance: what it costs and gains",
         protocol=PROTOCOL,
-        reasons=why_not(images, reference, context),
-        figures={f"{point.model}, {_settings(point)['steps']} steps": point.scores.frechet for point in points},
-        plain={
-            "rows": [row | {"drawn": point.drawn} for row, point in zip(plain, points, strict=True)],
-            **shared,
-        },
+        reasons=found.reasons,
+        figures={label: point.scores.frechet for label, point in zip(jobs, points, strict=True)},
+        plain={"rows": [row | {"drawn": point.drawn} for row, point in zip(rows, points, strict=True)], **shared},
         sections=[
-            _section(rows, names=distance_names(fid), floor=lowest, floor_is=shared["floor"]),
+            Section(columns=columns, rows=cells, below=below),
             Section("What all rows share", columns=("what", "value"), rows=facts(shared)),
         ],
         made=context.made(),
         notes=reference.notes,
-        pictures={PICTURE: _plot(rows, gives_fid=fid, floor=lowest)},
-        rows=(TABLE, plain),
+        pictures={PICTURE: _plot(rows, gives_fid=gives_fid, floor=floor)},
+        rows=(TABLE, rows),
     )
-
-
-def _settings(point: Point) -> Mapping[str, Any]:
-    settings: Mapping[str, Any] = point.drawn["plan"]["settings"]
-    return settings
 
 
 def _row(point: Point, cost: Cost) -> dict[str, Any]:
     """As the CSV file has it."""
-    settings = {key: _settings(point)[key] for key in ("steps", "cfg", "cfg_schedule", "temperature")}
-    return {"model": point.model, **settings, **attrs.asdict(cost), "images": point.scores.count, **point.figures()}
+    settings = point.drawn["plan"]["settings"]
+    drawn = {key: settings[key] for key in ("steps", "cfg", "cfg_schedule", "temperature")}
+    return {"injector": cost.injector, "model": point.model, **drawn, **attrs.asdict(cost), **point.row()}
 
 
-def _section(
-    rows: Sequence[tuple[Point, Cost]], *, names: tuple[str, str], floor: float | None, floor_is: str
-) -> Section:
-    columns = (
-        "injector", "model", "steps", "cfg", "temperature", "encoder", "decoder", "memory", "tokens/image",
-        "parameters", "GFLOP/image", "s/image", *names, "precision", "recall",
-    )  # fmt: skip
-    cells = [
-        (
-            cost.injector,
-            point.model,
-            _settings(point)["steps"],
-            f"{_settings(point)['cfg']:g}",
-            f"{_settings(point)['temperature']:g}",
-            f"{cost.encoder_first}-{cost.encoder_last}",
-            cost.decoder,
-            cost.memory,
-            f"{cost.tokens:,}",
-            f"{cost.parameters / 1e6:,.2f}M",
-            number(cost.gflop, 3),
-            number(point.seconds_per_image, 3),
-            number(point.scores.frechet),
-            number(point.scores.kernel),
-            number(point.scores.precision, 3),
-            number(point.scores.recall, 3),
-        )
-        for point, cost in rows
-    ]
-    below = [
-        f"Floor: {names[0]} {number(floor) or 'not known'} ({floor_is}).",
-        "Encoder and decoder: length of the sequence in one pass, of the encoder at the first and the last step. "
-        "Memory: tokens that every block's cross-attention looks at besides. Tokens/image: through both, over all "
-        "steps, the second pass of classifier-free guidance included. Seconds: of one process, prior and decoder "
-        "included. Rows compare with each other and with nothing else.",
-    ]
-    return Section(columns=columns, rows=cells, below=below)
-
-
-def _plot(rows: Sequence[tuple[Point, Cost]], *, gives_fid: bool, floor: float | None) -> Image.Image:
+def _plot(rows: Sequence[Mapping[str, Any]], *, gives_fid: bool, floor: float | None) -> Image.Image:
     """The Frechet distance over tokens, time and parameters; a curve a model, a point a number of steps."""
-    models: dict[str, list[tuple[Point, Cost]]] = {}
-    for point, cost in rows:
-        models.setdefault(f"{cost.injector} ({point.model})", []).append((point, cost))
-
-    def curves(of: Callable[[Point, Cost], float]) -> list[Curve]:
-        return [
-            Curve(name, tuple(of(*row) for row in some), tuple(point.scores.frechet for point, _ in some))
-            for name, some in models.items()
-        ]
-
-    panels = [
-        ("tokens through encoder and decoder, an image", curves(lambda _, cost: cost.tokens)),
-        ("seconds an image", curves(lambda point, _: point.seconds_per_image or 0.0)),
-        ("trainable parameters, millions", curves(lambda _, cost: cost.parameters / 1e6)),
-    ]
-    title = f"{rows[0][0].scores.count:,} images each"
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        for across, place in (
+            ("tokens through encoder and decoder, an image", row["tokens"]),
+            ("seconds an image", row["seconds_per_image"] or 0.0),
+            ("trainable parameters, millions", row["parameters"] / 1e6),
+        ):
+            curves = panels.setdefault(across, {})
+            curves.setdefault(f"{row['injector']} ({row['model']})", []).append((place, row["frechet_distance"]))
+    title = f"{rows[0]['images']:,} images each"
     return draw_panels(panels, up=distance_names(gives_fid)[0], title=title, floor=floor)

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy
-from attrs import frozen
 from PIL import Image
 
-
-@frozen
-class Curve:
-    """Places and heights of a curve's points; one that goes nowhere is shown as a dot."""
-
-    name: str
-    across: tuple[float, ...]
-    up: tuple[float, ...]
+#: by a curve's name, its points: place and height. A single one is shown as a dot.
+Curves: TypeAlias = dict[str, list[tuple[float, float]]]
 
 
 def draw_panels(
-    panels: Sequence[tuple[str, Sequence[Curve]]],
+    panels: Mapping[str, Curves],
     *,
     up: str,
     title: str,
     marked: tuple[float, float] | None = None,
     floor: float | None = None,
 ) -> Image.Image:
-    """The same heights over several things, a panel each: what it is over, and its curves.
+    """The same heights over several things, a panel each, by what it is over.
 
     Args:
         up: what the heights are called.
@@ -39,10 +33,9 @@ def draw_panels(
     figure = Figure(figsize=(1.5 + 4.5 * len(panels), 4.0), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (across, curves) in zip(all_axes, panels, strict=True):
-        for curve in curves:
-            places = sorted(zip(curve.across, curve.up, strict=True))
-            axes.plot(*zip(*places, strict=True), marker="o", markersize=4, label=curve.name or None)
+    for axes, (across, curves) in zip(all_axes, panels.items(), strict=True):
+        for name, points in curves.items():
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name or None)
         if marked is not None:
             best = f"best: {marked[1]:.4g}"
             axes.plot(*marked, marker="*", markersize=15, color="black", linestyle="none", label=best)

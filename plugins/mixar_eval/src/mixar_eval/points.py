@@ -1,4 +1,4 @@
-"""One model under one setting, drawn and measured: a point of a sweep, a row of a comparison."""
+"""Models under settings, each drawn and measured: the points of a sweep, the rows of a comparison."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
 from mixar_eval.features import features_of
 from mixar_eval.generation import FEATURES, SAMPLES, draw_samples, figures, reasons_for
-from mixar_eval.images import ImageSet
-from mixar_eval.protocol import count_classes
 from mixar_eval.references import Reference
-from mixar_eval.scores import Floor, Scores, scores_of
+from mixar_eval.scores import Floor, Scores, floor_at, scores_of
 
 #: where a call keeps the samples and features of its points
 POINTS = "points"
@@ -38,20 +36,22 @@ class Point:
     drawn: Mapping[str, Any]
     scores: Scores
 
-    @property
-    def seconds_per_image(self) -> float | None:
-        """Of one process."""
-        seconds: float | None = self.drawn["seconds_per_image_and_process"]
-        return seconds
-
-    def figures(self) -> dict[str, float | None]:
-        """The scores by the names that a CSV file has for them, and the seconds."""
-        scores = {_COLUMNS.get(name, name): value for name, value in figures(self.scores).items()}
-        return {**scores, "seconds_per_image": self.seconds_per_image}
-
     def row(self) -> dict[str, Any]:
-        """As the CSV file has it."""
-        return {**dict(zip(AXES, self.setting, strict=True)), "images": self.scores.count, **self.figures()}
+        """As the CSV file has it; the seconds are those of one process."""
+        scores = {_COLUMNS.get(name, name): value for name, value in figures(self.scores).items()}
+        seconds = self.drawn["seconds_per_image_and_process"]
+        setting = dict(zip(AXES, self.setting, strict=True))
+        return {**setting, "images": self.scores.count, **scores, "seconds_per_image": seconds}
+
+
+@frozen(eq=False)
+class Measured:
+    """All points of a call, what they share, as a report tells it, and why they do not compare with published ones."""
+
+    points: Sequence[Point]
+    floor: Floor | None
+    shared: Mapping[str, Any]
+    reasons: Sequence[str]
 
 
 def setting_of(model: Model, plan: Plan) -> tuple[float | None, ...]:
@@ -80,51 +80,56 @@ def images_per_point(budget: int, points: int, classes: int) -> int:
     return each - each % classes if each >= classes > 0 else each
 
 
-def measure_point(
-    name: str, model: Model, plan: Plan, folder: Path, reference: Reference, context: EvalContext, *, what: str
-) -> tuple[Point, ImageSet]:
+def measure_points(
+    jobs: Mapping[str, tuple[str, Model, Plan]], folder: Path, reference: Reference, context: EvalContext
+) -> Measured:
     """Draw and measure, going on with what an earlier call left in `folder`; every process calls this.
+
+    Args:
+        jobs: of each point by its folder's name, the model's name, the model and the plan; all of as many images.
 
     Raises:
         UserError: see `draw_samples`. Stopped: a signal came.
     """
-    images = draw_samples(model, plan, folder / SAMPLES, context, what)
-    found = features_of(images, context, f"features of {what}", cache=folder / FEATURES)
-    assert images.drawn is not None
-    return Point(name, setting_of(model, plan), images.drawn, scores_of(found, reference)), images
+    plan = next(iter(jobs.values()))[2]
+    floor = floor_at(plan.count, reference, context)
+    points, reasons = [], []
+    for label, (name, model, some) in jobs.items():
+        images = draw_samples(model, some, folder / label / SAMPLES, context, f"sampling {label}")
+        found = features_of(images, context, f"features of {label}", cache=folder / label / FEATURES)
+        assert images.drawn is not None
+        points.append(Point(name, setting_of(model, some), images.drawn, scores_of(found, reference)))
+        reasons += reasons_for(images, reference, context.extractor)
+    shared = _shared(plan, points, reference, floor, context)
+    return Measured(points, floor, shared, list(dict.fromkeys(reasons)))
 
 
-def why_not(images: ImageSet, reference: Reference, context: EvalContext) -> list[str]:
-    """Why a point's distance is not comparable with FIDs by ADM's protocol; empty where it is."""
-    classes = count_classes(images.labels, len(images.class_names))
-    return reasons_for(images, reference, context.extractor, classes)
-
-
-def circumstances(
+def _shared(
     plan: Plan, points: Sequence[Point], reference: Reference, floor: Floor | None, context: EvalContext
 ) -> dict[str, Any]:
-    """What the points of a call share, as a report tells it; of a setting that differs, that it does."""
+    """What the points share; of a setting that differs, that it does."""
     drawn = [
         {key: point.drawn["model"][key] for key in ("weights", "precision")} | point.drawn["plan"]["settings"]
         for point in points
     ]
-    settings = {}
-    for key, value in drawn[0].items():
-        same = all(some[key] == value for some in drawn)
-        told = "as the part says" if value is None else value
-        settings[key.replace("_", " ")] = told if same else "differs from row to row"
-    digests: dict[str, str] = {}
-    for point in points:
-        for key, digest in point.drawn["model"]["sha256"].items():
-            if digest not in digests.values():
-                digests[f"sha256 of {point.model}'s {key}"] = digest
+    settings = {
+        key.replace("_", " "): ("as the part says" if value is None else value)
+        if all(some[key] == value for some in drawn)
+        else "differs from row to row"
+        for key, value in drawn[0].items()
+    }
+    digests = {
+        digest: f"sha256 of {point.model}'s {key}"
+        for point in reversed(points)  # so that the first one's name stays
+        for key, digest in point.drawn["model"]["sha256"].items()
+    }
     return {
         "images of a point": plan.count,
         "seed": plan.seed,
         "images of a batch": plan.batch,
-        "classes": f"{len(plan.classes)}, {'exactly' if plan.balanced else 'about'} balanced",
+        "classes": plan.in_words,
         **settings,
-        **digests,
+        **{name: digest for digest, name in reversed(digests.items())},
         "extractor": context.extractor.identity,
         "reference": reference.description,
         "floor": "none: no reference images at hand" if floor is None else floor.what,

@@ -155,6 +155,19 @@ def facts(plain: Mapping[str, Any]) -> list[tuple[str, object]]:
     return rows
 
 
+def rows_table(rows: Sequence[Mapping[str, Any]], gives_fid: bool) -> tuple[list[str], list[list[object]]]:
+    """Columns and cells of what a CSV file has, to be read."""
+    names = dict(zip(("frechet_distance", "kernel_distance"), distance_names(gives_fid), strict=True))
+    columns = [names.get(key, key.replace("_", " ")) for key in rows[0]]
+    return columns, [[_cell(value) for value in row.values()] for row in rows]
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return number(value) if isinstance(value, float) else value
+
+
 def distance_names(gives_fid: bool) -> tuple[str, str]:
     """What the Frechet and the kernel distance are called."""
     return ("FID", "KID") if gives_fid else ("Frechet distance", "kernel distance")

@@ -14,16 +14,15 @@ from mixar.model import Model
 from mixar.sampling import Plan
 from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
-from mixar_eval.plots import Curve, draw_panels
-from mixar_eval.points import AXES, Point, circumstances, measure_point, setting_of, short, why_not
+from mixar_eval.plots import Curves, draw_panels
+from mixar_eval.points import AXES, Point, measure_points, setting_of, short
 from mixar_eval.protocol import PROTOCOL
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, distance_names, facts, number
-from mixar_eval.scores import floor_at
+from mixar_eval.report import Report, Section, distance_names, facts, number, rows_table
 
 TABLE, PICTURE = "sweep.csv", "sweep.png"
 By = Literal["frechet", "kernel"]
-_PRIOR_CFG = "The cfg of a prior is 1 + its own scale s, in c + s (c - u): 1 is no guidance, as of a MixAR."
+_OF_PRIOR = "the cfg of a prior is 1 + its own scale s, in c + s (c - u), so that 1 is no guidance, as of a MixAR"
 
 
 def grid(
@@ -61,39 +60,31 @@ def sweep(
         Stopped: a signal came.
     """
     if by == "kernel" and reference.features_AF is None:
-        raise UserError("--by kernel: needs a reference with images, these are statistics alone")
-    plan = next(iter(plans.values()))
-    floor = floor_at(plan.count, reference, context)
-    points = []
-    for index, (name, some) in enumerate(plans.items(), start=1):
-        what = f"point {index} of {len(plans)}"
-        point, images = measure_point(model.recipe.name, model, some, folder / name, reference, context, what=what)
-        points.append(point)
-    best = best_of(points, by)
-    shared = circumstances(plan, points, reference, floor, context)
-    lowest = None if floor is None else getattr(floor.scores, by)
-    names = distance_names(context.extractor.gives_fid)
-    rows = [point.row() for point in points]
+        raise UserError(_NO_KERNEL)
+    jobs = {name: (model.recipe.name, model, plan) for name, plan in plans.items()}
+    found = measure_points(jobs, folder, reference, context)
+    points, shared, gives_fid = found.points, found.shared, context.extractor.gives_fid
+    floor = None if found.floor is None else getattr(found.floor.scores, by)
+    best, rows = best_of(points, by).row(), [point.row() for point in points]
+    drawn = [row | {"drawn": point.drawn} for row, point in zip(rows, points, strict=True)]
     return Report(
         title=title,
         protocol=PROTOCOL,
-        reasons=why_not(images, reference, context),
-        figures={**best.figures(), **dict(zip(AXES, best.setting, strict=True))},
-        plain={
-            "best": best.row(),
-            "by": by,
-            "points": [row | {"drawn": point.drawn} for row, point in zip(rows, points, strict=True)],
-            **shared,
-        },
+        reasons=found.reasons,
+        figures=best,
+        plain={"best": best, "by": by, "points": drawn, **shared},
         sections=[
-            sweep_section(points, by=by, names=names, floor=lowest, floor_is=shared["floor"]),
+            sweep_section(points, by=by, gives_fid=gives_fid, floor=floor, floor_is=shared["floor"]),
             Section("What all points share", columns=("what", "value"), rows=facts(shared)),
         ],
         made=context.made(),
-        notes=reference.notes if model.system.model is not None else (*reference.notes, _PRIOR_CFG.rstrip(".")),
-        pictures={PICTURE: plot_sweep(points, by=by, gives_fid=context.extractor.gives_fid, floor=lowest)},
+        notes=[*reference.notes, *([_OF_PRIOR] if model.system.model is None else [])],
+        pictures={PICTURE: plot_sweep(points, by=by, gives_fid=gives_fid, floor=floor)},
         rows=(TABLE, rows),
     )
+
+
+_NO_KERNEL = "--by kernel: needs a reference with images, these are statistics alone"
 
 
 def score(point: Point, by: By) -> float:
@@ -104,7 +95,7 @@ def score(point: Point, by: By) -> float:
     """
     value: float | None = getattr(point.scores, by)
     if value is None:
-        raise UserError("--by kernel: needs a reference with images, these are statistics alone")
+        raise UserError(_NO_KERNEL)
     return value
 
 
@@ -113,33 +104,18 @@ def best_of(points: Sequence[Point], by: By) -> Point:
     return min(points, key=lambda point: score(point, by))
 
 
-def sweep_section(
-    points: Sequence[Point], *, by: By, names: tuple[str, str], floor: float | None, floor_is: str
-) -> Section:
+def sweep_section(points: Sequence[Point], *, by: By, gives_fid: bool, floor: float | None, floor_is: str) -> Section:
     """The best point, and the table of all."""
     best = best_of(points, by)
     told = ", ".join(f"{axis} {short(value)}" for axis, value in zip(AXES, best.setting, strict=True))
-    return Section(
-        lines=[
-            f"**Best {names[by == 'kernel']}: {number(score(best, by))} at {told}.** "
-            f"Floor: {number(floor) or 'not known'} ({floor_is}).",
-            "Points compare with each other, for all have the same number of images, seed, extractor and reference, "
-            "and with nothing else. What is best at few images need not be at 50,000: measure the best few again.",
-        ],
-        columns=(*AXES, *names, "precision", "recall", "s/image", ""),
-        rows=[
-            (
-                *(short(value) for value in point.setting),
-                number(point.scores.frechet),
-                number(point.scores.kernel),
-                number(point.scores.precision, 3),
-                number(point.scores.recall, 3),
-                number(point.seconds_per_image, 3),
-                "best" if point is best else "",
-            )
-            for point in points
-        ],
-    )
+    columns, rows = rows_table([point.row() | {"": "best" if point is best else ""} for point in points], gives_fid)
+    lines = [
+        f"**Best {distance_names(gives_fid)[by == 'kernel']}: {number(score(best, by))} at {told}.** "
+        f"Floor: {number(floor) or 'not known'} ({floor_is}).",
+        "Points compare with each other, for all have the same number of images, seed, extractor and reference, "
+        "and with nothing else. What is best at few images need not be at 50,000: measure the best few again.",
+    ]
+    return Section(lines=lines, columns=columns, rows=rows)
 
 
 def plot_sweep(points: Sequence[Point], *, by: By, gives_fid: bool, floor: float | None) -> Image.Image:
@@ -150,16 +126,14 @@ def plot_sweep(points: Sequence[Point], *, by: By, gives_fid: bool, floor: float
 
     values = [len({point.setting[axis] for point in points}) for axis in range(len(AXES))]
     across = max(range(len(AXES)), key=values.__getitem__)
-    curves: dict[str, list[Point]] = {}
+    others = [axis for axis in range(len(AXES)) if values[axis] > 1 and axis != across]
+    curves: Curves = {}
     for point in points:
-        others = [axis for axis in range(len(AXES)) if values[axis] > 1 and axis != across]
-        curves.setdefault(", ".join(f"{AXES[axis]} {short(point.setting[axis])}" for axis in others), []).append(point)
+        name = ", ".join(f"{AXES[axis]} {short(point.setting[axis])}" for axis in others)
+        curves.setdefault(name, []).append((place(point), score(point, by)))
     best = best_of(points, by)
-    drawn = [
-        Curve(name, tuple(map(place, some)), tuple(score(point, by) for point in some)) for name, some in curves.items()
-    ]
     return draw_panels(
-        [(AXES[across], drawn)],
+        {AXES[across]: curves},
         up=distance_names(gives_fid)[by == "kernel"],
         title=f"{best.scores.count:,} images a point",
         marked=(place(best), score(best, by)),
