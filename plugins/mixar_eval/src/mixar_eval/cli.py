@@ -18,6 +18,7 @@ from mixar.cli.common import (
     Set,
     Steps,
     Temperature,
+    as_path,
     at_least,
 )
 from mixar_core.errors import UserError
@@ -134,7 +135,7 @@ def tokenizer_command(
         ),
     ] = None,
     extractor: ExtractorText = "efficientnet-lite0",
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the report goes.")] = Path("runs/eval_tokenizer"),
+    out: Out = Path("runs/eval_tokenizer"),
     shown: Annotated[int, typer.Option(callback=at_least(1), help="Images in the picture.")] = 10,
     seed: Annotated[
         int, typer.Option(callback=at_least(0), help="Of the choice of images, and of sampled latents.")
@@ -179,7 +180,7 @@ def statistics_command(
             help="Real images: data:train (of --recipe), NAME:SPLIT, a folder of PNGs, an .npz of images.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="An .npz file, to give as --reference.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", parser=as_path, help="An .npz file, to give as --reference.")],
     recipe: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Whose data and image size these are: name or path.")
     ] = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from mixar.cli.common import at_least, checked_device, open_registry, print_json
+from mixar.cli.common import as_path, at_least, checked_device, open_registry, print_json
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ ExtractorText = Annotated[
     str,
     typer.Option("--extractor", metavar="NAME", help="As `inception:weights_file=FILE`; `mixar plugins` lists them."),
 ]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of samples, features and report.")]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", parser=as_path, help="Folder of the report, and of samples.")
+]
 Seed = Annotated[int, typer.Option("--seed", callback=at_least(0), help="Of the samples.")]
 Workers = Annotated[int, typer.Option("--workers", callback=at_least(0), help="Processes that load images, each.")]
 
@@ -77,6 +79,7 @@ def measuring(
 
 
 def load_model(name: str, run: EvalContext, *, raw: bool, precision: Any) -> Model:
+    """The model of this name, on this process's device."""
     from mixar.model import load
 
     weights: Literal["ema", "raw"] = "raw" if raw else "ema"

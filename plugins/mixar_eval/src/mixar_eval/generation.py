@@ -26,7 +26,7 @@ from mixar_eval.features import features_of
 from mixar_eval.images import ImageSet, open_images
 from mixar_eval.protocol import PROTOCOL, ClassCounts, count_classes, reasons_against
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, distance_names, number
+from mixar_eval.report import Report, Section, distance_names, facts, number
 from mixar_eval.scores import NEIGHBOURS, SPLITS, Floor, Scores, floor_at, scores_of
 
 #: what the folder of a report holds besides
@@ -131,7 +131,7 @@ def measure(
         plain=plain,
         sections=[
             _scores_section(scores, floor, extractor),
-            Section("Classes", [_classes(classes, missing)]),
+            Section("Classes", lines=[_classes(classes, missing)]),
             _drawn_section(plain["samples"]),
             _measured_section(plain, extractor),
         ],
@@ -239,33 +239,31 @@ def _inception_name(extractor: FeatureExtractor) -> str:
 
 
 def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtractor) -> Section:
-    frechet, kernel = distance_names(extractor.gives_fid)
-    real = None if floor is None else floor.scores
-    spread = scores.inception and f"{number(scores.inception.mean)} ± {number(scores.inception.deviation, 2)}"
-    below = [
-        "The floor: "
-        + ("there are no reference images at hand to measure it with." if floor is None else f"{floor.what}.")
+    names = distance_names(extractor.gives_fid)
+    inception = scores.inception
+    columns = "score", f"{scores.count:,} samples", "floor"
+    real: dict[str, float | None] = {}
+    below = ["The floor: there are no reference images at hand to measure it with."]
+    if floor is not None:
+        columns = *columns[:2], f"floor: {floor.scores.count:,} real images"
+        real, below = figures(floor.scores), [f"The floor: {floor.what}."]
+    cells = [
+        (f"{names[0]} (lower is better)", number(scores.frechet, 5), number(real.get("frechet"), 5)),
+        (f"{names[1]} (lower is better)", scores.kernel, real.get("kernel")),
+        (
+            f"{_inception_name(extractor)} (higher is better)",
+            inception and f"{number(inception.mean)} ± {number(inception.deviation, 2)}",
+            None,
+        ),
+        ("precision", scores.precision, real.get("precision")),
+        ("recall", scores.recall, real.get("recall")),
     ]
     if not extractor.gives_fid:
         below.append(
             f"These are no FIDs: the features are {extractor.identity}'s. Such distances compare at the same count, "
             "extractor and reference only."
         )
-    return Section(
-        columns=(
-            "score",
-            f"{scores.count:,} samples",
-            "floor" if real is None else f"floor: {real.count:,} real images",
-        ),
-        rows=[
-            (f"{frechet} (lower is better)", number(scores.frechet, 5), real and number(real.frechet, 5)),
-            (f"{kernel} (lower is better)", number(scores.kernel), real and number(real.kernel)),
-            (f"{_inception_name(extractor)} (higher is better)", spread, None),
-            ("precision", number(scores.precision), real and number(real.precision)),
-            ("recall", number(scores.recall), real and number(real.recall)),
-        ],
-        below=below,
-    )
+    return Section(rows=[dict(zip(columns, row, strict=True)) for row in cells], below=below)
 
 
 def _classes(classes: ClassCounts | None, missing: list[str]) -> str:
@@ -280,53 +278,52 @@ def _classes(classes: ClassCounts | None, missing: list[str]) -> str:
 
 
 def _measured_section(plain: Mapping[str, Any], extractor: FeatureExtractor) -> Section:
-    reference, settings = plain["reference"], plain["settings"]
-    rows = [
-        ("extractor", extractor.identity),
-        ("features", f"{extractor.feature_dim:,} numbers an image"),
-        ("reference", reference["description"]),
-        ("reference vectors", None if reference["vectors"] is None else f"{reference['vectors']:,}"),
-        ("image format", plain["samples"]["format"]),
-        (_inception_name(extractor), f"{settings['inception_score_splits']} splits, shuffled"),
-        ("kernel distance", f"{settings['kernel_subsets']} subsets of {settings['kernel_subset_size']:,} or all"),
-        ("precision and recall", f"{settings['neighbours']} neighbours, in the extractor's features"),
-        ("seed of subsets and shuffling", settings["seed"]),
-    ]
-    return Section("How they were measured", columns=("what", "value"), rows=rows)
+    vectors, settings = plain["reference"]["vectors"], plain["settings"]
+    told = {
+        "extractor": extractor.identity,
+        "features": f"{extractor.feature_dim:,} numbers an image",
+        "reference": plain["reference"]["description"],
+        "reference vectors": None if vectors is None else f"{vectors:,}",
+        "image format": plain["samples"]["format"],
+        _inception_name(extractor): f"{settings['inception_score_splits']} splits, shuffled",
+        "kernel distance": f"{settings['kernel_subsets']} subsets of {settings['kernel_subset_size']:,} or all",
+        "precision and recall": f"{settings['neighbours']} neighbours, in the extractor's features",
+        "seed of subsets and shuffling": settings["seed"],
+    }
+    return Section("How they were measured", facts(told))
 
 
 def _drawn_section(samples: Mapping[str, Any]) -> Section:
-    rows: list[tuple[str, object]] = [
-        ("samples", samples["source"]),
-        ("images", f"{samples['count']:,} of {samples['width']}x{samples['height']} pixels"),
-    ]
-    if samples["drawn"] is None:
-        below = ["How they were drawn is not known."]
-    else:
-        rows, below = [*rows, *_drawn_rows(samples["drawn"])], []
-    return Section("How the samples were drawn", columns=("what", "value"), rows=rows, below=below)
+    told = {
+        "samples": samples["source"],
+        "images": f"{samples['count']:,} of {samples['width']}x{samples['height']} pixels",
+    }
+    drawn = samples["drawn"]
+    below = ["How they were drawn is not known."] if drawn is None else []
+    return Section("How the samples were drawn", facts(told if drawn is None else told | _drawn(drawn)), below=below)
 
 
-def _drawn_rows(drawn: Mapping[str, Any]) -> list[tuple[str, object]]:
+def _drawn(drawn: Mapping[str, Any]) -> dict[str, object]:
     model, plan = drawn["model"], dict(drawn["plan"])
-    settings = plan.pop("settings")
     kinds = {"ema": "averaged (EMA)", "raw": "of the last step (raw)"}
-    rows = [
-        ("model", drawn["name"]),
-        ("weights", kinds.get(model["weights"], model["weights"])),
-        *((f"sha256 of {key}'s weights", digest) for key, digest in model["sha256"].items()),
-        ("precision", {"bf16": "bf16 (autocast; decoders in float32)"}.get(model["precision"], model["precision"])),
-        ("seed", plan["seed"]),
-        ("labels", f"{plan['labels']}, over {len(plan['classes']):,} classes"),
-        ("images of a batch", plan["batch"]),
-        *((key.replace("_", " "), "as the part says" if value is None else value) for key, value in settings.items()),
-    ]
+    told = {
+        "model": drawn["name"],
+        "weights": kinds.get(model["weights"], model["weights"]),
+        **{f"sha256 of {key}'s weights": digest for key, digest in model["sha256"].items()},
+        "precision": {"bf16": "bf16 (autocast; decoders in float32)"}.get(model["precision"], model["precision"]),
+        "seed": plan["seed"],
+        "labels": f"{plan['labels']}, over {len(set(plan['classes'])):,} classes",
+        "images of a batch": plan["batch"],
+    }
+    for key, value in plan["settings"].items():
+        told[key.replace("_", " ")] = "as the part says" if value is None else str(value)
     for key in ("injector", "head", "prior", "data"):
         if part := model["parts"].get(key):
-            told = ", ".join(f"{name} {value}" for name, value in part.items() if name != "type")
-            rows.append((key, f"{part['type']}{f' ({told})' if told else ''}"))
-    rows.append(("seconds an image, of one process", number(drawn["seconds_per_image_and_process"], 3)))
-    for call in (drawn, *drawn.get("continued", ())):
-        versions = ", ".join(f"{name} {version}" for name, version in call["versions"].items())
-        rows += [("drawn on" if call is drawn else "and on", call["device"]), ("with", versions)]
-    return rows
+            settings = ", ".join(f"{name} {value}" for name, value in part.items() if name != "type")
+            told[key] = f"{part['type']}{f' ({settings})' if settings else ''}"
+    told["seconds an image, of one process"] = number(drawn["seconds_per_image_and_process"], 3)
+    for index, call in enumerate((drawn, *drawn.get("continued", ()))):
+        again = f" (continued, {index})" if index else ""
+        told[f"drawn on{again}"] = call["device"]
+        told[f"with{again}"] = call["versions"]
+    return told

@@ -24,7 +24,7 @@ from mixar_eval.plots import draw_panels
 from mixar_eval.points import Point, measure_points
 from mixar_eval.protocol import PROTOCOL
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, distance_names, facts, number, rows_table
+from mixar_eval.report import Report, Section, distance_names, facts, number, readable
 
 TABLE, PICTURE = "guidance.csv", "guidance.png"
 
@@ -116,7 +116,6 @@ def compare_guidance(
     floor = None if found.floor is None else found.floor.scores.frechet
     costs = [cost_of(model, plan.settings, context.registry) for _, model, plan in jobs.values()]
     rows = [_row(point, cost) for point, cost in zip(points, costs, strict=True)]
-    columns, cells = rows_table(rows, gives_fid)
     below = [
         f"Floor: {distance_names(gives_fid)[0]} {number(floor) or 'not known'} ({shared['floor']}).",
         "Encoder and decoder: length of the sequence in one pass, of the encoder at the first and the last step. "
@@ -131,8 +130,8 @@ def compare_guidance(
         figures={label: point.scores.frechet for label, point in zip(jobs, points, strict=True)},
         plain={"rows": [row | {"drawn": point.drawn} for row, point in zip(rows, points, strict=True)], **shared},
         sections=[
-            Section(columns=columns, rows=cells, below=below),
-            Section("What all rows share", columns=("what", "value"), rows=facts(shared)),
+            Section(rows=[readable(row, gives_fid) for row in rows], below=below),
+            Section("What all rows share", facts(shared)),
         ],
         made=context.made(),
         notes=reference.notes,

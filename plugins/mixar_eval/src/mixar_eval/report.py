@@ -21,21 +21,21 @@ REPORT = "report"
 
 @frozen
 class Section:
-    """A heading (may be empty), lines, and a table under them: columns, and rows of cells (None is a dash)."""
+    """A heading (may be empty), a table, whose columns are the keys of its rows, and lines above and below it."""
 
     heading: str = ""
+    rows: Sequence[Mapping[str, object]] = ()
     lines: Sequence[str] = ()
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[object]] = ()
     below: Sequence[str] = ()
 
     def to_markdown(self) -> str:
-        """The section as Markdown; cells behind a row's first are aligned right where there are more than two."""
+        """The section as Markdown; columns behind the first are aligned right where there are more than two."""
         parts = [f"## {self.heading}\n"] if self.heading else []
         parts += [f"{line}\n" for line in self.lines]
-        if self.columns:
-            right = range(1, len(self.columns)) if len(self.columns) > 2 else ()
-            parts.append(table(self.columns, self.rows, right=right))
+        if self.rows:
+            columns = list(self.rows[0])
+            right = range(1, len(columns)) if len(columns) > 2 else ()
+            parts.append(table(columns, [[_cell(value) for value in row.values()] for row in self.rows], right=right))
         parts += [f"{line}\n" for line in self.below]
         return "\n".join(parts)
 
@@ -79,7 +79,7 @@ class Report:
         head = f"# {self.title}\n\n**Comparable with {self.protocol}: {self.comparable}**\n"
         first, *others = (section.to_markdown() for section in self.sections)
         notes = ["".join(f"- Note: {note}.\n" for note in self.notes)] if self.notes else []
-        made = Section("Made by", rows=facts(self.made), columns=("what", "value")).to_markdown()
+        made = Section("Made by", facts(self.made)).to_markdown()
         pictures = [f"![{Path(name).stem}]({name})\n" for name in self.pictures]
         return "\n".join([head, first, *notes, *others, made, *pictures])
 
@@ -145,21 +145,20 @@ def number(value: float | None, digits: int = 4) -> str | None:
     return f"{value:,.0f}" if "e+" in whole else whole
 
 
-def facts(plain: Mapping[str, Any]) -> list[tuple[str, object]]:
+def facts(plain: Mapping[str, Any]) -> list[dict[str, object]]:
     """Rows of names and values; floats with few digits, mappings on one line."""
-    rows: list[tuple[str, object]] = []
+    rows = []
     for key, value in plain.items():
         if isinstance(value, Mapping):
             value = ", ".join(f"{name} {inner}" for name, inner in value.items())
-        rows.append((key, number(value) if isinstance(value, float) else value))
+        rows.append({"what": key, "value": str(value) if isinstance(value, int) else value})
     return rows
 
 
-def rows_table(rows: Sequence[Mapping[str, Any]], gives_fid: bool) -> tuple[list[str], list[list[object]]]:
-    """Columns and cells of what a CSV file has, to be read."""
+def readable(row: Mapping[str, Any], gives_fid: bool) -> dict[str, Any]:
+    """A row of a CSV file, its columns named for people."""
     names = dict(zip(("frechet_distance", "kernel_distance"), distance_names(gives_fid), strict=True))
-    columns = [names.get(key, key.replace("_", " ")) for key in rows[0]]
-    return columns, [[_cell(value) for value in row.values()] for row in rows]
+    return {names.get(key, key.replace("_", " ")): value for key, value in row.items()}
 
 
 def _cell(value: object) -> object:

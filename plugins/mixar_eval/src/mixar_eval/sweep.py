@@ -18,7 +18,7 @@ from mixar_eval.plots import Curves, draw_panels
 from mixar_eval.points import AXES, Point, measure_points, setting_of, short
 from mixar_eval.protocol import PROTOCOL
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, distance_names, facts, number, rows_table
+from mixar_eval.report import Report, Section, distance_names, facts, number, readable
 
 TABLE, PICTURE = "sweep.csv", "sweep.png"
 By = Literal["frechet", "kernel"]
@@ -75,7 +75,7 @@ def sweep(
         plain={"best": best, "by": by, "points": drawn, **shared},
         sections=[
             sweep_section(points, by=by, gives_fid=gives_fid, floor=floor, floor_is=shared["floor"]),
-            Section("What all points share", columns=("what", "value"), rows=facts(shared)),
+            Section("What all points share", facts(shared)),
         ],
         made=context.made(),
         notes=[*reference.notes, *([_OF_PRIOR] if model.system.model is None else [])],
@@ -108,14 +108,14 @@ def sweep_section(points: Sequence[Point], *, by: By, gives_fid: bool, floor: fl
     """The best point, and the table of all."""
     best = best_of(points, by)
     told = ", ".join(f"{axis} {short(value)}" for axis, value in zip(AXES, best.setting, strict=True))
-    columns, rows = rows_table([point.row() | {"": "best" if point is best else ""} for point in points], gives_fid)
+    rows = [readable(point.row(), gives_fid) | {"": "best" if point is best else ""} for point in points]
     lines = [
         f"**Best {distance_names(gives_fid)[by == 'kernel']}: {number(score(best, by))} at {told}.** "
         f"Floor: {number(floor) or 'not known'} ({floor_is}).",
         "Points compare with each other, for all have the same number of images, seed, extractor and reference, "
         "and with nothing else. What is best at few images need not be at 50,000: measure the best few again.",
     ]
-    return Section(lines=lines, columns=columns, rows=rows)
+    return Section(lines=lines, rows=rows)
 
 
 def plot_sweep(points: Sequence[Point], *, by: By, gives_fid: bool, floor: float | None) -> Image.Image:

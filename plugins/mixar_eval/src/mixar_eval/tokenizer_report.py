@@ -11,7 +11,7 @@ from PIL import Image
 from mixar_eval.context import EvalContext
 from mixar_eval.generation import described
 from mixar_eval.protocol import CLASSES, COUNT, SIZE, extractor_reasons
-from mixar_eval.report import Report, Section, distance_names, number
+from mixar_eval.report import Report, Section, distance_names
 from mixar_eval.scores import Scores
 from mixar_eval.tokenizer_meter import CodeUsage, LatentStatistics
 from mixar_eval.tokenizers import Comparison, Entry, row_name
@@ -70,23 +70,22 @@ def tokenizer_report(
 def _reconstructions(
     tokenizers: Sequence[Mapping[str, Any]], comparison: Comparison, context: EvalContext, images: str
 ) -> Section:
-    frechet, kernel = distance_names(context.extractor.gives_fid)
-    apart, keys = comparison.floor.scores, ["frechet", "kernel", "psnr", "ssim", "perceptual"]
-    columns = ["reconstruction", f"r{frechet}" if context.extractor.gives_fid else frechet, kernel]
-    columns += ["PSNR, dB", "SSIM", "perceptual"]
-    if comparison.reference.features_AF is None:
-        keys.remove("kernel")
-        columns.remove(kernel)
-    rows: list[list[str | None]] = [
-        [row_name(tokenizer["name"], way), *(number(found[key]) for key in keys)]
+    gives_fid, has_kernel = context.extractor.gives_fid, comparison.reference.features_AF is not None
+    frechet, kernel = distance_names(gives_fid)
+    names = {"frechet": f"r{frechet}" if gives_fid else frechet, **({"kernel": kernel} if has_kernel else {})}
+    names |= {"psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual"}
+    found = {
+        row_name(tokenizer["name"], way): scores
         for tokenizer in tokenizers
-        for way, found in tokenizer["reconstructions"].items()
-    ]
-    floor = [number(getattr(apart, key, None)) for key in keys]
+        for way, scores in tokenizer["reconstructions"].items()
+    }
+    found[f"floor: {comparison.floor.what}"] = _distances(comparison.floor.scores)
     return Section(
         lines=[images],
-        columns=columns,
-        rows=[*rows, [f"floor: {comparison.floor.what}", *floor]],
+        rows=[
+            {"reconstruction": name, **{column: scores.get(key) for key, column in names.items()}}
+            for name, scores in found.items()
+        ],
         below=[
             f"Distances are between feature vectors of {context.extractor.identity}, from the reconstructions to "
             f"{comparison.reference.description}: lower is better. The last row is how far real images lie apart at "
@@ -96,38 +95,39 @@ def _reconstructions(
 
 
 def _codes(tokenizers: Sequence[Mapping[str, Any]]) -> list[Section]:
-    columns = ("codes", "grid", "bits an image", "codes in use", "among", "perplexity", "entropy, bits a code")
     rows = [
-        [
-            tokenizer["name"],
-            tokenizer["grid"],
-            number(codes["bits_per_image"]),
-            f"{codes['used']:,} of {codes['codebook_size']:,} ({codes['share_used']:.1%})",
-            f"{codes['codes']:,} tokens",
-            number(codes["perplexity"]),
-            number(codes["entropy_bits"]),
-        ]
+        {
+            "tokenizer": tokenizer["name"],
+            "grid": tokenizer["grid"],
+            "bits an image": codes["bits_per_image"],
+            "codes in use": f"{codes['used']:,} of {codes['codebook_size']:,} ({codes['share_used']:.1%})",
+            "among": f"{codes['codes']:,} tokens",
+            "perplexity": codes["perplexity"],
+            "entropy, bits a code": codes["entropy_bits"],
+        }
         for tokenizer in tokenizers
         if (codes := tokenizer["codes"]) is not None
     ]
-    return [Section("Codes", columns=columns, rows=rows)] if rows else []
+    return [Section("Codes", rows)] if rows else []
 
 
 def _latents(tokenizers: Sequence[Mapping[str, Any]]) -> list[Section]:
-    columns = ("latents", "grid x channels", "KL, bits an image", "means, normalised", "deviations, normalised")
+    def spread(values: Sequence[float]) -> str:
+        return f"{min(values):.2f} to {max(values):.2f}"
+
     rows = [
-        [
-            tokenizer["name"],
-            f"{tokenizer['grid']} x {len(latents['mean'])}",
-            number(latents["kl_bits"]),
-            f"{min(latents['normalised_mean']):.2f} to {max(latents['normalised_mean']):.2f}",
-            f"{min(latents['normalised_std']):.2f} to {max(latents['normalised_std']):.2f}",
-        ]
+        {
+            "tokenizer": tokenizer["name"],
+            "grid x channels": f"{tokenizer['grid']} x {len(latents['mean'])}",
+            "KL, bits an image": latents["kl_bits"],
+            "means, normalised": spread(latents["normalised_mean"]),
+            "deviations, normalised": spread(latents["normalised_std"]),
+        }
         for tokenizer in tokenizers
         if (latents := tokenizer["latents"]) is not None
     ]
     below = ["Normalised by the statistics that the tokenizer keeps: 0 and 1 where those fit these images."]
-    return [Section("Latents", columns=columns, rows=rows, below=below)] if rows else []
+    return [Section("Latents", rows, below=below)] if rows else []
 
 
 def _reasons(comparison: Comparison, entries: Sequence[Entry], context: EvalContext) -> list[str]:
