@@ -19,10 +19,10 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
-import cattrs
 import torch
 from attrs import frozen
 from safetensors import SafetensorError, safe_open
@@ -42,7 +42,7 @@ KEYS = ("latents", "latents_flip", "codes", "codes_flip", "labels")
 TOKENS = ("latents", "codes")
 
 Stores = Literal["moments", "samples"]
-Precision = Literal["float32", "bfloat16", "float16"]
+StorageDtype = Literal["float32", "bfloat16", "float16"]
 #: A tokenizer as a cache remembers it: type, config, weights_sha256.
 Fingerprint = Mapping[str, Any]
 
@@ -97,7 +97,7 @@ class CacheSettings:
     split: str
     flip: bool
     stores: Stores | None
-    dtype: Precision
+    dtype: StorageDtype
     seed: int
     latent_shape: tuple[int, int, int] | None
     tokens: int | None
@@ -106,6 +106,10 @@ class CacheSettings:
     batch: int
     tokenizers: dict[str, dict[str, Any] | None]
     source: dict[str, Any]
+
+    def shards(self, images: int) -> int:
+        """How many files so many images make."""
+        return -(-images // self.rows_per_shard)
 
     @property
     def row_bytes(self) -> int:
@@ -148,11 +152,40 @@ def read_index(path: Path) -> CacheIndex:
     if found != (FORMAT, VERSION):
         raise UserError(f"{path} is a {found[0]} of version {found[1]}, read here: {FORMAT} of version {VERSION}")
     try:
-        return cattrs.structure(plain, CacheIndex)
-    except Exception as error:  # cattrs raises groups of whatever went wrong inside
-        raise UserError(
-            f"{path} is not the index of a token cache: {'; '.join(cattrs.transform_error(error))}"
-        ) from error
+        index: CacheIndex = read_plain(plain, CacheIndex)
+    except ValueError as error:
+        raise UserError(f"{path} is not the index of a token cache: {error}") from error
+    return index
+
+
+def read_plain(value: Any, kind: Any, path: str = "") -> Any:
+    """A value that JSON gave as one of the type `kind`: an attrs class, a tuple, a literal ...; nothing is converted.
+
+    Raises:
+        ValueError: it is none; says where in it.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType or origin is Union:
+        return None if value is None else read_plain(value, inner[0], path)
+    if origin is tuple and isinstance(value, list) and (inner[-1] is ... or len(inner) == len(value)):
+        return tuple(read_plain(each, inner[0], f"{path}[{number}]") for number, each in enumerate(value))
+    if attrs.has(kind) and isinstance(value, dict):
+        fields = {field.name: field for field in attrs.fields(attrs.resolve_types(kind))}
+        if missing := fields.keys() - value.keys():
+            raise ValueError(f"required field missing: {', '.join(sorted(missing))} {path}".rstrip())
+        if unknown := value.keys() - fields.keys():
+            raise ValueError(f"unknown field: {', '.join(sorted(unknown))} {path}".rstrip())
+        return kind(
+            **{
+                name: read_plain(value[name], field.type, f"{path}.{name}".lstrip("."))
+                for name, field in fields.items()
+            }
+        )
+    if kind is float and type(value) is int:
+        return float(value)
+    if value in inner if origin is Literal else type(value) is (origin or kind):
+        return value
+    raise ValueError(f"{value!r} at {path} is not {kind if origin else kind.__name__}")
 
 
 class TokenCache:

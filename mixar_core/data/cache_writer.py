@@ -7,17 +7,17 @@ becomes index.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
-from shutil import rmtree
+from shutil import disk_usage, rmtree
 from typing import Any
 
 import attrs
-import cattrs
 import numpy
 import torch
+import torch.distributed as dist
 from attrs import frozen
 from torch import Tensor
 
@@ -30,11 +30,14 @@ from mixar_core.data.cache import (
     Shard,
     Skipped,
     read_index,
+    read_plain,
 )
-from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream
-from mixar_core.data.loader import check_unreadable, flipped, load_batches, to_images
+from mixar_core.data.cache_pieces import Piece, StreamPieces, dataset_pieces
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.loader import check_unreadable, flipped, to_images
 from mixar_core.data.streams import Stream, seed_of
 from mixar_core.data.tokens import FrozenTokenizers
+from mixar_core.distributed import PATIENT, Processes
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.storage import FolderLock, file_sha256, write_text, write_weights, writing
@@ -42,20 +45,6 @@ from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.types import Posterior
 
 SETTINGS = "settings.json"
-
-
-@frozen(eq=False)
-class Piece:
-    """Images of one shard that are encoded together: their numbers in the split, pixels uint8, labels.
-
-    `unreadable` are the numbers of those that are left out, with the reason.
-    """
-
-    shard: int
-    indices: list[int]
-    pixels_B3HW: Tensor
-    labels_B: Tensor
-    unreadable: dict[int, str]
 
 
 @frozen
@@ -67,6 +56,90 @@ class Note:
     values: int
     sums: tuple[float, ...]
     squares: tuple[float, ...]
+
+
+@frozen(eq=False)
+class Caching:
+    """How `write_cache` ended; what was `encoded`, and in how many seconds, is of this call and all processes.
+
+    `index` is None if it was told to stop; `shards` of `total` (None: not known, for a stream) are finished.
+    """
+
+    folder: Path
+    index: CacheIndex | None
+    shards: int
+    total: int | None
+    encoded: int = 0
+    seconds: float = 0.0
+
+
+def write_cache(
+    folder: Path,
+    settings: CacheSettings,
+    data: ImageDataset,
+    tokenizers: FrozenTokenizers,
+    processes: Processes,
+    *,
+    stop: Callable[[], bool],
+    workers: int = 0,
+    max_unreadable: int = 0,
+    progress: Callable[[int, int | None], object] = lambda done, total: None,
+) -> Caching:
+    """Write the shards that are missing, each by one of the processes, and the index when all are there.
+
+    Every process calls this with the same arguments.
+
+    Args:
+        stop: whether to end between two batches; the same call goes on.
+        workers: loader processes (for a stream: threads) of each process.
+        progress: told how many of this process's images are encoded, and of how many (None: not known).
+
+    Raises:
+        UserError: the folder holds something else, or another call is at work in it, the disk is too small, or more
+            than `max_unreadable` images cannot be read.
+    """
+    with closing(FolderLock(folder)) as lock:
+        if (done := processes.on_main(lambda: begin(folder, settings, lock))) is not None:
+            return Caching(folder, done, len(done.shards), len(done.shards))
+        rank, world, started = processes.rank, processes.world, time.perf_counter()
+        # Processes that share out hours of work meet minutes apart, which the run's own group would not wait for.
+        group = dist.new_group(backend="gloo", timeout=PATIENT) if world > 1 else None
+        mine = [number for number in noted_shards(folder) if number % world == rank]
+        kept = set().union(*processes.all_gather({n for n in mine if is_finished(folder, n)}, group=group))
+        writer = ShardWriter(folder, settings, tokenizers, device=processes.device, max_unreadable=max_unreadable)
+        pieces: Iterable[Piece]
+        streamed = images = None
+        if data.stream is None:
+            missing = [number for number in range(settings.shards(len(data))) if number not in kept]
+            processes.on_main(lambda: _check_disk(folder, settings, len(missing), len(data)))
+            shards = missing[rank::world]
+            images = sum(min(settings.rows_per_shard, len(data) - n * settings.rows_per_shard) for n in shards)
+            pieces = dataset_pieces(data, settings, shards, workers=workers)
+        else:
+            pieces = streamed = StreamPieces(
+                data.stream, settings, lambda n: n % world == rank and n not in kept, stop=stop, threads=workers
+            )
+        progress(0, images)
+        whole = writer.write(pieces, stop=stop, progress=lambda done: progress(done, images))
+        whole = all(processes.all_gather(whole, group=group))
+        encoded = sum(processes.all_gather(writer.encoded, group=group))
+        seconds = time.perf_counter() - started
+        if not whole:
+            total = None if streamed is not None else settings.shards(len(data))
+            return Caching(folder, None, len(noted_shards(folder)), total, encoded, seconds)
+        total = settings.shards(len(data) if streamed is None else streamed.count)
+        index = processes.on_main(lambda: finish(folder, settings, total, max_unreadable=max_unreadable))
+        return Caching(folder, index, total, total, encoded, seconds)
+
+
+def _check_disk(folder: Path, settings: CacheSettings, shards: int, images: int) -> None:
+    rows = min(shards * settings.rows_per_shard, images)
+    need, free = rows * settings.row_bytes, disk_usage(folder).free
+    if need > free:
+        raise UserError(
+            f"{folder}: {rows:,} images need {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
+            "samples instead of moments, bfloat16 and no mirrored images take half each"
+        )
 
 
 def begin(folder: Path, settings: CacheSettings, lock: FolderLock) -> CacheIndex | None:
@@ -118,87 +191,6 @@ def is_finished(folder: Path, number: int) -> bool:
     return False
 
 
-def dataset_pieces(
-    dataset: ImageDataset, settings: CacheSettings, shards: Sequence[int], *, workers: int, pin: bool
-) -> Iterator[Piece]:
-    """The images of some shards, loaded ahead by `workers` processes."""
-    wanted, numbers = [], []
-    for shard in shards:
-        first = shard * settings.rows_per_shard
-        end = min(first + settings.rows_per_shard, len(dataset))
-        for start in range(first, end, settings.batch):
-            wanted.append(list(range(start, min(start + settings.batch, end))))
-            numbers.append(shard)
-    batches = load_batches(dataset, wanted, workers=workers, pin=pin)
-    for shard, indices, loaded in zip(numbers, wanted, batches, strict=True):
-        unreadable = {index: reason for index, reason in loaded.unreadable.items() if index in indices}
-        kept = [row for row, index in enumerate(indices) if index not in unreadable]  # the others are stand-ins
-        readable = [indices[row] for row in kept]
-        yield Piece(shard, readable, loaded.pixels_B3HW[kept], loaded.labels_B[kept], unreadable)
-
-
-class StreamPieces:
-    """The same of a stream: it is read as a whole, and the images of shards that are `wanted` are decoded.
-
-    Args:
-        stop: whether to end before the stream does.
-        threads: that decode.
-    """
-
-    #: images read so far
-    count: int = 0
-
-    def __init__(
-        self,
-        stream: ImageStream,
-        settings: CacheSettings,
-        wanted: Callable[[int], bool],
-        *,
-        stop: Callable[[], bool] = lambda: False,
-        threads: int = 1,
-    ) -> None:
-        self.stream, self.settings, self.wanted, self.stop, self.threads = stream, settings, wanted, stop, threads
-
-    def __iter__(self) -> Iterator[Piece]:
-        held: list[EncodedImage] = []
-        per_shard, batch = self.settings.rows_per_shard, self.settings.batch
-        with ThreadPoolExecutor(max(1, self.threads), "mixar-decode") as pool:
-            for image in self.stream:
-                if self.stop():
-                    return
-                shard, row = divmod(self.count, per_shard)
-                self.count += 1
-                if not self.wanted(shard):
-                    continue
-                held.append(image)
-                if (row + 1) % batch == 0 or row + 1 == per_shard:
-                    yield self._decoded(held, pool)
-                    held = []
-            if held:
-                yield self._decoded(held, pool)
-
-    def _decoded(self, held: list[EncodedImage], pool: ThreadPoolExecutor) -> Piece:
-        first, size = self.count - len(held), self.settings.image_size
-        found = list(pool.map(lambda image: _decode(image, size), held))
-        unreadable = {first + row: pixels for row, pixels in enumerate(found) if isinstance(pixels, str)}
-        kept = [row for row in range(len(held)) if first + row not in unreadable]
-        pixels = [each for each in found if isinstance(each, Tensor)]
-        return Piece(
-            first // self.settings.rows_per_shard,
-            [first + row for row in kept],
-            torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8),
-            torch.tensor([held[row].label for row in kept], dtype=torch.int64),
-            unreadable,
-        )
-
-
-def _decode(image: EncodedImage, size: int) -> Tensor | str:
-    try:
-        return image.pixels(size)
-    except UserError as error:
-        return str(error)
-
-
 class ShardWriter:
     """Encodes pieces, and writes each shard when its last piece is there.
 
@@ -217,7 +209,7 @@ class ShardWriter:
         max_unreadable: int = 0,
     ) -> None:
         self.folder, self.settings, self.tokenizers, self.device = folder, settings, tokenizers, device
-        self.max_unreadable = max_unreadable
+        self.max_unreadable, self.encoded = max_unreadable, 0
         self.unreadable: dict[int, str] = {}
 
     def write(
@@ -230,7 +222,7 @@ class ShardWriter:
         """Write the shards that the pieces make up, each of them whole; False if told to `stop` before the last one.
 
         Args:
-            progress: is told how many images have been encoded since it was called last.
+            progress: is told how many images have been encoded so far.
 
         Raises:
             UserError: a file cannot be written, or more than `max_unreadable` images cannot be read.
@@ -249,7 +241,8 @@ class ShardWriter:
             self.unreadable |= piece.unreadable
             check_unreadable(self.unreadable, self.max_unreadable)
             held.append(self._encoded(piece))
-            progress(len(piece.indices) + len(piece.unreadable))
+            self.encoded += len(piece.indices) + len(piece.unreadable)
+            progress(self.encoded)
         if stop():
             return False
         if shard is not None:
@@ -367,6 +360,6 @@ def _short(value: object) -> str:
 
 def _read(path: Path, cls: type[Any]) -> Any:
     try:
-        return cattrs.structure(json.loads(path.read_text(encoding="utf-8")), cls)
-    except Exception as error:  # of all kinds: the file is missing, or was changed
+        return read_plain(json.loads(path.read_text(encoding="utf-8")), cls)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged; remove {path.parent} and begin anew") from error

@@ -5,41 +5,23 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from shutil import disk_usage
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
-from attrs import frozen
 
 from mixar.assembly import System, build, construct, open_data
 from mixar.folder import find_weights, load_into, read_tensors, sha256
 from mixar.plugins import Registry
 from mixar.recipe import PartChoice, Recipe
 from mixar.structure import flat, unstructure
-from mixar_core.data.cache import CacheIndex, CacheSettings, Precision, Stores, TokenCache
-from mixar_core.data.cache_writer import (
-    Piece,
-    ShardWriter,
-    StreamPieces,
-    begin,
-    dataset_pieces,
-    finish,
-    is_finished,
-    noted_shards,
-)
-from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.cache import CacheSettings, StorageDtype, Stores, TokenCache
+from mixar_core.data.cache_writer import Caching, write_cache
 from mixar_core.data.tokens import FrozenTokenizers
-from mixar_core.distributed import PATIENT, Processes, StopSignals, join_processes, naming_lost_processes
+from mixar_core.distributed import StopSignals, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
-from mixar_core.storage import FolderLock
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-
-T = TypeVar("T")
 
 
 def open_cache(folder: Path, recipe: Recipe, registry: Registry, *, planned: System | None = None) -> TokenCache:
@@ -92,21 +74,6 @@ def _misfit(cache: TokenCache, system: System, registry: Registry) -> str | None
     return None
 
 
-@frozen(eq=False)
-class Caching:
-    """How `make_cache` ended; what was `encoded`, and in how many seconds, is of this call and all processes.
-
-    `index` is None if it was told to stop; `shards` of `total` (None: not known, for a stream) are finished.
-    """
-
-    folder: Path
-    index: CacheIndex | None
-    shards: int
-    total: int | None
-    encoded: int = 0
-    seconds: float = 0.0
-
-
 def make_cache(
     recipe: Recipe,
     folder: Path,
@@ -114,7 +81,7 @@ def make_cache(
     *,
     split: Literal["train", "validation"] = "train",
     stores: Stores = "moments",
-    dtype: Precision = "float32",
+    dtype: StorageDtype = "float32",
     rows_per_shard: int = 1024,
     seed: int = 0,
     flip: bool = True,
@@ -166,87 +133,20 @@ def make_cache(
     )
     tokenizers = _load_tokenizers(recipe, registry, continuous is not None, discrete is not None)
     processes = join_processes(device)
-    with StopSignals() as signals, naming_lost_processes(processes), closing(FolderLock(folder)) as lock:
-        done = processes.on_main(lambda: begin(folder, settings, lock))
-        if done is not None:
-            made = Caching(folder, done, len(done.shards), len(done.shards))
-        else:
-            work = _Work(folder, settings, tokenizers.to(processes.device), data, processes, workers, max_unreadable)
-            made = work.run(lambda: signals.requested, progress)
+    with StopSignals() as signals, naming_lost_processes(processes):
+        made = write_cache(
+            folder,
+            settings,
+            data,
+            tokenizers.to(processes.device),
+            processes,
+            stop=lambda: signals.requested,
+            workers=workers,
+            max_unreadable=max_unreadable,
+            progress=progress,
+        )
     processes.leave()
     return made
-
-
-class _Work:
-    """A call of `make_cache` on a prepared folder."""
-
-    def __init__(
-        self,
-        folder: Path,
-        settings: CacheSettings,
-        tokenizers: FrozenTokenizers,
-        data: ImageDataset,
-        processes: Processes,
-        workers: int,
-        max_unreadable: int,
-    ) -> None:
-        self.folder, self.settings, self.data, self.processes = folder, settings, data, processes
-        self.workers, self.max_unreadable = workers, max_unreadable
-        self.writer = ShardWriter(folder, settings, tokenizers, device=processes.device, max_unreadable=max_unreadable)
-        # Processes that share out hours of work meet minutes apart, which the run's own group would not wait for.
-        self.group: Any = None
-        if processes.world > 1:
-            self.group = dist.new_group(backend="gloo", timeout=PATIENT)
-
-    def run(self, stop: Callable[[], bool], progress: Callable[[int, int | None], object]) -> Caching:
-        """Write what is missing, and the index when all is there."""
-        rank, world, started = self.processes.rank, self.processes.world, time.perf_counter()
-        data, settings, encoded = self.data, self.settings, 0
-        noted = [number for number in noted_shards(self.folder) if number % world == rank]
-        whole_ones = {number for number in noted if is_finished(self.folder, number)}
-        kept = set().union(*self.processes.all_gather(whole_ones, group=self.group))
-
-        def count(images: int) -> None:
-            nonlocal encoded
-            encoded += images
-            progress(encoded, mine)
-
-        pieces: Iterable[Piece]
-        streamed, mine = None, None
-        if data.stream is None:
-            missing = [number for number in range(self._shards(len(data))) if number not in kept]
-            self.processes.on_main(lambda: self._check_disk(len(missing)))
-            shards = missing[rank::world]
-            mine = sum(min(settings.rows_per_shard, len(data) - n * settings.rows_per_shard) for n in shards)
-            pin = self.processes.device.type == "cuda"
-            pieces = dataset_pieces(data, settings, shards, workers=self.workers, pin=pin)
-        else:
-
-            def wanted(number: int) -> bool:
-                return number % world == rank and number not in kept
-
-            pieces = streamed = StreamPieces(data.stream, settings, wanted, stop=stop, threads=self.workers)
-        count(0)
-        whole = all(self.processes.all_gather(self.writer.write(pieces, stop=stop, progress=count), group=self.group))
-        encoded, seconds = sum(self.processes.all_gather(encoded, group=self.group)), time.perf_counter() - started
-        if not whole:
-            total = None if streamed is not None else self._shards(len(data))
-            return Caching(self.folder, None, len(noted_shards(self.folder)), total, encoded, seconds)
-        total = self._shards(len(data) if streamed is None else streamed.count)
-        index = self.processes.on_main(lambda: finish(self.folder, settings, total, max_unreadable=self.max_unreadable))
-        return Caching(self.folder, index, total, total, encoded, seconds)
-
-    def _shards(self, images: int) -> int:
-        return -(-images // self.settings.rows_per_shard)
-
-    def _check_disk(self, shards: int) -> None:
-        rows = min(shards * self.settings.rows_per_shard, len(self.data))
-        need, free = rows * self.settings.row_bytes, disk_usage(self.folder).free
-        if need > free:
-            raise UserError(
-                f"{self.folder}: {rows:,} images need {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
-                "samples instead of moments, bfloat16 and no mirrored images take half each"
-            )
 
 
 def _load_tokenizers(recipe: Recipe, registry: Registry, continuous: bool, discrete: bool) -> FrozenTokenizers:

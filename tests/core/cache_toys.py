@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 
 from mixar_core.data.cache import CacheSettings, TokenCache
-from mixar_core.data.cache_writer import (
-    ShardWriter,
-    begin,
-    dataset_pieces,
-    finish,
-)
+from mixar_core.data.cache_pieces import dataset_pieces
+from mixar_core.data.cache_writer import ShardWriter, begin, finish
 from mixar_core.data.loader import load_rows
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.errors import UserError
@@ -84,7 +80,7 @@ def write(folder: Path, *, data: ToyImages | None = None, frozen=None, limit: in
     shards = -(-len(data) // about.rows_per_shard)
     for rank in reversed(range(world)):
         writer = ShardWriter(folder, about, frozen or tokenizers(), device=CPU, max_unreadable=limit)
-        assert writer.write(dataset_pieces(data, about, range(shards)[rank::world], workers=0, pin=False))
+        assert writer.write(dataset_pieces(data, about, range(shards)[rank::world], workers=0))
     finish(folder, about, shards, max_unreadable=limit)
     return TokenCache.open(folder)
 

@@ -14,15 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixar_core.data import cache as cache_module
-from mixar_core.data.cache import INDEX, TokenCache
+from mixar_core.data.cache import INDEX, TokenCache, read_index
+from mixar_core.data.cache_pieces import dataset_pieces
 from mixar_core.data.cache_source import CacheSource
-from mixar_core.data.cache_writer import (
-    ShardWriter,
-    dataset_pieces,
-    finish,
-    is_finished,
-    noted_shards,
-)
+from mixar_core.data.cache_writer import ShardWriter, finish, is_finished, noted_shards
 from mixar_core.data.loader import BatchShard, ImageSource, ShuffledOrder
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import FrozenTokenizers
@@ -212,7 +207,7 @@ def test_what_is_finished_is_kept_and_what_is_not_is_made_anew(tmp_path: Path):
         seen += 1
         return seen > 5  # in the third shard of four
 
-    assert not writer.write(dataset_pieces(data, about, range(4), workers=0, pin=False), stop=stop)
+    assert not writer.write(dataset_pieces(data, about, range(4), workers=0), stop=stop)
     assert noted_shards(folder) == [0, 1]
     with pytest.raises(UserError, match="not finished"):
         TokenCache.open(folder)
@@ -224,9 +219,7 @@ def test_what_is_finished_is_kept_and_what_is_not_is_made_anew(tmp_path: Path):
     begun(folder, about)
     assert [number for number in range(4) if is_finished(folder, number)] == [0]
     first = (folder / "tokens_00000.safetensors").stat().st_mtime_ns
-    assert ShardWriter(folder, about, tokenizers(), device=CPU).write(
-        dataset_pieces(data, about, [1, 2, 3], workers=0, pin=False)
-    )
+    assert ShardWriter(folder, about, tokenizers(), device=CPU).write(dataset_pieces(data, about, [1, 2, 3], workers=0))
     finish(folder, about, 4)
     assert content(folder) == content(whole.folder)
     assert (folder / "tokens_00000.safetensors").stat().st_mtime_ns == first
@@ -338,3 +331,23 @@ def test_a_damaged_cache_is_refused_in_one_line(written: TokenCache, tmp_path: P
             action()
         assert "\n" not in str(caught.value)
     TokenCache.open(changed)  # checksums are read when asked for
+
+
+def test_an_index_is_read_strictly(written: TokenCache, tmp_path: Path):
+    whole = json.loads((written.folder / INDEX).read_text())
+    changes = {
+        r"'20' at count is not int": {"count": "20"},
+        r"True at count is not int": {"count": True},
+        r"'float8' at settings.dtype is not": {"settings": {**whole["settings"], "dtype": "float8"}},
+        r"\[3, 4\] at settings.latent_shape is not": {"settings": {**whole["settings"], "latent_shape": [3, 4]}},
+        r"'abcde' at settings.class_names is not": {"settings": {**whole["settings"], "class_names": "abcde"}},
+        r"unknown field: rowz shards\[0\]": {"shards": [{**whole["shards"][0], "rowz": 1}]},
+        r"required field missing: count$": {"count": None},
+    }
+    for message, change in changes.items():
+        plain = {key: value for key, value in {**whole, **change}.items() if key != "count" or value is not None}
+        (tmp_path / INDEX).write_text(json.dumps(plain))
+        with pytest.raises(UserError, match=f"is not the index of a token cache: {message}"):
+            read_index(tmp_path / INDEX)
+    (tmp_path / INDEX).write_text(written.index.to_json())
+    assert read_index(tmp_path / INDEX) == written.index

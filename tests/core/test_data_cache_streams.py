@@ -11,12 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mixar_core.data.cache import PROGRESS, TokenCache
-from mixar_core.data.cache_writer import (
-    ShardWriter,
-    StreamPieces,
-    finish,
-    noted_shards,
-)
+from mixar_core.data.cache_pieces import StreamPieces
+from mixar_core.data.cache_writer import ShardWriter, finish, noted_shards
 from mixar_core.data.dataset import EncodedImage, ImageStream
 from mixar_core.data.images import read_image
 from mixar_core.data.streams import Stream, step_noise

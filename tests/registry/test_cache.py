@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixar import cache as caching
 from mixar.cache import make_cache, open_cache
 from mixar.plugins import Registry
 from mixar.recipe import Recipe, load_recipe
 from mixar.run import train
+from mixar_core.data import cache_writer
 from mixar_core.data.cache import INDEX, PROGRESS, TokenCache
 from mixar_core.errors import UserError
 from tests.cli.process import good, refused, torchrun
@@ -232,7 +232,7 @@ def test_what_cannot_be_cached_is_said_before_anything_is_written(
         UserError, match=r"holds a cache made otherwise: stores was moments, is samples; rows_per_shard was 2"
     ):
         make_cache(recipe(family, registry), made, registry, stores="samples")
-    monkeypatch.setattr(caching, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    monkeypatch.setattr(cache_writer, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=r"9 images need 0.0 GB, and 0.0 GB are free"):
         make_cache(recipe(family, registry), out, registry)
 
