@@ -115,7 +115,10 @@ def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "valid
     """
     if recipe.data is None:
         raise UserError(f"recipe {recipe.name}: data: required here, and not there")
-    data: ImageDataset = construct(recipe, registry, "data", split=split, image_size=recipe.image_size)
+    return _fitting(recipe, construct(recipe, registry, "data", split=split, image_size=recipe.image_size))
+
+
+def _fitting(recipe: Recipe, data: ImageDataset) -> ImageDataset:
     if recipe.num_classes not in (0, data.num_classes):  # labelled data may train an unconditional model
         raise _misfit(recipe, "data", f"{data.num_classes} classes", "num_classes", str(recipe.num_classes))
     return data
@@ -129,21 +132,21 @@ def try_data(recipe: Recipe, registry: Registry) -> str:
     """
     if recipe.data is None:
         return "none named"
-    try:
-        construct(recipe, registry, "data", split="train", image_size=recipe.image_size)
-    except UserError as error:
-        return f"cannot be opened here: {error}"
-    data, validation, missing = open_data(recipe, registry, "train"), None, []
-    if recipe.training is not None and recipe.training.evaluate_every:
+    measured = recipe.training is not None and recipe.training.evaluate_every
+    opened, notes = {}, []
+    for split in ("train", "validation") if measured else ("train",):
         try:
-            construct(recipe, registry, "data", split="validation", image_size=recipe.image_size)
+            data = construct(recipe, registry, "data", split=split, image_size=recipe.image_size)
         except UserError as error:
-            missing = [f"validation cannot be opened here: {error}"]
+            if split == "train":
+                return f"cannot be opened here: {error}"
+            notes = [f"validation cannot be opened here: {error}"]
         else:
-            validation = open_data(recipe, registry, "validation")
-    size = "a stream of images" if data.stream is not None else f"{len(data):,} training images"
-    notes = [*missing, *data_notes(recipe, registry, train=data, validation=validation)]
-    return "\n".join([f"{size} of {data.num_classes} classes ({recipe.data.type})", *(f"note: {n}" for n in notes)])
+            opened[split] = _fitting(recipe, data)
+    train = opened["train"]
+    size = "a stream of images" if train.stream is not None else f"{len(train):,} training images"
+    notes += data_notes(recipe, registry, **opened)
+    return "\n".join([f"{size} of {train.num_classes} classes ({recipe.data.type})", *(f"note: {n}" for n in notes)])
 
 
 def data_notes(recipe: Recipe, registry: Registry, **sets: ImageDataset | TokenCache | None) -> list[str]:
