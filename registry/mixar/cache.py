@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from mixar.assembly import System, build, construct, open_data
+from mixar.assembly import System, build, construct, data_notes, open_data, weights_of
 from mixar.folder import find_weights, load_into, read_tensors, sha256
 from mixar.plugins import Registry
 from mixar.recipe import PartChoice, Recipe
@@ -110,7 +110,11 @@ def make_cache(
             be read.
     """
     data = open_data(recipe, registry, split)
-    continuous, discrete = _used_tokenizers(build(recipe, registry, meta=True))
+    notes = data_notes(recipe, registry, **{split: data})
+    if os.environ.get("RANK", "0") == "0":
+        print("".join(f"note: {note}\n" for note in notes), end="", file=sys.stderr)
+    system = build(recipe, registry, meta=True)
+    continuous, discrete = needed_tokenizers(system)[0], system.discrete_tokenizer  # codes wherever the recipe has them
     settings = CacheSettings(
         image_size=recipe.image_size,
         num_classes=data.num_classes,
@@ -155,7 +159,7 @@ def _load_tokenizers(recipe: Recipe, registry: Registry, continuous: bool, discr
     def load(key: str) -> Any:
         module, choice = construct(recipe, registry, key, image_size=recipe.image_size), getattr(recipe, key)
         if choice.weights is not None:
-            load_into(module, read_tensors(find_weights(choice.weights, registry)), where=f"{key} ({choice.weights})")
+            load_into(module, read_tensors(weights_of(recipe, key, registry)), where=f"{key} ({choice.weights})")
         elif any(True for _ in module.parameters()):
             raise UserError(
                 f"recipe {recipe.name}: {key}.weights: required, because a cache keeps what a trained tokenizer makes; "
@@ -166,12 +170,6 @@ def _load_tokenizers(recipe: Recipe, registry: Registry, continuous: bool, discr
     return FrozenTokenizers(
         load("continuous_tokenizer") if continuous else None, load("discrete_tokenizer") if discrete else None
     )
-
-
-def _used_tokenizers(system: System) -> tuple[ContinuousTokenizer | None, DiscreteTokenizer | None]:
-    """The tokenizers whose tokens are kept: those that training reads, and codes wherever the recipe has them."""
-    continuous, _ = needed_tokenizers(system)
-    return continuous, system.discrete_tokenizer
 
 
 def needed_tokenizers(system: System) -> tuple[ContinuousTokenizer | None, DiscreteTokenizer | None]:

@@ -289,6 +289,15 @@ def test_the_command(family: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_what_the_data_leave_out_is_told(
+    family: Path, registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(family / "data", tmp_path / "data")
+    (tmp_path / "data/train/dog/notes.txt").write_text("")
+    make_cache(recipe(family, registry, f"data.path={tmp_path / 'data'}"), tmp_path / "cache", registry, device="cpu")
+    assert "note: " in (said := capsys.readouterr().err) and "left out: 1 .txt (dog/notes.txt)" in said
+
+
 def test_a_full_disk_is_one_line(family: Path, tmp_path: Path) -> None:
     command = ("cache", family / "recipes/mixar.yaml", "--out", tmp_path / "cache", "--device", "cpu")
     line = refused(*command, largest_file=3000)
