@@ -25,10 +25,12 @@ def user_path(text: str | Path) -> Path:
     """A path as a person wrote it, in a recipe, an option or a call: `~` is the home folder, everywhere.
 
     Raises:
-        UserError: `~name` of nobody known here.
+        UserError: `~name` of nobody known here, or something that is no path.
     """
     try:
         return Path(text).expanduser()
+    except TypeError as error:
+        raise UserError(f"{text!r}: not a path") from error
     except RuntimeError as error:
         raise UserError(f"{text}: {error}; write the folder out") from error
 

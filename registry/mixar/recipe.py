@@ -187,6 +187,8 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, object]) -> dict[str
     """
     plain: dict[str, Any] = {}
     given = [overrides] if isinstance(overrides, str) else overrides
+    if not isinstance(given, Mapping | list | tuple):
+        raise UserError(f'overrides {given!r}: not {{"training.steps": 100}} and not ["training.steps=100"]')
     for item in given:
         if isinstance(given, Mapping):
             where, path, nested = f"override {item}", str(item), placed(given[item], Path.cwd())
@@ -296,6 +298,17 @@ def _weights(weights: Any, settings: dict[str, Any], key: str, registry: Registr
     if bare(settings.get("type")) != bare(own.get("type")):
         raise Invalid([f"{key}.type: {settings['type']} is not the type of {weights}, which is {own['type']}"])
     return str(weights if path is None else path), settings
+
+
+def checked_recipe(recipe: Any) -> Recipe:
+    """The recipe.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe {recipe!r}: not a Recipe, which mixar.load_recipe makes of a name or path")
+    return recipe
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:

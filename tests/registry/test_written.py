@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from attrs import field, frozen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import mixar
 from mixar import strict_yaml
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import Recipe, load_recipe, parse_overrides, to_yaml
@@ -266,3 +267,23 @@ def test_text_knows_where_it_was_written_however_deep(tmp_path: Path) -> None:
     plain = placed({"a": ["x", {"b": ("y", 1, None)}]}, tmp_path)
     assert plain == {"a": ["x", {"b": ["y", 1, None]}]}
     assert plain["a"][1]["b"][0].folder == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load_recipe("digits_quick", 5), "overrides 5: not"),  # type: ignore[arg-type]
+        (lambda: load_recipe("digits_quick", None), "overrides None: not"),  # type: ignore[arg-type]
+        (lambda: load_recipe("digits_quick", {5: 1}), "5: unknown key"),  # type: ignore[dict-item]
+        (lambda: load_recipe("digits_quick", {"training": 5}), "training: 5 is not a mapping"),
+        (lambda: load_recipe("digits_quick", [("training.steps", 5)]), "not of the form key"),  # type: ignore[list-item]
+        (lambda: load_recipe(5), "5: neither a name nor a path"),  # type: ignore[arg-type]
+        (lambda: mixar.build("digits_quick"), "recipe 'digits_quick': not a Recipe"),  # type: ignore[arg-type]
+        (lambda: mixar.train("digits_quick", "run"), "recipe 'digits_quick': not a Recipe"),  # type: ignore[arg-type]
+        (lambda: mixar.train(load_recipe("digits_quick"), None), "None: not a path"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_types_at_the_python_door_are_one_line(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert message in str(caught.value) and "\n" not in str(caught.value)
