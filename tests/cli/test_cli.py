@@ -60,6 +60,14 @@ def test_recipe_show_prints_what_loads_again(tmp_path: Path) -> None:
     assert json.loads(good("recipe", "show", "mixar_l", "--json"))["head"]["depth"] == 12
 
 
+def test_recipe_check_says_why_a_figure_is_not_known() -> None:
+    settings = ("--set", "prior.type=ground-truth", "--set", "injector.type=dc-sa", "--set", "backbone.depth=1")
+    shown = good("recipe", "check", "digits", *settings)
+    assert "GFLOP sampling, prior: cannot be counted without values: " in shown
+    assert "GFLOP sampling, total: not known, for want of: prior" in shown
+    assert "not run" in shown and "in backbone" in shown and " - " not in shown
+
+
 def test_recipe_check_of_the_largest_is_quick_and_small() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = json.loads(program("recipe", "check", "mixar_l_dc_ca", "--json"))

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mixar import memory
 from mixar.assembly import System, build
-from mixar.memory import STANDING, check_memory, device_memory, training_memory
+from mixar.memory import STANDING, Figure, check_memory, device_memory, training_memory
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe
 from mixar.run import make_objective
@@ -64,13 +64,13 @@ def peak_bytes(run: Callable[[], object]) -> int:
     ],
 )
 def test_a_step_takes_what_is_estimated(registry: Registry, name: str, overrides: list[str]) -> None:
-    estimated = training_memory(system_of(name, registry, *overrides), device_type="cpu")["activations"]
+    estimated = training_memory(system_of(name, registry, *overrides))["activations"]
     system = system_of(name, registry, *overrides, meta=False)
     objective: Objective = make_objective(system, registry).train()
     for parameter in objective.trained.parameters():
         parameter.grad = torch.zeros_like(parameter)
     batch, settings = batch_of(system), system.recipe.training
-    assert settings is not None and estimated is not None
+    assert settings is not None and isinstance(estimated, float)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -91,7 +91,7 @@ def test_nothing_of_the_estimate_stays_behind(registry: Registry) -> None:
 
 
 def test_fsdp_shares_what_is_trained(registry: Registry) -> None:
-    def of(processes: int, parallel: str) -> dict[str, float | None]:
+    def of(processes: int, parallel: str) -> dict[str, Figure]:
         return training_memory(system_of("digits", registry, f"training.parallel={parallel}"), processes=processes)
 
     alone, ddp, fsdp = of(1, "fsdp"), of(4, "ddp"), of(4, "fsdp")
@@ -102,12 +102,12 @@ def test_fsdp_shares_what_is_trained(registry: Registry) -> None:
     assert ddp["activations"] == fsdp["activations"] < alone["activations"]  # type: ignore[operator]
     for found in (alone, ddp, fsdp):
         assert found["training"] == pytest.approx(
-            sum(value or 0.0 for key, value in found.items() if key != "training")
+            sum(float(value) for key, value in found.items() if key != "training")
         )
 
 
 def test_fsdp_keeps_whole_gradients_between_passes(registry: Registry) -> None:
-    def of(micro_batch: int, parallel: str = "fsdp") -> dict[str, float | None]:
+    def of(micro_batch: int, parallel: str = "fsdp") -> dict[str, Figure]:
         settings = (f"training.parallel={parallel}", f"training.micro_batch={micro_batch}")
         return training_memory(system_of("digits", registry, *settings), processes=4)
 
@@ -117,7 +117,7 @@ def test_fsdp_keeps_whole_gradients_between_passes(registry: Registry) -> None:
     assert several["gradients"] + several["whole_gradients"] == pytest.approx(ddp["gradients"])  # type: ignore[operator]
     assert several["gathered_blocks"] == pytest.approx(one["gathered_blocks"] / 2)  # type: ignore[operator]
     assert several["training"] == pytest.approx(
-        sum(value or 0.0 for key, value in several.items() if key != "training")
+        sum(float(value) for key, value in several.items() if key != "training")
     )
 
 
@@ -133,9 +133,9 @@ def test_attention_on_a_gpu_keeps_no_map(registry: Registry) -> None:
 def test_the_run_is_compared_with_the_device(family: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, cpu = load_recipe(family / "recipes/mixar.yaml", registry=registry), torch.device("cpu")
     system = build(recipe, registry, meta=True)
-    needs = training_memory(system, device_type="cpu")
-    standing, training = sum(needs[kind] or 0.0 for kind in STANDING), needs["training"]
-    assert training is not None and training > 1.2 * standing
+    needs = training_memory(system)
+    standing, training = sum(float(needs[kind]) for kind in STANDING), needs["training"]
+    assert isinstance(training, float) and training > 1.2 * standing
 
     def check(capacity: float | None) -> str | None:
         monkeypatch.setattr(memory, "device_memory", lambda device: capacity)
@@ -147,7 +147,7 @@ def test_the_run_is_compared_with_the_device(family: Path, registry: Registry, m
     assert "backbone.activation_checkpointing: true" in warning
     with pytest.raises(UserError, match=r"need .* GB, and there are .* GB; use training.parallel: fsdp over 2 or more"):
         check(0.99 * standing)
-    frozen = needs["frozen_weights"] or 0.0
+    frozen = float(needs["frozen_weights"])
     with pytest.raises(UserError, match="fsdp over 4 or more devices"):
         check(frozen + (standing - frozen) / 3.5)
     with pytest.raises(UserError, match="use a device with more memory"):

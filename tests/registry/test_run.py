@@ -45,8 +45,8 @@ def test_what_does_not_fit_is_known_before_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
-    needed = memory.training_memory(build(recipe, registry, meta=True), device_type="cpu")
-    standing = sum(needed[kind] or 0.0 for kind in memory.STANDING)
+    needed = memory.training_memory(build(recipe, registry, meta=True))
+    standing = sum(float(needed[kind]) for kind in memory.STANDING)
     monkeypatch.setattr(memory, "device_memory", lambda device: standing * share)
     if warned:
         train(recipe, tmp_path / "run", registry=registry)

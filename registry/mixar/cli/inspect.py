@@ -124,32 +124,30 @@ def check_command(
         return
     print(f"{resolved.name}: trains {resolved.trains}, {found.parameters / 1e6:.1f}M trainable parameters")
     print(f"data: {data}\n")
-    print_table(
-        "Parts",
-        ("part", "type", "parameters", "GFLOP/image training", "GFLOP/image sampling"),
-        [
-            (
-                f"{part.part}{'' if part.trained else ' (frozen)'}",
-                part.type,
-                f"{part.parameters:,}",
-                _number(found.training_gflop.get(part.part)),
-                _number(found.sampling_gflop.get(part.part)),
-            )
-            for part in found.parts
-        ]
-        + [("total", "", "", _number(found.training_gflop["total"]), _number(found.sampling_gflop["total"]))],
-        right=(2, 3, 4),
-    )
+    cells = []
+    for part in found.parts:
+        none = "in backbone" if part.part == "injector" else "not run"
+        gflop = [_cell(costs.get(part.part, none)) for costs in (found.training_gflop, found.sampling_gflop)]
+        cells.append((f"{part.part}{'' if part.trained else ' (frozen)'}", part.type, f"{part.parameters:,}", *gflop))
+    cells.append(("total", "", "", _cell(found.training_gflop["total"]), _cell(found.sampling_gflop["total"])))
+    columns = ("part", "type", "parameters", "GFLOP/image training", "GFLOP/image sampling")
+    print_table("Parts", columns, cells, right=(2, 3, 4))
     if found.tokens:
         rows = [(name.replace("_", " "), count) for name, count in found.tokens.items()]
         print_table("Tokens of one forward pass", ("pass", "tokens"), rows, right=(1,))
-    memory = [(name.replace("_", " "), _number(value)) for name, value in found.memory_gb.items()]
+    memory = [(name.replace("_", " "), _cell(value)) for name, value in found.memory_gb.items()]
     parallel = f", {resolved.training.parallel}" if processes > 1 and resolved.training is not None else ""
     of = "one process" if processes == 1 else f"one of {processes} processes{parallel}"
     print_table(f"Estimated memory of {of}, GB", ("what", "GB"), memory, right=(1,))
+    kinds = {"GFLOP training": found.training_gflop, "GFLOP sampling": found.sampling_gflop, "GB": found.memory_gb}
+    for kind, figures in kinds.items():
+        for name, value in figures.items():
+            if isinstance(value, str):
+                print(f"{kind}, {name.replace('_', ' ')}: {value}")
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
+def _cell(value: float | str) -> str:
+    """A figure; a long reason why there is none follows the tables."""
+    if isinstance(value, str):
+        return value if len(value) < 12 else "unknown"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

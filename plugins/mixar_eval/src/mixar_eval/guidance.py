@@ -91,7 +91,7 @@ def cost_of(model: Model, sampling: SamplingConfig, registry: Registry) -> Cost:
         decoder=decoder,
         memory=0 if memory_BMD is None else memory_BMD.shape[1],
         tokens=passes * total,
-        gflop=found.sampling_gflop["total"],
+        gflop=None if isinstance(gflop := found.sampling_gflop["total"], str) else gflop,
     )
 
 
