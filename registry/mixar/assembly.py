@@ -17,6 +17,7 @@ from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, checked_recip
 from mixar_core.backbone import Backbone
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.dataset import ImageDataset, class_misfit
+from mixar_core.distributed import available_device
 from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
 from mixar_core.injector import GuidanceInjector
@@ -71,9 +72,9 @@ def build(
         checked: this recipe was built with `meta` before, and need not be checked again.
 
     Raises:
-        UserError: two parts do not fit, or weights do not fit a part.
+        UserError: two parts do not fit, weights do not fit a part, or the device is not there.
     """
-    registry, recipe = registry or plugin_manager(), checked_recipe(recipe)
+    registry, recipe, device = registry or plugin_manager(), checked_recipe(recipe), available_device(device)
     if meta or not checked:
         _check_prior_model(recipe, registry)
         with torch.device("meta"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from mixar.assembly import System, build, construct, data_notes, open_data, weig
 from mixar.folder import find_weights, load_into, read_tensors, sha256
 from mixar.plugins import Registry
 from mixar.recipe import PartChoice, Recipe
-from mixar.structure import flat, unstructure
+from mixar.structure import differences, unstructure
 from mixar_core.data.cache import CacheSettings, StorageDtype, Stores, TokenCache
 from mixar_core.data.cache_writer import Caching, write_cache
 from mixar_core.data.tokens import FrozenTokenizers
@@ -64,7 +64,7 @@ def _misfit(cache: TokenCache, system: System, registry: Registry) -> str | None
     for key, used in (("continuous", continuous), ("discrete", discrete)):
         if used is not None and settings is not None:
             then = settings.tokenizers.get(key) or {}
-            changed = _changed(then, fingerprint(getattr(recipe, f"{key}_tokenizer"), registry))
+            changed = differences(then, fingerprint(getattr(recipe, f"{key}_tokenizer"), registry))
             if changed:
                 return f"the cache was made by another {key} tokenizer: {', '.join(changed)}"
     if continuous is not None and cache.latent_shape is not None:
@@ -198,24 +198,9 @@ def _plain_config(choice: PartChoice | None) -> dict[str, Any]:
     return {"type": choice.type, "config": plain}
 
 
-def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, a line each: key, old and new value."""
-    old, new = flat(then), flat(now)
-    return [
-        f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
-
-
 def _latent_shape(tokenizer: ContinuousTokenizer) -> tuple[int, int, int]:
     return tokenizer.latent_channels, tokenizer.grid.height, tokenizer.grid.width
 
 
 def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."

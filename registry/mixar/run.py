@@ -18,7 +18,8 @@ from mixar.folder import PROVENANCE, RECIPE, read_provenance, sha256, versions
 from mixar.memory import check_memory
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import TRAINABLE, Recipe, checked_recipe, load_recipe, to_plain, to_yaml
-from mixar.structure import flat
+from mixar.structure import differences, flat
+from mixar.text import first_of
 from mixar_core.distributed import own_device
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
@@ -147,7 +148,6 @@ def _frozen_files(system: System, registry: Registry) -> dict[str, Path]:
 _FREE = ("name", "summary", "training", "callbacks", "sampling", "data", "accept_other_classes")
 #: the same of single settings: what is computed again instead of kept is the same
 _FREE_SETTINGS = ("backbone.activation_checkpointing",)
-_SHOWN = 4
 
 
 def _check_recipe(folder: Path, recipe: Recipe, registry: Registry) -> None:
@@ -155,17 +155,14 @@ def _check_recipe(folder: Path, recipe: Recipe, registry: Registry) -> None:
     path = folder / RECIPE
     if not path.is_file():
         raise UserError(f"{folder} holds no run to resume: there is no {RECIPE}")
-    then, now = flat(to_plain(load_recipe(path, registry=registry))), flat(to_plain(recipe))
-    changed = [
-        f"{key} was {then.get(key)}, is {now.get(key)}"
-        for key in sorted({*then, *now})
-        if key.partition(".")[0] not in _FREE and key not in _FREE_SETTINGS and then.get(key) != now.get(key)
-    ]
-    if changed:
-        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+    sides = flat(to_plain(load_recipe(path, registry=registry))), flat(to_plain(recipe))
+    then, now = (
+        {key: value for key, value in side.items() if key.partition(".")[0] not in _FREE and key not in _FREE_SETTINGS}
+        for side in sides
+    )
+    if changed := differences(then, now):
         raise UserError(
-            f"{folder} was started with another recipe: {', '.join(changed[:_SHOWN])}{more}; resume with that, or "
-            "start anew"
+            f"{folder} was started with another recipe: {first_of(changed)}; resume with that, or start anew"
         )
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from mixar.folder import sha256, versions
 from mixar.model import Model, batch_noise, prior_draws_from_data
 from mixar.recipe import PART_KEYS, to_plain
-from mixar.structure import flat
+from mixar.structure import differences
+from mixar.text import first_of
 from mixar_core.data.streams import seed_of
 from mixar_core.distributed import Processes, StopSignals
 from mixar_core.errors import UserError
@@ -39,7 +40,6 @@ REAL = "data"
 #: parts of a recipe that take part in sampling, besides those of PART_KEYS
 _SHAPING = ("trains", "image_size", "num_classes", "backbone")
 _IDLE = (REAL, "extractor", "callbacks")
-_LISTED = 4  # differences that an error names
 #: of the manifest, what may differ between a run and its continuation
 _FREE = ("name", "versions", "device", "class_names", "continued")
 _LABELS = 1  # sub-stream of the seed for random labels; chunks use (seed, k) alone
@@ -250,10 +250,9 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         now = json.loads(json.dumps(manifest))
         changed = differences(*({k: v for k, v in side.items() if k not in _FREE} for side in (then, now)))
         if changed:
-            more = f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
             raise UserError(
-                f"{folder}: holds other samples ({plan.count:,} of {then['name']}): {', '.join(changed[:_LISTED])}"
-                f"{more}; go on with what was, or give another folder"
+                f"{folder}: holds other samples ({plan.count:,} of {then['name']}): {first_of(changed)}; "
+                "go on with what was, or give another folder"
             )
         for left in folder.glob(".*.unfinished"):  # of a process that was killed while writing
             left.unlink(missing_ok=True)
@@ -262,16 +261,6 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
             then["continued"] = [*calls[1:], means]
             write_manifest(folder / MANIFEST, then)
         return then
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key was A, is B` for every value, at any depth, that is not the same."""
-    one, other = flat(then), flat(now)
-    return [
-        f"{key} was {_short(one.get(key))}, is {_short(other.get(key))}"
-        for key in dict.fromkeys([*one, *other])
-        if one.get(key) != other.get(key)
-    ]
 
 
 def draw_chunks(
@@ -341,11 +330,6 @@ def _draw_chunk(model: Model, plan: Plan, chunk: int, labels_N: Tensor, store: S
     took = time.perf_counter() - began
     store.write(chunk, images_B3HW, labels_B.cpu())
     return took
-
-
-def _short(value: Any, limit: int = 40) -> str:
-    text = str(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def manifest_beside(npz: Path) -> Path:

@@ -21,7 +21,7 @@ from cattrs.cols import mapping_structure_factory
 from cattrs.errors import IterableValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
-from mixar.text import choices, one_line
+from mixar.text import choices, one_line, shortened
 from mixar.written import Text, Word, bare, located
 from mixar_core.errors import UserError
 
@@ -65,6 +65,16 @@ def flat(plain: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     for key, value in plain.items():
         values |= flat(value, join(path, key)) if isinstance(value, Mapping) else {join(path, key): value}
     return values
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`key was A, is B` for every value, at any depth, that is not the same."""
+    old, new = flat(then), flat(now)
+    return [
+        f"{key} was {shortened(old.get(key))}, is {shortened(new.get(key))}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _plain(allowed: type, what: str) -> Callable[[Any, Any], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -20,3 +20,14 @@ def one_line(error: BaseException, *, limit: int = 300) -> str:
     """An exception's message on one line, with its class where the message alone says little."""
     message = " ".join(str(error).split())[:limit]
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def first_of(items: Sequence[str], *, limit: int = 4) -> str:
+    """The first few, and how many more there are."""
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+
+
+def shortened(value: object, *, limit: int = 40) -> str:
+    """A value as text, cut where it is long; of a digest twelve digits say enough."""
+    text = str(value)
+    return text if len(text) <= limit else f"{text[: 12 if text.isalnum() else limit - 3]}..."

@@ -234,3 +234,18 @@ def test_what_is_loaded_has_a_name_or_a_path(wrong: Any) -> None:
     for load in (mixar.load, mixar.load_recipe):
         with pytest.raises(UserError, match="neither a name nor a path"):
             load(wrong)
+
+
+def test_what_is_trained_and_built_is_a_recipe_on_a_device_that_is_there(family: Path, tmp_path: Path) -> None:
+    recipe = mixar.load_recipe(family / "recipes/continuous.yaml")
+    for call, message in (
+        (lambda: mixar.train("digits_quick", tmp_path / "run"), "recipe"),
+        (lambda: mixar.build(family / "recipes/continuous.yaml"), "recipe"),
+        (lambda: mixar.train(recipe, None), "None"),
+        (lambda: mixar.train(recipe, 3), "3"),
+        (lambda: mixar.train(recipe, tmp_path / "run", device="abacus"), "device abacus: not available here"),
+        (lambda: mixar.build(recipe, device="abacus"), "device abacus: not available here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+    assert not (tmp_path / "run").exists()
