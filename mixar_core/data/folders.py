@@ -39,7 +39,8 @@ class ImageFiles:
     def note(self) -> str:
         """What was left out, in one line: how many of each kind, with an example; "" where all was taken."""
         kinds = [f"{len(paths):,} {kind} ({paths[0]})" for kind, paths in self.left_out.items()]
-        return f"left out: {', '.join(kinds)}" if kinds else ""
+        text = f"left out: {', '.join(kinds)}" if kinds else ""
+        return " ".join(text.encode("utf-8", "backslashreplace").decode().splitlines())  # names may be any bytes
 
 
 @cache

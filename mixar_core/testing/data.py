@@ -28,6 +28,7 @@ def check_dataset(data: ImageDataset, *, image_size: int) -> None:
         return
     size, labels = len(data), data.labels()
     expect(size > 0, "it has no image, and so cannot be checked")
+    expect(all(note and "\n" not in note for note in data.notes), f"notes are not lines of text: {data.notes}")
     expect(len(labels) == size, f"labels() has {len(labels)} entries for {size} images")
     expect(all(type(label) is int for label in labels), "labels() holds something else than int")
     expect(len(data.class_names) == data.num_classes, "class_names has not one name a class")

@@ -66,6 +66,8 @@ def test_every_ending_that_pillow_reads_counts(tmp_path):
     assert len(found.files) == len(endings)
     assert found.note() == "left out: 2 .txt (a.txt), 1 without an ending (c)"
     assert list_images(make(tmp_path / "all", "a.png")).note() == ""
+    odd = os.fsdecode(b"caf\xe9\n.txt")
+    assert list_images(make(tmp_path / "odd", odd)).note() == r"left out: 1 .txt (caf\udce9 .txt)"
 
 
 def test_links_are_followed_and_everything_counts_once(tmp_path):

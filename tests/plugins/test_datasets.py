@@ -224,6 +224,11 @@ def test_empty_classes_keep_their_number_and_are_named(tmp_path):
     assert (train.class_names, train.labels(), validation.labels()) == (("a", "b", "c"), [0, 2], [2])
     assert train.notes == (f'{tmp_path / "train"}: no image of class 1 "b", of 3',)
     assert validation.notes == (f'{tmp_path / "val"}: no image of class 0 "a", 1 "b", of 3',)
+    (tmp_path / "same/train/a").mkdir(parents=True)
+    folder(tmp_path, ["same/train/a/0.png"])
+    (tmp_path / "same/val").symlink_to("train")
+    (note,) = build(tmp_path / "same", "validation").notes
+    assert note == f"{tmp_path / 'same/val'}: is the same folder as {tmp_path / 'same/train'}"
     folder(tmp_path, ["train/b/3.png", "validation/c/2.png"])
     assert build(tmp_path).notes == ()
     assert (

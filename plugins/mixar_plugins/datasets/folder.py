@@ -76,6 +76,8 @@ class ImageFolder(ImageDataset):
         self._rows = sorted((label_of.get(file.split(os.sep)[0], NO_CLASS), file) for file in found.files)
         left_out = [f"{self._root}: {found.note()}"] if found.left_out else []
         second = [f"{other}: not read, because {self._root} is there" for other in there[1:]]
+        if split != "train" and train != self._root and train.samefile(self._root):
+            second.append(f"{self._root}: is the same folder as {train}")
         self.notes = (*left_out, *second, *empty_classes(str(self._root), self.class_names, self.labels()))
 
     def __len__(self) -> int:

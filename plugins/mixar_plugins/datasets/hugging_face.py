@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
-from attrs.validators import ge, optional
+from attrs.validators import ge, min_len, optional
 from torch import Tensor
 
 from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream, class_misfit, empty_classes
@@ -61,17 +61,12 @@ class HuggingFaceConfig:
     data_files: dict[str, tuple[str, ...]] | None = field(default=None, metadata={"path": _is_files})
     train_split: str = "train"
     validation_split: str = "validation"
-    image_column: str | tuple[str, ...] = field(default="image")
+    image_column: str | tuple[str, ...] = field(default="image", validator=min_len(1))
     label_column: str | None = "label"
     num_classes: int | None = field(default=None, validator=optional(ge(1)))
     streaming: bool = False
     cache_dir: str | None = field(default=None, metadata={"path": True})
     orient: bool = False
-
-    @image_column.validator
-    def _some(self, _: object, value: str | tuple[str, ...]) -> None:
-        if not value:
-            raise ValueError("'image_column' must be a name, or a list of one or more")
 
     @property
     def image_columns(self) -> tuple[str, ...]:
@@ -107,10 +102,11 @@ class HuggingFaceDataset(ImageDataset):
         self.class_names, self.num_classes = names, len(names)
         if config.streaming:
             self.stream = _Rows(rows, config, self.num_classes, name)
-        for row, label in enumerate(self._labels):
-            _check_label(label, self.num_classes, self._where(row))
-        if not config.streaming:
-            self.notes = tuple(empty_classes(name, names, self._labels))
+            return
+        wrong = (row for row, label in enumerate(self._labels) if not NO_CLASS <= label < self.num_classes)
+        if (row := next(wrong, None)) is not None:
+            raise _wrong_label(self._labels[row], self.num_classes, self._where(row))
+        self.notes = tuple(empty_classes(name, names, self._labels))
 
     def __len__(self) -> int:
         self._need_random_access()
@@ -125,6 +121,10 @@ class HuggingFaceDataset(ImageDataset):
         self._need_random_access()
         return list(self._labels)
 
+    def _all_labels(self) -> list[int]:
+        column = self.config.label_column
+        return [NO_CLASS] * len(self._rows) if column is None else [*map(_label, self._rows[column][:])]
+
     def _where(self, row: int) -> str:
         return f"{self._name}, row {row}"
 
@@ -134,12 +134,6 @@ class HuggingFaceDataset(ImageDataset):
                 f"{self._name}: a stream has no random access: run `mixar cache RECIPE --out DIR` and train with "
                 "training.cache=DIR, or set data.streaming to false"
             )
-
-    def _all_labels(self) -> list[int]:
-        column = self.config.label_column
-        if column is None:
-            return [NO_CLASS] * len(self._rows)
-        return [NO_CLASS - 1 if label is None else int(label) for label in self._rows[column][:]]
 
 
 class _Rows(ImageStream):
@@ -154,7 +148,8 @@ class _Rows(ImageStream):
             for row in self.rows:
                 image = _encoded(row, self.config, f"{self.name}, row {count}")
                 count += 1
-                _check_label(image.label, self.num_classes, image.where)
+                if not NO_CLASS <= image.label < self.num_classes:
+                    raise _wrong_label(image.label, self.num_classes, image.where)
                 yield image
         except UserError:
             raise
@@ -300,8 +295,7 @@ def _encoded(row: Mapping[str, Any], config: HuggingFaceConfig, where: str) -> E
             data, problem = _read(path)
     if data is None and path is None:
         problem = f"no {' or '.join(config.image_columns)}{_instead(row)}"
-    label = NO_CLASS if config.label_column is None else row[config.label_column]
-    label = NO_CLASS - 1 if label is None else int(label)
+    label = NO_CLASS if config.label_column is None else _label(row[config.label_column])
     return EncodedImage(data or b"", label, where, problem=problem, orient=config.orient)
 
 
@@ -327,10 +321,13 @@ def _read(path: str) -> tuple[bytes | None, str]:
         return None, f"the file cannot be read: {error.strerror or error}"
 
 
-def _check_label(label: int, num_classes: int, where: str) -> None:
-    if not NO_CLASS <= label < num_classes:
-        shown = "none" if label < NO_CLASS else str(label)
-        raise UserError(f"{where}: label {shown}: must be 0 to {num_classes - 1}, or {NO_CLASS} for no class")
+def _label(value: int | None) -> int:
+    return NO_CLASS - 1 if value is None else int(value)
+
+
+def _wrong_label(label: int, num_classes: int, where: str) -> UserError:
+    shown = "none" if label < NO_CLASS else str(label)
+    return UserError(f"{where}: label {shown}: must be 0 to {num_classes - 1}, or {NO_CLASS} for no class")
 
 
 def _one_line(error: BaseException) -> str:
