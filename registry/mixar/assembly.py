@@ -316,19 +316,26 @@ def _check_prior(recipe: Recipe, prior: DiscretePrior, discrete: DiscreteTokeniz
 
 def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
     """A prior's weights mean something for one tokenizer's codes, one grid and one list of classes only."""
-    if recipe.trains == "prior" or recipe.prior is None or recipe.prior.weights is None:
+    if recipe.trains != "mixar" or recipe.prior is None or recipe.prior.weights is None:
         return
     if is_file(recipe.prior.weights):  # a bare file does not say what it was trained with
         return
-    trained = read_plain(registry.find_model(recipe.prior.weights) / RECIPE, registry)
+    weights_of(recipe, "prior", registry)  # is there
+    folder = registry.find_model(recipe.prior.weights)
+    trained = read_plain(folder / RECIPE, registry)
     for key in ("num_classes", "image_size"):
         if trained.get(key) != getattr(recipe, key):
             raise _misfit(recipe, "prior", f"{key} {trained.get(key)}", key, str(getattr(recipe, key)))
     theirs = (trained.get("discrete_tokenizer") or {}).get("weights")
     ours = recipe.discrete_tokenizer.weights if recipe.discrete_tokenizer else None
     if theirs and ours and theirs != ours:
-        one, other = find_weights(theirs, registry), find_weights(ours, registry)
-        if not one.samefile(other) and sha256(one) != sha256(other):
+        own = sha256(weights_of(recipe, "discrete_tokenizer", registry))
+        try:
+            noted = read_provenance(folder).get("frozen", {}).get("discrete_tokenizer")
+            noted = noted or sha256(find_weights(theirs, registry))
+        except UserError:  # the prior does not say, and what it was trained with is no more where it was
+            return
+        if noted != own:
             raise _misfit(recipe, "prior", f"codes of {theirs}", "discrete_tokenizer", f"codes of {ours}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,12 @@ def test_relative_weights_become_absolute(family: Path, registry: Registry, monk
     monkeypatch.chdir(family)
     recipe = load_recipe("recipes/mixar.yaml", registry=registry, overrides=["prior.weights=models/prior"])
     assert recipe.prior is not None and recipe.prior.weights == str(family / "models/prior")
+
+
+def test_a_default_callback_is_there_where_its_package_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "tensorboard" in [callback.type for callback in load_recipe("mixar_l", registry=REGISTRY).callbacks]
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    without = [callback.type for callback in load_recipe("mixar_l", registry=REGISTRY).callbacks]
+    assert "tensorboard" not in without and "progress" in without
+    asked = load_recipe("mixar_l", ["callbacks=[{type: tensorboard}]"], registry=REGISTRY)
+    assert [callback.type for callback in asked.callbacks] == ["tensorboard"]

@@ -106,6 +106,27 @@ def test_a_moved_part_is_named_with_its_key_and_the_file_to_edit(
     assert load(tmp_path / "run", registry=registry).generate(0).images.shape == (1, 3, 16, 16)
 
 
+def test_a_prior_and_its_tokenizer_may_move_together(tmp_path: Path, family: Path, registry: Registry) -> None:
+    (tmp_path / "old").mkdir()
+    shutil.copytree(family / "models/discrete", tmp_path / "old/discrete")
+    named = f"discrete_tokenizer.weights={tmp_path}/old/discrete"
+    recipe = load_recipe(family / "recipes/prior.yaml", [named], registry=registry)
+    train(recipe, tmp_path / "old/prior", device="cpu", registry=registry)
+    (tmp_path / "old").rename(tmp_path / "new")
+    mixar = family / "recipes/mixar.yaml"
+    prior, moved = f"prior.weights={tmp_path}/new/prior", f"discrete_tokenizer.weights={tmp_path}/new/discrete"
+    build(load_recipe(mixar, [prior, moved], registry=registry), registry)
+    data = bytearray((tmp_path / "new/discrete/weights.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "new/discrete/weights.safetensors").write_bytes(data)  # the prior noted the digest of what it learned
+    with pytest.raises(UserError, match=r"codes of .*old/discrete against codes of .*new/discrete"):
+        build(load_recipe(mixar, [prior, moved], registry=registry), registry)
+    lost = load_recipe(mixar, [prior, "prior.type=maskbit", moved], registry=registry)
+    (tmp_path / "new/prior").rename(tmp_path / "new/elsewhere")
+    with pytest.raises(UserError, match=r"prior\.weights: model .*new/prior: no such folder"):
+        build(lost, registry)
+
+
 def test_parts_are_put_together_once_for_the_check_and_once_for_the_run(
     tmp_path: Path, family: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
