@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -171,6 +172,7 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 with writing(path):
                     os.replace(path, aside)
+                print(f"warning: {path} is damaged, and is kept as {aside.name}", file=sys.stderr)
 
     def save(self, tensors: Tensors, info: CheckpointInfo) -> None:
         """Write a checkpoint, or in the background begin to, once the one before is complete.

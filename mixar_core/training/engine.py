@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -104,7 +105,7 @@ class Engine:
                 (losses.total * part.weight).backward()
             add(sums, losses, part.weight)
         norm = self._norm()
-        counted = norm.new_tensor([*counts.values()]) * self.processes.world
+        counted = [norm.new_full((), value * self.processes.world) for value in counts.values()]
         means = iter(self._means([*sums.values(), norm, *counted]))
         return Gradients({name: next(means) for name in sums}, next(means), {name: next(means) for name in counts})
 
@@ -113,27 +114,19 @@ class Engine:
 
         `step` is whose noise they get: each row's draws are the same whoever computes it.
         """
-        tokenizes, share, size = self.objective.takes_tokens, source.share, self.config.micro_batch or len(batch)
+        size, share, device = self.config.micro_batch or len(batch), source.share, batch.labels_B.device
+        noise = partial(step_noise, seed=source.seed, step=step, total=share.total, device=device)
         for start in range(0, len(batch), size):
-            rows = slice(start, min(start + size, len(batch)))
-            token_noise, noise = (
-                step_noise(
-                    stream,
-                    seed=source.seed,
-                    step=step,
-                    first=share.first + start,
-                    total=share.total,
-                    device=batch.labels_B.device,
-                )
-                for stream in (Stream.TOKENS, Stream.LOSS)
-            )
+            rows, first = slice(start, min(start + size, len(batch))), share.first + start
             part: ImageBatch | TokenBatch
             if isinstance(batch, CachedTokens):
-                part = self.objective.tokenizers.draw(batch.rows(rows), noise=token_noise)
+                part = self.objective.tokenizers.draw(batch.rows(rows), noise=noise(Stream.TOKENS, first=first))
             else:
-                images = ImageBatch(batch.images_B3HW[rows], batch.labels_B[rows])
-                part = self.objective.tokenize(images, noise=token_noise) if tokenizes else images
-            yield MicroBatch(part, noise, rows, (rows.stop - start) / len(batch), rows.stop == len(batch))
+                part = ImageBatch(batch.images_B3HW[rows], batch.labels_B[rows])
+                if self.objective.takes_tokens:
+                    part = self.objective.tokenize(part, noise=noise(Stream.TOKENS, first=first))
+            weight = (rows.stop - start) / len(batch)
+            yield MicroBatch(part, noise(Stream.LOSS, first=first), rows, weight, rows.stop == len(batch))
 
     def seed_dropout(self, step: int) -> None:
         """Dropout draws from torch's own generator: a resumed or repeated step drops what the first one would have."""

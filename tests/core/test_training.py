@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_damaged_checkpoint_is_not_one_of_the_last_that_are_kept(tmp_path, keep):
+def test_a_damaged_checkpoint_is_not_one_of_the_last_that_are_kept(tmp_path, capsys, keep):
     run, watch = tmp_path / "run", Watch()
     toy_run(run, checkpoint_every=2)
     newest = list_checkpoints(run)[-1]
@@ -266,6 +266,7 @@ def test_a_damaged_checkpoint_is_not_one_of_the_last_that_are_kept(tmp_path, kee
     assert [path.name[-1] for path in list_checkpoints(run)] == ["4", "5"][-keep:]
     assert [call for call in watch.calls if call[0] == "checkpoint"] == [("checkpoint", 5)]
     assert (newest.parent / f"{newest.name}.damaged").is_dir()
+    assert f"warning: {newest} is damaged, and is kept as {newest.name}.damaged\n" in capsys.readouterr().err
     toy_run(run, checkpoint_every=1, keep_last=keep, resume=True)
     toy_run(tmp_path / "whole")
     assert_same_weights(tmp_path / "whole", run)
