@@ -109,7 +109,8 @@ def measure(
     """
     images = images.named_as(reference.class_names)
     found = features_of(images, context, "features", cache=cache)
-    scores, floor = scores_of(found, reference), floor_at(len(images), reference, context)
+    scores = context.processes.on_main(lambda: scores_of(found, reference))
+    floor = floor_at(len(images), reference, context)
     extractor = context.extractor
     classes = count_classes(images.labels, len(images.class_names))
     missing = [label_name(label, images.class_names) for label in classes.missing] if classes else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def measure_points(
         images = draw_samples(model, some, folder / label / SAMPLES, context, f"sampling {label}")
         found = features_of(images, context, f"features of {label}", cache=folder / label / FEATURES)
         assert images.drawn is not None
-        points.append(Point(name, setting_of(model, some), images.drawn, scores_of(found, reference)))
+        scores = context.processes.on_main(partial(scores_of, found, reference))
+        points.append(Point(name, setting_of(model, some), images.drawn, scores))
         reasons += reasons_for(images, reference, context.extractor)
     shared = _shared(plan, points, reference, floor, context)
     return Measured(points, floor, shared, list(dict.fromkeys(reasons)))

@@ -178,8 +178,9 @@ def floor_at(count: int, reference: Reference, context: EvalContext) -> Floor | 
     Raises:
         UserError, Stopped: see `features_of`.
     """
-    others = reference.others
-    if others is None or len(others) < count:
-        return floor_of(reference, count)
-    order_A = torch.randperm(len(others), generator=torch.Generator().manual_seed(SEED))[:count].sort().values
-    return floor_of(reference, count, features_of(others, context, "real images for the floor", indices_A=order_A))
+    others, found = reference.others, None
+    if others is not None and len(others) >= count:
+        order_A = torch.randperm(len(others), generator=torch.Generator().manual_seed(SEED))[:count].sort().values
+        found = features_of(others, context, "real images for the floor", indices_A=order_A)
+    floor: Floor | None = context.processes.on_main(lambda: floor_of(reference, count, found))
+    return floor

@@ -133,7 +133,7 @@ def _latents(tokenizers: Sequence[Mapping[str, Any]]) -> list[Section]:
 def _reasons(comparison: Comparison, entries: Sequence[Entry], context: EvalContext) -> list[str]:
     """Why not. That 50,000 validation images of 1,000 classes are ImageNet's is not asked, since no file says it."""
     chosen, extractor, size = comparison.chosen, context.extractor, entries[0].recipe.image_size
-    count, classes = len(chosen.indices_A), chosen.images.data.num_classes
+    count, classes = len(chosen.indices_A), len(chosen.images.class_names)
     reasons = extractor_reasons(extractor.is_inception, extractor.has_published_weights)
     if not comparison.paired:
         reasons.append("the reference is not the originals")

@@ -56,15 +56,15 @@ class Comparison:
         chosen: the images.
         reference: what reconstructions are measured against. paired: whether that is their originals.
         floor: real images against other real ones at the same count: what no tokenizer is expected to pass.
-        scores: by entry's name. distances: of an entry's reconstructions to the reference, by way.
+        distances: of an entry's reconstructions to the reference, by entry's name and way. scores: by entry's name.
     """
 
     chosen: Chosen
     reference: Reference
     paired: bool
     floor: Floor
-    scores: Mapping[str, TokenizerScores]
     distances: Mapping[str, Mapping[str, Scores]]
+    scores: Mapping[str, TokenizerScores]
 
 
 def open_tokenizers(names: Sequence[str], registry: Registry, device: torch.device) -> list[Entry]:
@@ -151,26 +151,30 @@ def compare_tokenizers(
     count, extractor, paired = len(chosen.indices_A), context.extractor, reference is None
     real_AF = features_of(chosen.images, context, "originals", indices_A=chosen.indices_A).features_AF
     if reference is not None:
-        floor = Floor(distances_of(real_AF, reference), "the originals themselves, to the reference")
+        against, some_AF, what = reference, real_AF, "the originals themselves, to the reference"
     else:
         # Without vectors, and so without a kernel distance: it takes the sets to be drawn independently, and an image
         # and its own reconstruction would bring it below zero.
         gaussian = Gaussian.of(real_AF, extractor=extractor.identity)
         reference = Reference(f"the same {count:,} images", gaussian, None, notes=rank_notes(count, extractor))
         if chosen.others is None:
-            half = Reference("half", Gaussian.of(real_AF[::2]), None)
-            floor = Floor(distances_of(real_AF[1::2], half), "one half of the images, to the other")
+            against, some_AF = Reference("half", Gaussian.of(real_AF[::2]), None), real_AF[1::2]
+            what = "one half of the images, to the other"
         else:
             others = features_of(chosen.others, context, "real images for the floor", indices_A=chosen.others_A)
-            floor = Floor(distances_of(others.features_AF, reference), f"{count:,} {chosen.between}, to the originals")
+            against, some_AF, what = reference, others.features_AF, f"{count:,} {chosen.between}, to the originals"
     meters = {entry.name: TokenizerMeter(entry.tokenizer, extractor, seed=seed) for entry in entries}
     _reconstruct(meters, chosen, context)
     scores = {name: meter.scores(context.processes) for name, meter in meters.items()}
-    distances = {
-        name: {way: distances_of(found.features_AF, reference) for way, found in result.ways.items()}
-        for name, result in scores.items()
-    }
-    return Comparison(chosen, reference, paired, floor, scores, distances)
+
+    def distances() -> tuple[Floor, dict[str, dict[str, Scores]]]:
+        return Floor(distances_of(some_AF, against), what), {
+            name: {way: distances_of(found.features_AF, reference) for way, found in result.ways.items()}
+            for name, result in scores.items()
+        }
+
+    floor, apart = context.processes.on_main(distances)
+    return Comparison(chosen, reference, paired, floor, apart, scores)
 
 
 def _reconstruct(meters: Mapping[str, TokenizerMeter], chosen: Chosen, context: EvalContext) -> None:
