@@ -232,7 +232,7 @@ def plugin_manager(*, blocked: Sequence[str] = ()) -> Registry:
                     take(plugin)
                 except UserError:
                     raise
-                except Exception as error:  # whatever a third party's code raises must not take the others down
+                except (Exception, SystemExit) as error:  # what a third party's code raises takes no other down
                     plugins[index] = attrs.evolve(plugin, problem=one_line(error))
 
     def take_kinds(plugin: Plugin) -> None:
@@ -273,7 +273,7 @@ def load_plugins(*, blocked: Sequence[str] = ()) -> tuple[pluggy.PluginManager, 
         try:
             manager.load_setuptools_entrypoints(GROUP, name=entry.name)
             _check_hooks(manager, entry)
-        except Exception as error:  # importing runs a third party's code
+        except (Exception, SystemExit) as error:  # importing runs a third party's code
             problem = one_line(error)
             if manager.has_plugin(entry.name):
                 manager.unregister(name=entry.name)

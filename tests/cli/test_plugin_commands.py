@@ -58,6 +58,7 @@ def test_a_broken_one_takes_down_neither_help_nor_the_others(tmp_path: Path) -> 
         "takes_ours": HEADER + "    def sample(): print('mine')\n    app.command()(sample)\n",
         "takes_theirs": GOOD,
         "not_imported": "import there_is_no_such_module\n",
+        "ends_at_once": "raise SystemExit('no licence')\n",
     }
     install(tmp_path, **broken)
     told = mixar(tmp_path, "--help")
