@@ -98,10 +98,17 @@ def test_train_and_sample_end_to_end(family: Path, tmp_path: Path) -> None:
 
 
 def test_every_command_printed_runs_as_printed(family: Path, tmp_path: Path) -> None:
-    for recipe, out in (("mixar", "my runs é/it's $HOME"), ("prior", "-odd"), ("discrete", "a  &  b")):
-        told = good("train", family / f"recipes/{recipe}.yaml", f"--out={out}", cwd=tmp_path)
+    shutil.copytree(family / "data", tmp_path / "only train")
+    shutil.rmtree(tmp_path / "only train/val")
+    for recipe, out, *settings in (
+        ("mixar", "my runs é/it's $HOME"),
+        ("prior", "-odd"),
+        ("discrete", "a  &  b"),
+        ("continuous", "one split", "--set", f"data.path={tmp_path / 'only train'}"),
+    ):
+        told = good("train", family / f"recipes/{recipe}.yaml", f"--out={out}", *settings, cwd=tmp_path)
         program_name, *words = shlex.split(told.splitlines()[-1])
-        assert program_name == "mixar" and words[0] == ("eval" if recipe == "discrete" else "sample")
+        assert program_name == "mixar" and words[0] == ("sample" if recipe in ("mixar", "prior") else "eval")
         good(*words, cwd=tmp_path)
         shutil.rmtree(tmp_path / ("runs" if words[0] == "eval" else "samples"))
 

@@ -127,7 +127,10 @@ def choose(data: Images, count: int | None, *, seed: int, least: int, recipe: Re
         others_A = order_A[count : 2 * count].sort().values
         return evolve(chosen, others=images, others_A=others_A, between="other images of the same set")
     if (other := other_split(data)) is not None:
-        others = open_images(other, registry, recipe=recipe)
+        try:
+            others = open_images(other, registry, recipe=recipe)
+        except UserError:  # a data set need not have two splits
+            return chosen
         if len(others) >= count:
             between = f"images of the {others.description.partition(':')[0]}"
             others_A = shuffled(len(others))[:count].sort().values
