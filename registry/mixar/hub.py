@@ -50,38 +50,29 @@ def fetch(name: str) -> HubFile:
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     repository, file, revision = found["repository"], found["file"], found["revision"] or "main"
+    refusals = {  # the first kind that fits; the first is a kind of the second
+        errors.GatedRepoError: f"access to {repository} has to be asked for at the hub",
+        errors.RepositoryNotFoundError: f"the hub has no repository {repository}, or none that you may see",
+        errors.RevisionNotFoundError: f"{repository} has no revision {revision}",
+        errors.RemoteEntryNotFoundError: f"{repository} has no file {file} at revision {revision}",
+        errors.HFValidationError: "",  # says itself what is wrong with the name
+    }
+    cached = None
     try:
         cached = try_to_load_from_cache(repository, file, revision=revision)
-        at_hand = HubFile(Path(cached), _commit(Path(cached))) if isinstance(cached, str) else None
-        if at_hand and (offline() or _COMMIT.fullmatch(revision)):
-            return at_hand
-        if offline():
-            raise UserError(f"{name}: not in the cache of this machine, and offline")
-        # Asked for first: the download itself would try for half a minute to reach a hub that cannot be reached.
-        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), library_name="mixar")
-        path = Path(hf_hub_download(repository, file, revision=revision, library_name="mixar"))
-        return HubFile(path, _commit(path))
+        if not (isinstance(cached, str) and (offline() or _COMMIT.fullmatch(revision))):
+            if offline():
+                raise UserError(f"{name}: not in the cache of this machine, and offline")
+            # Asked for first: the download itself would try for half a minute to reach a hub that cannot be reached.
+            get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), library_name="mixar")
+            cached = hf_hub_download(repository, file, revision=revision, library_name="mixar")
     except UserError:
         raise
-    except errors.GatedRepoError as error:  # a kind of RepositoryNotFoundError, so it comes first
-        raise UserError(f"{name}: access to {repository} has to be asked for at the hub") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(f"{name}: the hub has no repository {repository}, or none that you may see") from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(f"{name}: {repository} has no revision {revision}") from error
-    except errors.RemoteEntryNotFoundError as error:
-        raise UserError(f"{name}: {repository} has no file {file} at revision {revision}") from error
-    except errors.HFValidationError as error:
-        raise UserError(f"{name}: {one_line(error)}") from error
     except Exception as error:  # no connection: the classes are the HTTP client's, which changes with the library
-        if at_hand:
-            return at_hand
-        raise UserError(
-            f"{name}: not in the cache of this machine, and cannot be fetched: {one_line(error)}"
-        ) from error
-
-
-def _commit(path: Path) -> str:
-    """The cache lays files out as snapshots/COMMIT/FILE."""
-    parts = path.parts
-    return parts[len(parts) - parts[::-1].index("snapshots")] if "snapshots" in parts else ""
+        said = next((text or one_line(error) for kind, text in refusals.items() if isinstance(error, kind)), None)
+        if said is None and not isinstance(cached, str):
+            said = f"not in the cache of this machine, and cannot be fetched: {one_line(error)}"
+        if said is not None:
+            raise UserError(f"{name}: {said}") from error
+    commit = re.search("/snapshots/([^/]+)/", Path(str(cached)).as_posix())  # where the cache keeps a commit's files
+    return HubFile(Path(str(cached)), commit[1] if commit else "")

@@ -94,6 +94,22 @@ def test_a_name_of_another_form_is_one_line(name: str) -> None:
         hub.fetch(name)
 
 
+def test_a_cache_that_cannot_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache is looked into before anything is at hand."""
+    import huggingface_hub
+
+    def locked(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/cache")
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", locked)
+    with pytest.raises(UserError, match=r"cannot be fetched: .*Permission denied"):
+        hub.fetch("hf://who/what/w.safetensors")
+    with pytest.raises(UserError, match=r"hf://a--b/what/w\.safetensors: .*Cannot have"):
+        monkeypatch.undo()
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        hub.fetch("hf://a--b/what/w.safetensors")
+
+
 def test_a_file_at_the_hub_keeps_the_part_that_names_it() -> None:
     part = {"type": "kl", "channels": 4}
     merged = merge({"continuous_tokenizer": part}, {"continuous_tokenizer": {"weights": "hf://a/b/c.safetensors@v1"}})
