@@ -301,6 +301,19 @@ def test_orientation_is_a_setting_of_a_folder(tmp_path):
     assert build(tmp_path, orient=True)[0][0][0, 7, 7] == 0
 
 
+def test_photos_that_lie_on_their_side_are_named(tmp_path):
+    folder(tmp_path, [f"train/{number:03d}.png" for number in range(100)])
+    assert build(tmp_path).notes == ()
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for number in range(50):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"train/{number:03d}.jpg", exif=exif)
+    (tmp_path / "train/000.png").write_bytes(b"torn")
+    (note,) = build(tmp_path).notes
+    assert re.search(r"train: 10 of 30 images that were looked at are to be turned .* data.orient=true", note)
+    assert build(tmp_path, orient=True).notes == ()
+
+
 PIECES = st.sampled_from(["cat", "dog", "Caf\u00e9", "Cafe\u0301", ".git", "@eaDir", "x.png", "y.JPG", "z.txt", "w"])
 
 

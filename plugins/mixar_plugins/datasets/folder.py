@@ -11,12 +11,14 @@ from torch import Tensor
 
 from mixar_core.data.dataset import ImageDataset, empty_classes
 from mixar_core.data.folders import data_folders, list_images
-from mixar_core.data.images import read_image
+from mixar_core.data.images import count_turned, read_image
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
 from mixar_core.types import NO_CLASS
 
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid")}
+#: images whose headers tell whether photos lie on their side
+_LOOKED_AT = 32
 
 
 @frozen
@@ -74,11 +76,20 @@ class ImageFolder(ImageDataset):
             raise UserError(f"{self._root}: no images in it{'; ' if found.left_out else ''}{found.note()}")
         label_of |= {name: label_of[normalize("NFC", name)] for name in found.folders}
         self._rows = sorted((label_of.get(file.split(os.sep)[0], NO_CLASS), file) for file in found.files)
-        left_out = [f"{self._root}: {found.note()}"] if found.left_out else []
-        second = [f"{other}: not read, because {self._root} is there" for other in there[1:]]
+        notes = [f"{self._root}: {found.note()}"] if found.left_out else []
+        notes += [f"{other}: not read, because {self._root} is there" for other in there[1:]]
         if split != "train" and train != self._root and train.samefile(self._root):
-            second.append(f"{self._root}: is the same folder as {train}")
-        self.notes = (*left_out, *second, *empty_classes(str(self._root), self.class_names, self.labels()))
+            notes.append(f"{self._root}: is the same folder as {train}")
+        notes += empty_classes(str(self._root), self.class_names, self.labels())
+        self.notes = (*notes, *([] if config.orient else self._turned()))
+
+    def _turned(self) -> list[str]:
+        """A note where photos are to be turned and are not."""
+        some = [self._root / file for _, file in self._rows[:: -(-len(self._rows) // _LOOKED_AT)]]
+        turned = count_turned(some)
+        where = f"{self._root}: {turned} of {len(some)} images that were looked at"
+        how = "are to be turned as their EXIF entry says, and are not; data.orient=true turns them"
+        return [f"{where} {how}"] if turned else []
 
     def __len__(self) -> int:
         return len(self._rows)
