@@ -11,11 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
+from mixar.cli.common import as_path
+from mixar.cli.main import add_commands, app
+from mixar.plugins import load_plugins
 from tests.cli.process import good, refused, run, started
 
 MIXAR = Path(sys.executable).with_name("mixar")
@@ -117,6 +122,24 @@ def test_a_run_given_for_a_recipe_is_told_apart(family: Path, tmp_path: Path) ->
     good("train", family / "recipes/prior.yaml", "--out", "run", cwd=tmp_path)
     for folder in ("run", "./run", tmp_path / "run"):
         assert "is a run or a model; --resume goes on with it" in refused("train", folder, cwd=tmp_path)
+
+
+def test_every_path_on_the_command_line_goes_through_one_function() -> None:
+    """Of the commands that packages bring as well: typer's own kind of path would take `~` for a name."""
+    every = typer.Typer()
+    every.registered_commands, every.registered_groups = [*app.registered_commands], [*app.registered_groups]
+    assert not add_commands(every, load_plugins()[0])
+    apps, seen = [every], 0
+    while apps:
+        one = apps.pop()
+        apps += [group.typer_instance for group in one.registered_groups if group.typer_instance]
+        for command in one.registered_commands:
+            assert command.callback is not None
+            for name, hint in get_type_hints(command.callback, include_extras=True).items():
+                if Path in (hint, *get_args(hint), *(inner for part in get_args(hint) for inner in get_args(part))):
+                    assert hint.__metadata__[0].parser is as_path, (command.callback.__name__, name)
+                    seen += 1
+    assert seen >= 8
 
 
 def test_home_is_home_in_every_option(family: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mixar.cli.common import Device, NoPlugin, Set, at_least, checked_device, command_line, open_registry
+from mixar.cli.common import Device, NoPlugin, Set, as_path, at_least, checked_device, command_line, open_registry
 from mixar_core.errors import UserError
 
 
@@ -16,7 +16,8 @@ def cache_command(
     context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Name or path of a recipe.")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the cache: new, or one that was begun.")
+        Path | None,
+        typer.Option(metavar="DIR", parser=as_path, help="Folder of the cache: new, or one that was begun."),
     ] = None,
     settings: Set = None,
     split: Annotated[Literal["train", "validation"], typer.Option(help="Which split of the data.")] = "train",
@@ -41,7 +42,8 @@ def cache_command(
     ] = None,
     device: Device = None,
     verify: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Compare this cache's files with their checksums, and stop.")
+        Path | None,
+        typer.Option(metavar="DIR", parser=as_path, help="Compare this cache's files with their checksums, and stop."),
     ] = None,
     no_plugin: NoPlugin = None,
 ) -> None:

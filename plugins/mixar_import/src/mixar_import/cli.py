@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mixar.cli.common import NoPlugin, Offline, command_line, go_offline, open_registry, print_table
+from mixar.cli.common import NoPlugin, Offline, as_path, command_line, go_offline, open_registry, print_table
 
 weights_app = typer.Typer(
     no_args_is_help=True,
@@ -35,7 +35,7 @@ def import_command(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="The official file: a path, or hf://owner/name/file[@revision].")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The model folder to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=as_path, help="The model folder to write.")],
     recipe: Annotated[
         str | None,
         typer.Option(metavar="NAME|PATH", help="The recipe whose sizes it has; else one is looked for."),
