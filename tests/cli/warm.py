@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import timm  # noqa: F401
 import torch
+import torch.utils.tensorboard
 import torch_fidelity  # noqa: F401
+import typer.rich_utils  # noqa: F401
+from PIL import Image
 
 import mixar.cli
 import mixar.cost
 import mixar.run  # noqa: F401
+from mixar.plugins import plugin_manager
+
+plugin_manager()  # all plugins, and what their parts import
+Image.init()
 
 # torch brings its meta kernels, and its compiler with them, when the first elementwise one is used
 _ = (torch.arange(2, device="meta") != 0).float() * 2 - 1
