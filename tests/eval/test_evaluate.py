@@ -21,10 +21,13 @@ from mixar.sampling import Plan, all_classes
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_eval import Report
+from mixar_eval.context import EvalContext
 from mixar_eval.extractors import part_config
 from mixar_eval.generation import is_model
+from mixar_eval.guidance import check_models
 from mixar_eval.images import open_images
-from mixar_eval.sweep import grid
+from mixar_eval.references import open_reference
+from mixar_eval.sweep import grid, sweep
 from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
 from tests.cli.process import good, refused
 from tests.eval.test_images import SIZE, all_of, pixels, write_pngs
@@ -294,3 +297,49 @@ def test_a_cfg_of_one_is_no_guidance_of_a_prior_too(family: Path) -> None:
     plans = grid(model, plan, [1.0, 3.0], [], [])
     assert [name.split("_")[0] for name in plans] == ["cfg-1", "cfg-3"]
     assert [some.settings.prior_cfg for some in plans.values()] == [0.0, 2.0]
+
+
+def test_a_sweep_of_a_prior_says_which_cfg_it_means(family: Path, tmp_path: Path, registry: Registry) -> None:
+    model = mixar.load(family / "models/prior", device="cpu")
+    context = EvalContext(registry=registry, extractor=Grey())
+    plan = Plan(count=50, batch=50, seed=0, settings=model.settings(), classes=all_classes(model))
+    reference = open_reference(family / "data/train", context)
+    report = sweep(model, grid(model, plan, [1.0, 2.0], [], []), tmp_path, reference, context)
+    assert [row["cfg"] for row in report.to_json()["points"]] == [1.0, 2.0]
+    assert "the cfg of a prior is 1 + its own scale s" in report.to_markdown()
+    assert report.figures["frechet_distance"] == report.to_json()["best"]["frechet_distance"]
+
+
+def test_models_of_other_classes_do_not_compare(family: Path, tmp_path: Path) -> None:
+    shutil.copytree(family / "models/mixar", tmp_path / "other")
+    noted = json.loads((tmp_path / "other/provenance.json").read_text())
+    (tmp_path / "other/provenance.json").write_text(json.dumps(noted | {"class_names": ["dog", "cat", "owl"]}))
+    models = {
+        name: mixar.load(folder, device="cpu")
+        for name, folder in (("mixar", family / "models/mixar"), ("other", tmp_path / "other"))
+    }
+    with pytest.raises(UserError, match='other: class 0 is "dog" against "cat" of mixar'):
+        check_models(models)
+
+
+def test_class_folders_are_the_references_in_any_unicode_form(tmp_path: Path, registry: Registry) -> None:
+    write_pngs(tmp_path / "drawn/Cafe\u0301", pixels(2))
+    images = open_images(tmp_path / "drawn", registry).named_as(["Bar", "Caf\u00e9"])
+    assert images.labels == [1, 1] and images.class_names == ("Bar", "Caf\u00e9")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"batch_size": 2.5}, {"workers": -1}, {"extractor": None}, {"device": "tpu"}]
+)
+def test_wrong_values_from_python_are_one_line(wrong: dict[str, object]) -> None:
+    images = torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8)
+    with pytest.raises(UserError, match=str(next(iter(wrong)))) as caught:
+        mixar.evaluate(images, images, **{"extractor": Grey(), **wrong})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_report_is_saved_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    images = torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8)
+    mixar.evaluate(images, images, extractor=Grey(), cache="~/kept").save("~/report")
+    assert (tmp_path / "report/report.md").is_file() and any((tmp_path / "kept").iterdir())

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 
+from mixar.labels import checked_number
 from mixar.plugins import plugin_manager
 from mixar.recipe import Recipe, load_recipe
 from mixar_core.distributed import join_processes
+from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import user_path
 from mixar_eval.context import EvalContext
@@ -50,6 +52,10 @@ def evaluate(
         UserError: the images or the reference cannot be read, do not fit each other, or are too few.
     """
     registry = plugin_manager()
+    if not isinstance(extractor, str | FeatureExtractor):
+        raise UserError(
+            f"extractor: {type(extractor).__name__}; allowed: a part's name with its settings, an extractor"
+        )
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe, registry=registry)
     processes = join_processes(device)
@@ -59,8 +65,8 @@ def evaluate(
         registry=registry,
         extractor=extractor.to(processes.device).eval(),
         processes=processes,
-        batch_size=batch_size,
-        workers=workers,
+        batch_size=checked_number(batch_size, "batch_size", low=1, whole=True),
+        workers=checked_number(workers, "workers", low=0, whole=True),
     )
     images = open_images(samples, registry, recipe=recipe, image_size=image_size, option="samples")
     check_square(images, "samples")

@@ -16,6 +16,7 @@ from mixar.cost import META, estimate
 from mixar.model import Model
 from mixar.plugins import Registry
 from mixar.sampling import Plan
+from mixar_core.data.dataset import class_misfit
 from mixar_core.errors import UserError
 from mixar_core.masking import masked_after_step
 from mixar_core.model import SamplingConfig
@@ -57,7 +58,8 @@ def check_models(models: Mapping[str, Model]) -> None:
     Raises:
         UserError: one is no MixAR, or they are of different sizes or classes.
     """
-    first = next(iter(models.values())).recipe
+    one = next(iter(models.values()))
+    first = one.recipe
     for name, model in models.items():
         if model.system.model is None:
             raise UserError(f"{name}: trains {model.recipe.trains}; guidance is compared among MixARs")
@@ -65,6 +67,8 @@ def check_models(models: Mapping[str, Model]) -> None:
             mine, theirs = getattr(model.recipe, key), getattr(first, key)
             if mine != theirs:
                 raise UserError(f"{name}: {key} {mine}, and {first.name} has {theirs}; they do not compare")
+        if misfit := class_misfit(model.class_names, one.class_names):
+            raise UserError(f"{name}: {misfit} of {first.name}; models of the same classes compare")
 
 
 def cost_of(model: Model, sampling: SamplingConfig, registry: Registry) -> Cost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -81,13 +82,15 @@ class ImageSet:
         are the reference's, where it has as many.) Else as it is.
         """
         own = self.class_names
+        real = [unicodedata.normalize("NFC", name) for name in names]
+        mine = [unicodedata.normalize("NFC", name) for name in own]
         if self.labels is None or self.drawn is not None or len(names) < len(own):
             return self
         if own == tuple(map(str, range(len(own)))):
             return attrs.evolve(self, class_names=tuple(names))
-        if not set(own) <= set(names):
+        if not set(mine) <= set(real) or len(set(mine)) < len(mine):
             return self
-        place = [list(names).index(name) for name in own]
+        place = [real.index(name) for name in mine]
         labels = [label if label == NO_CLASS else place[label] for label in self.labels]
         return attrs.evolve(self, labels=labels, class_names=tuple(names))
 

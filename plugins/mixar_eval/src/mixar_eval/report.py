@@ -14,7 +14,7 @@ from PIL import Image
 
 from mixar.stores import write_png
 from mixar_core.errors import UserError
-from mixar_core.storage import write_text, writing
+from mixar_core.storage import user_path, write_text, writing
 
 REPORT = "report"
 
@@ -101,7 +101,7 @@ class Report:
         Raises:
             UserError: they cannot be written.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         for name, picture in self.pictures.items():
