@@ -95,13 +95,11 @@ def measure(
     *,
     cache: Path | None = None,
     title: str = "Generation",
-    source: str = "",
 ) -> Report:
     """The report of a set of images; every process calls this.
 
     Args:
         cache: where features are kept, see `features_of`.
-        source: what the images are called in it.
 
     Raises:
         UserError: the images cannot be measured.
@@ -114,7 +112,7 @@ def measure(
     extractor = context.extractor
     classes = count_classes(images.labels, len(images.class_names))
     missing = [label_name(label, images.class_names) for label in classes.missing] if classes else []
-    plain = _plain(images, scores, floor, classes, missing, reference, extractor, source or images.description)
+    plain = _plain(images, scores, floor, classes, missing, reference, extractor)
     names = distance_names(extractor.gives_fid)
     notes = [*images.notes, *reference.notes]
     if len(images) <= extractor.feature_dim:
@@ -134,7 +132,7 @@ def measure(
             _scores_section(scores, floor, extractor),
             Section("Classes", lines=[_classes(classes, missing)]),
             _drawn_section(plain["samples"]),
-            _measured_section(plain, extractor),
+            _measured_section(plain),
         ],
         made=context.made(),
         notes=notes,
@@ -195,14 +193,13 @@ def _plain(
     missing: list[str],
     reference: Reference,
     extractor: FeatureExtractor,
-    source: str,
 ) -> dict[str, Any]:
     counts = None if classes is None else {**asdict(classes), "missing": missing, "exactly_balanced": classes.exact}
     return {
         "scores": asdict(scores),
         "floor": None if floor is None else asdict(floor),
         "samples": {
-            "source": source,
+            "source": images.description,
             "count": len(images),
             "width": images.width,
             "height": images.height,
@@ -235,10 +232,6 @@ def _picture(images: ImageSet) -> Any:
     return grid_picture(torch.stack([images.data[index][0] for index in range(shown)]), names, columns=columns)
 
 
-def _inception_name(extractor: FeatureExtractor) -> str:
-    return "Inception Score" if extractor.gives_fid else "Inception-like score"
-
-
 def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtractor) -> Section:
     names = distance_names(extractor.gives_fid)
     inception = scores.inception
@@ -252,7 +245,7 @@ def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtra
         (f"{names[0]} (lower is better)", number(scores.frechet, 5), number(real.get("frechet"), 5)),
         (f"{names[1]} (lower is better)", scores.kernel, real.get("kernel")),
         (
-            f"{_inception_name(extractor)} (higher is better)",
+            f"{'Inception Score' if extractor.gives_fid else 'Inception-like score'} (higher is better)",
             inception and f"{number(inception.mean)} ± {number(inception.deviation, 2)}",
             None,
         ),
@@ -278,18 +271,15 @@ def _classes(classes: ClassCounts | None, missing: list[str]) -> str:
     return f"{line} **{len(missing):,} of them have no image: {named}.**"
 
 
-def _measured_section(plain: Mapping[str, Any], extractor: FeatureExtractor) -> Section:
-    vectors, settings = plain["reference"]["vectors"], plain["settings"]
+def _measured_section(plain: Mapping[str, Any]) -> Section:
+    reference = plain["reference"]
     told = {
-        "extractor": extractor.identity,
-        "features": f"{extractor.feature_dim:,} numbers an image",
-        "reference": plain["reference"]["description"],
-        "reference vectors": None if vectors is None else f"{vectors:,}",
+        "extractor": plain["extractor"]["identity"],
+        "numbers of a feature vector": plain["extractor"]["feature_dim"],
+        "reference": reference["description"],
+        "reference vectors": reference["vectors"],
         "image format": plain["samples"]["format"],
-        _inception_name(extractor): f"{settings['inception_score_splits']} splits, shuffled",
-        "kernel distance": f"{settings['kernel_subsets']} subsets of {settings['kernel_subset_size']:,} or all",
-        "precision and recall": f"{settings['neighbours']} neighbours, in the extractor's features",
-        "seed of subsets and shuffling": settings["seed"],
+        **{name.replace("_", " "): value for name, value in plain["settings"].items()},
     }
     return Section("How they were measured", facts(told))
 
