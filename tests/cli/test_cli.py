@@ -283,6 +283,10 @@ def test_a_full_disk_under_stdout_is_one_line() -> None:
 
 def test_a_closed_pipe_is_no_error() -> None:
     done = subprocess.run(
-        f"{MIXAR} recipe show mar_b | head -1", shell=True, capture_output=True, text=True, timeout=120
+        f"{shlex.quote(str(MIXAR))} recipe show mar_b | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.stdout == "name: mar_b\n" and done.stderr == ""

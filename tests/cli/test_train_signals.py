@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -35,8 +36,8 @@ def wait_for(condition: Callable[[], bool], *processes: BaseProcess) -> None:
 
 def stopped_step(said: str, folder: Path, launch: str = "mixar") -> int:
     """The step in what a stopped run printed, which must be that of its newest checkpoint."""
-    (found,) = re.findall(r"stopped after step (\d+) of 100000; (.*) train (\S+) --resume goes on\n", said)
-    assert found[1:] == (launch, str(folder))
+    (found,) = re.findall(r"stopped after step (\d+) of 100000; (.*) train (.+) --resume goes on\n", said)
+    assert found[1] == launch and shlex.split(found[2]) == [str(folder)]
     assert checkpoint_step(list_checkpoints(folder)[-1]) == int(found[0])
     assert not list(folder.rglob(".*"))
     return int(found[0])
