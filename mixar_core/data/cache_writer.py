@@ -346,6 +346,9 @@ class _ImageNoise(Noise):
 
 def _check_same(folder: Path, then: CacheSettings, now: CacheSettings) -> None:
     old, new = attrs.asdict(then), attrs.asdict(now)
+    before, config = (each["source"].get("config", {}) for each in (old, new))
+    for key in [key for key in config if key not in before and not config[key]]:
+        del config[key]  # a setting that is newer than the cache, and off
     changed = [f"{key} was {_short(old[key])}, is {_short(new[key])}" for key in new if old[key] != new[key]]
     if changed:
         raise UserError(

@@ -333,6 +333,17 @@ def test_a_damaged_cache_is_refused_in_one_line(written: TokenCache, tmp_path: P
     TokenCache.open(changed)  # checksums are read when asked for
 
 
+def test_a_cache_of_before_a_setting_is_the_same_while_that_is_off(tmp_path: Path):
+    def source(**config: object) -> dict[str, object]:
+        return {"type": "toys", "config": config}
+
+    write(tmp_path / "old", source=source(path="a"))
+    assert begun(tmp_path / "old", plan(source=source(path="a", orient=False))) is not None
+    for changed in (source(path="a", orient=True), source(path="b", orient=False), source(orient=False)):
+        with pytest.raises(UserError, match="source was"):
+            begun(tmp_path / "old", plan(source=changed))
+
+
 def test_an_index_is_read_strictly(written: TokenCache, tmp_path: Path):
     whole = json.loads((written.folder / INDEX).read_text())
     changes = {
