@@ -129,7 +129,7 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
     """A recipe file's plain values, merged over those of the recipe it extends.
 
     Relative paths are seen from the file that says them. Those of a shipped recipe, or of one that a run or an import
-    wrote (before they were written out in full), mean the working directory.
+    wrote (before they were written out in full), mean the working directory, and stay relative while nothing is there.
     """
     where = f"recipe {path}"
     if path.resolve() in _seen:

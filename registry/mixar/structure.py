@@ -104,7 +104,7 @@ def _float(value: Any, _: Any) -> float:
 def _path(value: Any, _: Any) -> Path:
     if not isinstance(value, str | Path):
         raise TypeError(f"{_show(value)} is not a path")
-    return located(value) if isinstance(value, Text) else Path(value)
+    return Path(_absolute(value)) if isinstance(value, Text) else Path(value)
 
 
 def _literal(value: Any, cls: Any) -> Any:
@@ -163,7 +163,13 @@ def _located(value: Any, is_path: Any) -> Any:
         return value
     if is_path is not True and not is_path(value, value.folder / os.path.expanduser(value)):
         return value
-    return str(located(value))
+    return _absolute(value)
+
+
+def _absolute(text: Text) -> str:
+    """The path that was meant; what a shipped recipe says of a place where nothing is stays as it is."""
+    path = located(text)
+    return str(path if text.own or path.exists() else text)
 
 
 def _sequence_hook(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:

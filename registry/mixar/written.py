@@ -100,8 +100,11 @@ def located(text: str | Path) -> Path:
     """The absolute path that was meant.
 
     Raises:
-        UserError: there is nothing, but there would be as seen from the working directory, as recipes once were.
+        UserError: it is empty; or there is nothing, but would be as seen from the working directory, as recipes once
+            were.
     """
+    if text == "":
+        raise UserError("an empty path; that of the working directory is .")
     from mixar_core.storage import user_path  # comes with torch, and the program's --help needs neither
 
     folder = text.folder if isinstance(text, Text) else Path.cwd()

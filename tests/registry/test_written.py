@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import mixar
 from mixar import strict_yaml
+from mixar.assembly import try_data
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import Recipe, load_recipe, parse_overrides, to_yaml
 from mixar.structure import Invalid, structure
@@ -223,7 +224,17 @@ def test_shipped_recipes_look_for_data_in_the_working_directory(
     monkeypatch.chdir(tmp_path)
     for name in ("kl16", "va_vae"):
         data = load_recipe(name, registry=REGISTRY).data
-        assert data is not None and data.config.path == str(tmp_path / "data/imagenet")
+        assert data is not None and data.config.path == "data/imagenet"
+    assert f"{tmp_path}/data/imagenet: no folder" in try_data(load_recipe("kl16", registry=REGISTRY), REGISTRY)
+    (tmp_path / "data/imagenet").mkdir(parents=True)
+    data = load_recipe("kl16", registry=REGISTRY).data  # what a run writes holds from anywhere
+    assert data is not None and data.config.path == str(tmp_path / "data/imagenet")
+
+
+def test_an_empty_path_is_not_the_working_directory() -> None:
+    for empty in (["data.path="], {"data.path": ""}, ["data.path=''"]):
+        with pytest.raises(UserError, match=r"data\.path: an empty path"):
+            load_recipe("kl16", empty, registry=REGISTRY)
 
 
 # ---------------------------------------------------------------- names and folders

@@ -49,7 +49,7 @@ class ImageFolder(ImageDataset):
         if split not in SPLIT_FOLDERS:
             raise UserError(f"split {split!r}: must be one of {', '.join(SPLIT_FOLDERS)}")
         self.config, self.image_size = config, image_size
-        path = user_path(config.path)
+        path = user_path(config.path).absolute()
         there = [path / name for name in SPLIT_FOLDERS[split] if (path / name).is_dir()]
         if not there:
             names = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
