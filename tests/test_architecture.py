@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -22,7 +24,9 @@ PACKAGES = {
 PLUGINS = PACKAGES.keys() - {"mixar_core", "mixar"}
 #: what a plugin package may import beside mixar_core and mixar: the zoo trains and measures, and requires what it uses
 ALLOWED = {"mixar_zoo": PLUGINS}
-#: what takes long to import or is not always there: never at the top of a file, but of the package that requires it
+#: distributions whose import name is another one
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+#: what takes long to import: never at the top of a file outside of mixar_eval, not even where it is required
 HEAVY = {"timm", "torch_fidelity", "matplotlib"}
 LONGEST = 400
 
@@ -138,6 +142,36 @@ def test_folders_of_mixar_core_make_no_circle(sources: list[Source]) -> None:
     assert order.index("data") < order.index("training") < order.index("testing")
 
 
+def required(package: str) -> tuple[set[str], set[str]]:
+    """The distributions that come with a package, and those that come with its extras."""
+    file = next(
+        folder / "pyproject.toml" for folder in PACKAGES[package].parents if (folder / "pyproject.toml").exists()
+    )
+    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+    extras = [word for words in project.get("optional-dependencies", {}).values() for word in words]
+    always, optional = (
+        {re.split(r"[^\w-]", word)[0].replace("-", "_") for word in words}
+        for words in (project["dependencies"], extras)
+    )
+    return always, optional
+
+
+def test_what_is_imported_is_required(sources: list[Source]) -> None:
+    """At the top of a file only what comes with its package; what comes with an extra is imported where it is used."""
+    with_mixar, extras = required("mixar")
+    wrong = []
+    for package in PACKAGES:
+        always, optional = required(package)
+        for source in found(sources, package):
+            for imported in source.imports:
+                name = imported.module.split(".")[0]
+                name = DISTRIBUTIONS.get(name, name)
+                there = always | with_mixar | (set() if imported.at_top else optional | extras)
+                if name not in there and name not in PACKAGES and name not in sys.stdlib_module_names:
+                    wrong.append(where(source, imported))
+    assert not wrong, "\n".join(wrong)
+
+
 def test_what_is_slow_to_import_waits(sources: list[Source]) -> None:
     wrong = [
         where(source, imported)
@@ -168,4 +202,4 @@ def test_these_rules_see_what_is_there(sources: list[Source]) -> None:
         Import("mixar_core.errors", True),
         Import("torch_fidelity", False),
     ]
-    assert sum(len(source.imports) for source in sources) > 500 and "graphlib" in sys.stdlib_module_names
+    assert sum(len(source.imports) for source in sources) > 500
