@@ -71,13 +71,13 @@ class Processes:
         """What all processes raise for the same reason, so that it is printed once."""
         return UserError(message, reported=not self.is_main)
 
-    def all_gather(self, value: Any, *, group: Any = None) -> list[Any]:
-        """Each process's `value`, in the order of their ranks, in all of them; `group` is another group of the same."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """Each process's `value`, in the order of their ranks, in all of them."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
         with self.meeting():
-            dist.all_gather_object(values, value, group=group)
+            dist.all_gather_object(values, value)
         return values
 
     @contextmanager

@@ -17,7 +17,6 @@ from typing import Any
 import attrs
 import numpy
 import torch
-import torch.distributed as dist
 from attrs import frozen
 from torch import Tensor
 
@@ -37,7 +36,7 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.loader import check_unreadable, flipped, to_images
 from mixar_core.data.streams import Stream, seed_of
 from mixar_core.data.tokens import FrozenTokenizers
-from mixar_core.distributed import PATIENT, Processes
+from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.storage import FolderLock, file_sha256, write_text, write_weights, writing
@@ -102,10 +101,8 @@ def write_cache(
         if (done := processes.on_main(lambda: begin(folder, settings, lock))) is not None:
             return Caching(folder, done, len(done.shards), len(done.shards))
         rank, world, started = processes.rank, processes.world, time.perf_counter()
-        # Processes that share out hours of work meet minutes apart, which the run's own group would not wait for.
-        group = dist.new_group(backend="gloo", timeout=PATIENT) if world > 1 else None
         mine = [number for number in noted_shards(folder) if number % world == rank]
-        kept = set().union(*processes.all_gather({n for n in mine if is_finished(folder, n)}, group=group))
+        kept = set().union(*processes.all_gather({n for n in mine if is_finished(folder, n)}))
         writer = ShardWriter(folder, settings, tokenizers, device=processes.device, max_unreadable=max_unreadable)
         pieces: Iterable[Piece]
         streamed = images = None
@@ -121,8 +118,8 @@ def write_cache(
             )
         progress(0, images)
         whole = writer.write(pieces, stop=stop, progress=lambda done: progress(done, images))
-        whole = all(processes.all_gather(whole, group=group))
-        encoded = sum(processes.all_gather(writer.encoded, group=group))
+        whole = all(processes.all_gather(whole))
+        encoded = sum(processes.all_gather(writer.encoded))
         seconds = time.perf_counter() - started
         if not whole:
             total = None if streamed is not None else settings.shards(len(data))

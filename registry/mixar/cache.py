@@ -19,7 +19,7 @@ from mixar.structure import differences, unstructure
 from mixar_core.data.cache import CacheSettings, StorageDtype, Stores, TokenCache
 from mixar_core.data.cache_writer import Caching, write_cache
 from mixar_core.data.tokens import FrozenTokenizers
-from mixar_core.distributed import StopSignals, join_processes, naming_lost_processes
+from mixar_core.distributed import PATIENT, StopSignals, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 
@@ -136,7 +136,7 @@ def make_cache(
         source={**_plain_config(recipe.data), "images": None if data.stream is not None else len(data)},
     )
     tokenizers = _load_tokenizers(recipe, registry, continuous is not None, discrete is not None)
-    processes = join_processes(device)
+    processes = join_processes(device, timeout=PATIENT)
     with StopSignals() as signals, naming_lost_processes(processes):
         made = write_cache(
             folder,

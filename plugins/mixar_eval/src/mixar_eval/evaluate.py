@@ -9,7 +9,7 @@ import torch
 from mixar.labels import checked_number
 from mixar.plugins import plugin_manager
 from mixar.recipe import Recipe, load_recipe
-from mixar_core.distributed import join_processes
+from mixar_core.distributed import PATIENT, join_processes
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import user_path
@@ -58,7 +58,7 @@ def evaluate(
         )
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe, registry=registry)
-    processes = join_processes(device)
+    processes = join_processes(device, timeout=PATIENT)
     if isinstance(extractor, str):
         extractor = open_extractor(extractor, registry, device=processes.device)
     context = EvalContext(
