@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mixar import strict_yaml
 from mixar.folder import read_provenance, read_tensors
 from mixar.plugins import Registry
 from mixar_core.errors import UserError
@@ -84,6 +85,21 @@ def test_the_trials_of_the_field(tmp_path: Path, files: Path, registry: Registry
     assert "left out, because no tensors: epoch" in " ".join(
         put(GOOD | {"epoch": 3}, tmp_path, files, registry).remarks
     )
+
+
+@pytest.mark.parametrize(("kind", "file"), [("kl16", "kl16.ckpt"), ("vavae", "vavae.pt")])
+def test_an_autoencoders_shapes_tell_all_its_sizes(
+    kind: str, file: str, tmp_path: Path, files: Path, models: Path, registry: Registry
+) -> None:
+    done = import_weights(kind, str(files / file), tmp_path / "out", registry, settings=["image_size=32"])
+    assert any("of no shipped size: recipe" in remark and "channels=32" in remark for remark in done.remarks)
+    own = strict_yaml.load((tmp_path / "out/recipe.yaml").read_text(), where="")
+    named = strict_yaml.load((models / kind / "recipe.yaml").read_text(), where="")
+    assert own["continuous_tokenizer"] == named["continuous_tokenizer"] and own["image_size"] == 32
+    tensors = {name: tensor for name, tensor in GOOD.items() if name != "quant_conv.bias"}
+    kl16 = KL16Importer(ImporterConfig())
+    with pytest.raises(UserError, match=r"nearest is kl16 with .*channels=32, .* 1 missing: quant_conv\.bias;"):
+        fill(kl16, state_dicts(tensors, kl16), registry)
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -75,3 +75,12 @@ class Importer:
             if count := sum(name.startswith(old) for name in tensors):
                 remarks.append(f"{count} tensors {old}* dropped: the authors' training alone needed them")
         return self.rename(kept), remarks
+
+    def sizes(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Where no shipped recipe has a file's sizes: "key=value" over the first of `recipes`, for kinds whose shapes
+        tell all of them.
+
+        Args:
+            tensors: by our names.
+        """
+        return []

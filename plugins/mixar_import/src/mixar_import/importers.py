@@ -28,6 +28,24 @@ class AutoencoderImporter(Importer):
         mean_C, std_C, assumed = self.latents(moments.shape[1], statistics)
         return {**ours, "latent_mean_C": mean_C, "latent_std_C": std_C}, [*remarks, *assumed]
 
+    def sizes(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        width = {name: tensor.shape[0] for name, tensor in tensors.items() if tensor.ndim == 4 and len(tensor)}
+        levels = [level for level in range(16) if f"encoder.down.{level}.block.0.conv1.weight" in width]
+        if not levels or not {"encoder.conv_in.weight", "quant_conv.weight"} <= width.keys():
+            return []
+        channels = width["encoder.conv_in.weight"]
+        told = {
+            "latent_channels": width["quant_conv.weight"] // 2,
+            "channels": channels,
+            "channel_multipliers": [
+                width[f"encoder.down.{level}.block.0.conv1.weight"] // channels for level in levels
+            ],
+            "blocks": sum(f"encoder.down.0.block.{block}.conv1.weight" in width for block in range(16)),
+            "encoder_attention": [2**level for level in levels if f"encoder.down.{level}.attn.0.q.weight" in width],
+            "decoder_attention": [2**level for level in levels if f"decoder.up.{level}.attn.0.q.weight" in width],
+        }
+        return [f"continuous_tokenizer.{key}={value}" for key, value in told.items()]
+
     def latents(self, channels: int, statistics: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor, list[str]]:
         """Mean and deviation (C,) of the latents, and what was assumed."""
         raise NotImplementedError

@@ -120,26 +120,30 @@ def fill(
     names = importer.recipes if recipe is None else (recipe,)
     if not names:
         raise UserError("no recipe is shipped for files of this kind; give --recipe NAME|PATH, one of its sizes")
+    tensors, _ = importer.translate(found[0].tensors, statistics)
+    wanted = {name: (name, [*overrides]) for name in names}
+    if recipe is None and (sizes := importer.sizes(tensors)):
+        wanted[f"{names[0]} with {', '.join(sizes)}"] = names[0], [*sizes, *overrides]
     systems: dict[str, System] = {}
     refused: dict[str, UserError] = {}
-    for name in names:
+    for label, (name, over) in wanted.items():
         try:
-            systems[name] = build(load_recipe(name, overrides, registry=registry), registry, meta=True)
+            systems[label] = build(load_recipe(name, over, registry=registry), registry, meta=True)
         except UserError as error:
-            refused[name] = error
+            refused[label] = error
     for state in found:
-        tensors, remarks = importer.translate(state.tensors, statistics)
-        for system in systems.values():
-            if not _differences(system, tensors):
-                return Imported(system, tensors, (*state.remarks, *remarks))
+        translated, remarks = importer.translate(state.tensors, statistics)
+        for label, system in systems.items():
+            if not _differences(system, translated):
+                own = () if label == system.recipe.name or recipe else (f"of no shipped size: recipe {label}",)
+                return Imported(system, translated, (*state.remarks, *remarks, *own))
 
-    tensors, _ = importer.translate(found[0].tensors, statistics)
-    for name, misfit in refused.items():
+    for label, misfit in refused.items():
         if not systems:
             raise misfit
         if importer.tokenizer_key:  # the file may be of this recipe, and the tokenizer of another one
-            own = build(load_recipe(name, overrides[:-1], registry=registry), registry, meta=True)
-            if not _differences(own, tensors):
+            alone = build(load_recipe(label, overrides[:-1], registry=registry), registry, meta=True)
+            if not _differences(alone, tensors):
                 raise misfit
     nearest = min(systems, key=lambda name: _differences(systems[name], tensors))
     try:
