@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import mixar
-from mixar.cli.main import app
+from mixar_eval.cli import eval_app
 
 INJECTORS = ("none", "dc-mix", "dc-sa", "dc-ca")
 
@@ -36,7 +36,7 @@ def main() -> None:
         mixar.train(mixar.load_recipe("digits_quick", changes), folder, resume=folder.exists())
     runs = [str(arguments.out / injector) for injector in INJECTORS]
     options = ["--count", str(arguments.count), "--steps", arguments.sampling_steps, "--reference", "data:validation"]
-    app(["eval", "guidance", *runs, *options, "--out", str(arguments.out / "report")], standalone_mode=False)
+    eval_app(["guidance", *runs, *options, "--out", str(arguments.out / "report")], standalone_mode=False)
 
 
 if __name__ == "__main__":

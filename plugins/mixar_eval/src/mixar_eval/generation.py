@@ -26,7 +26,7 @@ from mixar_eval.features import features_of
 from mixar_eval.images import ImageSet, open_images
 from mixar_eval.protocol import PROTOCOL, ClassCounts, count_classes, reasons_against
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, distance_names, facts, number
+from mixar_eval.report import Report, Section, distance_names, facts, inception_name, number
 from mixar_eval.scores import NEIGHBOURS, SPLITS, Floor, Scores, floor_at, scores_of
 
 #: what the folder of a report holds besides
@@ -245,7 +245,7 @@ def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtra
         (f"{names[0]} (lower is better)", number(scores.frechet, 5), number(real.get("frechet"), 5)),
         (f"{names[1]} (lower is better)", scores.kernel, real.get("kernel")),
         (
-            f"{'Inception Score' if extractor.gives_fid else 'Inception-like score'} (higher is better)",
+            f"{inception_name(extractor.gives_fid)} (higher is better)",
             inception and f"{number(inception.mean)} ± {number(inception.deviation, 2)}",
             None,
         ),

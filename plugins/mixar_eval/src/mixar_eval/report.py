@@ -157,7 +157,8 @@ def facts(plain: Mapping[str, Any]) -> list[dict[str, object]]:
 
 def readable(row: Mapping[str, Any], gives_fid: bool) -> dict[str, Any]:
     """A row of a CSV file, its columns named for people."""
-    names = dict(zip(("frechet_distance", "kernel_distance"), distance_names(gives_fid), strict=True))
+    columns = "frechet_distance", "kernel_distance", "inception_score"
+    names = dict(zip(columns, (*distance_names(gives_fid), inception_name(gives_fid)), strict=True))
     return {names.get(key, key.replace("_", " ")): value for key, value in row.items()}
 
 
@@ -170,6 +171,11 @@ def _cell(value: object) -> object:
 def distance_names(gives_fid: bool) -> tuple[str, str]:
     """What the Frechet and the kernel distance are called."""
     return ("FID", "KID") if gives_fid else ("Frechet distance", "kernel distance")
+
+
+def inception_name(gives_fid: bool) -> str:
+    """What the Inception Score is called."""
+    return "Inception Score" if gives_fid else "Inception-like score"
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
