@@ -258,3 +258,19 @@ def test_home_and_orientation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert streamed is not None and next(iter(streamed)).pixels(SIZE)[0, -1, -1] == 0
     files = {"path": "imagefolder", "data_files": {"train": ("~/data/train/*.png",)}, "label_column": None}
     assert len(opened(files, cache_dir="~/other")) == 1
+
+
+def test_what_datasets_makes_of_stray_files_is_said(tmp_path: Path) -> None:
+    settings = {**write_folder(tmp_path / "data"), "cache_dir": str(tmp_path / "cache")}
+    assert opened(settings).notes == ()
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "data/train/cat/c.avif")
+    (note,) = opened(settings).notes
+    file = tmp_path / "data/train/cat/c.avif"
+    assert note == f"imagefolder, train: datasets leaves out 1 of 5 images ({file})"
+    assert opened(settings, train_split="train[:2]").notes == (
+        'imagefolder, train[:2]: no image of class 1 "dog", of 2',
+    )
+    (tmp_path / "data/train/@eaDir").mkdir()
+    (tmp_path / "data/train/@eaDir/a.png").write_bytes(png(1))
+    with pytest.raises(UserError, match="imagefolder: class '@eaDir' is a folder that systems leave"):
+        opened(settings)

@@ -17,6 +17,7 @@ from attrs.validators import ge, min_len, optional
 from torch import Tensor
 
 from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream, class_misfit, empty_classes
+from mixar_core.data.folders import image_endings, is_hidden
 from mixar_core.errors import UserError
 from mixar_core.types import NO_CLASS
 
@@ -86,8 +87,10 @@ class HuggingFaceDataset(ImageDataset):
         if split not in ("train", "validation"):
             raise UserError(f"split {split!r}: must be one of train, validation")
         named = config.train_split if split == "train" else config.validation_split
-        rows = open_rows(config, named)
+        rows, files = open_rows(config, named)
         self._hold(rows, label_names(rows.features, config), config, f"{config.path}, {named}", image_size)
+        if not config.streaming:
+            self.notes = (*self.notes, *_unread(rows, config.image_columns[0], files, self._name))
 
     def _hold(
         self, rows: Any, names: tuple[str, ...] | None, config: HuggingFaceConfig, name: str, image_size: int
@@ -157,8 +160,10 @@ class _Rows(ImageStream):
             raise UserError(f"{self.name}: breaks off after {count} rows: {_one_line(error)}") from error
 
 
-def open_rows(config: HuggingFaceConfig, split: str, *, keep: Sequence[str] = (), **reading: Any) -> Any:
-    """The split's rows of the columns that `config` names and those to `keep`, images not decoded.
+def open_rows(
+    config: HuggingFaceConfig, split: str, *, keep: Sequence[str] = (), **reading: Any
+) -> tuple[Any, list[str]]:
+    """The split's rows of the columns that `config` names and those to `keep`, images not decoded; and its files.
 
     Args:
         reading: settings of the format's reader.
@@ -167,24 +172,15 @@ def open_rows(config: HuggingFaceConfig, split: str, *, keep: Sequence[str] = ()
         UserError: see HuggingFaceDataset.
     """
     datasets = import_datasets()
-    images, label = config.image_columns, config.label_column
-    if config.path == "webdataset" and len(images) > 1:  # it looks at five rows only to find out which there are
-        columns = dict.fromkeys(("__key__", "__url__"), datasets.Value("string"))
-        columns |= dict.fromkeys(images, datasets.Image()) | ({} if label is None else {label: datasets.Value("int64")})
-        reading["features"] = datasets.Features(columns)
-    reading |= {key: getattr(config, key) for key in ("name", "revision")}
-    reading |= {key: _at_home(getattr(config, key)) for key in ("path", "data_dir", "cache_dir")}
-    if config.data_files is not None:
-        reading["data_files"] = {key: [*map(_at_home, files)] for key, files in config.data_files.items()}
+    asked = _asked(datasets, config) | reading
     quiet = not (sys.stderr.isatty() or datasets.utils.are_progress_bars_disabled())
     try:
         if quiet:
             datasets.disable_progress_bars()
-        if label is not None:
-            files = datasets.load_dataset_builder(**reading).config.data_files or {}
-            used = {each.partition("[")[0] for each in (config.train_split, config.validation_split)}
-            check_names([file for key in files if str(key) in used for file in files[key]], label)
-        rows = datasets.load_dataset(**reading, split=split, streaming=config.streaming)
+        files = datasets.load_dataset_builder(**asked).config.data_files or {}
+        used = {each.partition("[")[0] for each in (config.train_split, config.validation_split)}
+        check_names([file for key in files if str(key) in used for file in files[key]], config.label_column)
+        rows = datasets.load_dataset(**asked, split=split, streaming=config.streaming)
     except UserError:
         raise
     except Exception as error:  # each format has classes of its own
@@ -192,7 +188,26 @@ def open_rows(config: HuggingFaceConfig, split: str, *, keep: Sequence[str] = ()
     finally:
         if quiet:
             datasets.enable_progress_bars()
-    features = rows.features
+    return _columns(datasets, rows, config, keep), list(files.get(split, ()))
+
+
+def _asked(datasets: Any, config: HuggingFaceConfig) -> dict[str, Any]:
+    """The words of `load_dataset`."""
+    asked: dict[str, Any] = {key: getattr(config, key) for key in ("name", "revision")}
+    asked |= {key: _at_home(getattr(config, key)) for key in ("path", "data_dir", "cache_dir")}
+    if config.data_files is not None:
+        asked["data_files"] = {key: [*map(_at_home, files)] for key, files in config.data_files.items()}
+    images, label = config.image_columns, config.label_column
+    if config.path == "webdataset" and len(images) > 1:  # it looks at five rows only to find out which there are
+        columns = dict.fromkeys(("__key__", "__url__"), datasets.Value("string"))
+        columns |= dict.fromkeys(images, datasets.Image()) | ({} if label is None else {label: datasets.Value("int64")})
+        asked["features"] = datasets.Features(columns)
+    return asked
+
+
+def _columns(datasets: Any, rows: Any, config: HuggingFaceConfig, keep: Sequence[str]) -> Any:
+    """The rows with the columns that are needed, and images as they are stored."""
+    features, images, label = rows.features, config.image_columns, config.label_column
     if features is None:
         raise UserError(f"{config.path}: datasets does not know its columns")
     for column in images:
@@ -212,6 +227,17 @@ def open_rows(config: HuggingFaceConfig, split: str, *, keep: Sequence[str] = ()
 
 def _at_home(path: str | None) -> str | None:
     return None if path is None else os.path.expanduser(path)
+
+
+def _unread(rows: Any, column: str, files: Sequence[str], where: str) -> list[str]:
+    """A note where a split has more image files than rows: `datasets` takes those whose endings it knows."""
+    there = [os.path.realpath(file) for file in files if os.path.splitext(file)[1].lower() in image_endings()]
+    if len(rows) >= len(there):
+        return []
+    images = (image for image in rows[column][:] if isinstance(image, Mapping))
+    read = {os.path.realpath(image["path"]) for image in images if image.get("path")}
+    left = [file for file in there if file not in read]
+    return [f"{where}: datasets leaves out {len(left):,} of {len(there):,} images ({left[0]})"] if left else []
 
 
 def import_datasets() -> Any:
@@ -275,8 +301,10 @@ def label_names(features: Mapping[str, Any], config: HuggingFaceConfig) -> tuple
     if config.label_column is None:
         return ()
     feature = features[config.label_column]
-    if getattr(feature, "names", None):
-        return tuple(feature.names)
+    if names := tuple(getattr(feature, "names", None) or ()):
+        if hidden := [name for name in names if is_hidden(name)]:  # it makes a class of every folder
+            raise UserError(f"{config.path}: class {hidden[0]!r} is a folder that systems leave; remove it")
+        return names
     if not str(getattr(feature, "dtype", feature)).startswith(("int", "uint")):
         kind = getattr(feature, "dtype", type(feature).__name__)
         raise UserError(f"{config.path}: column {config.label_column!r} is {kind}, not class numbers")

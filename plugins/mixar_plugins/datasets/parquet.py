@@ -84,7 +84,7 @@ class ParquetDataset(HuggingFaceDataset):
         needed |= {name: key for name, key in ((label, "label_column"), (config.split_column, "split_column")) if name}
         for column, key in needed.items():
             check_column(column, key, read_schema(str(files[0])).names, str(files[0]))
-        rows = open_rows(asked, "train", keep=[*needed], columns=[*needed])
+        rows, _ = open_rows(asked, "train", keep=[*needed], columns=[*needed])
         self._files, self._starts = files, [0, *accumulate(pq.read_metadata(file).num_rows for file in files)]
         self._chosen: Sequence[int] = range(len(rows))
         known = tuple(name for names in SPLIT_NAMES.values() for name in names)
