@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,23 +99,33 @@ def bare(value: Any) -> Any:
 
 
 def located(text: str | Path) -> Path:
-    """The absolute path that was meant.
+    """The absolute path that was meant: as seen from the recipe file that says it, or from the working directory.
+
+    Recipes were once read as seen from the working directory: where nothing is but there, it still is, with a word.
 
     Raises:
-        UserError: it is empty; or there is nothing, but would be as seen from the working directory, as recipes once
-            were.
+        UserError: it is empty, or no path.
     """
-    if text == "":
-        raise UserError("an empty path; that of the working directory is .")
     from mixar_core.storage import user_path  # comes with torch, and the program's --help needs neither
 
+    if text == "":
+        raise UserError("an empty path; that of the working directory is .")
     folder = text.folder if isinstance(text, Text) else Path.cwd()
     relative = user_path(text)
     path, working = folder / relative, Path.cwd() / relative
     if path != working and not path.exists() and working.exists():
-        hint = os.path.relpath(working, folder)
-        raise UserError(f"{path}: not there; paths in a recipe file are seen from that file: write {hint}")
+        _tell_once(
+            f"note: {path} is not there, so {working} is taken; paths in a recipe file are seen from that file: write "
+            f"{os.path.relpath(working, folder)}"
+        )
+        path = working
     return path.resolve() if ".." in path.parts else path
+
+
+@cache
+def _tell_once(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def path_of(text: str | Path, *, holding: str | None = None) -> Path | None:
