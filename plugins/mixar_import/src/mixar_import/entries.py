@@ -180,7 +180,11 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: some are not; names the tensors that hold them.
     """
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    bad = []
+    for name, tensor in tensors.items():
+        values = tensor.float() if tensor.element_size() == 1 else tensor  # torch does not ask that of float8
+        if tensor.is_floating_point() and not values.isfinite().all():
+            bad.append(name)
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(f"NaN or infinite values in {', '.join(bad[:3])}{more}: such weights are of no use")

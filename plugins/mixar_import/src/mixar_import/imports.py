@@ -135,26 +135,28 @@ def fill(
         translated, remarks = importer.translate(state.tensors, statistics)
         for label, system in systems.items():
             if not _differences(system, translated):
-                own = () if label == system.recipe.name or recipe else (f"of no shipped size: recipe {label}",)
+                own = [f"of no shipped size: recipe {label}"] if label not in names else []
                 return Imported(system, translated, (*state.remarks, *remarks, *own))
-
     for label, misfit in refused.items():
-        if not systems:
+        # the file may be of this recipe, and the tokenizer of another one
+        if not systems or (importer.tokenizer_key and _fits_alone(label, overrides[:-1], registry, tensors)):
             raise misfit
-        if importer.tokenizer_key:  # the file may be of this recipe, and the tokenizer of another one
-            alone = build(load_recipe(label, overrides[:-1], registry=registry), registry, meta=True)
-            if not _differences(alone, tensors):
-                raise misfit
-    nearest = min(systems, key=lambda name: _differences(systems[name], tensors))
+    nearest = min(systems, key=lambda label: _differences(systems[label], tensors))
+    which = "is not of" if recipe else f"is of no recipe among {', '.join(names)}; nearest is"
+    shown = ", ".join(list(found[0].tensors)[:3])
     try:
         check_fit(systems[nearest].trained, tensors, where="its state dict", listed=None if recipe else _LISTED)
     except UserError as error:
-        problem = str(error)
-    nearest_of = "is not of" if recipe else f"is of no recipe among {', '.join(names)}; nearest is"
-    raise UserError(
-        f"{nearest_of} {nearest}: {problem}; the file has {', '.join(list(found[0].tensors)[:3])}, ...; sizes are "
-        "those of a recipe: --recipe NAME|PATH, with --set KEY=VALUE over it"
-    )
+        raise UserError(
+            f"{which} {nearest}: {error}; the file has {shown}, ...; sizes are those of a recipe: --recipe NAME|PATH, "
+            "with --set KEY=VALUE over it"
+        ) from error
+    raise AssertionError("a state dict that fits was not taken")
+
+
+def _fits_alone(recipe: str, overrides: Sequence[str], registry: Registry, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors are this recipe's, with the tokenizer that it has itself."""
+    return not _differences(build(load_recipe(recipe, overrides, registry=registry), registry, meta=True), tensors)
 
 
 def _differences(system: System, tensors: Mapping[str, Tensor]) -> int:
