@@ -129,8 +129,11 @@ def available_device(device: torch.device | str) -> torch.device:
         UserError: it is not.
     """
     try:
-        torch.empty(0, device=device).cpu()
-        return torch.device(device)
+        chosen = torch.device(device)
+        known = chosen.type == "cuda" and torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()
+        if not known:  # asked of a GPU that is there, this would take memory of it
+            torch.empty(0, device=chosen).cpu()
+        return chosen
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"device {device}: not available here ({next(iter(str(error).splitlines()), '')})") from error
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import mixar
 from mixar.cli.sample import _asked
 from mixar.labels import checked_number, class_numbers, split_names
+from mixar_core.distributed import available_device
 from mixar_core.errors import UserError
 
 NAMES = ("cat", "dog", "owl")
@@ -249,3 +250,10 @@ def test_what_is_trained_and_built_is_a_recipe_on_a_device_that_is_there(family:
         with pytest.raises(UserError, match=message):
             call()
     assert not (tmp_path / "run").exists()
+
+
+def test_asking_whether_a_gpu_is_there_takes_no_memory_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert str(available_device("cuda:1")) == "cuda:1"  # an allocation would fail here, where there is none
+    assert available_device(torch.device("cuda")) == torch.device("cuda")
