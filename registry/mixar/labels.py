@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from mixar.text import choices
+from mixar.text import choices, shortened
 from mixar_core.errors import UserError
 from mixar_core.types import NO_CLASS
 
@@ -44,7 +44,7 @@ def _class_number(label: object, count: int, names: Sequence[str]) -> int:
     number = whole_number(label)
     if number is None:
         raise UserError(
-            f"label {_shown(label)}: neither a whole number nor a name; labels are one or several of these, not nested"
+            f"label {shortened(repr(label))}: neither a whole number nor a name; labels are one or several of these"
         )
     if number != NO_CLASS and not 0 <= number < count:
         allowed = f"0 to {count - 1}, or " if count else ""
@@ -109,7 +109,9 @@ def checked_number(value: object, what: str, *, low: int, whole: bool = False) -
     number = _plain(value)
     good = isinstance(number, Integral if whole else Real) and not isinstance(number, bool)
     if not good or not math.isfinite(number) or number < low:
-        raise UserError(f"{what}: {_shown(value)}; allowed: a {'whole ' if whole else ''}number, {low} or more")
+        raise UserError(
+            f"{what}: {shortened(repr(value))}; allowed: a {'whole ' if whole else ''}number, {low} or more"
+        )
     return int(number) if whole else float(number)
 
 
@@ -123,11 +125,10 @@ def code_tensor(codes: object, images: int | None, tokens: int, codebook_size: i
         found = codes if isinstance(codes, Tensor) else torch.from_numpy(numpy.array(codes))
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"codes are a {type(codes).__name__}; needed: whole numbers (B, {tokens})") from error
-    expected = (len(found) if images is None and found.ndim else images, tokens)
-    floating = found.is_floating_point() or found.is_complex() or found.dtype == torch.bool
-    if tuple(found.shape) != expected or floating:
-        needed = ("B" if images is None else images, tokens)
-        raise UserError(f"codes are {found.dtype} {tuple(found.shape)}; needed: whole numbers ({needed[0]}, {tokens})")
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if not whole or found.ndim != 2 or found.shape[1] != tokens or images not in (None, len(found)):
+        needed = f"({'B' if images is None else images}, {tokens})"
+        raise UserError(f"codes are {found.dtype} {tuple(found.shape)}; needed: whole numbers {needed}")
     found = found.to(torch.int64)
     if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < codebook_size:
         raise UserError(f"codes lie outside 0 to {codebook_size - 1}")
@@ -140,8 +141,3 @@ def _plain(value: object) -> Any:
 
 def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
-
-
-def _shown(value: object, limit: int = 60) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -28,6 +28,6 @@ def first_of(items: Sequence[str], *, limit: int = 4) -> str:
 
 
 def shortened(value: object, *, limit: int = 40) -> str:
-    """A value as text, cut where it is long; of a digest twelve digits say enough."""
-    text = str(value)
+    """A value as text on one line, cut where it is long; of a digest twelve digits say enough."""
+    text = " ".join(str(value).split())
     return text if len(text) <= limit else f"{text[: 12 if text.isalnum() else limit - 3]}..."

@@ -209,6 +209,7 @@ def test_many_as_pictures(family: Path, tmp_path: Path) -> None:
         (["--count", "4", "--npz", "a.zip"], "ends in .npz"),
         (["--count", "4", "--npz", "a.npz", "--out", "o"], "--npz and --out: give one of them"),
         (["--count", "4", "--npz", "there.npz"], "is there already"),
+        (["--count", "4", "--labels", "0,2,0"], "evenly over the classes, and 0 is given more than once"),
         (["--count", "4", "--out", "home"], "something else"),
         (["--count", "4", "--out", "home", "--force"], "something else"),
     ],

@@ -128,12 +128,14 @@ def sample_command(
         plan = Plan(count=len(drawn), batch=batch, seed=seed, settings=settings, classes=drawn)
         _draw_few(loaded, plan, folder, changes, columns=each if each > 1 else None, codes_too=codes_too)
         return
+    for twice in (label for label in asked if asked.count(label) > 1):
+        raise UserError(f"--count spreads its images evenly over the classes, and {twice} is given more than once")
     plan = Plan(
         count=count,
         batch=batch,
         seed=seed,
         settings=settings,
-        classes=tuple(dict.fromkeys(asked or all_classes(loaded))),
+        classes=tuple(asked) or all_classes(loaded),
         labels="random" if random_labels else "balanced",
     )
     _draw_many(loaded, plan, folder, processes, npz=npz, force=force)
