@@ -197,7 +197,7 @@ def test_what_is_there_to_resume_is_said(ended: Path, family: Path, tmp_path: Pa
         "train", tmp_path / "early", "--resume"
     )
     line = refused("train", family / "recipes/prior.yaml", "--out", ended, "--resume")
-    assert "another recipe: backbone" in line and len(line) < 600
+    assert "another recipe: trains was mixar, is prior" in line and len(line) < 600
     shutil.copytree(family / "data", tmp_path / "data")
     shutil.copy(tmp_path / "data/train/cat/0.png", tmp_path / "data/train/cat/more.png")
     data = ("--set", f"data.path={tmp_path / 'data'}")
