@@ -140,6 +140,18 @@ def test_an_entry_in_the_middle_of_a_larger_model(tmp_path: Path, files: Path, r
     assert same(put(content, tmp_path, files, registry, entry="first_stage"), GOOD)
 
 
+def test_a_mar_that_was_wrapped_has_its_averages(tmp_path: Path, files: Path, models: Path, registry: Registry) -> None:
+    last = {f"module.{name}": tensor for name, tensor in weights("mar", salt="last step").items()}
+    averaged = {f"_orig_mod.{name}": tensor for name, tensor in weights("mar").items()}
+    torch.save({"checkpoint": {"model": last, "model_ema": averaged}, "epoch": 3}, tmp_path / "x.pth")
+    done = import_weights(
+        "mar", str(tmp_path / "x.pth"), tmp_path / "mar", registry,
+        recipe=str(files / "mar.yaml"), tokenizer=str(models / "kl16"),
+    )  # fmt: skip
+    assert read_provenance(tmp_path / "mar")["sha256"] == read_provenance(models / "mar")["sha256"]
+    assert "taken from the tensors' names: module, _orig_mod, checkpoint" in done.remarks
+
+
 def test_names_that_would_become_one_stay_two(tmp_path: Path, files: Path, registry: Registry) -> None:
     with pytest.raises(UserError, match="unexpected"):
         put(GOOD | {f"module.{name}": t for name, t in list(EMA.items())[:2]}, tmp_path, files, registry)
@@ -222,7 +234,7 @@ class Whole(nn.Linear):
     """A model pickled as a whole."""
 
 
-@pytest.mark.parametrize("what", ["beside", "in the state dict", "whole", "protocol"])
+@pytest.mark.parametrize("what", ["beside", "in the state dict", "whole", "a module in it", "protocol"])
 def test_the_way_on_from_a_refusal_can_be_followed_as_printed(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +247,7 @@ def test_the_way_on_from_a_refusal_can_be_followed_as_printed(
         "beside": {"model": tensors, "hyper": Settings(a=1), "epoch": 3},
         "in the state dict": tensors | {"hyper": Settings(a=1)},
         "whole": model,
+        "a module in it": {"model": model, "optimizer": torch.optim.SGD(model.parameters()), "epoch": 3},
         "protocol": {"model": tensors},
     }[what]
     torch.save(content, folder / "it's.ckpt", pickle_protocol=5 if what == "protocol" else 2)

@@ -22,12 +22,12 @@ from mixar_core.errors import UserError
 _ZIP = b"PK\x03\x04"
 #: how torch words a refusal; a function or class is printed as its repr
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)|(?:unrecognized function|unsupported class|but got) (<[^>]+>)")
-#: run by a user who trusts a file: keeps its tensors, and its entries that hold nothing else
+#: run by a user who trusts a file: keeps its tensors, its modules' and its entries that hold nothing else
 _WEIGHTS_ALONE = (
     "import torch; c = torch.load({file!r}, map_location='cpu', weights_only=False); "
-    "c = c.state_dict() if hasattr(c, 'state_dict') else c; "
-    "torch.save({{k: v for k, v in c.items() if hasattr(v, 'shape') or isinstance(v, dict) "
-    "and all(hasattr(t, 'shape') for t in v.values())}}, {out!r})"
+    "d = lambda v: v.state_dict() if hasattr(v, 'state_dict') else v; "
+    "torch.save({{k: d(v) for k, v in d(c).items() if hasattr(v, 'shape') or isinstance(d(v), dict) "
+    "and all(hasattr(t, 'shape') for t in d(v).values())}}, {out!r})"
 )
 
 
