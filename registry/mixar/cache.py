@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +14,7 @@ from mixar.folder import find_weights, load_into, read_tensors, sha256
 from mixar.plugins import Registry
 from mixar.recipe import PartChoice, Recipe
 from mixar.structure import differences, unstructure
+from mixar.text import tell
 from mixar_core.data.cache import CacheSettings, StorageDtype, Stores, TokenCache
 from mixar_core.data.cache_writer import Caching, write_cache
 from mixar_core.data.tokens import FrozenTokenizers
@@ -38,8 +37,8 @@ def open_cache(folder: Path, recipe: Recipe, registry: Registry, *, planned: Sys
     problem = _misfit(cache, planned or build(recipe, registry, meta=True), registry)
     if problem is not None:
         raise UserError(f"{folder}: {problem}; make one that fits: mixar cache {recipe.name} --out DIR")
-    if cache.settings is None and os.environ.get("RANK", "0") == "0":
-        print(f"warning: {folder} does not say which tokenizer made it, so that is not checked", file=sys.stderr)
+    if cache.settings is None:
+        tell(f"warning: {folder} does not say which tokenizer made it, so that is not checked")
     return cache
 
 
@@ -110,9 +109,7 @@ def make_cache(
             be read.
     """
     data = open_data(recipe, registry, split)
-    notes = data_notes(recipe, registry, **{split: data})
-    if os.environ.get("RANK", "0") == "0":
-        print("".join(f"note: {note}\n" for note in notes), end="", file=sys.stderr)
+    tell(*(f"note: {note}" for note in data_notes(recipe, registry, **{split: data})))
     system = build(recipe, registry, meta=True)
     continuous, discrete = needed_tokenizers(system)[0], system.discrete_tokenizer  # codes wherever the recipe has them
     settings = CacheSettings(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mixar.memory import check_memory
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import TRAINABLE, Recipe, checked_recipe, load_recipe, to_plain, to_yaml
 from mixar.structure import differences, flat
-from mixar.text import first_of
+from mixar.text import first_of, tell
 from mixar_core.distributed import own_device
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
@@ -71,7 +70,7 @@ def train(
     facts = {"class_names": class_names, "frozen": {key: sha256(f) for key, f in frozen_files.items()}}
     if resume:
         notes += _check_facts(folder, recipe, facts)
-    _tell_once([*([f"warning: {warning}"] if warning else []), *(f"note: {note}" for note in notes)])
+    tell(*([f"warning: {warning}"] if warning else []), *(f"note: {note}" for note in notes))
 
     if cache is not None and train_set is not None and train_set.stream is not None:
         train_set = None  # a stream is for making the cache
@@ -93,13 +92,6 @@ def train(
         device=device,
         flop_per_image=training_flop_per_image(planned),
     )
-
-
-def _tell_once(lines: Sequence[str]) -> None:
-    """Lines on stderr, of one process of a run."""
-    if os.environ.get("RANK", "0") == "0":
-        for line in lines:
-            print(line, file=sys.stderr)
 
 
 def make_objective(system: System, registry: Registry) -> Objective:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -14,6 +16,13 @@ def choices(names: Iterable[str], wanted: str = "", *, limit: int = 24) -> str:
     close = get_close_matches(wanted, known, n=3, cutoff=0.6)
     listed = ", ".join(known[:limit]) + (f", ... ({len(known)} in all)" if len(known) > limit else "")
     return f"did you mean {' or '.join(close)}? allowed: {listed}" if close else f"allowed: {listed}"
+
+
+def tell(*lines: str) -> None:
+    """Lines on stderr, of one process of a run."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            print(line, file=sys.stderr)
 
 
 def one_line(error: BaseException, *, limit: int = 300) -> str:

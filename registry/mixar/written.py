@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import attrs
 
 from mixar import strict_yaml
+from mixar.text import tell
 from mixar_core.errors import UserError
 
 _PATH_ENDINGS = (".safetensors", ".yaml", ".yml")
@@ -122,10 +122,7 @@ def located(text: str | Path) -> Path:
     return path.resolve() if ".." in path.parts else path
 
 
-@cache
-def _tell_once(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+_tell_once = cache(tell)
 
 
 def path_of(text: str | Path, *, holding: str | None = None) -> Path | None:
