@@ -117,9 +117,9 @@ def _training(system: System, *, recomputed: bool = True) -> dict[str, Figure]:
     continuous, discrete, prior = system.continuous_tokenizer, system.discrete_tokenizer, system.prior
     images_B3HW = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device=META)
     passes = trained_passes(system, 0 if model is None else _masked(system, model))
-    costs = {part: _gflop(run, FORWARDS_A_STEP) for part, run in passes.items()}
-    if recomputed and recipe.backbone.activation_checkpointing and model is not None:
-        costs["backbone"] = _gflop(passes["backbone"], FORWARDS_CHECKPOINTED)
+    again = recomputed and recipe.backbone.activation_checkpointing
+    forwards = {"backbone": FORWARDS_CHECKPOINTED if again else FORWARDS_A_STEP}
+    costs = {part: _gflop(run, forwards.get(part, FORWARDS_A_STEP)) for part, run in passes.items()}
     if model is not None and continuous is not None:
         costs["continuous_tokenizer"] = _gflop(lambda: continuous.posterior(images_B3HW))
     needs_codes = recipe.trains == "prior" if model is None else model.injector.needs_codes
@@ -207,7 +207,7 @@ def _masked(system: System, model: MixAR) -> int:
 
 
 def _tokens(system: System) -> dict[str, int]:
-    """None where there is no backbone, or its injector cannot run on the meta device.
+    """Empty where there is no backbone, or its injector cannot run on the meta device.
 
     Raises:
         UserError: see MixAR.guidance.

@@ -56,8 +56,8 @@ def training_memory(system: System, *, processes: int = 1) -> dict[str, Figure]:
 
     Activations are those of one pass, at the mask ratio that keeps most: what autograd keeps of one image, attention
     fused (no map of it is kept), times the images. Where the backbone recomputes them, those of an average block are
-    added. Under bf16 they are BF16_SHARE of that, and 2 bytes for each parameter. Perceptual
-    losses, and tokens kept by `training.cache: memory`, are not counted.
+    added. Under bf16 they are BF16_SHARE of that, and 2 bytes for each parameter. Perceptual losses, and tokens kept
+    by `training.cache: memory`, are not counted.
 
     Args:
         system: built with `meta=True`.
@@ -179,11 +179,9 @@ def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], ob
     Args:
         masked: tokens of a MixAR's backbone that are not known.
     """
-    recipe, noise = system.recipe, Noise.seeded(0)
+    recipe, model, noise = system.recipe, system.model, Noise.seeded(0)
+    continuous, discrete, prior = system.continuous_tokenizer, system.discrete_tokenizer, system.prior
     images_B3HW = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device="meta")
-    model, continuous, discrete, prior = (
-        system.model, system.continuous_tokenizer, system.discrete_tokenizer, system.prior,
-    )  # fmt: skip
 
     def codes(tokens: int) -> Tensor:
         return torch.zeros(1, tokens, dtype=torch.int64, device="meta")
