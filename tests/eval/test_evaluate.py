@@ -343,3 +343,12 @@ def test_a_report_is_saved_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     images = torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8)
     mixar.evaluate(images, images, extractor=Grey(), cache="~/kept").save("~/report")
     assert (tmp_path / "report/report.md").is_file() and any((tmp_path / "kept").iterdir())
+
+
+def test_what_lies_beside_samples_is_left_out_with_a_word(family: Path, tmp_path: Path, registry: Registry) -> None:
+    good("sample", family / "models/prior", "--labels", "0,1", "-n", 2, "--out", "few", cwd=tmp_path)
+    assert open_images(tmp_path / "few", registry).notes == ()  # grid.png is no sample, and nobody's surprise
+    write_pngs(tmp_path / "few", pixels(1), "extra.png")
+    images = open_images(tmp_path / "few", registry)
+    assert len(images) == 4 and images.labels == [0, 0, 1, 1]
+    assert images.notes == (f"{tmp_path / 'few'}: left out 1 images of others, such as extra.png",)
