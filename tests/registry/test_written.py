@@ -140,7 +140,7 @@ def test_paths_of_a_recipe_mean_the_same_from_everywhere(tmp_path: Path, path: s
     found = set()
     for folder in (tmp_path / where, Path("/")):
         if (folder / path).exists() and not (tmp_path / where / path).exists():
-            continue  # as recipes were once read: see the next test but two
+            continue  # as recipes were once read, with a word: see below
         with standing_in(folder):
             found.add(load_recipe(file, registry=REGISTRY))
     (recipe,) = found
