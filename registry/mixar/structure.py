@@ -88,7 +88,7 @@ def _plain(allowed: type, what: str) -> Callable[[Any, Any], Any]:
 
 def _text(value: Any, _: Any) -> str:
     if type(value) not in (str, Text):
-        hint = "; in quotes it would be" if isinstance(value, bool | int | float) else ""
+        hint = "; in quotes it would be" if isinstance(value, int | float | list | Mapping) else ""
         raise TypeError(f"{_show(value)} is not text{hint}")
     return str(value)
 

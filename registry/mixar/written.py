@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from functools import cache
@@ -61,7 +62,10 @@ def read_value(text: str, *, where: str) -> Any:
         if "\ue000" in text:
             raise UserError(f"{where}: the character U+E000 cannot be in quotes or brackets")
         # no `#` begins a comment here, so YAML is not shown one
-        loaded = strict_yaml.load(text.replace("#", "\ue000"), where=where)
+        try:
+            loaded = strict_yaml.load(text.replace("#", "\ue000"), where=where)
+        except UserError as error:
+            raise UserError(f"{error}; as text it has to be quoted: {json.dumps(text, ensure_ascii=False)}") from error
         return placed(_restored(loaded), Path.cwd())
     if strict_yaml.is_text(text.strip()):
         return Text(text)

@@ -101,6 +101,14 @@ def test_where_text_is_not_wanted_a_word_is_what_it_looks_like() -> None:
             configured(bad)
 
 
+def test_text_that_begins_like_yaml_says_how_to_quote_it() -> None:
+    with pytest.raises(UserError, match=r'--set text=\[v1\] a: line 1, .*has to be quoted: "\[v1\] a"$'):
+        configured("text=[v1] a")
+    assert configured('text="[v1] a"').text == "[v1] a"
+    with pytest.raises(Invalid, match=r"text: \['v1'\] is not text; in quotes it would be"):
+        configured("text=[v1]")
+
+
 def test_python_values_need_not_be_pythons_own(tmp_path: Path) -> None:
     given: dict[str, object] = {
         "number": numpy.int64(5), "share": torch.tensor(0.25), "flag": numpy.bool_(True), "place": tmp_path,
