@@ -224,16 +224,16 @@ def plugin_manager(*, blocked: Sequence[str] = ()) -> Registry:
     parts: dict[tuple[str, str], tuple[Part, Plugin]] = {}
     folders: dict[str, list[Path]] = {"mixar_recipe_folders": [], "mixar_model_folders": []}
 
-    def collect(take: Callable[[Plugin], None]) -> None:
-        """Let each plugin that works bring something."""
+    def collect(take: Callable[[Plugin], Any]) -> list[tuple[Plugin, Any]]:
+        """What each plugin that works brings."""
+        brought = []
         for index, plugin in enumerate(plugins):
             if plugin.problem is None:
                 try:
-                    take(plugin)
-                except UserError:
-                    raise
+                    brought.append((plugin, take(plugin)))
                 except (Exception, SystemExit) as error:  # what a third party's code raises takes no other down
                     plugins[index] = attrs.evolve(plugin, problem=one_line(error))
+        return brought
 
     def take_kinds(plugin: Plugin) -> None:
         for offered in _offered(manager, plugin, "mixar_kinds"):
@@ -241,21 +241,22 @@ def plugin_manager(*, blocked: Sequence[str] = ()) -> Registry:
                 raise TypeError(f'kind "{taken[0]}" is there already')
             kinds.update(offered)
 
-    def take_parts(plugin: Plugin) -> None:
+    def take_parts(plugin: Plugin) -> tuple[list[Part], dict[str, list[Path]]]:
         own = [_checked(part, kinds) for offered in _offered(manager, plugin, "mixar_parts") for part in offered]
-        found = {hook: [Path(f) for of in _offered(manager, plugin, hook) for f in of] for hook in folders}
+        return own, {hook: [Path(f) for of in _offered(manager, plugin, hook) for f in of] for hook in folders}
+
+    collect(take_kinds)
+    for plugin, (own, found) in collect(take_parts):
         for part in own:
-            other = parts.setdefault((part.kind, part.name), (part, plugin))[1]
-            if other is not plugin:
+            if (part.kind, part.name) in parts:
+                other = parts[part.kind, part.name][1]
                 raise UserError(
                     f'{part.kind} "{part.name}" is offered by plugin {other.name} of {other.distribution} and also by '
                     f"plugin {plugin.name} of {plugin.distribution}; uninstall one or give --no-plugin {plugin.name}"
                 )
+            parts[part.kind, part.name] = part, plugin
         for hook in folders:
             folders[hook] += found[hook]
-
-    collect(take_kinds)
-    collect(take_parts)
     return Registry(tuple(plugins), kinds, parts, *map(tuple, folders.values()))
 
 

@@ -109,6 +109,13 @@ def test_one_part_of_two_plugins_is_refused(install: Install) -> None:
         plugin_manager()
 
 
+def test_one_part_twice_of_one_plugin_is_refused(install: Install) -> None:
+    twice = 'Part("callback", NAME, Bell, BellConfig)'
+    install("bell-shop", "bells", GOOD.replace(twice, f"{twice}, {twice}").replace("NAME", '"bell"'))
+    with pytest.raises(UserError, match=r'callback "bell".*bell-shop 1\.0.*bell-shop 1\.0'):
+        plugin_manager()
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
@@ -119,6 +126,10 @@ def test_one_part_of_two_plugins_is_refused(install: Install) -> None:
         (GOOD.replace("NAME", '"Bell!"'), "lower-case"),
         (GOOD.replace("NAME", "1 / 0"), "ZeroDivisionError"),
         ("from mixar import hookimpl\n@hookimpl\ndef mixar_kinds():\n    return 1 / 0", "ZeroDivisionError"),
+        (
+            "from mixar import UserError, hookimpl\n@hookimpl\ndef mixar_parts():\n    raise UserError('no bells')",
+            "no bells",
+        ),
         ("from mixar import hookimpl\n@hookimpl\ndef mixar_kinds():\n    return 'bells'", "AttributeError"),
         ("from mixar import hookimpl\n@hookimpl\ndef mixar_kinds():\n    return {'head': int}", 'kind "head" is there'),
         (GOOD.replace('"callback", NAME', '"callbak", "bell"'), "did you mean callback"),
