@@ -23,7 +23,7 @@ from mixar import strict_yaml
 from mixar.folder import read_provenance, read_tensors
 from mixar.plugins import Registry
 from mixar_core.errors import UserError
-from mixar_import.entries import ENTRIES, WRAPPERS, flatten, state_dicts
+from mixar_import.entries import COUNTERS, ENTRIES, WRAPPERS, flatten, state_dicts
 from mixar_import.importer import ImporterConfig
 from mixar_import.importers import KL16Importer
 from mixar_import.imports import Imported, fill, import_weights
@@ -73,6 +73,31 @@ def test_any_nesting_of_wrappers_imports_to_the_same_tensors(
     said = " ".join(done.remarks)
     names = {*around_a_part, *(name for _, name in layers)} - {"model"}
     assert all(name in said for name in (*names, *["n_averaged"][:counted]))
+
+
+leaves = st.none() | st.integers() | st.text(max_size=3) | st.builds(torch.zeros, st.sampled_from([(), (2,), (0,)]))
+names = st.sampled_from([*ENTRIES[:3], "ema", "a", "a.b", "module.a", "module", ".", "", "optimizer", 3])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.recursive(leaves, lambda inner: st.dictionaries(names, inner, max_size=4) | st.lists(inner, max_size=2)))
+def test_of_any_content_each_tensor_is_found_or_the_file_is_refused(content: Any) -> None:
+    def tensors_in(value: Any) -> list[Tensor]:
+        if isinstance(value, Tensor):
+            return [value]
+        named = value.items() if isinstance(value, dict) else ()
+        kept = [v for k, v in named if isinstance(k, str) and not (k == "optimizer" and isinstance(v, dict))]
+        return [tensor for inner in kept for tensor in tensors_in(inner)]
+
+    there = tensors_in(content)
+    try:
+        found, _ = flatten({"x": content}, where="file")
+    except UserError as error:
+        assert not there or "are called" in str(error)
+        return
+    assert len(found) == len(there)
+    *_, everything = state_dicts(found, KL16Importer(ImporterConfig()))
+    assert len(there) - len(everything.tensors) <= sum(name.endswith(tuple(COUNTERS)) for name in found)
 
 
 def test_the_trials_of_the_field(tmp_path: Path, files: Path, registry: Registry) -> None:

@@ -38,7 +38,7 @@ def flatten(content: Any, *, where: str) -> tuple[dict[str, Tensor], list[str]]:
     Optimizers' states are passed over.
 
     Raises:
-        UserError: there are no tensors; says what there is.
+        UserError: there are no tensors, says what there is; or two are called alike.
     """
     found: dict[str, Tensor] = {}
     others: list[str] = []
@@ -49,10 +49,12 @@ def flatten(content: Any, *, where: str) -> tuple[dict[str, Tensor], list[str]]:
         nonlocal walked
         walked += 1
         tensors = {name: v for name, v in values.items() if isinstance(name, str) and isinstance(v, Tensor)}
-        found.update({path + name: tensor.detach() for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            if found.setdefault(path + name, tensor) is not tensor:
+                raise UserError(f"{where}: two tensors are called {path}{name}, counting names of entries")
         for name, value in values.items():
             if isinstance(value, Mapping) and value and isinstance(name, str):
-                if not name.startswith("optim") and id(value) not in above and walked < _MOST:
+                if not name.startswith(("optimizer", "optim_")) and id(value) not in above and walked < _MOST:
                     walk(value, f"{path}{name}.", (*above, id(value)))
             elif name not in tensors:
                 at = f"{path[:-1]}: " if path else ""
@@ -64,7 +66,7 @@ def flatten(content: Any, *, where: str) -> tuple[dict[str, Tensor], list[str]]:
     walk(content, "", (id(content),))
     if not found:
         raise UserError(f"{where}: {complaints[0] if complaints else 'holds no tensors by name'}")
-    return found, others
+    return {name: tensor.detach() for name, tensor in found.items()}, others
 
 
 def state_dicts(

@@ -21,7 +21,7 @@ class Importer:
 
     A file has the sizes of one of `recipes`, or of one that the user names: it is that whose trained module has exactly
     the names and shapes of `translate`. Who calls an importer opens and checks the file, and takes from its names what
-    says nothing: names of entries and wrappers (`published.state_dicts`).
+    says nothing: names of entries and wrappers (`entries.state_dicts`).
     """
 
     #: shipped recipes whose files these may be; empty where none is shipped, and `--recipe` must name one
