@@ -152,7 +152,8 @@ class Checkpoints:
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if processes.world > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
         self._pending: Future[None] | None = None
-        self._stager: DefaultStager | None = None
+        # It copies in the calling thread, without pinned or shared memory: when it returns, training may go on.
+        self._stager = DefaultStager(StagingOptions(False, False, False, False)) if background else None
         self._finished: list[Path] = []
 
     def clean(self, step: int) -> None:
@@ -187,15 +188,10 @@ class Checkpoints:
         if self.processes.on_main(lambda: self._open(path)):
             return  # a run that was resumed at its own last step
         tensors = {part: own_part(values, self.processes) for part, values in tensors.items()}
-        if self._thread is None:
+        if self._thread is None or self._stager is None:
             problem = self._write(path, tensors)
             self.processes.on_main(lambda: self._complete(path, info, problem))
             return
-        # Without pinned or shared memory and in this thread: when it returns, training may change the weights.
-        options = StagingOptions(
-            use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
-        )
-        self._stager = self._stager or DefaultStager(options)
         staged: Any = self._stager.stage(tensors)
         self._pending = self._thread.submit(self._write_and_complete, path, staged, info)
 

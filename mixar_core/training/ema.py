@@ -47,18 +47,11 @@ class EMA:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The module's state dict with the averages in it; they share memory with this object."""
-        named = chain(
-            self.module.named_parameters(remove_duplicate=False), self.module.named_buffers(remove_duplicate=False)
-        )
-        same = {id(tensor): name for name, tensor in reversed(list(named))}  # of tied weights, the first name
-        names = {
-            name: same[id(tensor)]
-            for name, tensor in self.module.state_dict(keep_vars=True).items()
-            if id(tensor) in same
-        }
-        return {
-            name: self.shadow.get(names.get(name, name), tensor) for name, tensor in self.module.state_dict().items()
-        }
+        named = chain(self.module.named_parameters(), self.module.named_buffers())
+        averages = {id(tensor): self.shadow.get(name, tensor.detach()) for name, tensor in named}
+        # by tensor, not by name: tied weights have several
+        state = self.module.state_dict(keep_vars=True)
+        return {name: averages.get(id(tensor), tensor) for name, tensor in state.items()}
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
