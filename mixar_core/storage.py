@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import socket
 import sys
 import time
@@ -33,6 +34,11 @@ def user_path(text: str | Path) -> Path:
         raise UserError(f"{text!r}: not a path") from error
     except RuntimeError as error:
         raise UserError(f"{text}: {error}; write the folder out") from error
+
+
+def is_url(text: str) -> bool:
+    """Whether a text begins as a URL: `hf://...`, `simplecache::s3://...`; paths may hold :// later."""
+    return re.match(r"(\w+::)*[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from cattrs.gen import make_dict_structure_fn, override
 from mixar.text import choices, one_line, shortened
 from mixar.written import Text, Word, bare, located
 from mixar_core.errors import UserError
+from mixar_core.storage import is_url
 
 
 class Invalid(ValueError):
@@ -159,7 +160,7 @@ def _located(value: Any, is_path: Any) -> Any:
         return {key: _located(item, is_path) for key, item in value.items()}
     if isinstance(value, list):
         return [_located(item, is_path) for item in value]
-    if not isinstance(value, Text) or "://" in value:
+    if not isinstance(value, Text) or is_url(value):
         return value
     if is_path is not True and not is_path(value, value.folder / os.path.expanduser(value)):
         return value

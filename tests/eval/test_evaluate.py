@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -284,6 +284,7 @@ def test_home_is_home_in_words_and_paths(tmp_path: Path, registry: Registry, mon
         st.characters(exclude_characters="\0\r\n=,~", exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]), min_size=1
     )
 )
+@example("://")
 def test_any_text_of_a_setting_comes_back(text: str) -> None:
     written = f"./{text}"
     config = part_config(ImageFolderConfig, f"path={written}", where="--data")

@@ -19,6 +19,7 @@ from torch import Tensor
 from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream, class_misfit, empty_classes
 from mixar_core.data.folders import image_endings, is_hidden
 from mixar_core.errors import UserError
+from mixar_core.storage import is_url
 from mixar_core.types import NO_CLASS
 
 _FORMATS = ("arrow", "csv", "hdf5", "imagefolder", "json", "lance", "pandas", "parquet", "text", "webdataset", "xml")
@@ -289,7 +290,7 @@ def check_names(files: Iterable[str], label_column: str | None) -> None:
     Raises:
         UserError: they do not, or one is unreadable.
     """
-    local = [file for file in files if file.endswith((".parquet", ".arrow")) and "://" not in file]
+    local = [file for file in files if file.endswith((".parquet", ".arrow")) and not is_url(file)]
     names = [(file, noted_names(read_schema(file), label_column)) for file in local]
     for (first, ours), (file, theirs) in pairwise(each for each in names if each[1]):
         if problem := class_misfit(theirs, ours):
