@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Bad input: one line saying what is wrong, where, and what is allowed.
@@ -15,3 +18,12 @@ class UserError(Exception):
     def __init__(self, message: str, *, reported: bool = False) -> None:
         super().__init__(message)
         self.reported = reported
+
+
+@contextmanager
+def said_of(where: str) -> Iterator[None]:
+    """Begin the message of a UserError that is raised inside with where that is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

@@ -15,11 +15,11 @@ from attrs.validators import ge, gt
 from mixar import strict_yaml
 from mixar.hub import PREFIX, is_file
 from mixar.plugins import Registry, plugin_manager
-from mixar.structure import Invalid, add_hooks, structure, unstructure, wanted
+from mixar.structure import CONVERTER, Invalid, structure, unstructure
 from mixar.text import choices
-from mixar.written import Text, bare, located, path_of, placed, read_value
+from mixar.written import Text, bare, path_of, placed, read_value
 from mixar_core.backbone import BackboneConfig
-from mixar_core.errors import UserError
+from mixar_core.errors import UserError, said_of
 from mixar_core.masking import MaskingConfig
 from mixar_core.mixture import TIMixConfig
 from mixar_core.model import SamplingConfig
@@ -93,12 +93,12 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "discrete_tokenizer": ("discrete_tokenizer",),
     "prior": ("discrete_tokenizer", "prior"),
 }
-#: what is written out whatever its value; the rest only where it differs from the default
+#: what is written out whatever its value, beside training and callbacks; the rest where it is not the default
 _RELEVANT: dict[str, tuple[str, ...]] = {
-    "mixar": ("backbone", "masking", "ti_mix", "training", "sampling", "callbacks"),
-    "continuous_tokenizer": ("reconstruction", "training", "callbacks"),
-    "discrete_tokenizer": ("reconstruction", "training", "callbacks"),
-    "prior": ("training", "callbacks"),
+    "mixar": ("backbone", "masking", "ti_mix", "sampling"),
+    "continuous_tokenizer": ("reconstruction",),
+    "discrete_tokenizer": ("reconstruction",),
+    "prior": (),
 }
 _DEFAULT_CALLBACKS = ("throughput", "stall-watch", "progress", "tensorboard", "sample-grid")
 _DEFAULT_EXTRACTOR = "efficientnet-lite0"
@@ -147,10 +147,8 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
         return plain
     if not isinstance(parent, str):
         raise UserError(f"{where}: extends: {parent!r} is not a recipe's name or path")
-    try:
+    with said_of(f"{where}: extends"):
         base = registry.find_recipe(Text(parent, folder))
-    except UserError as error:
-        raise UserError(f"{where}: extends: {error}") from error
     inherited = read_plain(base, registry, _seen=(*_seen, path.resolve()))
     for key in ("name", "summary"):
         inherited.pop(key, None)
@@ -166,17 +164,15 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, whole_parts: bool
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if not isinstance(old, Mapping) or not isinstance(value, Mapping) or (whole_parts and _replaces(old, value)):
-            merged[key] = value
-        else:
-            merged[key] = merge(old, value, whole_parts=whole_parts)
+        deep = isinstance(old, Mapping) and isinstance(value, Mapping) and not (whole_parts and _replaces(old, value))
+        merged[key] = merge(old, value, whole_parts=whole_parts) if deep else value
     return merged
 
 
 def _replaces(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    if "type" in new and new["type"] != old.get("type"):
-        return True
-    return isinstance(new.get("weights"), str) and not is_file(new["weights"])
+    weights = new.get("weights")
+    names_a_model = isinstance(weights, str) and bare(weights) is not None and not is_file(weights)
+    return names_a_model or new.get("type", old.get("type")) != old.get("type")
 
 
 def parse_overrides(overrides: Sequence[str] | Mapping[str, object]) -> dict[str, Any]:
@@ -191,18 +187,17 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, object]) -> dict[str
         raise UserError(f'overrides {given!r}: not {{"training.steps": 100}} and not ["training.steps=100"]')
     for item in given:
         if isinstance(given, Mapping):
-            where, path, nested = f"override {item}", str(item), placed(given[item], Path.cwd())
+            where, path, value = f"override {item}", str(item), placed(given[item], Path.cwd())
         else:
-            where, (path, equals, value) = f"--set {item}", str(item).partition("=")
+            where, (path, equals, text) = f"--set {item}", str(item).partition("=")
             if not equals:
                 raise UserError(f'{where}: not of the form key.key=value, for example "training.steps=100"')
-            nested = read_value(value, where=where)
-        keys = path.strip().split(".")
-        if not all(keys):
-            raise UserError(f"{where}: a key is words with dots between them, for example training.steps")
-        for key in reversed(keys):
-            nested = {key: nested}
-        plain = merge(plain, nested, whole_parts=False)
+            value = read_value(text, where=where)
+        for key in reversed(path.strip().split(".")):
+            if not key:
+                raise UserError(f"{where}: a key is words with dots between them, for example training.steps")
+            value = {key: value}
+        plain = merge(plain, value, whole_parts=False)
     if "extends" in plain:
         raise UserError("--set extends: only a recipe file extends another; give that recipe's name instead")
     return plain
@@ -230,11 +225,11 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
     try:
         recipe: Recipe = structure(values, Recipe)
     except Invalid as invalid:
-        problems = invalid.problems
-        if len(problems) == 1:
-            raise UserError(f"{where}: {problems[0]}") from invalid
-        listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
-        raise UserError(f"{where}: {len(problems)} problems: {listed}") from invalid
+        said, count = str(invalid), len(invalid.problems)
+        if count > 1:
+            listed = (f"({number}) {problem}" for number, problem in enumerate(invalid.problems, 1))
+            said = f"{count} problems: {'; '.join(listed)}"
+        raise UserError(f"{where}: {said}") from invalid
     return recipe
 
 
@@ -245,26 +240,22 @@ def _is_at_hand(callback: str, registry: Registry) -> bool:
 
 
 def _choice(value: Any, path: str, kind: str, registry: Registry, *, user: str = "") -> PartChoice:
-    """The part that a recipe describes at `path`.
-
-    Raises:
-        Invalid: there is no such part or model, or its settings are wrong.
-    """
-    names = [part.name for part in registry.parts(kind)]
+    """The part that a recipe describes at `path`, which begins the message of an error."""
+    known = choices(part.name for part in registry.parts(kind))
     if value is None:
-        raise Invalid([f"{path}: required {user}; {choices(names)}"])
+        raise UserError(f"required {user}; {known}")
     if not isinstance(value, Mapping):
-        raise Invalid([f"{path}: {bare(value)!r} is not a mapping with a type"])
-    settings, weights = dict(value), wanted(value.get("weights"), str | None)
-    settings.pop("weights", None)
-    try:
-        if weights is not None:
-            weights, settings = _weights(weights, settings, path, registry)
-        if "type" not in settings:
-            raise Invalid([f"{path}.type: required, and not there; {choices(names)}"])
-        part = registry.part(kind, str(wanted(settings.pop("type"), str)))
-    except UserError as error:
-        raise Invalid([f"{path}.type: {error}"]) from error
+        raise UserError(f"{bare(value)!r} is not a mapping with a type")
+    settings = dict(value)
+    weights = settings.pop("weights", None)
+    if bare(weights) is None:
+        weights = None
+    else:
+        weights, settings = _weights(weights, settings, path, registry)
+    if "type" not in settings:
+        raise UserError(f"{path}.type: required, and not there; {known}")
+    with said_of(f"{path}.type"):
+        part = registry.part(kind, str(settings.pop("type")))
     return PartChoice(part.name, structure(settings, part.config, path=path), weights)
 
 
@@ -272,40 +263,35 @@ def _weights(weights: Any, settings: dict[str, Any], key: str, registry: Registr
     """Where the weights are, for whoever reads the resolved recipe; and the settings, with those of the model."""
     where = f"{key}.weights"
     if key not in TRAINABLE:
-        raise Invalid([f"{where}: only {', '.join(TRAINABLE)} have weights of their own"])
+        raise UserError(f"{where}: only {', '.join(TRAINABLE)} have weights of their own")
     if not isinstance(weights, str):
-        raise Invalid([f"{where}: {weights!r} is not a model's name, a model folder or a .safetensors file"])
+        raise UserError(f"{where}: {weights!r} is not a model's name, a model folder or a .safetensors file")
+    if is_file(weights) and "type" not in settings:
+        raise UserError(f"{key}.type: required where weights is a file ({weights}), which does not say its type")
+    with said_of(where):
+        path = None if weights.startswith(PREFIX) else path_of(weights, holding="recipe.yaml")
+    place = str(weights if path is None else path)
     if is_file(weights):
-        if "type" not in settings:
-            raise Invalid([f"{key}.type: required where weights is a file ({weights}), which does not say its type"])
-        try:
-            return str(weights if weights.startswith(PREFIX) else located(weights)), settings
-        except UserError as error:
-            raise Invalid([f"{where}: {error}"]) from error
+        return place, settings
     try:
-        path = path_of(weights, holding="recipe.yaml")
         plain = read_plain(registry.find_model(weights) / "recipe.yaml", registry)
     except UserError as error:
         # a resolved recipe says all of it, and loads where the model that training began with is no more
-        if "type" not in settings:
-            raise Invalid([f"{where}: {error}"]) from error
-        return str(weights if path is None else path), settings
+        if "type" in settings:
+            return place, settings
+        raise UserError(f"{where}: {error}") from error
     own = plain.get(key)
     if plain.get("trains") != key or not isinstance(own, Mapping):
-        raise Invalid([f"{where}: {weights} is a model of a {plain.get('trains')}, not of a {key}"])
+        raise UserError(f"{where}: {weights} is a model of a {plain.get('trains')}, not of a {key}")
     settings = {**own, **settings}
     settings.pop("weights", None)
-    if bare(settings.get("type")) != bare(own.get("type")):
-        raise Invalid([f"{key}.type: {settings['type']} is not the type of {weights}, which is {own['type']}"])
-    return str(weights if path is None else path), settings
+    if settings.get("type") != own.get("type"):
+        raise UserError(f"{key}.type: {settings['type']} is not the type of {weights}, which is {own['type']}")
+    return place, settings
 
 
 def checked_recipe(recipe: Any) -> Recipe:
-    """The recipe.
-
-    Raises:
-        UserError: it is something else.
-    """
+    """The recipe, or a UserError where it is something else."""
     if not isinstance(recipe, Recipe):
         raise UserError(f"recipe {recipe!r}: not a Recipe, which mixar.load_recipe makes of a name or path")
     return recipe
@@ -314,9 +300,10 @@ def checked_recipe(recipe: Any) -> Recipe:
 def to_plain(recipe: Recipe) -> dict[str, Any]:
     """The plain values that `make_recipe` makes an equal recipe of, every setting written out."""
     plain: dict[str, Any] = {}
+    written = ("training", "callbacks", *_RELEVANT[recipe.trains])
     for attribute in attrs.fields(Recipe):
         value = getattr(recipe, attribute.name)
-        if value is not None and (value != attribute.default or attribute.name in _RELEVANT[recipe.trains]):
+        if value is not None and (value != attribute.default or attribute.name in written):
             plain[attribute.name] = unstructure(value)
     return plain
 
@@ -326,7 +313,8 @@ def _plain_choice(choice: PartChoice) -> dict[str, Any]:
     return {"type": choice.type, **weights, **unstructure(choice.config)}
 
 
-add_hooks(PartChoice, lambda make, _: make(), _plain_choice)
+CONVERTER.register_structure_hook(PartChoice, lambda make, _: make())
+CONVERTER.register_unstructure_hook(PartChoice, _plain_choice)
 
 
 def to_yaml(recipe: Recipe) -> str:

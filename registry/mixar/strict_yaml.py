@@ -22,10 +22,23 @@ _SCALARS = (
         list("-+0123456789."),
     ),
 )
+_STANDS_FOR = "\ue000"
 
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+class _NoComments(_Loader):
+    """YAML on the command line, where no `#` begins a comment: the parser is not shown one."""
+
+    def __init__(self, text: str) -> None:
+        if _STANDS_FOR in text:
+            raise yaml.YAMLError(f"the character U+{ord(_STANDS_FOR):X} cannot be in quotes or brackets")
+        super().__init__(text.replace("#", _STANDS_FOR))
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        return super().construct_scalar(node).replace(_STANDS_FOR, "#")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -74,20 +87,18 @@ _Dumper.add_representer(list, _list)
 _Dumper.add_representer(tuple, _list)
 
 
-def load(text: str, *, where: str) -> Any:
+def load(text: str, *, where: str, comments: bool = True) -> Any:
     """The value of a YAML text.
 
     Raises:
         UserError: not YAML; says where.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"{where}: {place}{error.problem or 'not valid YAML'}") from error
+        return yaml.load(text, Loader=_Loader if comments else _NoComments)  # both are SafeLoaders
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{where}: not valid YAML: {one_line(error)}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{where}: {place}{problem or f'not valid YAML: {one_line(error)}'}") from error
 
 
 def is_text(word: str) -> bool:

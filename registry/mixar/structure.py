@@ -22,9 +22,11 @@ from cattrs.errors import IterableValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
 from mixar.text import choices, one_line, shortened
-from mixar.written import Text, Word, bare, located
+from mixar.written import Text, bare, located
 from mixar_core.errors import UserError
 from mixar_core.storage import is_url
+
+Hook = Callable[[Any, Any], Any]
 
 
 class Invalid(ValueError):
@@ -42,29 +44,22 @@ def structure(value: Any, cls: type, *, path: str = "") -> Any:
         Invalid: with every problem, not just the first.
     """
     try:
-        return _CONVERTER.structure(value, cls)
+        return CONVERTER.structure(value, cls)
     except Exception as error:  # validators of third parties' config classes may raise anything
-        raise Invalid([_line(*found) for found in _problems(error, path)]) from error
+        raise Invalid(list(_problems(error, path))) from error
 
 
 def unstructure(value: Any) -> Any:
     """The plain values `structure` takes."""
-    return _CONVERTER.unstructure(value)
-
-
-def join(path: str, name: str) -> str:
-    """a.b of a and b."""
-    return f"{path}.{name}" if path else name
-
-
-# ---------------------------------------------------------------- hooks
+    return CONVERTER.unstructure(value)
 
 
 def flat(plain: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Values at any depth by their paths, `head.depth`."""
     values: dict[str, Any] = {}
     for key, value in plain.items():
-        values |= flat(value, join(path, key)) if isinstance(value, Mapping) else {join(path, key): value}
+        where = _join(path, key)
+        values |= flat(value, where) if isinstance(value, Mapping) else {where: value}
     return values
 
 
@@ -78,80 +73,78 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _plain(allowed: type, what: str) -> Callable[[Any, Any], Any]:
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+# ---------------------------------------------------------------- hooks
+
+
+def _scalar(cls: type, what: str, *others: type) -> Hook:
     def check(value: Any, _: Any) -> Any:
-        if type(value) is not allowed:  # bool is an int to isinstance
+        value = bare(value)
+        if type(value) not in (cls, *others):  # bool is an int to isinstance
             raise TypeError(f"{_show(value)} is not {what}")
-        return value
+        if cls is float and not math.isfinite(value):
+            raise ValueError(f"{value} is not a finite number")
+        return cls(value)
 
     return check
 
 
 def _text(value: Any, _: Any) -> str:
-    if type(value) not in (str, Text):
-        hint = "; in quotes it would be" if isinstance(value, int | float | list | Mapping) else ""
-        raise TypeError(f"{_show(value)} is not text{hint}")
+    if not isinstance(value, str):
+        raise TypeError(f"{_show(value)} is not text" + ("" if value is None else "; in quotes it would be"))
     return str(value)
-
-
-def _float(value: Any, _: Any) -> float:
-    if type(value) not in (int, float):
-        raise TypeError(f"{_show(value)} is not a number")
-    if not math.isfinite(value):
-        raise ValueError(f"{value} is not a finite number")
-    return float(value)
 
 
 def _path(value: Any, _: Any) -> Path:
     if not isinstance(value, str | Path):
         raise TypeError(f"{_show(value)} is not a path")
-    return Path(_absolute(value)) if isinstance(value, Text) else Path(value)
+    return Path(_located(value, True))
 
 
 def _literal(value: Any, cls: Any) -> Any:
-    value = bare(value)
+    value, names = bare(value), [str(allowed) for allowed in get_args(cls)]
     for allowed in get_args(cls):
         if type(value) is type(allowed) and value == allowed:
             return value
-    names = [str(allowed) for allowed in get_args(cls)]
     raise ValueError(f"{_show(value)} is not one of them; {choices(names, str(value))}")
 
 
-def _class_hook(cls: type, converter: Converter) -> Callable[[Any, Any], Any]:
-    fields = [field for field in attrs.fields(cls) if field.init]
-    names, types = [field.name for field in fields], get_type_hints(cls)
-    hooks: dict[str, Any] = {
-        f.name: override(struct_hook=_field_hook(f, types.get(f.name, Any), converter)) for f in fields
-    }
-    fill: Callable[..., Any] = make_dict_structure_fn(
-        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True, **hooks
-    )
-
-    def hook(value: Any, _: Any) -> Any:
+def _only_mapping(fill: Hook, hint: str = "") -> Hook:
+    def hook(value: Any, cls: Any) -> Any:
         if not isinstance(value, Mapping):
-            raise TypeError(f"{_show(value)} is not a mapping; {choices(names)}")
+            raise TypeError(f"{_show(value)} is not a mapping{hint}")
         return fill(value, cls)
 
     return hook
 
 
-def _field_hook(field: attrs.Attribute[Any], cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
-    is_path = field.metadata.get("path")
+def _mapping_hook(cls: Any, converter: Converter) -> Hook:
+    return _only_mapping(mapping_structure_factory(cls, converter))
 
+
+def _class_hook(cls: type, converter: Converter) -> Hook:
+    types = get_type_hints(cls)
+    hooks: dict[str, Any] = {
+        f.name: override(struct_hook=_path_hook(f.metadata["path"], types[f.name], converter))
+        for f in attrs.fields(cls)
+        if f.metadata.get("path")
+    }
+    fill: Hook = make_dict_structure_fn(
+        cls, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True, **hooks
+    )
+    return _only_mapping(fill, f"; {choices(_names(cls))}")
+
+
+def _path_hook(is_path: Any, cls: Any, converter: Converter) -> Hook:
     def hook(value: Any, _: Any) -> Any:
-        value = wanted(value, cls)
-        return converter.structure(_located(value, is_path) if is_path else value, cls)
+        if bare(value) is None and NoneType in get_args(cls):
+            return None
+        return converter.structure(_located(value, is_path), cls)
 
     return hook
-
-
-def wanted(value: Any, cls: Any) -> Any:
-    """A word of the command line as it is written where text is wanted, and else as what YAML reads in it."""
-    if not isinstance(value, Word):
-        return value
-    members = {*get_args(cls)} if _is_union(cls) else {cls}
-    is_text = members & {str, Path} and not members & {bool, int, float}
-    return value.text if is_text and not (value.value is None and NoneType in members) else value.value
 
 
 def _located(value: Any, is_path: Any) -> Any:
@@ -164,31 +157,26 @@ def _located(value: Any, is_path: Any) -> Any:
         return value
     if is_path is not True and not is_path(value, value.folder / os.path.expanduser(value)):
         return value
-    return _absolute(value)
+    path = located(value)
+    return str(path) if value.own or path.exists() else value  # what is shipped may speak of what is not there yet
 
 
-def _absolute(text: Text) -> str:
-    """The path that was meant; what a shipped recipe says of a place where nothing is stays as it is."""
-    path = located(text)
-    return str(path if text.own or path.exists() else text)
-
-
-def _sequence_hook(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+def _sequence_hook(cls: Any, converter: Converter) -> Hook:
     kind, items = get_origin(cls) or cls, get_args(cls) or (Any, ...)
-    one_type = kind is not tuple or (len(items) == 2 and items[1] is ...)
+    one_type = kind is not tuple or items[1:] == (...,)
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, list | tuple):
             raise TypeError(f"{_show(value)} is not a list")
-        if not one_type and len(value) != len(items):
-            raise ValueError(f"{_show(value)} has {len(value)} items, not {len(items)}")
+        types = items[:1] * len(value) if one_type else items
+        if len(value) != len(types):
+            raise ValueError(f"{_show(value)} has {len(value)} items, not {len(types)}")
         done, errors = [], []
-        for index, item in enumerate(value):
-            item_type = items[0] if one_type else items[index]
+        for index, (item, of) in enumerate(zip(value, types, strict=True)):
             try:
-                done.append(converter.structure(item, item_type))
+                done.append(converter.structure(item, of))
             except Exception as error:  # collected, and raised together below
-                error.add_note(IterableValidationNote(f"item {index}", index, item_type))
+                error.add_note(IterableValidationNote(f"item {index}", index, of))
                 errors.append(error)
         if errors:
             raise IterableValidationError("items", errors, cls)
@@ -197,23 +185,12 @@ def _sequence_hook(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
     return hook
 
 
-def _mapping_hook(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
-    fill, of = mapping_structure_factory(cls, converter), (get_args(cls) or (str, Any))[1]
+def _union_hook(cls: Any, converter: Converter) -> Hook:
+    # any word is text, so that text comes last
+    members = sorted({*get_args(cls)} - {NoneType}, key=lambda member: member in (str, Path))
 
     def hook(value: Any, _: Any) -> Any:
-        if not isinstance(value, Mapping):
-            raise TypeError(f"{_show(value)} is not a mapping")
-        return fill({key: wanted(item, of) for key, item in value.items()}, cls)
-
-    return hook
-
-
-def _union_hook(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
-    members = [member for member in get_args(cls) if member is not NoneType]
-    optional = len(members) < len(get_args(cls))
-
-    def hook(value: Any, _: Any) -> Any:
-        if optional and value is None:
+        if NoneType in get_args(cls) and bare(value) is None:
             return None
         if len(members) == 1:
             return converter.structure(value, members[0])
@@ -228,77 +205,62 @@ def _union_hook(cls: Any, converter: Converter) -> Callable[[Any, Any], Any]:
     return hook
 
 
-def _is_union(cls: Any) -> bool:
-    return isinstance(cls, UnionType) or get_origin(cls) is Union
-
-
-def _is_list(cls: Any) -> bool:
-    return cls in (list, tuple) or get_origin(cls) in (list, tuple, Sequence)
-
-
-def _is_mapping(cls: Any) -> bool:
-    return cls is dict or get_origin(cls) in (dict, Mapping)
+def _origin_in(*kinds: Any) -> Callable[[Any], bool]:
+    return lambda cls: (get_origin(cls) or cls) in kinds
 
 
 def _strict() -> Converter:
     converter = Converter(detailed_validation=True, forbid_extra_keys=True)
-    converter.register_structure_hook(bool, _plain(bool, "true or false"))
-    converter.register_structure_hook(int, _plain(int, "a whole number"))
+    converter.register_structure_hook(bool, _scalar(bool, "true or false"))
+    converter.register_structure_hook(int, _scalar(int, "a whole number"))
+    converter.register_structure_hook(float, _scalar(float, "a number", int))
     converter.register_structure_hook(str, _text)
-    converter.register_structure_hook(float, _float)
     converter.register_structure_hook(Path, _path)
-    converter.register_structure_hook_func(lambda cls: cls is Any, lambda value, _: bare(value))
     converter.register_unstructure_hook(Path, str)
-    converter.register_structure_hook_func(lambda cls: get_origin(cls) is Literal, _literal)
-    converter.register_structure_hook_factory(_is_union, _union_hook)
-    converter.register_structure_hook_factory(_is_list, _sequence_hook)
-    converter.register_structure_hook_factory(_is_mapping, _mapping_hook)
+    converter.register_structure_hook_func(lambda cls: cls is Any, lambda value, _: bare(value))
+    converter.register_structure_hook_func(_origin_in(Literal), _literal)
+    converter.register_structure_hook_factory(_origin_in(Union, UnionType), _union_hook)
+    converter.register_structure_hook_factory(_origin_in(list, tuple, Sequence), _sequence_hook)
+    converter.register_structure_hook_factory(_origin_in(dict, Mapping), _mapping_hook)
     converter.register_structure_hook_factory(attrs.has, _class_hook)
     return converter
 
 
-_CONVERTER = _strict()
-
-
-def add_hooks(cls: type, load: Callable[[Any, Any], Any], dump: Callable[[Any], Any]) -> None:
-    """Let a class be structured and unstructured in a way of its own."""
-    _CONVERTER.register_structure_hook(cls, load)
-    _CONVERTER.register_unstructure_hook(cls, dump)
+#: where a class that is structured in a way of its own registers its hooks
+CONVERTER = _strict()
 
 
 # ---------------------------------------------------------------- errors in words
 
 
-def _problems(error: BaseException, path: str) -> Iterator[tuple[str, str]]:
-    """(path, message) of every leaf of a tree of validation errors."""
+def _problems(error: BaseException, path: str) -> Iterator[str]:
+    """`path: message` of every leaf of a tree of validation errors."""
     if isinstance(error, ClassValidationError | IterableValidationError):
         noted, others = error.group_exceptions()
         for inner in others:
             yield from _problems(inner, path)
         for inner, note in noted:
             step = str(note.index) if isinstance(note, IterableValidationNote) else note.name
-            yield from _problems(inner, join(path, step))
+            yield from _problems(inner, _join(path, step))
     elif isinstance(error, Invalid):
-        yield from (("", problem) for problem in error.problems)
+        yield from error.problems
     elif isinstance(error, ForbiddenExtraKeysError):
-        names = [field.name for field in attrs.fields(error.cl) if field.init]
         for key in sorted(error.extra_fields):
-            yield join(path, key), f"unknown key; {choices(names, key)}"
+            yield f"{_join(path, key)}: unknown key; {choices(_names(error.cl), key)}"
     elif isinstance(error, KeyError):
-        yield path, "required, and not there"
+        yield f"{path}: required, and not there"
     else:
-        message = one_line(error) if not isinstance(error, TypeError | ValueError | UserError) else str(error)
+        known = isinstance(error, TypeError | ValueError | UserError)
+        message = " ".join(str(error).split()) if known else one_line(error)
         # attrs' own validators begin with the field in quotes, ours with the path
-        field = re.match(r"'(\w+)' (must be .*)", message)
-        if field:
-            path, message = join(path, field[1]), field[2]
-        yield path, " ".join(message.split())
+        if field := re.match(r"'(\w+)' (must be .*)", message):
+            path, message = _join(path, field[1]), field[2]
+        yield f"{path}: {message}" if path and not message.startswith(f"{path}.") else message
 
 
-def _line(path: str, message: str) -> str:
-    return f"{path}: {message}" if path and not message.startswith(f"{path}.") else message
+def _names(cls: type) -> list[str]:
+    return [field.name for field in attrs.fields(cls) if field.init]
 
 
 def _show(value: Any) -> str:
-    text = repr(bare(value))
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(repr(bare(value)), limit=60)

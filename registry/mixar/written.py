@@ -9,8 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 from mixar import strict_yaml
 from mixar.text import tell
 from mixar_core.errors import UserError
@@ -22,7 +20,7 @@ class Text(str):
     """Text of a recipe file or of the command line.
 
     Args:
-        folder: absolute; where relative paths in it are seen from.
+        folder: absolute; where relative paths in it are seen from. None: the working directory.
         own: whether a person wrote it here. What a package ships or a run wrote names no folder by a bare word.
     """
 
@@ -30,24 +28,16 @@ class Text(str):
     own: bool
 
     def __new__(cls, text: str, folder: Path | None = None, own: bool = True) -> Text:
-        """Without `folder`: the working directory."""
+        """Text seen from `folder`."""
         made = super().__new__(cls, text)
         made.folder, made.own = folder or Path.cwd(), own
         return made
 
 
-@attrs.frozen(eq=False)
-class Word:
-    """A word of the command line that YAML reads as null, a boolean or a number; `text` where text is wanted."""
+class Word(Text):
+    """A word of the command line that YAML reads as null, a boolean or a number: as `value`, where that is wanted."""
 
     value: bool | int | float | None
-    text: Text
-
-    def __eq__(self, other: object) -> bool:
-        return bool(self.value == bare(other))
-
-    def __hash__(self) -> int:
-        return hash(self.value)
 
 
 def read_value(text: str, *, where: str) -> Any:
@@ -59,30 +49,20 @@ def read_value(text: str, *, where: str) -> Any:
         UserError: a quote or bracket that is not closed, or something behind it.
     """
     if text.lstrip()[:1] in ("'", '"', "[", "{"):
-        if "\ue000" in text:
-            raise UserError(f"{where}: the character U+E000 cannot be in quotes or brackets")
-        # no `#` begins a comment here, so YAML is not shown one
         try:
-            loaded = strict_yaml.load(text.replace("#", "\ue000"), where=where)
+            return placed(strict_yaml.load(text, where=where, comments=False), Path.cwd())
         except UserError as error:
             raise UserError(f"{error}; as text it has to be quoted: {json.dumps(text, ensure_ascii=False)}") from error
-        return placed(_restored(loaded), Path.cwd())
     if strict_yaml.is_text(text.strip()):
         return Text(text)
-    return Word(strict_yaml.load(text.strip(), where=where), Text(text))
-
-
-def _restored(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {_restored(key): _restored(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_restored(item) for item in value]
-    return value.replace("\ue000", "#") if isinstance(value, str) else value
+    word = Word(text)
+    word.value = strict_yaml.load(text.strip(), where=where)
+    return word
 
 
 def placed(value: Any, folder: Path, *, own: bool = True) -> Any:
     """Plain values whose text is seen from `folder`; paths, tuples, numpy's and torch's values become plain."""
-    if isinstance(value, Text | Word):
+    if isinstance(value, Text):
         return value
     if isinstance(value, str | os.PathLike):
         return Text(os.fspath(value), folder, own)

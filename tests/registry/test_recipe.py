@@ -23,6 +23,7 @@ from mixar.recipe import (
     to_plain,
     to_yaml,
 )
+from mixar.written import bare
 from mixar_core.errors import UserError
 
 REGISTRY = plugin_manager()
@@ -107,8 +108,9 @@ def test_a_part_whose_type_changes_loses_the_old_ones_settings() -> None:
 
 
 def test_overrides_are_yaml_and_later_ones_win() -> None:
-    assert parse_overrides(["a.b=1e-4", "a.c=[1, x]", "d=null", "a.b=2"]) == {"a": {"b": 2, "c": [1, "x"]}, "d": None}
-    assert parse_overrides(["head.type=x", "head.width=3"]) == {"head": {"type": "x", "width": 3}}
+    overrides = ["a.b=1e-4", "a.c=[1, x]", "d=null", "a.b=2"]
+    assert bare(parse_overrides(overrides)) == {"a": {"b": 2, "c": [1, "x"]}, "d": None}
+    assert bare(parse_overrides(["head.type=x", "head.width=3"])) == {"head": {"type": "x", "width": 3}}
     for bad in ("a", "=1", "a..b=1", "a=[", "extends=x"):
         with pytest.raises(UserError, match="--set"):
             parse_overrides([bad])
@@ -154,6 +156,7 @@ def test_extends_by_path_and_by_name_and_never_in_a_circle(tmp_path: Path) -> No
         ("prior.type=null", "prior.type: unknown prior"),
         ("prior.weights=nowhere", 'prior.weights: unknown model "nowhere"'),
         ("prior={weights: a.safetensors, type: null}", "prior.type: "),
+        ("prior={weights: ~no-such-user/x, type: maskbit}", "prior.weights: ~no-such-user/x: "),
         ("backbone.heads=7", "backbone: width 1024 is not a multiple of heads 7"),
         ("image_size='256'", "image_size: '256' is not a whole number"),
         ("image_size=null", "image_size: None is not a whole number"),
