@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +47,9 @@ class Quantizer(nn.Module):
     training, and where their weight is zero.
     """
 
-    def __init__(self, codes: int, weights: QuantizerWeights) -> None:
+    def __init__(self, codes: int, width: int, weights: QuantizerWeights) -> None:
         super().__init__()
-        self.codes, self.weights = codes, weights
+        self.codes, self.width, self.weights = codes, width, weights
 
     def vectors(self, codes: Tensor) -> Tensor:
         """Code vectors (..., E) of codes (...)."""
@@ -63,23 +64,20 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def forward(self, encoded_BEhw: Tensor) -> Quantized:
-        with full_precision(encoded_BEhw.device):  # at a temperature of 0.01 bfloat16 rounds affinities by whole units
-            return self._quantize(encoded_BEhw)
-
-    def compile(self, *args: object, **kwargs: object) -> None:
-        """Nothing: torch.compile cannot make the frozen value that `forward` returns, and fails on it."""
-
-    def _quantize(self, encoded_BEhw: Tensor) -> Quantized:
         size = encoded_BEhw.shape
-        encoded_RE = encoded_BEhw.float().permute(0, 2, 3, 1).flatten(0, 2)
-        codes_R = self.nearest(encoded_RE.detach())
-        vectors_RE = self.vectors(codes_R)
-        losses = self._losses(encoded_RE, vectors_RE)
+        with full_precision(encoded_BEhw.device):  # at a temperature of 0.01 bfloat16 rounds affinities by whole units
+            encoded_RE = encoded_BEhw.float().permute(0, 2, 3, 1).flatten(0, 2)
+            codes_R = self.nearest(encoded_RE.detach())
+            vectors_RE = self.vectors(codes_R)
+            losses = self._losses(encoded_RE, vectors_RE)
         # Straight through: the value is the code vector's, to the bit, the gradient the encoder's.
         through_RE = vectors_RE.detach() + (encoded_RE - encoded_RE.detach())
         # Contiguous, so that the decoder's memory layout is its weights' choice.
         vectors_BEhw = through_RE.unflatten(0, (size[0], size[2], size[3])).permute(0, 3, 1, 2).contiguous()
         return Quantized(vectors_BEhw.to(encoded_BEhw.dtype), codes_R.unflatten(0, (size[0], -1)), losses)
+
+    def compile(self, *args: object, **kwargs: object) -> None:
+        """Nothing: torch.compile cannot make the frozen value that `forward` returns, and fails on it."""
 
     def _losses(self, encoded_RE: Tensor, vectors_RE: Tensor) -> dict[str, Tensor]:
         weights = self.weights
@@ -105,8 +103,7 @@ class LookupFreeQuantizer(Quantizer):
     codebook: Tensor
 
     def __init__(self, bits: int, weights: QuantizerWeights) -> None:
-        super().__init__(2**bits, weights)
-        self.bits = bits
+        super().__init__(2**bits, bits, weights)
         # Both are in the released files, so they are persistent here.
         self.register_buffer("bits_to_indices", 2 ** torch.arange(bits, dtype=torch.int32))
         codes_V = torch.arange(2**bits, dtype=torch.int32)
@@ -121,10 +118,10 @@ class LookupFreeQuantizer(Quantizer):
     def entropy_totals(self, encoded_RE: Tensor) -> tuple[Tensor, Tensor]:
         # Bits are independent, so p of a code is p of its low bits times p of its high bits: two small softmaxes. Only
         # the clamped logarithm needs the whole table, and no exponential or logarithm is taken in it.
-        low = self.bits // 2
+        low = self.width // 2
         log_low_RX, log_high_RY = (
             torch.log_softmax(2 * half @ self.codebook[: 2**size, :size].T / self.weights.entropy_temperature, dim=-1)
-            for half, size in ((encoded_RE[:, :low], low), (encoded_RE[:, low:], self.bits - low))
+            for half, size in ((encoded_RE[:, :low], low), (encoded_RE[:, low:], self.width - low))
         )
         low_RX, high_RY = log_low_RX.exp(), log_high_RY.exp()
         log_RYX = (log_high_RY[:, :, None] + log_low_RX[:, None, :]).clamp_min(math.log(LOG_FLOOR))
@@ -136,7 +133,7 @@ class LookupQuantizer(Quantizer):
     """The nearest of `codes` learned vectors of length `width`."""
 
     def __init__(self, codes: int, width: int, weights: QuantizerWeights) -> None:
-        super().__init__(codes, weights)
+        super().__init__(codes, width, weights)
         self.embedding = nn.Embedding(codes, width)
         nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
 
@@ -175,14 +172,11 @@ def code_entropies(
         mean_r H(p_r) and H(mean_r p_r), scalars.
     """
     pieces = encoded_RE.split(max(1, TABLE_ENTRIES // codes))
-    if len(pieces) == 1:
-        entropy, probability_V = totals(encoded_RE)
-    else:
-        results = [checkpoint(totals, rows, use_reentrant=False, preserve_rng_state=False) for rows in pieces]
-        entropy = torch.stack([result[0] for result in results]).sum()
-        probability_V = torch.stack([result[1] for result in results]).sum(dim=0)
+    if len(pieces) > 1:
+        totals = partial(checkpoint, totals, use_reentrant=False, preserve_rng_state=False)
+    entropies, probabilities = zip(*map(totals, pieces), strict=True)
     tokens = encoded_RE.shape[0]
-    return entropy / tokens, _entropy(probability_V / tokens)
+    return torch.stack(entropies).sum() / tokens, _entropy(torch.stack(probabilities).sum(dim=0) / tokens)
 
 
 def _entropy(probability_XV: Tensor) -> Tensor:
