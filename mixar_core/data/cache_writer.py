@@ -33,7 +33,7 @@ from mixar_core.data.cache import (
 )
 from mixar_core.data.cache_pieces import Piece, StreamPieces, dataset_pieces
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.data.loader import check_unreadable, flipped, to_images
+from mixar_core.data.loader import LoadedRows, check_unreadable
 from mixar_core.data.streams import Stream, seed_of
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.distributed import Processes
@@ -249,12 +249,12 @@ class ShardWriter:
     def _encoded(self, piece: Piece) -> dict[str, Tensor]:
         """The shard's tensors of a piece's images, as they are stored."""
         settings = self.settings
-        images = to_images(piece.pixels_B3HW, piece.labels_B, self.device)
+        images = LoadedRows(piece.pixels_B3HW, piece.labels_B, {}).to(self.device)
         noise = _ImageNoise(settings.seed, piece.indices)
         tensors = {"labels": piece.labels_B.long()}
         for suffix in ("", "_flip") if settings.flip else ("",):
             if suffix:
-                images = flipped(images, torch.ones(len(images), dtype=torch.bool))
+                images = attrs.evolve(images, images_B3HW=images.images_B3HW.flip(-1))
             found = self.tokenizers.encode(images) if len(images) else None
             if settings.latent_shape is not None:
                 channels, *grid = settings.latent_shape

@@ -1,17 +1,16 @@
-"""Batches of images in an order that is a function of the seed and the step, for this process's rows."""
+"""Images by their numbers: loaded in batches, in an order that is a function of the seed and the step."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 from torch import Tensor
 
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.data.streams import Stream, seed_of, step_noise
+from mixar_core.data.streams import Stream, seed_of
 from mixar_core.data.workers import read_ahead
 from mixar_core.errors import UserError
 from mixar_core.types import ImageBatch
@@ -88,6 +87,16 @@ class LoadedRows:
     labels_B: Tensor
     unreadable: dict[int, str]
 
+    def mirrored(self, flip_B: Tensor) -> LoadedRows:
+        """The same with the rows where `flip_B` mirrored left to right."""
+        pixels_B3HW = torch.where(flip_B[:, None, None, None], self.pixels_B3HW.flip(-1), self.pixels_B3HW)
+        return LoadedRows(pixels_B3HW, self.labels_B, self.unreadable)
+
+    def to(self, device: torch.device) -> ImageBatch:
+        """The images on `device`, 0..255 as [-1, 1]."""
+        pixels = self.pixels_B3HW.to(device, non_blocking=True)
+        return ImageBatch(pixels.float() / 127.5 - 1.0, self.labels_B.to(device, non_blocking=True))
+
     def pin_memory(self) -> LoadedRows:
         """The same in pinned memory. (Loaders call it by this name.)"""
         return LoadedRows(self.pixels_B3HW.pin_memory(), self.labels_B.pin_memory(), self.unreadable)
@@ -132,90 +141,9 @@ def check_unreadable(unreadable: Mapping[int, str], limit: int, *, count: int | 
     raise UserError(last if count == 1 else f"{last}; {count} images cannot be read, {limit} may be (max_unreadable)")
 
 
-def to_images(pixels_B3HW: Tensor, labels_B: Tensor, device: torch.device) -> ImageBatch:
-    """uint8 pixels to an ImageBatch on `device`: 0..255 to [-1, 1]."""
-    pixels = pixels_B3HW.to(device, non_blocking=True)
-    return ImageBatch(pixels.float() / 127.5 - 1.0, labels_B.to(device, non_blocking=True))
-
-
-def flips(step: int, *, seed: int, share: BatchShard) -> Tensor:
-    """Which of the share's rows of this step are mirrored, bool (B,)."""
-    noise = step_noise(Stream.FLIP, seed=seed, step=step, first=share.first, total=share.total)
-    return noise.uniform((share.rows,), "cpu", name="flip") < 0.5
-
-
-def flipped(images: ImageBatch, flip_B: Tensor) -> ImageBatch:
-    """The images with the rows where `flip_B` mirrored left to right."""
-    flip_B111 = flip_B.to(images.images_B3HW.device)[:, None, None, None]
-    return evolve(images, images_B3HW=torch.where(flip_B111, images.images_B3HW.flip(-1), images.images_B3HW))
-
-
-class ImageSource:
-    """Image batches of a process, step by step, on its device.
-
-    Args:
-        dataset: the split.
-        order: which images each step sees.
-        share: this process's rows of them.
-        seed: of the mirroring.
-        flip: whether rows are mirrored with probability 1/2.
-        workers: loader processes; 0: load in this one.
-        in_memory: decode every image once and keep it (uint8).
-        max_unreadable: how many images `in_memory` may fail to read. Without it, who takes the batches looks at
-            `unreadable`, which other processes have to add to.
-    """
-
-    #: images that could not be read so far, index -> the reason; the next readable image stands in for each
-    unreadable: dict[int, str]
-
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        order: ShuffledOrder,
-        share: BatchShard,
-        *,
-        seed: int,
-        device: torch.device,
-        flip: bool = False,
-        workers: int = 0,
-        in_memory: bool = False,
-        max_unreadable: int = 0,
-    ) -> None:
-        self.dataset, self.order, self.share, self.seed, self.device = dataset, order, share, seed, device
-        self.flip, self.workers, self.unreadable = flip, workers, {}
-        self._kept = self._all(max_unreadable) if in_memory else None
-
-    def _all(self, max_unreadable: int) -> tuple[Tensor, Tensor]:
-        """Every image of the split, and the labels."""
-        size, done = len(self.dataset), 0
-        wanted = [list(range(i, min(i + 256, size))) for i in range(0, size, 256)]
-        for loaded in load_batches(self.dataset, wanted, workers=self.workers):
-            self.unreadable |= loaded.unreadable
-            check_unreadable(self.unreadable, max_unreadable)
-            if not done:
-                check_room(loaded.pixels_B3HW[0].nbytes * size, f"{size} images", torch.device("cpu"))
-                pixels = loaded.pixels_B3HW.new_empty(size, *loaded.pixels_B3HW.shape[1:])
-                labels = loaded.labels_B.new_empty(size)
-            rows = slice(done, done + len(loaded.labels_B))
-            pixels[rows], labels[rows], done = loaded.pixels_B3HW, loaded.labels_B, rows.stop
-        return pixels, labels
-
-    def batches(self, first: int, end: int) -> Iterator[ImageBatch]:
-        """The batches of steps `first` up to `end`."""
-        for step, (pixels_B3HW, labels_B) in enumerate(self._loaded(first, end), start=first):
-            images = to_images(pixels_B3HW, labels_B, self.device)
-            yield flipped(images, flips(step, seed=self.seed, share=self.share)) if self.flip else images
-
-    def _loaded(self, first: int, end: int) -> Iterator[tuple[Tensor, Tensor]]:
-        start, stop = self.share.first, self.share.first + self.share.rows
-        wanted = (self.order.indices(step)[start:stop].tolist() for step in range(first, end))
-        if self._kept is not None:
-            pixels, labels = self._kept
-            yield from ((pixels[rows], labels[rows]) for rows in wanted)
-            return
-        for loaded in load_batches(self.dataset, wanted, workers=self.workers, pin=self.device.type == "cuda"):
-            self.unreadable |= loaded.unreadable
-            yield loaded.pixels_B3HW, loaded.labels_B
+def load_batches(dataset: ImageDataset, wanted: Iterable[list[int]], *, workers: int = 0) -> Iterator[LoadedRows]:
+    """The images at each list of indices, or those that stand in for them; see `read_ahead`."""
+    return read_ahead(partial(load_readable, dataset), wanted, workers=workers)
 
 
 def each_once(
@@ -223,51 +151,21 @@ def each_once(
     indices: Tensor,
     *,
     batch_size: int,
-    device: torch.device,
     workers: int = 0,
-    max_unreadable: int | None = 0,
+    max_unreadable: int = 0,
     unreadable: dict[int, str] | None = None,
-) -> Iterator[ImageBatch]:
+) -> Iterator[LoadedRows]:
     """The images at `indices` once, in that order; the last batch may be smaller.
 
     Args:
-        max_unreadable: how many images may be unreadable, and have the next readable one in their place; None: any
-            number.
+        max_unreadable: how many images may be unreadable, and have the next readable one in their place.
         unreadable: where to note them, index -> the reason.
 
     Raises:
         UserError: more than that are.
     """
     unreadable = {} if unreadable is None else unreadable
-    wanted = [part.tolist() for part in indices.split(batch_size)]
-    for loaded in load_batches(dataset, wanted, workers=workers):
+    for loaded in load_batches(dataset, [part.tolist() for part in indices.split(batch_size)], workers=workers):
         unreadable |= loaded.unreadable
-        if max_unreadable is not None:
-            check_unreadable(unreadable, max_unreadable)
-        yield to_images(loaded.pixels_B3HW, loaded.labels_B, device)
-
-
-def load_batches(
-    dataset: ImageDataset, wanted: Iterable[list[int]], *, workers: int = 0, pin: bool = False
-) -> Iterator[LoadedRows]:
-    """The images at each list of indices, or those that stand in for them; see `read_ahead`."""
-    return read_ahead(partial(load_readable, dataset), wanted, workers=workers, pin=pin)
-
-
-def check_room(need: int, what: str, device: torch.device) -> None:
-    """See that `need` bytes for `what` fit into the memory of a device, or of this machine.
-
-    Raises:
-        UserError: they do not.
-    """
-    if device.type == "cuda":
-        together, there = 1, torch.cuda.mem_get_info(device)[0]
-    else:  # torchrun's processes on this machine share its memory
-        together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need * together > there:
-        each = f" in each of {together} processes" if together > 1 else ""
-        raise UserError(
-            f"training.cache: memory needs {need / 2**30:.0f} GiB for {what}{each}, and {device} has "
-            f"{there / 2**30:.0f} GiB; use cache: none"
-        )
+        check_unreadable(unreadable, max_unreadable)
+        yield loaded

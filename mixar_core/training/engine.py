@@ -19,6 +19,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import AdamW
 
 from mixar_core.blocks import Block
+from mixar_core.data.source import Batch, Source
 from mixar_core.data.streams import Stream, seed_of, step_noise
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.distributed import Processes
@@ -27,7 +28,6 @@ from mixar_core.training.ema import EMA, local
 from mixar_core.training.objective import Objective
 from mixar_core.training.optimizer import lr_at, make_optimizer
 from mixar_core.training.settings import TrainingConfig
-from mixar_core.training.sources import Batch, Source
 from mixar_core.types import ImageBatch, Losses, TokenBatch
 
 # The name that torch 2.9 to 2.13 know it by; newer ones warn in every process.

@@ -13,11 +13,11 @@ import torch
 from attrs import asdict, frozen
 from torch import Tensor, nn
 
+from mixar_core.data.source import Batch, Source
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.storage import write_text, write_weights, writing
 from mixar_core.training.ema import local
 from mixar_core.training.engine import Engine
-from mixar_core.training.sources import Batch, Source
 from mixar_core.types import ImageBatch
 
 
@@ -42,7 +42,7 @@ def find_bad(engine: Engine, batch: Batch, source: Source, *, step: int) -> Bad 
 
     Under FSDP all processes must call it, and compute the loss together whatever each has found before.
     """
-    rank, indices = engine.processes.rank, source.order.indices(step)[source.share.first :][: source.share.rows]
+    rank, indices = engine.processes.rank, source.wanted(step)[0]
     found: Bad | None = None
     for name, tensor in tensors_of(batch).items():
         good_B = tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else tensor.isfinite()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
 
 import torch
 
 from mixar_core.data.cache import TokenCache
-from mixar_core.data.cache_source import CacheSource
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.data.loader import BatchShard, ImageSource, ShuffledOrder, each_once
+from mixar_core.data.loader import BatchShard, ShuffledOrder, each_once
+from mixar_core.data.source import Read, Source, images_in_memory, read_cache, read_images, tokens_in_memory
 from mixar_core.data.streams import Stream, step_noise
-from mixar_core.data.tokens import CachedTokens, TokenSource
 from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
 from mixar_core.training.objective import Objective
@@ -21,23 +19,6 @@ from mixar_core.types import ImageBatch
 
 #: Seed of the validation's order and noise: the same in every run, so that curves compare.
 VALIDATION_SEED = 0
-
-
-#: What a source gives a step.
-Batch = ImageBatch | CachedTokens
-
-
-class Source(Protocol):
-    """A process's batches, step by step: an ImageSource, a TokenSource or a CacheSource."""
-
-    order: ShuffledOrder
-    share: BatchShard
-    seed: int
-    #: images that this process could not read so far, index -> the reason
-    unreadable: dict[int, str]
-
-    def batches(self, first: int, end: int) -> Iterator[Batch]:
-        """The batches of steps `first` up to `end`."""
 
 
 def training_source(
@@ -79,13 +60,21 @@ def _source(
 ) -> Source:
     order = ShuffledOrder(len(data), batch_size, seed=seed)
     share = BatchShard.of(batch_size, rank=processes.rank, world=processes.world)
-    how: dict[str, Any] = {"seed": seed, "flip": flip, "device": processes.device, "workers": config.workers}
+    count, device, workers, unreadable = len(data), processes.device, config.workers, dict[int, str]()
+    pin = device.type == "cuda"
+    read: Read
     if isinstance(data, TokenCache):
-        return CacheSource(data, order, share, kinds=_kinds(objective), **how)
-    how["max_unreadable"] = config.max_unreadable
-    if config.cache == "memory" and objective.takes_tokens:
-        return TokenSource(data, order, share, objective.tokenizers, **how)
-    return ImageSource(data, order, share, in_memory=config.cache == "memory", **how)
+        read = read_cache(data, _kinds(objective), workers=workers, pin=pin)
+    elif config.cache != "memory":
+        read = read_images(data, workers=workers, pin=pin)
+    else:
+        allowed, every = config.max_unreadable, torch.arange(count)
+        loaded = each_once(data, every, batch_size=64, workers=workers, max_unreadable=allowed, unreadable=unreadable)
+        if objective.takes_tokens:
+            read = tokens_in_memory(loaded, count, objective.tokenizers, device=device, flip=flip)
+        else:
+            read = images_in_memory(loaded, count)
+    return Source(read, order, share, device=device, flip=flip, unreadable=unreadable)
 
 
 def _kinds(objective: Objective) -> list[str]:
@@ -107,13 +96,12 @@ def preview_images(
     order = ShuffledOrder(size, count, seed=VALIDATION_SEED)
     if dataset is not None:
         skipped = config.max_unreadable
-        (images,) = each_once(dataset, order.indices(0), batch_size=count, device=device, max_unreadable=skipped)
-        return images
+        (images,) = each_once(dataset, order.indices(0), batch_size=count, max_unreadable=skipped)
+        return images.to(device)
     assert cache is not None
-    share = BatchShard.of(count, rank=0, world=1)
-    source = CacheSource(cache, order, share, seed=VALIDATION_SEED, device=device, kinds=_kinds(objective))
     noise = step_noise(Stream.TOKENS, seed=VALIDATION_SEED, step=0, device=device)
-    return objective.detokenize(next(source.batches(0, 1)), noise=noise)
+    plain = torch.zeros(count, dtype=torch.bool)
+    return objective.detokenize(cache.rows(order.indices(0), plain, _kinds(objective)).to(device), noise=noise)
 
 
 def shared_batches(
@@ -133,14 +121,7 @@ def shared_batches(
     order = ShuffledOrder(len(dataset), 1, seed=VALIDATION_SEED).permutation(0)[:count]
     mine = order[processes.rank :: processes.world]
     padding = order[: -(-len(order) // processes.world) - len(mine)]
-    for number, images in enumerate(
-        each_once(
-            dataset,
-            torch.cat([mine, padding]),
-            batch_size=batch_size,
-            device=processes.device,
-            workers=workers,
-            max_unreadable=max_unreadable,
-        )
-    ):
-        yield images, min(len(images), len(mine) - number * batch_size)
+    every = torch.cat([mine, padding])
+    found = each_once(dataset, every, batch_size=batch_size, workers=workers, max_unreadable=max_unreadable)
+    for number, loaded in enumerate(found):
+        yield loaded.to(processes.device), min(len(loaded.labels_B), len(mine) - number * batch_size)

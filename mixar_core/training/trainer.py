@@ -14,6 +14,7 @@ from attrs import field, frozen
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.loader import BatchShard
+from mixar_core.data.source import Batch, Source
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.distributed import Processes, StopSignals, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
@@ -37,8 +38,6 @@ from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.sources import (
     VALIDATION_SEED,
-    Batch,
-    Source,
     preview_images,
     shared_batches,
     training_source,

@@ -16,9 +16,9 @@ from torch import Tensor
 from mixar_core.data import cache as cache_module
 from mixar_core.data.cache import INDEX, TokenCache, read_index
 from mixar_core.data.cache_pieces import dataset_pieces
-from mixar_core.data.cache_source import CacheSource
 from mixar_core.data.cache_writer import ShardWriter, finish, is_finished, noted_shards
-from mixar_core.data.loader import BatchShard, ImageSource, ShuffledOrder
+from mixar_core.data.loader import BatchShard, ShuffledOrder
+from mixar_core.data.source import Source, read_cache, read_images
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.distributed import Processes
@@ -93,9 +93,9 @@ def test_statistics_are_those_of_all_samples(written: TokenCache, tmp_path: Path
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_sees_the_same_from_the_cache_as_from_images(written: TokenCache, workers):
     frozen, share = tokenizers(), BatchShard.of(8, rank=1, world=2)
-    images = ImageSource(ToyImages(COUNT), ShuffledOrder(COUNT, 8, seed=1), share, seed=1, device=CPU, flip=True)
+    images = Source(read_images(ToyImages(COUNT)), ShuffledOrder(COUNT, 8, seed=1), share, device=CPU, flip=True)
     order = ShuffledOrder(len(written), 8, seed=1)
-    cached = CacheSource(written, order, share, seed=1, device=CPU, flip=True, workers=workers)
+    cached = Source(read_cache(written, workers=workers), order, share, device=CPU, flip=True)
     steps = zip(images.batches(2, 9), cached.batches(2, 9), strict=True)
     for step, (batch, tokens) in enumerate(steps, start=2):
         noise = [step_noise(Stream.TOKENS, seed=1, step=step, first=4, total=8) for _ in range(2)]
@@ -132,7 +132,7 @@ def test_only_what_an_objective_takes_is_read(written: TokenCache, monkeypatch, 
     monkeypatch.setattr(Noting, "asked", set())
     cache, config, alone = TokenCache.open(written.folder), toy_config(flip=True), Processes(0, 1, CPU)
     source = training_source(objective, None, cache, config, alone)
-    whole = CacheSource(written, source.order, source.share, seed=source.seed, device=CPU, flip=True)
+    whole = Source(read_cache(written), source.order, source.share, device=CPU, flip=True)
     for tokens, every in zip(source.batches(0, 5), whole.batches(0, 5), strict=True):
         assert (tokens.posterior is not None) == continuous and (tokens.codes_BN is not None) == discrete
         drawn, again = (objective.tokenizers.draw(each, noise=Noise.seeded(0)) for each in (tokens, every))
@@ -163,7 +163,7 @@ def written_mean(rows: int) -> Tensor:
 
 
 def test_a_source_can_be_left_in_the_middle(written: TokenCache):
-    source = CacheSource(written, ShuffledOrder(COUNT, 8, seed=1), BatchShard(0, 8, 8), seed=1, device=CPU)
+    source = Source(read_cache(written), ShuffledOrder(COUNT, 8, seed=1), BatchShard(0, 8, 8), device=CPU)
     before = threading.active_count()
     batches = source.batches(0, 10_000)
     next(batches)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import weakref
 
 import pytest
@@ -10,30 +11,38 @@ from hypothesis import strategies as st
 from mixar_core.data import loader
 from mixar_core.data.loader import (
     BatchShard,
-    ImageSource,
+    LoadedRows,
     ShuffledOrder,
     check_unreadable,
     each_once,
-    flipped,
-    flips,
     load_batches,
     load_readable,
-    to_images,
 )
+from mixar_core.data.source import Source, flips, images_in_memory, read_images
 from mixar_core.data.streams import Stream, seed_of, step_noise
 from mixar_core.errors import UserError
-from mixar_core.types import ImageBatch
 from tests.core.training_toys import ToyImages
 
 CPU = torch.device("cpu")
 
 
 def source(
-    share: BatchShard | None = None, *, data: ToyImages | None = None, batch_size: int = 8, **settings
-) -> ImageSource:
-    data = data or ToyImages()
-    order = ShuffledOrder(len(data), batch_size, seed=3)
-    return ImageSource(data, order, share or BatchShard(0, batch_size, batch_size), seed=3, device=CPU, **settings)
+    share: BatchShard | None = None,
+    *,
+    data: ToyImages | None = None,
+    batch_size: int = 8,
+    flip: bool = False,
+    workers: int = 0,
+    in_memory: bool = False,
+    max_unreadable: int = 0,
+) -> Source:
+    data, noted = data or ToyImages(), {}
+    order, share = ShuffledOrder(len(data), batch_size, seed=3), share or BatchShard(0, batch_size, batch_size)
+    read = read_images(data, workers=workers)
+    if in_memory:
+        how = {"batch_size": 256, "workers": workers, "max_unreadable": max_unreadable, "unreadable": noted}
+        read = images_in_memory(each_once(data, torch.arange(len(data)), **how), len(data))
+    return Source(read, order, share, device=CPU, flip=flip, unreadable=noted)
 
 
 @settings(deadline=None, max_examples=30)
@@ -114,13 +123,10 @@ def test_more_unreadable_images_than_may_be_stop_reading():
     with pytest.raises(UserError, match=r"^image 3 is torn$"):
         source(data=Torn(20, {3}), in_memory=True)
     with pytest.raises(UserError, match=r"image 7 is torn; 2 images cannot be read, 1 may be \(max_unreadable\)"):
-        list(each_once(data, torch.arange(20), batch_size=4, device=CPU, max_unreadable=1))
+        list(each_once(data, torch.arange(20), batch_size=4, max_unreadable=1))
     noted: dict[int, str] = {}
     swept = torch.cat(
-        [
-            b.labels_B
-            for b in each_once(data, torch.arange(20), batch_size=4, device=CPU, max_unreadable=None, unreadable=noted)
-        ]
+        [b.labels_B for b in each_once(data, torch.arange(20), batch_size=4, max_unreadable=2, unreadable=noted)]
     )
     assert swept.tolist()[:8] == [0, 1, 2, 4, 4, 0, 1, 3] and noted.keys() == {3, 7}
     check_unreadable({}, 0, count=0)
@@ -129,10 +135,11 @@ def test_more_unreadable_images_than_may_be_stop_reading():
 
 
 def test_images_in_memory_need_room_and_no_more_than_once(monkeypatch):
-    size = 300 * ToyImages(1)[0][0].nbytes
-    monkeypatch.setattr(loader.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": size}[name])
-    assert len(source(data=ToyImages(300), in_memory=True)._kept[0]) == 300
-    monkeypatch.setattr(loader.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": size - 1}[name])
+    size = 300 * (ToyImages(1)[0][0].nbytes + 8)  # and the label
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": size}[name])
+    (batch,) = source(data=ToyImages(300), batch_size=300, in_memory=True).batches(0, 1)
+    assert sorted(batch.labels_B.tolist()) == sorted(ToyImages(300).labels())
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": size - 1}[name])
     with pytest.raises(UserError, match=r"cache: memory needs .* for 300 images, and cpu has .*; use cache: none"):
         source(data=ToyImages(300), in_memory=True)
 
@@ -147,8 +154,10 @@ def test_images_in_memory_are_not_copied_at_the_end(monkeypatch):
             yield loaded
 
     monkeypatch.setattr(loader, "load_batches", watched)
-    kept = source(data=ToyImages(600), in_memory=True)._kept
-    assert len(batches) == 3 and kept[1].tolist() == ToyImages(600).labels()
+    kept = source(data=ToyImages(600), in_memory=True).read
+    assert len(batches) == 3
+    (every,) = kept([(torch.arange(600), torch.zeros(600, dtype=torch.bool))])
+    assert every.labels_B.tolist() == ToyImages(600).labels()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -160,7 +169,7 @@ def test_no_readable_image_is_one_line(workers):
 
 def test_pixels_become_numbers_from_minus_one_to_one():
     pixels = torch.tensor([0, 255], dtype=torch.uint8).expand(3, 1, 2)[None]
-    images = to_images(pixels, torch.zeros(1), CPU).images_B3HW
+    images = LoadedRows(pixels, torch.zeros(1), {}).to(CPU).images_B3HW
     assert images.min() == -1.0 and images.max() == 1.0
 
 
@@ -168,10 +177,10 @@ def test_half_the_rows_are_mirrored():
     drawn = flips(0, seed=0, share=BatchShard(0, 1000, 1000))
     assert 420 < drawn.sum() < 580
     assert torch.equal(drawn[250:500], flips(0, seed=0, share=BatchShard(250, 250, 1000)))
-    images = ImageBatch(torch.randn(2, 3, 2, 4), torch.zeros(2))
-    mirrored = flipped(images, torch.tensor([False, True])).images_B3HW
-    assert torch.equal(mirrored[0], images.images_B3HW[0])
-    assert torch.equal(mirrored[1], images.images_B3HW[1].flip(-1))
+    images = LoadedRows(torch.randn(2, 3, 2, 4), torch.zeros(2), {})
+    mirrored = images.mirrored(torch.tensor([False, True])).pixels_B3HW
+    assert torch.equal(mirrored[0], images.pixels_B3HW[0])
+    assert torch.equal(mirrored[1], images.pixels_B3HW[1].flip(-1))
 
 
 def test_streams_are_apart():
