@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mixar.assembly import System
@@ -41,9 +41,12 @@ def total(figures: Mapping[str, Figure]) -> Figure:
     return sum(value for value in figures.values() if not isinstance(value, str))
 
 
-def why_not(error: Exception) -> Figure:
-    """The text in place of a figure that could not be counted on the meta device."""
-    return f"cannot be counted without values: {error if isinstance(error, UserError) else one_line(error)}"
+def figure(count: Callable[[], float]) -> Figure:
+    """What is counted on the meta device, or a text that says why it cannot be."""
+    try:
+        return count()
+    except Exception as error:  # no meta kernel, no data to draw from, or whatever a part raises that looks at values
+        return f"cannot be counted without values: {error if isinstance(error, UserError) else one_line(error)}"
 
 
 def training_memory(system: System, *, processes: int = 1) -> dict[str, Figure]:
@@ -62,28 +65,24 @@ def training_memory(system: System, *, processes: int = 1) -> dict[str, Figure]:
     Args:
         system: built with `meta=True`.
     """
-    settings = system.recipe.training
-    trained = system.parameters
-    frozen = sum(p.numel() for module in _modules(system) for p in module.parameters()) - trained
+    settings, module, trained = system.recipe.training, system.trained, system.parameters
+    parts = (module, system.continuous_tokenizer, system.discrete_tokenizer, system.prior)
+    everything = {p: p.numel() for part in parts if part is not None for p in part.parameters()}
     shares = processes if settings is not None and settings.parallel == "fsdp" else 1
     memory: dict[str, Figure] = {
-        "weights": 4e-9 * trained / shares,
-        "gradients": 4e-9 * trained / shares,
-        "adamw": 8e-9 * trained / shares,
-        "ema": 4e-9 * trained / shares,
-        "frozen_weights": 4e-9 * frozen,
+        kind: size * 1e-9 * trained / shares
+        for kind, size in {"weights": 4, "gradients": 4, "adamw": 8, "ema": 4}.items()
     }
+    memory["frozen_weights"] = 4e-9 * (sum(everything.values()) - trained)
     if shares > 1:
-        gathered = _gathered(system.trained)
+        blocks = sorted(sum(p.numel() for p in block.parameters()) for block in sharded_blocks(module))
+        gathered = trained - sum(blocks[:-2])
         memory["gathered_blocks"] = 8e-9 * gathered
         if settings is not None and settings.micro_batch and settings.micro_batch < settings.batch_size // processes:
             # FSDP sums gradients over the processes in the last pass alone; the share counted above is among these.
             memory["gathered_blocks"] = 4e-9 * gathered
             memory["whole_gradients"] = 4e-9 * trained * (1 - 1 / shares)
-    try:
-        memory["activations"] = _activations(system, processes)
-    except Exception as error:  # a third party's part may look at values, which there are none of
-        memory["activations"] = why_not(error)
+    memory["activations"] = figure(lambda: _activations(system, processes))
     memory["training"] = total(memory)
     return memory
 
@@ -156,18 +155,9 @@ def _gb(value: float) -> str:
     return f"{value:.3g} GB" if value < 1000 else f"{value:,.0f} GB"
 
 
-def _modules(system: System) -> list[nn.Module]:
-    """The system's modules, each once."""
-    parts = [system.continuous_tokenizer, system.discrete_tokenizer, system.prior]
-    trained = [system.model.trained] if system.model is not None else []
-    return [part for part in (*trained, *parts) if part is not None]
-
-
-def _gathered(trained: nn.Module) -> int:
-    """Parameters that an FSDP process has whole at one time."""
-    sizes = [sum(p.numel() for p in block.parameters()) for block in sharded_blocks(trained)]
-    whole = sum(p.numel() for p in trained.parameters())
-    return whole - sum(sizes) + sum(sorted(sizes)[-2:])
+def codes_of(tokens: int) -> Tensor:
+    """Codes (1, tokens) on the meta device."""
+    return torch.zeros(1, tokens, dtype=torch.int64, device="meta")
 
 
 # ---------------------------------------------------------------- activations
@@ -183,12 +173,9 @@ def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], ob
     continuous, discrete, prior = system.continuous_tokenizer, system.discrete_tokenizer, system.prior
     images_B3HW = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device="meta")
 
-    def codes(tokens: int) -> Tensor:
-        return torch.zeros(1, tokens, dtype=torch.int64, device="meta")
-
     if model is not None:
         backbone = model.backbone
-        codes_BN = codes(backbone.grid.tokens)
+        codes_BN = codes_of(backbone.grid.tokens)
         tokens_BNC = torch.zeros(1, backbone.grid.tokens, backbone.token_dim, device="meta")
         z_BKD = torch.zeros(1, masked, backbone.width, device="meta")
         return {
@@ -199,7 +186,7 @@ def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], ob
         }
     if recipe.trains == "prior":
         assert prior is not None
-        return {"prior": lambda: prior.loss(codes(prior.grid.tokens), codes(1)[0], noise=noise)}
+        return {"prior": lambda: prior.loss(codes_of(prior.grid.tokens), codes_of(1)[0], noise=noise)}
     if recipe.trains == "continuous_tokenizer":
         assert continuous is not None
         return {recipe.trains: lambda: continuous.decode_raw(continuous.posterior(images_B3HW).mean_BChw)}
@@ -236,15 +223,11 @@ def _kept(system: System, masked: int = 0, *, training: bool = True) -> float:
         kept[id(storage)] = storage
         return tensor
 
-    before = [(part, part.training) for part in system.trained.modules()]
-    try:
-        system.trained.train(training)
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with torch.enable_grad(), _FusedAttention(), hooks:
-            done = [run() for run in trained_passes(system, masked).values()]  # held until all is counted
-    finally:
-        for part, mode in before:
-            part.training = mode
+    system.trained.train(training)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.enable_grad(), _FusedAttention(), hooks:
+        done = [run() for run in trained_passes(system, masked).values()]  # held until all is counted
+    system.trained.train()
     del done
     return float(sum(storage.nbytes() for key, storage in kept.items() if key not in own))
 
@@ -254,20 +237,5 @@ class _FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is F.scaled_dot_product_attention and len(args) == 3:
-            return _Fused.apply(*args)
+            return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
         return func(*args, **(kwargs or {}))
-
-
-class _Fused(torch.autograd.Function):
-    """Has the shape of fused attention, and keeps what that keeps; its values are never asked for."""
-
-    @staticmethod
-    def forward(ctx: Any, *qkv_BHTd: Tensor) -> Tensor:
-        query, _, value = qkv_BHTd
-        out_BHTd = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3]).transpose(1, 2)
-        ctx.save_for_backward(*qkv_BHTd, out_BHTd)
-        return out_BHTd
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise NotImplementedError("never asked for")
