@@ -18,12 +18,12 @@ from mixar_core.backbone import Backbone
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.dataset import ImageDataset, class_misfit
 from mixar_core.distributed import available_device
-from mixar_core.errors import UserError
+from mixar_core.errors import UserError, said_of
 from mixar_core.head import ContinuousHead
 from mixar_core.injector import GuidanceInjector
 from mixar_core.model import MixAR
 from mixar_core.prior import DiscretePrior
-from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
+from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.types import Grid
 
 
@@ -82,12 +82,10 @@ def build(
     if meta:
         return system
     system = _assemble(recipe, registry, data)
-    if load_weights:
-        for key in TRAINABLE:
-            module, choice = getattr(system, key), getattr(recipe, key)
-            if module is None or choice.weights is None or (key == recipe.trains and trained_weights):
-                continue
-            load_into(module, read_tensors(weights_of(recipe, key, registry)), where=_of(key, choice))
+    for key in TRAINABLE if load_weights else ():
+        module, choice = getattr(system, key), getattr(recipe, key)
+        if module is not None and choice.weights is not None and not (key == recipe.trains and trained_weights):
+            load_into(module, read_tensors(weights_of(recipe, key, registry)), where=_of(recipe, key))
     if trained_weights is not None:
         load_into(system.trained, read_tensors(trained_weights), where=f"weights {trained_weights}")
     for module in (system.continuous_tokenizer, system.discrete_tokenizer, system.prior, system.model):
@@ -102,10 +100,19 @@ def weights_of(recipe: Recipe, key: str, registry: Registry) -> Path:
     Raises:
         UserError: it is not there; says which key names it.
     """
-    try:
+    with said_of(f"recipe {recipe.name}: {key}.weights"):
         return find_weights(_chosen(recipe, key).weights or "", registry)
-    except UserError as error:
-        raise UserError(f"recipe {recipe.name}: {key}.weights: {error}") from error
+
+
+def construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> Any:
+    """Build the part that the recipe chose for `key`; `context` is what the abstract class's docstring names."""
+    choice = _chosen(recipe, key)
+    component: Callable[..., Any] = registry.part(PART_KEYS[key], choice.type).component
+    with said_of(f"recipe {recipe.name}: {_of(recipe, key)}"):
+        return component(choice.config, **context)
+
+
+# ---------------------------------------------------------------- data
 
 
 def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "validation"]) -> ImageDataset:
@@ -120,8 +127,8 @@ def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "valid
 
 
 def _fitting(recipe: Recipe, data: ImageDataset) -> ImageDataset:
-    if recipe.num_classes not in (0, data.num_classes):  # labelled data may train an unconditional model
-        raise _misfit(recipe, "data", f"{data.num_classes} classes", "num_classes", str(recipe.num_classes))
+    fits = recipe.num_classes in (0, data.num_classes)  # labelled data may train an unconditional model
+    _check(recipe, fits, "data", f"{data.num_classes} classes", "num_classes", recipe.num_classes)
     return data
 
 
@@ -134,19 +141,19 @@ def try_data(recipe: Recipe, registry: Registry) -> str:
     if recipe.data is None:
         return "none named"
     measured = recipe.training is not None and recipe.training.evaluate_every
-    opened, notes = {}, []
+    opened, failures = {}, []
     for split in ("train", "validation") if measured else ("train",):
         try:
             data = construct(recipe, registry, "data", split=split, image_size=recipe.image_size)
         except UserError as error:
-            if split == "train":
-                return f"cannot be opened here: {error}"
-            notes = [f"validation cannot be opened here: {error}"]
+            failures.append(f"cannot be opened here: {error}")
         else:
             opened[split] = _fitting(recipe, data)
+    if "train" not in opened:
+        return failures[0]
     train = opened["train"]
     size = "a stream of images" if train.stream is not None else f"{len(train):,} training images"
-    notes += data_notes(recipe, registry, **opened)
+    notes = [*(f"validation {failure}" for failure in failures), *data_notes(recipe, registry, **opened)]
     return "\n".join([f"{size} of {train.num_classes} classes ({recipe.data.type})", *(f"note: {n}" for n in notes)])
 
 
@@ -159,45 +166,46 @@ def data_notes(recipe: Recipe, registry: Registry, **sets: ImageDataset | TokenC
     Raises:
         UserError: two of them, or one and the frozen prior, do not name the same classes in the same order.
     """
-    there = {name: data for name, data in sets.items() if data is not None}
-    notes = [note for data in there.values() if isinstance(data, ImageDataset) for note in data.notes]
-    names = {f"data ({name})": tuple(data.class_names) for name, data in there.items()}
+    notes = [note for data in sets.values() if isinstance(data, ImageDataset) for note in data.notes]
+    names = {f"data ({name})": data.class_names for name, data in sets.items() if data is not None}
     if recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is not None:
-        names |= {_of("prior", recipe.prior): trained_classes(recipe.prior.weights, registry)}
-    first, *others = names
-    notes += [note for other in others if (note := compare_classes(recipe, first, other, names))]
-    return list(dict.fromkeys(notes))
+        names[_of(recipe, "prior")] = _trained_classes(recipe.prior.weights, registry)
+    return list(dict.fromkeys(notes + compare_classes(recipe, names)))
 
 
-def trained_classes(weights: str, registry: Registry) -> tuple[str, ...]:
-    """The class names that a model was trained with; empty where they are not known."""
+def _trained_classes(weights: str, registry: Registry) -> tuple[str, ...]:
+    """The class names that a model was trained with; none where they are not known."""
     try:
-        folder = None if is_file(weights) else registry.find_model(weights)
+        noted = {} if is_file(weights) else read_provenance(registry.find_model(weights))
     except UserError:  # a resolved recipe is read where the model is no more
-        folder = None
-    return tuple(map(str, (read_provenance(folder).get("class_names") or ()) if folder else ()))
+        noted = {}
+    return tuple(map(str, noted.get("class_names") or ()))
 
 
-def compare_classes(recipe: Recipe, one: str, other: str, names: Mapping[str, Sequence[str]]) -> str | None:
-    """See that a label means the same class in both. Where only one of them names its classes that cannot be seen.
+def compare_classes(recipe: Recipe, names: Mapping[str, Sequence[str]]) -> list[str]:
+    """See that a label means the same class in the first and in all others.
 
     Returns:
-        A line that says so.
+        Notes, where only one of two names its classes, so that it cannot be seen.
 
     Raises:
         UserError: they name other classes, or in another order.
     """
-    if recipe.accept_other_classes or recipe.num_classes == 0 or not names[one] or not names[other]:
-        return None
-    if misfit := class_misfit(names[one], names[other]):
-        raise UserError(
-            f"recipe {recipe.name}: {one} and {other} do not have the same classes: {misfit}; where a label means the "
-            "same in both, set accept_other_classes=true"
-        )
-    if has_names(names[one]) == has_names(names[other]):
-        return None
-    labels = f'label 0 is "{names[one][0]}" and "{names[other][0]}"'
-    return f"only one of {one} and {other} names its classes: {labels}; see that a label means the same in both"
+    notes = []
+    one, *others = names if recipe.num_classes and not recipe.accept_other_classes else [""]
+    for other in others:
+        mine, theirs = names[one], names[other]
+        if misfit := class_misfit(mine, theirs):
+            raise UserError(
+                f"recipe {recipe.name}: {one} and {other} do not have the same classes: {misfit}; where a label means "
+                "the same in both, set accept_other_classes=true"
+            )
+        if mine and theirs and has_names(mine) != has_names(theirs):
+            labels = f'label 0 is "{mine[0]}" and "{theirs[0]}"'
+            notes.append(
+                f"only one of {one} and {other} names its classes: {labels}; see that a label means the same in both"
+            )
+    return notes
 
 
 def has_names(classes: Sequence[str]) -> bool:
@@ -205,14 +213,7 @@ def has_names(classes: Sequence[str]) -> bool:
     return list(classes) != [str(label) for label in range(len(classes))]
 
 
-def construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> Any:
-    """Build the part that the recipe chose for `key`; `context` is what the abstract class's docstring names."""
-    choice = _chosen(recipe, key)
-    component: Callable[..., Any] = registry.part(PART_KEYS[key], choice.type).component
-    try:
-        return component(choice.config, **context)
-    except UserError as error:
-        raise UserError(f"recipe {recipe.name}: {_of(key, choice)}: {error}") from error
+# ---------------------------------------------------------------- what fits what
 
 
 def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None) -> System:
@@ -223,21 +224,23 @@ def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None) -> 
     prior: DiscretePrior | None = None
     if trains in ("mixar", "continuous_tokenizer"):
         continuous = construct(recipe, registry, "continuous_tokenizer", image_size=size)
-        _check_stride(recipe, "continuous_tokenizer", continuous)
     if trains != "continuous_tokenizer" and recipe.discrete_tokenizer is not None:
         discrete = construct(recipe, registry, "discrete_tokenizer", image_size=size)
-        _check_stride(recipe, "discrete_tokenizer", discrete)
+    for key, tokenizer in (("continuous_tokenizer", continuous), ("discrete_tokenizer", discrete)):
+        if tokenizer is not None:
+            _check(recipe, size % tokenizer.stride == 0, key, f"stride {tokenizer.stride}", "image_size", size)
     if trains in ("mixar", "prior") and recipe.prior is not None:
         if discrete is None:
-            raise UserError(
-                f"recipe {recipe.name}: {_of('prior', recipe.prior)} needs a discrete_tokenizer, there is none"
-            )
+            raise UserError(f"recipe {recipe.name}: {_of(recipe, 'prior')} needs a discrete_tokenizer, there is none")
         prior = construct(recipe, registry, "prior", tokenizer=discrete, num_classes=recipe.num_classes, data=data)
-        _check_prior(recipe, prior, discrete)
-    model = None
-    if trains == "mixar":
-        assert continuous is not None
-        model = _mixar(recipe, registry, continuous, discrete, prior)
+        for what, other, theirs in (
+            ("grid", "discrete_tokenizer", discrete.grid),
+            ("codebook_size", "discrete_tokenizer", discrete.codebook_size),
+            ("num_classes", "num_classes", recipe.num_classes),
+        ):
+            own = getattr(prior, what)
+            _check(recipe, own == theirs, "prior", f"{what} {own}", other, f"{what} {theirs}")
+    model = None if continuous is None or trains != "mixar" else _mixar(recipe, registry, continuous, discrete, prior)
     for key, part in (("continuous_tokenizer", continuous), ("discrete_tokenizer", discrete), ("prior", prior)):
         if part is not None and key != trains:
             part.requires_grad_(False)
@@ -251,32 +254,28 @@ def _mixar(
     discrete: DiscreteTokenizer | None,
     prior: DiscretePrior | None,
 ) -> MixAR:
-    config = recipe.backbone
-    patch = config.patch_size
-    latent_grid = continuous.grid
-    if latent_grid.height % patch or latent_grid.width % patch:
-        raise _misfit(recipe, "continuous_tokenizer", f"grid {latent_grid}", "backbone", f"patch_size {patch}")
-    grid = Grid(latent_grid.height // patch, latent_grid.width // patch)
+    config, patch, latents = recipe.backbone, recipe.backbone.patch_size, continuous.grid
+    whole = latents.height % patch == 0 == latents.width % patch
+    _check(recipe, whole, "continuous_tokenizer", f"grid {latents}", "backbone", f"patch_size {patch}")
+    grid = Grid(latents.height // patch, latents.width // patch)
     token_dim = continuous.latent_channels * patch**2
     out_width = config.decoder_width or config.width
 
     # What stands in the decoder is as wide as the decoder; what the encoder attends to is as wide as the encoder.
     opens = registry.part("injector", _chosen(recipe, "injector").type).component.opens  # type: ignore[attr-defined]
-    if "fill" in opens and len(opens) > 1 and out_width != config.width:
-        raise _misfit(
-            recipe, "injector", f"doors {', '.join(sorted(opens))}", "backbone",
-            f"decoder_width {out_width} beside width {config.width}",
-        )  # fmt: skip
+    widths = f"decoder_width {out_width} beside width {config.width}"
+    one_width = "fill" not in opens or len(opens) == 1 or out_width == config.width
+    _check(recipe, one_width, "injector", f"doors {', '.join(sorted(opens))}", "backbone", widths)
     injector: GuidanceInjector = construct(
         recipe, registry, "injector", tokenizer=discrete, width=out_width if "fill" in opens else config.width
     )
-    if injector.needs_codes and discrete is None:
-        raise _misfit(recipe, "injector", "need of codes", "discrete_tokenizer", "absence")
-    if injector.needs_codes and discrete is not None and discrete.grid != grid:
-        patched = f"grid {grid}" if patch == 1 else f"grid {grid} (after patch_size {patch})"
-        raise _misfit(recipe, "continuous_tokenizer", patched, "discrete_tokenizer", f"grid {discrete.grid}")
-    if injector.needs_codes and recipe.ti_mix.lambda_at(1.0) < 1.0 and prior is None:
-        raise _misfit(recipe, "ti_mix", f"schedule {recipe.ti_mix.schedule}", "prior", "absence")
+    if injector.needs_codes:
+        codes = None if discrete is None else discrete.grid
+        patched = f"grid {grid}" + ("" if patch == 1 else f" (after patch_size {patch})")
+        schedule = f"schedule {recipe.ti_mix.schedule}"
+        _check(recipe, codes is not None, "injector", "need of codes", "discrete_tokenizer", "absence")
+        _check(recipe, codes == grid, "continuous_tokenizer", patched, "discrete_tokenizer", f"grid {codes}")
+        _check(recipe, prior is not None or recipe.ti_mix.lambda_at(1.0) >= 1, "ti_mix", schedule, "prior", "absence")
     head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=out_width)
     backbone = Backbone(
         config, grid=grid, token_dim=token_dim, num_classes=recipe.num_classes, memory="memory" in injector.opens
@@ -293,27 +292,6 @@ def _mixar(
     )
 
 
-def _chosen(recipe: Recipe, key: str) -> PartChoice:
-    choice = getattr(recipe, key)
-    if not isinstance(choice, PartChoice):
-        raise UserError(f"recipe {recipe.name}: {key}: required where a recipe trains {recipe.trains}")
-    return choice
-
-
-def _check_stride(recipe: Recipe, key: str, tokenizer: Tokenizer) -> None:
-    if recipe.image_size % tokenizer.stride:
-        raise _misfit(recipe, key, f"stride {tokenizer.stride}", "image_size", str(recipe.image_size))
-
-
-def _check_prior(recipe: Recipe, prior: DiscretePrior, discrete: DiscreteTokenizer) -> None:
-    for what in ("grid", "codebook_size"):
-        mine, theirs = getattr(prior, what), getattr(discrete, what)
-        if mine != theirs:
-            raise _misfit(recipe, "prior", f"{what} {mine}", "discrete_tokenizer", f"{what} {theirs}")
-    if prior.num_classes != recipe.num_classes:
-        raise _misfit(recipe, "prior", f"num_classes {prior.num_classes}", "num_classes", str(recipe.num_classes))
-
-
 def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
     """A prior's weights mean something for one tokenizer's codes, one grid and one list of classes only."""
     if recipe.trains != "mixar" or recipe.prior is None or recipe.prior.weights is None:
@@ -324,8 +302,8 @@ def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
     folder = registry.find_model(recipe.prior.weights)
     trained = read_plain(folder / RECIPE, registry)
     for key in ("num_classes", "image_size"):
-        if trained.get(key) != getattr(recipe, key):
-            raise _misfit(recipe, "prior", f"{key} {trained.get(key)}", key, str(getattr(recipe, key)))
+        theirs, ours = trained.get(key), getattr(recipe, key)
+        _check(recipe, theirs == ours, "prior", f"{key} {theirs}", key, ours)
     theirs = (trained.get("discrete_tokenizer") or {}).get("weights")
     ours = recipe.discrete_tokenizer.weights if recipe.discrete_tokenizer else None
     if theirs and ours and theirs != ours:
@@ -335,18 +313,25 @@ def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
             noted = noted or sha256(find_weights(theirs, registry))
         except UserError:  # the prior does not say, and what it was trained with is no more where it was
             return
-        if noted != own:
-            raise _misfit(recipe, "prior", f"codes of {theirs}", "discrete_tokenizer", f"codes of {ours}")
+        _check(recipe, noted == own, "prior", f"codes of {theirs}", "discrete_tokenizer", f"codes of {ours}")
 
 
-def _misfit(recipe: Recipe, one: str, its: str, other: str, others: str) -> UserError:
-    def label(key: str) -> str:
-        choice = getattr(recipe, key)
-        return _of(key, choice) if isinstance(choice, PartChoice) else key
-
-    return UserError(f"recipe {recipe.name}: {label(one)} and {label(other)} do not fit: {its} against {others}")
+def _check(recipe: Recipe, fits: bool, one: str, its: str, other: str, others: object) -> None:
+    if not fits:
+        pair = f"{_of(recipe, one)} and {_of(recipe, other)}"
+        raise UserError(f"recipe {recipe.name}: {pair} do not fit: {its} against {others}")
 
 
-def _of(key: str, choice: PartChoice) -> str:
-    weights = f", weights {choice.weights}" if choice.weights else ""
-    return f"{key} ({choice.type}{weights})"
+def _chosen(recipe: Recipe, key: str) -> PartChoice:
+    choice = getattr(recipe, key)
+    if not isinstance(choice, PartChoice):
+        raise UserError(f"recipe {recipe.name}: {key}: required where a recipe trains {recipe.trains}")
+    return choice
+
+
+def _of(recipe: Recipe, key: str) -> str:
+    """A key, with the part that the recipe chose for it."""
+    choice = getattr(recipe, key)
+    if not isinstance(choice, PartChoice):
+        return key
+    return f"{key} ({choice.type}{f', weights {choice.weights}' if choice.weights else ''})"

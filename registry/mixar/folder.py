@@ -160,10 +160,8 @@ def sha256(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes: mixar, torch, timm where it is installed, safetensors, Python."""
-    installed = {"mixar": version("mixar"), "torch": version("torch")}
-    if find_spec("timm") is not None:
-        installed["timm"] = version("timm")
-    return {**installed, "safetensors": version("safetensors"), "python": platform.python_version()}
+    packages = {name: version(name) for name in ("mixar", "torch", "timm", "safetensors") if find_spec(name)}
+    return {**packages, "python": platform.python_version()}
 
 
 def _shape(tensor: Tensor) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
 import attrs
 import pluggy
@@ -61,28 +61,24 @@ class Part:
         return next(iter((self.component.__doc__ or "").strip().splitlines()), "")
 
 
-class Hooks:
+class Hooks(Protocol):
     """What a plugin module may define. Import what is heavy inside the functions: `mixar --help` loads every plugin."""
 
     @hookspec
     def mixar_parts(self) -> Sequence[Part]:
         """The parts this package offers."""
-        raise NotImplementedError
 
     @hookspec
     def mixar_kinds(self) -> Mapping[str, type]:
         """Kinds of parts beyond mixar's own: name -> abstract class."""
-        raise NotImplementedError
 
     @hookspec
     def mixar_recipe_folders(self) -> Sequence[Path]:
         """Folders whose *.yaml, at any depth, are recipes found by file name."""
-        raise NotImplementedError
 
     @hookspec
     def mixar_model_folders(self) -> Sequence[Path]:
         """Folders whose sub-folders are models (recipe.yaml + weights.safetensors), found by folder name."""
-        raise NotImplementedError
 
     @hookspec
     def mixar_commands(self, app: typer.Typer) -> None:
@@ -111,11 +107,20 @@ _OWN_KINDS = {
 
 @attrs.frozen
 class Plugin:
-    """An installed plugin: its entry point's name, its distribution with version, and why it is not in use, if so."""
+    """An installed plugin and what it brings.
+
+    Args:
+        name: its entry point's.
+        distribution: the package's name and version.
+        problem: why it is not in use, if so.
+    """
 
     name: str
     distribution: str
     problem: str | None = None
+    parts: tuple[Part, ...] = ()
+    recipe_folders: tuple[Path, ...] = ()
+    model_folders: tuple[Path, ...] = ()
 
 
 @attrs.frozen(eq=False)
@@ -126,8 +131,6 @@ class Registry:
     #: kind of part -> the abstract class its components derive from
     kinds: Mapping[str, type]
     _parts: Mapping[tuple[str, str], tuple[Part, Plugin]]
-    _recipe_folders: tuple[Path, ...]
-    _model_folders: tuple[Path, ...]
 
     @property
     def broken(self) -> tuple[Plugin, ...]:
@@ -144,10 +147,9 @@ class Registry:
         Raises:
             UserError: there is none; says what there is, and which plugins failed to load.
         """
-        if (kind, name) in self._parts:
-            return self._parts[kind, name][0]
-        names = [part.name for part in self.parts(kind)]
-        raise UserError(f'unknown {kind} "{name}"; {choices(names, name)}{self._blame()}')
+        if (kind, name) not in self._parts:
+            raise self._unknown(kind, name, [part.name for part in self.parts(kind)])
+        return self._parts[kind, name][0]
 
     def plugin_of(self, part: Part) -> Plugin:
         """The plugin that offers a part."""
@@ -155,17 +157,17 @@ class Registry:
 
     def recipes(self) -> dict[str, list[Path]]:
         """Recipes by name (the file's, without .yaml); more than one path where plugins clash."""
-        files = (file for folder in self._recipe_folders for file in folder.rglob("*.yaml"))
+        files = (file for plugin in self.plugins for folder in plugin.recipe_folders for file in folder.rglob("*.yaml"))
         return _by_name((file.stem, file) for file in files)
 
     def models(self) -> dict[str, list[Path]]:
         """Shipped models by name (the folder's); more than one path where plugins clash."""
-        files = (file for folder in self._model_folders for file in folder.glob("*/recipe.yaml"))
-        return _by_name((file.parent.name, file.parent) for file in files)
+        folders = (folder for plugin in self.plugins for folder in plugin.model_folders)
+        return _by_name((file.parent.name, file.parent) for folder in folders for file in folder.glob("*/recipe.yaml"))
 
     def is_shipped(self, file: Path) -> bool:
         """Whether a file lies in a plugin's folder of recipes or of models."""
-        folders = (*self._recipe_folders, *self._model_folders)
+        folders = [folder for plugin in self.plugins for folder in (*plugin.recipe_folders, *plugin.model_folders)]
         return any(file.resolve().is_relative_to(folder.resolve()) for folder in folders)
 
     def find_recipe(self, name_or_path: str | Path) -> Path:
@@ -198,15 +200,17 @@ class Registry:
         return path
 
     def _only(self, name: str, known: Mapping[str, list[Path]], what: str) -> Path:
-        paths = known.get(name, [])
-        if not paths:
-            raise UserError(f'unknown {what} "{name}"; {choices(known, name)}{self._blame()}')
-        if len(paths) > 1:
-            raise UserError(f'{what} "{name}" is there more than once: {", ".join(map(str, paths))}; give its path')
-        return paths[0]
+        if name not in known:
+            raise self._unknown(what, name, known)
+        path, *others = known[name]
+        if others:
+            paths = ", ".join(map(str, known[name]))
+            raise UserError(f'{what} "{name}" is there more than once: {paths}; give its path')
+        return path
 
-    def _blame(self) -> str:
-        return "".join(f" (plugin {p.name} of {p.distribution} was not loaded: {p.problem})" for p in self.broken)
+    def _unknown(self, what: str, name: str, known: Iterable[str]) -> UserError:
+        blame = "".join(f" (plugin {p.name} of {p.distribution} was not loaded: {p.problem})" for p in self.broken)
+        return UserError(f'unknown {what} "{name}"; {choices(known, name)}{blame}')
 
 
 def plugin_manager(*, blocked: Sequence[str] = ()) -> Registry:
@@ -222,32 +226,31 @@ def plugin_manager(*, blocked: Sequence[str] = ()) -> Registry:
     manager, plugins = load_plugins(blocked=blocked)
     kinds: dict[str, type] = {name: getattr(mixar_core, kind) for name, kind in _OWN_KINDS.items()}
     parts: dict[tuple[str, str], tuple[Part, Plugin]] = {}
-    folders: dict[str, list[Path]] = {"mixar_recipe_folders": [], "mixar_model_folders": []}
 
-    def collect(take: Callable[[Plugin], Any]) -> list[tuple[Plugin, Any]]:
-        """What each plugin that works brings."""
-        brought = []
-        for index, plugin in enumerate(plugins):
-            if plugin.problem is None:
-                try:
-                    brought.append((plugin, take(plugin)))
-                except (Exception, SystemExit) as error:  # what a third party's code raises takes no other down
-                    plugins[index] = attrs.evolve(plugin, problem=one_line(error))
-        return brought
+    def offered(plugin: Plugin, hook: str) -> Any:
+        """What this one plugin's hook returns."""
+        others = [module for name, module in manager.list_name_plugin() if name != plugin.name]
+        return next(iter(manager.subset_hook_caller(hook, others)()), ())
 
-    def take_kinds(plugin: Plugin) -> None:
-        for offered in _offered(manager, plugin, "mixar_kinds"):
-            if taken := sorted(kinds.keys() & offered.keys()):
-                raise TypeError(f'kind "{taken[0]}" is there already')
-            kinds.update(offered)
+    def with_kinds(plugin: Plugin) -> Plugin:
+        new = offered(plugin, "mixar_kinds") or {}
+        if taken := sorted(kinds.keys() & new.keys()):
+            raise TypeError(f'kind "{taken[0]}" is there already')
+        kinds.update(new)
+        return plugin
 
-    def take_parts(plugin: Plugin) -> tuple[list[Part], dict[str, list[Path]]]:
-        own = [_checked(part, kinds) for offered in _offered(manager, plugin, "mixar_parts") for part in offered]
-        return own, {hook: [Path(f) for of in _offered(manager, plugin, hook) for f in of] for hook in folders}
+    def with_parts(plugin: Plugin) -> Plugin:
+        return attrs.evolve(
+            plugin,
+            parts=tuple(_checked(part, kinds) for part in offered(plugin, "mixar_parts")),
+            recipe_folders=tuple(map(Path, offered(plugin, "mixar_recipe_folders"))),
+            model_folders=tuple(map(Path, offered(plugin, "mixar_model_folders"))),
+        )
 
-    collect(take_kinds)
-    for plugin, (own, found) in collect(take_parts):
-        for part in own:
+    plugins = [_unless_broken(plugin, with_kinds) for plugin in plugins]  # kinds first: any plugin has parts of them
+    plugins = [_unless_broken(plugin, with_parts) for plugin in plugins]
+    for plugin in plugins:
+        for part in plugin.parts:
             if (part.kind, part.name) in parts:
                 other = parts[part.kind, part.name][1]
                 raise UserError(
@@ -255,9 +258,15 @@ def plugin_manager(*, blocked: Sequence[str] = ()) -> Registry:
                     f"plugin {plugin.name} of {plugin.distribution}; uninstall one or give --no-plugin {plugin.name}"
                 )
             parts[part.kind, part.name] = part, plugin
-        for hook in folders:
-            folders[hook] += found[hook]
-    return Registry(tuple(plugins), kinds, parts, *map(tuple, folders.values()))
+    return Registry(tuple(plugins), kinds, parts)
+
+
+def _unless_broken(plugin: Plugin, take: Callable[[Plugin], Plugin]) -> Plugin:
+    """What `take` makes of a plugin; what a third party's code raises takes no other plugin down."""
+    try:
+        return plugin if plugin.problem else take(plugin)
+    except (Exception, SystemExit) as error:
+        return attrs.evolve(plugin, problem=one_line(error))
 
 
 def load_plugins(*, blocked: Sequence[str] = ()) -> tuple[pluggy.PluginManager, list[Plugin]]:
@@ -268,43 +277,38 @@ def load_plugins(*, blocked: Sequence[str] = ()) -> tuple[pluggy.PluginManager, 
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(Hooks)
-    plugins = []
-    for entry in _entry_points(blocked):
-        problem = None
-        try:
-            manager.load_setuptools_entrypoints(GROUP, name=entry.name)
-            _check_hooks(manager, entry)
-        except (Exception, SystemExit) as error:  # importing runs a third party's code
-            problem = one_line(error)
-            if manager.has_plugin(entry.name):
-                manager.unregister(name=entry.name)
-        plugins.append(Plugin(entry.name, _distribution(entry), problem))
-    return manager, plugins
-
-
-def _entry_points(blocked: Sequence[str]) -> list[EntryPoint]:
-    """The plugins to load, by name."""
     by_name: dict[str, list[EntryPoint]] = defaultdict(list)
     for entry in entry_points(group=GROUP):
         by_name[entry.name].append(entry)
     for name in blocked:
         if by_name.pop(name, None) is None:
             raise UserError(f'--no-plugin: unknown plugin "{name}"; {choices(by_name, name)}')
-    for name, entries in by_name.items():
-        if len(entries) > 1:  # pluggy would keep one and say nothing
-            owners = " and ".join(sorted(_distribution(entry) for entry in entries))
-            raise UserError(f'two plugins are called "{name}", of {owners}; uninstall one or give --no-plugin {name}')
-    return [by_name[name][0] for name in sorted(by_name)]
+
+    def load(plugin: Plugin) -> Plugin:
+        module = by_name[plugin.name][0].load()
+        try:
+            manager.register(module, name=plugin.name)
+            _check_hooks(manager, module)
+        except Exception:
+            manager.unregister(name=plugin.name)
+            raise
+        return plugin
+
+    plugins = []
+    for name, entries in sorted(by_name.items()):
+        owners = sorted(f"{entry.dist.name} {entry.dist.version}" for entry in entries if entry.dist)
+        if len(entries) > 1:
+            raise UserError(
+                f'two plugins are called "{name}", of {" and ".join(owners)}; uninstall one or give --no-plugin {name}'
+            )
+        plugins.append(_unless_broken(Plugin(name, owners[0]), load))
+    return manager, plugins
 
 
-def _distribution(entry: EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
-
-
-def _check_hooks(manager: pluggy.PluginManager, entry: EntryPoint) -> None:
-    callers = manager.get_hookcallers(cast(ModuleType, manager.get_plugin(entry.name))) or []
+def _check_hooks(manager: pluggy.PluginManager, module: ModuleType) -> None:
+    callers = manager.get_hookcallers(module) or []
     if not callers:
-        raise TypeError(f"{entry.value} has no function marked @hookimpl; hooks: {', '.join(_HOOKS)}")
+        raise TypeError(f"{module.__name__} has no function marked @hookimpl; hooks: {', '.join(_HOOKS)}")
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
@@ -312,19 +316,8 @@ def _check_hooks(manager: pluggy.PluginManager, entry: EntryPoint) -> None:
         raise TypeError(f'unknown hook "{unknown}"; {choices(_HOOKS, unknown)}') from error
 
 
-def _offered(manager: pluggy.PluginManager, plugin: Plugin, hook: str) -> list[Any]:
-    """What one plugin's hook returns; each on its own, so that one that raises takes no other down."""
-    others = [module for name, module in manager.list_name_plugin() if name != plugin.name]
-    offered: list[Any] = manager.subset_hook_caller(hook, others)()
-    return offered
-
-
 def _checked(part: object, kinds: Mapping[str, type]) -> Part:
-    """A part as it should be.
-
-    Raises:
-        TypeError: it is not.
-    """
+    """The part, or a TypeError where it is not as it should be."""
     if not isinstance(part, Part):
         raise TypeError(f"mixar_parts returned {part!r}, not a Part")
     label = f'{part.kind} "{part.name}"'

@@ -164,8 +164,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, whole_parts: bool
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        deep = isinstance(old, Mapping) and isinstance(value, Mapping) and not (whole_parts and _replaces(old, value))
-        merged[key] = merge(old, value, whole_parts=whole_parts) if deep else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not (whole_parts and _replaces(old, value)):
+            value = merge(old, value, whole_parts=whole_parts)
+        merged[key] = value
     return merged
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -96,18 +97,15 @@ def train(
 
 def make_objective(system: System, registry: Registry) -> Objective:
     """What training this system minimises."""
-    recipe = system.recipe
-    if system.model is not None:
-        return MixARObjective(system.model, recipe.sampling)
+    recipe, parts = system.recipe, cast(Any, system)  # what the recipe trains, and what that needs, is there
+    if recipe.trains == "mixar":
+        return MixARObjective(parts.model, recipe.sampling)
     if recipe.trains == "prior":
-        assert system.prior is not None and system.discrete_tokenizer is not None
-        return PriorObjective(system.prior, system.discrete_tokenizer)
+        return PriorObjective(parts.prior, parts.discrete_tokenizer)
     extractor = construct(recipe, registry, "extractor") if recipe.reconstruction.perceptual_weight else None
     if recipe.trains == "discrete_tokenizer":
-        assert system.discrete_tokenizer is not None
-        return DiscreteReconstruction(system.discrete_tokenizer, extractor, recipe.reconstruction)
-    assert system.continuous_tokenizer is not None
-    return ContinuousReconstruction(system.continuous_tokenizer, extractor, recipe.reconstruction)
+        return DiscreteReconstruction(parts.discrete_tokenizer, extractor, recipe.reconstruction)
+    return ContinuousReconstruction(parts.continuous_tokenizer, extractor, recipe.reconstruction)
 
 
 def _frozen_files(system: System, registry: Registry) -> dict[str, Path]:
@@ -136,10 +134,11 @@ def _frozen_files(system: System, registry: Registry) -> dict[str, Path]:
     return files
 
 
-#: what may change between a run and its resumption: the trainer looks at `training` itself
-_FREE = ("name", "summary", "training", "callbacks", "sampling", "data", "accept_other_classes")
-#: the same of single settings: what is computed again instead of kept is the same
-_FREE_SETTINGS = ("backbone.activation_checkpointing",)
+#: what may change between a run and its resumption: the trainer looks at `training` itself, and what is computed again
+#: instead of kept is the same
+_FREE = re.compile(
+    r"(name|summary|training|callbacks|sampling|data|accept_other_classes)(\..*)?|backbone\.activation_checkpointing"
+)
 
 
 def _check_recipe(folder: Path, recipe: Recipe, registry: Registry) -> None:
@@ -147,10 +146,9 @@ def _check_recipe(folder: Path, recipe: Recipe, registry: Registry) -> None:
     path = folder / RECIPE
     if not path.is_file():
         raise UserError(f"{folder} holds no run to resume: there is no {RECIPE}")
-    sides = flat(to_plain(load_recipe(path, registry=registry))), flat(to_plain(recipe))
     then, now = (
-        {key: value for key, value in side.items() if key.partition(".")[0] not in _FREE and key not in _FREE_SETTINGS}
-        for side in sides
+        {key: value for key, value in flat(to_plain(side)).items() if not _FREE.fullmatch(key)}
+        for side in (load_recipe(path, registry=registry), recipe)
     )
     if changed := differences(then, now):
         raise UserError(
@@ -171,6 +169,5 @@ def _check_facts(folder: Path, recipe: Recipe, now: Mapping[str, Any]) -> list[s
                 f"{folder} was started with other weights of its {key}: their sha256 was {noted}, is {digest}; resume "
                 "with those, or start anew"
             )
-    run, data = f"the run in {folder}", "its data now"
-    note = compare_classes(recipe, run, data, {run: then.get("class_names") or (), data: now["class_names"]})
-    return [note] if note else []
+    names = {f"the run in {folder}": then.get("class_names") or (), "its data now": now["class_names"]}
+    return compare_classes(recipe, names)

@@ -37,7 +37,7 @@ class _NoComments(_Loader):
             raise yaml.YAMLError(f"the character U+{ord(_STANDS_FOR):X} cannot be in quotes or brackets")
         super().__init__(text.replace("#", _STANDS_FOR))
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: Any) -> Any:
         return super().construct_scalar(node).replace(_STANDS_FOR, "#")
 
 

@@ -23,7 +23,10 @@ def plugins_command(context: typer.Context, no_plugin: NoPlugin = None, as_json:
     if as_json:
         print_json(
             {
-                "plugins": [attrs.asdict(plugin) for plugin in registry.plugins],
+                "plugins": [
+                    {key: getattr(plugin, key) for key in ("name", "distribution", "problem")}
+                    for plugin in registry.plugins
+                ],
                 "parts": [
                     {
                         "kind": part.kind,
