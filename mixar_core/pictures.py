@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mixar_core.storage import write_whole
+
 _GAP = 4
-_FONT_SIZE = 12
 _LINE = 18
-_BACKGROUND = "white"
-_INK = "black"
+_FONT = lru_cache(lambda: ImageFont.load_default(12))
 
 
 def to_uint8(images_B3HW: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def legible(text: str) -> bool:
 
 
 def _glyph(letter: str) -> tuple[tuple[int, int], bytes]:
-    drawn = ImageFont.load_default(_FONT_SIZE).getmask(letter)
+    drawn = _FONT().getmask(letter)
     return drawn.size, bytes(drawn)
 
 
@@ -44,9 +45,18 @@ def to_pil(image_3HW: Tensor) -> Image.Image:
     return Image.fromarray(image_3HW.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Write a picture whole.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_whole(path, lambda unfinished: picture.save(unfinished, format="PNG"))
+
+
 def labelled_grid(
     images_B3HW: Tensor,
-    labels: Sequence[str] | None,
+    labels: Sequence[str],
     columns: int | None = None,
     title: str | None = None,
     scale: int = 1,
@@ -55,34 +65,20 @@ def labelled_grid(
 
     Args:
         images_B3HW: uint8 images (B, 3, H, W).
-        labels: B names, or None for a grid without.
+        labels: B names.
         columns: images in a row; None makes the grid about as wide as high.
         title: one line above the grid.
         scale: how many pixels a side each pixel is shown as.
     """
     count, _, height, width = images_B3HW.shape
-    if labels is not None and len(labels) != count:
-        raise ValueError(f"{len(labels)} labels for {count} images")
-    columns = max(1, min(columns or math.ceil(math.sqrt(count)), count))
-    rows = -(-count // columns)
-    cell_width, cell_height = width * scale, height * scale + (_LINE if labels is not None else 0)
-    top = _GAP + (_LINE if title else 0)
-    font = ImageFont.load_default(_FONT_SIZE)
-    total_width = _GAP + columns * (cell_width + _GAP)
-    if title:
-        total_width = max(total_width, int(font.getlength(title)) + 2 * _GAP)
-    picture = Image.new("RGB", (total_width, top + rows * (cell_height + _GAP)), _BACKGROUND)
-    draw = ImageDraw.Draw(picture)
-    if title:
-        draw.text((_GAP, _GAP), title, fill=_INK, font=font)
-    for index in range(count):
-        left = _GAP + index % columns * (cell_width + _GAP)
-        upper = top + index // columns * (cell_height + _GAP)
-        picture.paste(_enlarged(images_B3HW[index], scale), (left, upper))
-        if labels is not None:
-            text = _cut(labels[index], font, cell_width)
-            place = (left + (cell_width - font.getlength(text)) / 2, upper + height * scale + 1)
-            draw.text(place, text, fill=_INK, font=font)
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    right, down = width * scale + _GAP, height * scale + _LINE + _GAP
+    picture, draw, top = _canvas(_GAP + columns * right, -(-count // columns) * down, title)
+    for index, (image_3HW, label) in enumerate(zip(images_B3HW, labels, strict=True)):
+        left, upper = _GAP + index % columns * right, top + index // columns * down
+        picture.paste(_enlarged(image_3HW, scale), (left, upper))
+        text = _cut(label, width * scale)
+        draw.text((left + (width * scale - _FONT().getlength(text)) / 2, upper + height * scale + 1), text, "black")
     return picture
 
 
@@ -94,24 +90,28 @@ def rows_picture(rows: Mapping[str, Tensor], title: str | None = None, scale: in
         title: one line above the rows.
         scale: how many pixels a side each pixel is shown as.
     """
-    font = ImageFont.load_default(_FONT_SIZE)
-    margin = _GAP * 2 + max((int(font.getlength(name)) + 1 for name in rows), default=0)
+    margin = _GAP * 2 + max((int(_FONT().getlength(name)) + 1 for name in rows), default=0)
     heights = [max(images_B3HW.shape[2] * scale, _LINE) + _GAP for images_B3HW in rows.values()]
     widths = [images_B3HW.shape[0] * (images_B3HW.shape[3] * scale + _GAP) for images_B3HW in rows.values()]
-    top = _GAP + (_LINE if title else 0)
-    total_width = margin + max(widths, default=0)
-    if title:
-        total_width = max(total_width, int(font.getlength(title)) + 2 * _GAP)
-    picture = Image.new("RGB", (total_width, top + sum(heights)), _BACKGROUND)
-    draw = ImageDraw.Draw(picture)
-    if title:
-        draw.text((_GAP, _GAP), title, fill=_INK, font=font)
+    picture, draw, top = _canvas(margin + max(widths, default=0), sum(heights), title)
     for (name, images_B3HW), row_height in zip(rows.items(), heights, strict=True):
-        draw.text((_GAP, top + (row_height - _LINE) / 2), name, fill=_INK, font=font)
+        draw.text((_GAP, top + (row_height - _LINE) / 2), name, "black")
         for index, image_3HW in enumerate(images_B3HW):
             picture.paste(_enlarged(image_3HW, scale), (margin + index * (images_B3HW.shape[3] * scale + _GAP), top))
         top += row_height
     return picture
+
+
+def _canvas(width: int, height: int, title: str | None) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """A white picture with a title, what draws on it, and where what is under the title begins."""
+    top = _GAP + (_LINE if title else 0)
+    wide = int(_FONT().getlength(title)) + 2 * _GAP if title else 0
+    picture = Image.new("RGB", (max(width, wide), top + height), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.font = _FONT()
+    if title:
+        draw.text((_GAP, _GAP), title, "black")
+    return picture, draw, top
 
 
 def _enlarged(image_3HW: Tensor, scale: int) -> Image.Image:
@@ -119,9 +119,9 @@ def _enlarged(image_3HW: Tensor, scale: int) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    if font.getlength(text) <= width:
+def _cut(text: str, width: int) -> str:
+    if _FONT().getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and _FONT().getlength(text + "…") > width:
         text = text[:-1]
     return text.rstrip() + "…"

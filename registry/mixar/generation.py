@@ -1,4 +1,4 @@
-"""Images drawn: a value with their labels and codes, and the picture of all of them."""
+"""Images drawn, with their labels and codes, and the picture of all of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import attrs
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -39,22 +38,6 @@ class Generation:
     def grid(self, *, columns: int | None = None) -> Image.Image:
         """All images in one picture, each with its name."""
         return grid_picture(self.images, self.names, self.labels, columns=columns)
-
-
-def joined(parts: Sequence[Generation]) -> Generation:
-    """Batches as one, on the CPU."""
-
-    def together(tensors: Sequence[Tensor | None], dim: int) -> Tensor | None:
-        there = [tensor.cpu() for tensor in tensors if tensor is not None]
-        return torch.cat(there, dim=dim) if there else None
-
-    return Generation(
-        images=torch.cat([part.images.cpu() for part in parts]),
-        labels=tuple(label for part in parts for label in part.labels),
-        names=tuple(name for part in parts for name in part.names),
-        codes=together([part.codes for part in parts], 0),
-        steps=together([part.steps for part in parts], 1),
-    )
 
 
 def label_name(label: int, names: Sequence[str]) -> str:

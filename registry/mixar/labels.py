@@ -35,35 +35,29 @@ def class_numbers(labels: Labels, count: int, names: Sequence[str]) -> list[int]
     several = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
     if not several:
         raise UserError("no labels given; one image is drawn for each")
-    return [_class_number(label, count, names) for label in several]
+    return [_class_number(_plain(label), count, names) for label in several]
 
 
-def _class_number(label: object, count: int, names: Sequence[str]) -> int:
+def _class_number(label: Any, count: int, names: Sequence[str]) -> int:
     if isinstance(label, str):
-        return _number_of(label, names)
-    number = whole_number(label)
-    if number is None:
+        same = [number for number, known in enumerate(names) if known == label]
+        found = same or [number for number, known in enumerate(names) if _composed(known) == _composed(label)]
+        if len(found) > 1:
+            numbers = ", ".join(map(str, found))
+            raise UserError(f'class "{label}" is there more than once; give one of its numbers: {numbers}')
+        if not found:
+            known = choices(names, label) if names else "the names are not known; give numbers"
+            raise UserError(f'unknown class "{label}"; {known}')
+        return found[0]
+    if not isinstance(label, Integral) or isinstance(label, bool):
         raise UserError(
             f"label {shortened(repr(label))}: neither a whole number nor a name; labels are one or several of these"
         )
+    number = int(label)
     if number != NO_CLASS and not 0 <= number < count:
         allowed = f"0 to {count - 1}, or " if count else ""
         raise UserError(f"unknown label {number}; allowed: {allowed}{NO_CLASS} for no class")
     return number
-
-
-def _number_of(name: str, names: Sequence[str]) -> int:
-    found = [number for number, known in enumerate(names) if known == name] or [
-        number for number, known in enumerate(names) if _composed(known) == _composed(name)
-    ]
-    if len(found) > 1:
-        raise UserError(
-            f'class "{name}" is there more than once; give one of its numbers: {", ".join(map(str, found))}'
-        )
-    if not found:
-        known = choices(names, name) if names else "the names are not known; give numbers"
-        raise UserError(f'unknown class "{name}"; {known}')
-    return found[0]
 
 
 def split_names(text: str, names: Sequence[str]) -> list[str]:
@@ -80,22 +74,15 @@ def split_names(text: str, names: Sequence[str]) -> list[str]:
     items = text.split(",")
     ways: list[list[list[str]]] = [[[]]]  # how the first n items can be read, up to two or so of them
     for end in range(1, len(items) + 1):
-        ways.append([])
-        for start in range(end):
-            piece = ",".join(items[start:end])
-            for name in dict.fromkeys((piece, piece.strip())):
-                if _composed(name) in known:
-                    ways[end] += [[*way, name] for way in ways[start][:2]]
+        pieces = [(start, ",".join(items[start:end])) for start in range(end)]
+        names_ending = [(start, name) for start, piece in pieces for name in dict.fromkeys((piece, piece.strip()))]
+        ways.append(
+            [[*way, name] for start, name in names_ending if _composed(name) in known for way in ways[start][:2]]
+        )
     if len(ways[-1]) > 1:
         one, other = (" | ".join(way) for way in ways[-1][:2])
         raise UserError(f"classes {text}: can be read as {one} or as {other}; give --classes once for each name")
     return ways[-1][0] if ways[-1] else [item.strip() for item in items]
-
-
-def whole_number(value: object) -> int | None:
-    """A whole number as an int, also of numpy or a tensor without dimensions; None where it is something else."""
-    value = _plain(value)
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 
 def checked_number(value: object, what: str, *, low: int, whole: bool = False) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mixar.assembly import System, build, open_data
 from mixar.folder import RECIPE, Kind, find_weights, read_provenance, weights_file
-from mixar.generation import Generation, joined, label_name
+from mixar.generation import Generation, label_name
 from mixar.labels import Labels, checked_number, class_numbers, code_tensor
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import TRAINABLE, Recipe, load_recipe
@@ -23,12 +23,14 @@ from mixar_core.errors import UserError
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.pictures import to_uint8
+from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 
 Precision = Literal["float32", "bf16"]
 #: called with steps done and steps in all
 Progress = Callable[[int, int], None]
 
 
+@attrs.frozen(eq=False)
 class Model:
     """A MixAR, a MAR or a discrete prior with its weights, ready to sample from. `load` makes one.
 
@@ -39,18 +41,12 @@ class Model:
         precision: what all but the decoders compute in; these need float32 for an image's 256 levels.
     """
 
-    def __init__(
-        self,
-        system: System,
-        class_names: Sequence[str],
-        device: torch.device,
-        *,
-        files: Mapping[str, Path] | None = None,
-        weights: Kind = "ema",
-        precision: Precision = "float32",
-    ) -> None:
-        self.system, self.device, self.weights, self.precision = system, device, weights, precision
-        self.class_names, self.files = tuple(class_names), dict(files or {})
+    system: System
+    class_names: tuple[str, ...]
+    device: torch.device
+    files: Mapping[str, Path] = attrs.field(factory=dict)
+    weights: Kind = "ema"
+    precision: Precision = "float32"
 
     @property
     def recipe(self) -> Recipe:
@@ -87,70 +83,59 @@ class Model:
         Raises:
             UserError: no such class, a value that is not allowed, or the model draws no images.
         """
-        labels_B = self.labels(labels)
-        settings = self.settings(steps=steps, cfg=cfg, temperature=temperature)
-        if codes is not None:
-            codes = self._checked_codes(codes, len(labels_B))
-        size, seed = _batch_size(batch_size, len(labels_B)), checked_number(seed, "seed", low=0, whole=True)
-        batches, drawn = labels_B.split(size), []
-        for index, labels_of_batch in enumerate(batches):
+        labels_B, settings = self.labels(labels), self.settings(steps=steps, cfg=cfg, temperature=temperature)
+        codes_BN = None if codes is None else self._checked_codes(codes, len(labels_B))
+        batches = _batches(len(labels_B), seed, batch_size)
+        drawn = []
+        for index, (rows, noise) in enumerate(batches):
 
             def report(done: int, of: int, index: int = index) -> None:
                 if progress is not None:
                     progress(index * of + done, len(batches) * of)
 
-            drawn.append(
-                self.draw(
-                    labels_of_batch,
-                    settings=settings,
-                    noise=batch_noise(seed, index),
-                    codes_BN=None if codes is None else codes[index * size : (index + 1) * size],
-                    keep_steps=keep_steps,
-                    progress=report,
-                )
-            )
-        return joined(drawn)
+            given = None if codes_BN is None else codes_BN[rows]
+            drawn.append(self.draw(labels_B[rows], settings, noise, given, keep_steps=keep_steps, progress=report))
+        numbers = tuple(labels_B.tolist())
+        images, used, pictures = zip(*drawn, strict=True)
+        return Generation(
+            images=torch.cat(images),
+            labels=numbers,
+            names=tuple(label_name(number, self.class_names) for number in numbers),
+            codes=None if used[0] is None else torch.cat(used),
+            steps=torch.cat([torch.stack(each) for each in pictures], dim=1) if pictures[0] else None,
+        )
 
     @torch.no_grad()
     def draw(
         self,
         labels_B: Tensor,
-        *,
         settings: SamplingConfig,
         noise: Noise,
         codes_BN: Tensor | None = None,
+        *,
         keep_steps: bool = False,
-        progress: Progress | None = None,
-    ) -> Generation:
-        """One batch on the model's device, of labels (B,) as `labels` gives them; what `generate` does once a batch.
+        progress: Progress = lambda done, of: None,
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """One batch, of labels (B,) as `labels` gives them: images, codes, and the images after each step, on the CPU.
 
         Raises:
             UserError: the model draws no images, or ones that are not finite.
         """
-        pictures: list[Tensor] = []
-        if self.system.model is None:
+        model, pictures = self.system.model, []
+        if model is None:
             if codes_BN is None:
                 codes_BN = self._draw_codes(labels_B, settings, noise)
             images_B3HW = self.decode_codes(codes_BN)
-            if progress is not None:
-                progress(1, 1)
+            progress(1, 1)
         else:
-            decode = self.system.model.continuous_tokenizer.decode
-            steps = self.system.model.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes_BN)
-            while True:
-                with self._computing():
-                    if (next_step := next(steps, None)) is None:
-                        break
-                step = next_step
-                if keep_steps:
-                    pictures.append(_pixels(decode(step.latents_BChw)))
-                if progress is not None:
+            with self._computing():
+                for step in model.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes_BN):
+                    if keep_steps:
+                        pictures.append(self._decoded(model.continuous_tokenizer, step.latents_BChw))
                     progress(step.index + 1, step.count)
-            images_B3HW = pictures[-1] if keep_steps else _pixels(decode(step.latents_BChw))
+            images_B3HW = pictures[-1] if pictures else self._decoded(model.continuous_tokenizer, step.latents_BChw)
             codes_BN = step.codes_BN
-        labels = tuple(labels_B.tolist())
-        names = tuple(label_name(label, self.class_names) for label in labels)
-        return Generation(images_B3HW, labels, names, codes_BN, torch.stack(pictures) if pictures else None)
+        return images_B3HW, None if codes_BN is None else codes_BN.cpu(), pictures
 
     def sample_codes(
         self,
@@ -167,11 +152,12 @@ class Model:
         Raises:
             UserError: no such class, a setting is not allowed, or there is no prior.
         """
-        labels_B, settings = self.labels(labels), self._changed("prior_", steps, cfg, temperature)
-        seed = checked_number(seed, "seed", low=0, whole=True)
-        batches = labels_B.split(_batch_size(batch_size, len(labels_B)))
-        return torch.cat([self._draw_codes(part, settings, batch_noise(seed, k)) for k, part in enumerate(batches)])
+        labels_B = self.labels(labels)
+        settings = self.settings(steps=steps, cfg=cfg, temperature=temperature, of_prior=True)
+        batches = _batches(len(labels_B), seed, batch_size)
+        return torch.cat([self._draw_codes(labels_B[rows], settings, noise) for rows, noise in batches])
 
+    @torch.no_grad()
     def decode_codes(self, codes: Any) -> Tensor:
         """What the discrete tokenizer alone makes of codes (B, N): images uint8 (B, 3, H, W).
 
@@ -180,8 +166,7 @@ class Model:
         """
         codes_BN = self._checked_codes(codes, None)
         assert self.system.discrete_tokenizer is not None
-        with torch.no_grad():
-            return _pixels(self.system.discrete_tokenizer.decode(codes_BN)).cpu()
+        return self._decoded(self.system.discrete_tokenizer, codes_BN)
 
     def labels(self, labels: Labels) -> Tensor:
         """Class numbers int64 (B,) on the model's device, of numbers or names.
@@ -189,38 +174,28 @@ class Model:
         Raises:
             UserError: no such class; says which there are.
         """
-        numbers = class_numbers(labels, self.recipe.num_classes, self.class_names)
-        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        return torch.tensor(class_numbers(labels, self.recipe.num_classes, self.class_names), device=self.device)
 
     def settings(
-        self, *, steps: int | None = None, cfg: float | None = None, temperature: float | None = None
+        self,
+        *,
+        steps: int | None = None,
+        cfg: float | None = None,
+        temperature: float | None = None,
+        of_prior: bool = False,
     ) -> SamplingConfig:
-        """The recipe's sampling, changed where something is given; of a prior folder, the prior's three settings.
+        """The recipe's sampling, changed where something is given.
 
         Args:
-            steps: autoregressive ones; of a prior folder, the prior's.
-            cfg: guidance scale, 1 for none: of the head; of a prior folder, the prior's, whose own scale (`prior_cfg`
-                in a recipe) is one less.
-            temperature: of the noise.
+            steps: autoregressive ones. temperature: of the noise.
+            cfg: guidance scale of the head, 1 for none.
+            of_prior: change the prior's three instead, as is always done of a prior folder. The prior's own scale
+                (`prior_cfg` in a recipe) is one less than `cfg`.
 
         Raises:
             UserError: a value is not allowed.
         """
-        return self._changed(self._prefix, steps, cfg, temperature)
-
-    def given(self, settings: SamplingConfig) -> dict[str, float | None]:
-        """Steps, cfg and temperature of these settings as `settings` takes them; None: as the prior says."""
-        found = {key: getattr(settings, self._prefix + key) for key in ("steps", "cfg", "temperature")}
-        if self._prefix and found["cfg"] is not None:
-            found["cfg"] += 1.0
-        return found
-
-    @property
-    def _prefix(self) -> str:
-        """Of the three settings that a caller changes, in SamplingConfig."""
-        return "prior_" if self.system.model is None else ""
-
-    def _changed(self, prefix: str, steps: object, cfg: object, temperature: object) -> SamplingConfig:
+        prefix = "prior_" if of_prior else self._prefix
         scale = checked_number(cfg, "cfg (1 is no guidance)", low=1 if prefix else 0)
         if prefix and scale is not None:
             scale -= 1.0  # c + s (c - u) with s = 0 for none, where the head has u + w (c - u) with w = 1
@@ -232,8 +207,19 @@ class Model:
         changes: dict[str, Any] = {prefix + key: value for key, value in given.items() if value is not None}
         try:
             return attrs.evolve(self.recipe.sampling, **changes)
-        except ValueError as error:
+        except ValueError as error:  # a prior's temperature of 0
             raise UserError(f"sampling: {error}") from error
+
+    def given(self, settings: SamplingConfig) -> dict[str, float | None]:
+        """Steps, cfg and temperature of these settings as `settings` takes them; None: as the prior says."""
+        found = {key: getattr(settings, self._prefix + key) for key in ("steps", "cfg", "temperature")}
+        if self._prefix and found["cfg"] is not None:
+            found["cfg"] += 1.0
+        return found
+
+    @property
+    def _prefix(self) -> str:
+        return "prior_" if self.system.model is None else ""
 
     @torch.no_grad()
     def _draw_codes(self, labels_B: Tensor, settings: SamplingConfig, noise: Noise) -> Tensor:
@@ -253,6 +239,18 @@ class Model:
     def _computing(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    def _decoded(self, tokenizer: ContinuousTokenizer | DiscreteTokenizer, coded: Tensor) -> Tensor:
+        """Images as uint8. One that is not finite would become a black one, and be measured as that."""
+        with torch.autocast(self.device.type, enabled=False):
+            images_B3HW = tokenizer.decode(coded)
+        bad = ~images_B3HW.isfinite().flatten(1).all(dim=1)
+        if bad.any():
+            raise UserError(
+                f"{int(bad.sum())} of {len(bad)} images drawn are not finite: try float32, a bound on the head's x_0 "
+                "(head.clip), or other weights"
+            )
+        return to_uint8(images_B3HW).cpu()
+
     def _checked_codes(self, codes: object, images: int | None) -> Tensor:
         tokenizer = self.system.discrete_tokenizer
         if tokenizer is None:
@@ -267,24 +265,10 @@ def batch_noise(seed: int, index: int) -> Noise:
     return Noise.seeded(seed_of(seed, index))
 
 
-def _pixels(images_B3HW: Tensor) -> Tensor:
-    """Decoded images as uint8. (One that is not finite would become a black one, and be measured as that.)
-
-    Raises:
-        UserError: there is one.
-    """
-    bad = ~images_B3HW.isfinite().flatten(1).all(dim=1)
-    if bad.any():
-        raise UserError(
-            f"{int(bad.sum())} of {len(bad)} images drawn are not finite: try float32, a bound on the head's x_0 "
-            "(head.clip), or other weights"
-        )
-    return to_uint8(images_B3HW)
-
-
-def _batch_size(given: object, images: int) -> int:
-    size: int | None = checked_number(given, "batch_size", low=1, whole=True)
-    return images if size is None else size
+def _batches(images: int, seed: object, batch_size: object) -> list[tuple[slice, Noise]]:
+    first = checked_number(seed, "seed", low=0, whole=True)
+    size = checked_number(batch_size, "batch_size", low=1, whole=True) or images
+    return [(slice(start, start + size), batch_noise(first, k)) for k, start in enumerate(range(0, images, size))]
 
 
 def load(
@@ -308,7 +292,7 @@ def load(
     for what, value, allowed in (("weights", weights, get_args(Kind)), ("precision", precision, get_args(Precision))):
         if value not in allowed:
             raise UserError(f"{what} {value!r}: not known; {choices(allowed, str(value))}")
-    registry = plugin_manager() if registry is None else registry
+    registry = registry or plugin_manager()
     folder = registry.find_model(name_or_path)
     recipe = load_recipe(folder / RECIPE, registry=registry)
     chosen = available_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
@@ -323,8 +307,8 @@ def load(
         for key in TRAINABLE
         if getattr(system, key) is not None and (choice := getattr(recipe, key)).weights is not None
     }
-    names = class_names(recipe, folder, registry)
-    return Model(system, names, chosen, files=files | {recipe.trains: trained}, weights=weights, precision=precision)
+    names = _class_names(recipe, folder, registry)
+    return Model(system, names, chosen, files | {recipe.trains: trained}, weights, precision)
 
 
 def prior_draws_from_data(recipe: Recipe) -> bool:
@@ -332,15 +316,13 @@ def prior_draws_from_data(recipe: Recipe) -> bool:
     return recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is None
 
 
-def class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:
-    """Class names as the model's provenance has them, or else its data; empty where neither does."""
+def _class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:
+    """As the model's provenance has them, or else its data; empty where neither does."""
     if recipe.num_classes == 0:  # labelled images may have trained it
         return ()
     noted = read_provenance(folder).get("class_names")
     if isinstance(noted, list) and len(noted) == recipe.num_classes:
         return tuple(map(str, noted))
-    if recipe.data is None:
-        return ()
     try:
         return tuple(open_data(recipe, registry, "train").class_names)
     except UserError:  # the data need not be on the machine that samples

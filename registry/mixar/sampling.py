@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from attrs import asdict, field, frozen
@@ -31,6 +30,9 @@ from mixar_core.model import SamplingConfig
 from mixar_core.storage import write_text, writing
 from mixar_core.types import NO_CLASS
 
+if TYPE_CHECKING:
+    from mixar.stores import PNGStore, RawStore
+
 #: images in a picture of samples at most, and in a row of it
 SHOWN, WIDEST = 64, 16
 #: what a folder of samples says about itself, and how long drawing them took
@@ -39,7 +41,6 @@ MANIFEST, TIMING = "sample.json", "timing.json"
 REAL = "data"
 #: parts of a recipe that take part in sampling, besides those of PART_KEYS
 _SHAPING = ("trains", "image_size", "num_classes", "backbone")
-_IDLE = (REAL, "extractor", "callbacks")
 #: of the manifest, what may differ between a run and its continuation
 _FREE = ("name", "versions", "device", "class_names", "continued")
 _LABELS = 1  # sub-stream of the seed for random labels; chunks use (seed, k) alone
@@ -86,9 +87,9 @@ class Plan:
             return "no class" if self.classes[0] < 0 else f"all of class {self.classes[0]}"
         if self.labels == "random":
             return f"classes drawn at random among {classes}"
-        if self.balanced:
-            return f"exactly {self.count // classes:,} of each of {classes:,} classes"
         low = self.count // classes
+        if self.balanced:
+            return f"exactly {low:,} of each of {classes:,} classes"
         return f"{low:,} or {low + 1:,} of each of {classes:,} classes ({self.count:,} does not divide by {classes:,})"
 
     def labels_N(self) -> Tensor:
@@ -114,27 +115,12 @@ def all_classes(model: Model) -> tuple[int, ...]:
     return tuple(range(model.recipe.num_classes)) or (NO_CLASS,)
 
 
-class Store(ABC):
-    """Where chunks go. What is there is whole."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @abstractmethod
-    def done(self) -> set[int]:
-        """Numbers of the chunks that are there."""
-
-    @abstractmethod
-    def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor) -> None:
-        """Put a chunk there: uint8 images and their labels."""
-
-
 def describe(model: Model, plan: Plan) -> dict[str, Any]:
     """What decides the images, as plain values: the model by its parts and the digests of its weights, and the plan."""
     plain = to_plain(model.recipe)
-    drawing = {*_SHAPING, *PART_KEYS} - {*_IDLE} | ({REAL} if prior_draws_from_data(model.recipe) else set())
-    shaping = {key: plain[key] for key in (*_SHAPING, *PART_KEYS) if key in plain and key in drawing}
-    for choice in shaping.values():
+    idle = {"extractor", "callbacks"} | (set() if prior_draws_from_data(model.recipe) else {REAL})
+    parts = {key: plain[key] for key in (*_SHAPING, *PART_KEYS) if key in plain and key not in idle}
+    for choice in parts.values():
         if isinstance(choice, dict):
             choice.pop("weights", None)  # a path; the file's digest says more
     return {
@@ -143,7 +129,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
             "weights": model.weights,
             "precision": model.precision,
             "sha256": {key: sha256(file) for key, file in sorted(model.files.items())},
-            "parts": shaping,
+            "parts": parts,
         },
         "plan": asdict(plan),
         "class_names": list(model.class_names),
@@ -158,11 +144,7 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def plan_of(folder: Path) -> tuple[dict[str, Any], Plan]:
-    """The manifest of a folder of samples, and the plan in it.
-
-    Raises:
-        UserError: there is none, or it cannot be read.
-    """
+    """What `read_manifest` gives of a folder of samples."""
     return read_manifest(folder / MANIFEST)
 
 
@@ -189,14 +171,10 @@ def _of_before(found: Mapping[str, Any]) -> dict[str, Any]:
     labels = [int(label) for label in found["labels"]]
     settings = {key: found[key] for key in asdict(SamplingConfig()) if key in found}
     plan = {"count": len(labels), "batch": found["batch"], "seed": found["seed"], "classes": labels}
+    weights = "raw" if found["raw"] else "ema"
     return {
         "name": found["model"],
-        "model": {
-            "weights": "raw" if found["raw"] else "ema",
-            "precision": found["precision"],
-            "sha256": {},
-            "parts": {},
-        },
+        "model": {"weights": weights, "precision": found["precision"], "sha256": {}, "parts": {}},
         "plan": {**plan, "settings": settings},
         "class_names": [],
         "versions": {},
@@ -264,7 +242,13 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def draw_chunks(
-    model: Model, plan: Plan, store: Store, processes: Processes, *, signals: StopSignals, report: Report | None = None
+    model: Model,
+    plan: Plan,
+    store: PNGStore | RawStore,
+    processes: Processes,
+    *,
+    signals: StopSignals,
+    report: Report = lambda done, total, fresh: None,
 ) -> bool:
     """Draw the chunks that are missing, each process its share; every process calls this.
 
@@ -287,17 +271,16 @@ def draw_chunks(
                 f"{key}: some processes found {file}, others {other}: its run wrote one meanwhile; repeat the command"
             )
     missing: list[int] = processes.on_main(lambda: sorted(set(range(plan.chunks)) - store.done()))
-    labels_N, timing = plan.labels_N(), timing_of(store.folder)
+    timing, drawn = timing_of(store.folder), 0
     had = plan.count - plan.size(*missing)
-    drawn = 0
-    if report is not None and processes.is_main:
+    if processes.is_main:
         report(had, plan.count, 0)
     for first in range(0, len(missing), processes.world):
         turn = missing[first : first + processes.world]
         problem, took = None, 0.0
         if processes.rank < len(turn):
             try:
-                took = _draw_chunk(model, plan, turn[processes.rank], labels_N, store)
+                took = _draw_chunk(model, plan, turn[processes.rank], store)
             except UserError as error:
                 problem = str(error)
         stops, problems, times = zip(*processes.all_gather((signals.requested, problem, took)), strict=True)
@@ -307,11 +290,20 @@ def draw_chunks(
         drawn, timing = drawn + fresh, Timing(timing.images + fresh, timing.seconds + sum(times))
         if processes.is_main:
             write_text(store.folder / TIMING, json.dumps(asdict(timing)) + "\n")
-        if report is not None and processes.is_main:
             report(had + drawn, plan.count, drawn)
         if any(stops):
             return first + len(turn) == len(missing)
     return True
+
+
+def _draw_chunk(model: Model, plan: Plan, chunk: int, store: PNGStore | RawStore) -> float:
+    """Seconds that drawing it took."""
+    labels_B = plan.labels_N()[plan.rows(chunk)]
+    began = time.perf_counter()
+    images_B3HW, _, _ = model.draw(model.labels(labels_B), plan.settings, batch_noise(plan.seed, chunk))
+    took = time.perf_counter() - began
+    store.write(chunk, images_B3HW, labels_B)
+    return took
 
 
 def device_name(device: torch.device, *, threads: bool = True) -> str:
@@ -319,17 +311,6 @@ def device_name(device: torch.device, *, threads: bool = True) -> str:
     if device.type == "cuda":
         return f"{device.type} ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" and threads else device.type
-
-
-def _draw_chunk(model: Model, plan: Plan, chunk: int, labels_N: Tensor, store: Store) -> float:
-    """Seconds that drawing it took."""
-    labels_B = model.labels(labels_N[plan.rows(chunk)])
-    began = time.perf_counter()
-    drawn = model.draw(labels_B, settings=plan.settings, noise=batch_noise(plan.seed, chunk))
-    images_B3HW = drawn.images.cpu()  # waits for the device, so the time is whole
-    took = time.perf_counter() - began
-    store.write(chunk, images_B3HW, labels_B.cpu())
-    return took
 
 
 def manifest_beside(npz: Path) -> Path:

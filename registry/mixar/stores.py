@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import tempfile
 import unicodedata
 import zipfile
@@ -19,41 +18,38 @@ from PIL import Image
 from torch import Tensor
 
 from mixar.generation import Generation, grid_picture, label_name
-from mixar.sampling import MANIFEST, Plan, Store, manifest_beside, with_timing, write_manifest
+from mixar.sampling import MANIFEST, Plan, manifest_beside, with_timing, write_manifest
 from mixar_core.errors import UserError
-from mixar_core.pictures import to_pil
+from mixar_core.pictures import to_pil, write_png
 from mixar_core.storage import read_weights, write_weights, write_whole, writing
 
 _PICTURE = re.compile(r"(\d{3,})_.*\.png", re.DOTALL)
 _CHUNK = re.compile(r"chunk-(\d{6,})\.safetensors")
 
 
-class RawStore(Store):
-    """One safetensors file a chunk: `images` uint8 (B, 3, H, W), `labels` int64 (B,)."""
+class RawStore:
+    """One safetensors file a chunk: `images` uint8 (B, 3, H, W), `labels` int64 (B,). What is there is whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def done(self) -> set[int]:
+        """Numbers of the chunks that are there."""
         return {int(match[1]) for path in self.folder.iterdir() if (match := _CHUNK.fullmatch(path.name))}
 
     def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor) -> None:
-        write_weights(self.path(chunk), {"images": images_B3HW, "labels": labels_B})
+        """Put a chunk there."""
+        write_weights(self._path(chunk), {"images": images_B3HW, "labels": labels_B})
 
     def read(self, chunk: int) -> Tensor:
-        """The images of a chunk that is there, uint8 (B, 3, H, W).
+        """The images of a chunk that is there, uint8 (B, 3, H, W)."""
+        return read_weights(self._path(chunk))["images"]
 
-        Raises:
-            UserError: it is not, or not whole.
-        """
-        tensors = read_weights(self.path(chunk))
-        if "images" not in tensors:
-            raise UserError(f"{self.path(chunk)}: not a chunk of samples")
-        return tensors["images"]
-
-    def path(self, chunk: int) -> Path:
-        """The chunk's file."""
+    def _path(self, chunk: int) -> Path:
         return self.folder / f"chunk-{chunk:06d}.safetensors"
 
 
-class PNGStore(Store):
+class PNGStore:
     """One PNG file an image, `000012_name.png`, in one folder; its number says which image it is.
 
     Args:
@@ -61,41 +57,38 @@ class PNGStore(Store):
     """
 
     def __init__(self, folder: Path, plan: Plan, names: Sequence[str]) -> None:
-        super().__init__(folder)
-        self.plan = plan
+        self.folder, self.plan = folder, plan
         #: file names in the images' order
         self.files = picture_names(label_name(label, names) for label in plan.labels_N().tolist())
 
     def done(self) -> set[int]:
+        """Numbers of the chunks that are there."""
         numbers = {number for path in self.folder.iterdir() if (number := picture_number(path.name)) is not None}
         there = Counter(number // self.plan.batch for number in numbers)
         return {chunk for chunk in range(self.plan.chunks) if there[chunk] == self.plan.size(chunk)}
 
     def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor) -> None:
+        """Put a chunk there."""
         for file, image_3HW in zip(self.files[self.plan.rows(chunk)], images_B3HW, strict=True):
             write_png(self.folder / file, to_pil(image_3HW))
 
     def read(self, count: int) -> Tensor:
         """The first images, uint8 (count, 3, H, W)."""
         found = {picture_number(path.name): path for path in self.folder.iterdir()}
-        images = []
-        for number in range(count):
-            with Image.open(found[number]) as image:
-                images.append(torch.from_numpy(numpy.array(image.convert("RGB"))).permute(2, 0, 1))
-        return torch.stack(images)
+        pixels = [numpy.array(Image.open(found[number]).convert("RGB")) for number in range(count)]
+        return torch.from_numpy(numpy.stack(pixels)).permute(0, 3, 1, 2)
 
 
 def picture_names(names: Iterable[str]) -> list[str]:
     """File names of numbered pictures, each with its class's name."""
-    known = list(names)
-    digits = max(3, len(str(len(known) - 1)))
-    return [f"{index:0{digits}d}_{plain_name(name)}.png" for index, name in enumerate(known)]
+    parts = [plain_name(name) for name in names]
+    digits = max(3, len(str(len(parts) - 1)))
+    return [f"{index:0{digits}d}_{part}.png" for index, part in enumerate(parts)]
 
 
 def picture_number(file: str) -> int | None:
     """The number of a picture of that name; None: it is none of `picture_names`."""
-    match = _PICTURE.fullmatch(file)
-    return int(match[1]) if match else None
+    return int(match[1]) if (match := _PICTURE.fullmatch(file)) else None
 
 
 def write_folder(
@@ -117,15 +110,12 @@ def write_folder(
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as scratch,
     ):
         new = Path(scratch) / "new"
-        new.mkdir()
-        for suffix, images in (("", drawn.images), ("codes", codes_alone)):
-            if images is None:
-                continue
-            (new / suffix).mkdir(exist_ok=True)
-            for name, image_3HW in zip(picture_names(drawn.names), images, strict=True):
-                to_pil(image_3HW).save(new / suffix / name)
-            grid = grid_picture(images, drawn.names, drawn.labels, columns=columns)
-            grid.save(new / (f"{suffix}_grid.png" if suffix else "grid.png"))
+        (new / "codes" if codes_alone is not None else new).mkdir(parents=True)
+        for place, grid, images in ((new, "grid.png", drawn.images), (new / "codes", "codes_grid.png", codes_alone)):
+            if images is not None:
+                for name, image_3HW in zip(picture_names(drawn.names), images, strict=True):
+                    to_pil(image_3HW).save(place / name)
+                grid_picture(images, drawn.names, drawn.labels, columns=columns).save(new / grid)
         write_manifest(new / MANIFEST, manifest)
         if folder.exists():
             os.rename(folder, Path(scratch) / "old")
@@ -138,43 +128,14 @@ def check_folder(folder: Path, *, force: bool) -> None:
     Raises:
         UserError: it is not empty and `force` is not given, or not a folder of samples, or cannot be written.
     """
-    if _holds_something(folder):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not force:
             raise UserError(f"--out {folder}: is there already and not empty; give another, or --force to replace it")
-        _check_samples(folder)
+        if not (folder / MANIFEST).is_file():  # --force must never remove what mixar did not write
+            raise UserError(f"{folder}: holds something else than samples; give another")
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder.parent).close()
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder of samples, if there is one.
-
-    Raises:
-        UserError: it holds something else.
-    """
-    if _holds_something(folder):
-        _check_samples(folder)
-        with writing(folder):
-            shutil.rmtree(folder.resolve())
-
-
-def _holds_something(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-
-
-def _check_samples(folder: Path) -> None:
-    if not (folder / MANIFEST).is_file():  # --force must never remove what mixar did not write
-        raise UserError(f"{folder}: holds something else than samples; give another")
-
-
-def write_png(path: Path, picture: Image.Image) -> None:
-    """Write a picture whole.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    write_whole(path, lambda unfinished: picture.save(unfinished, format="PNG"))
 
 
 def write_npz(path: Path, batches: Iterable[Tensor], labels_N: Tensor, *, height: int, width: int) -> None:
@@ -222,11 +183,9 @@ def parts_of(npz: Path, *, force: bool) -> Path:
 
 def pack_npz(npz: Path, store: RawStore, plan: Plan, manifest: Mapping[str, Any]) -> None:
     """Write all images of a store as one `.npz`, and beside it how they were drawn."""
-    first = store.read(0)
-    batches = (store.read(chunk) for chunk in range(plan.chunks))
-    write_npz(npz, batches, plan.labels_N(), height=first.shape[2], width=first.shape[3])
-    told = with_timing(manifest, store.folder) | {"arr_0_crc32": images_crc32(npz)}
-    write_manifest(manifest_beside(npz), told)
+    height, width = store.read(0).shape[2:]
+    write_npz(npz, map(store.read, range(plan.chunks)), plan.labels_N(), height=height, width=width)
+    write_manifest(manifest_beside(npz), with_timing(manifest, store.folder) | {"arr_0_crc32": images_crc32(npz)})
 
 
 def images_crc32(npz: Path) -> int:

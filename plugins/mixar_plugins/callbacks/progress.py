@@ -26,31 +26,28 @@ class ProgressBar(Callback):
         self.config = config
         # Standard error: standard output stays free for what a command returns.
         self.console = console or Console(stderr=True)
-        self.bar: Progress | None = None
-        self._since = 0.0
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        self.bar = Progress(*columns, console=self.console)
+        self._said = float("-inf")
 
     def on_start(self, run: RunInfo) -> None:
-        self._since = float("-inf")
+        self.task = self.bar.add_task(run.name, total=run.steps, completed=run.first_step, figures="")
         if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                console=self.console,
-            )
-            self.task = self.bar.add_task(run.name, total=run.steps, completed=run.first_step, figures="")
             self.bar.start()
 
     def on_step(self, run: RunInfo, report: StepReport) -> None:
         left = duration(report.seconds_left)
         figures = f"loss {report.losses['loss']:.4g}  {report.images_per_second:.4g} images/s  {left} left"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=report.step, figures=figures)
-            return
+        self.bar.update(self.task, completed=report.step, figures=figures)
         now = self.console.get_time()
-        if now - self._since >= self.config.lines_every or report.step == run.steps:
-            self._since = now
+        last = report.step == run.steps
+        if not self.console.is_terminal and (last or now - self._said >= self.config.lines_every):
+            self._said = now
             self._line(f"step {report.step}/{run.steps}  {figures}")
 
     def on_evaluation(self, run: RunInfo, step: int, losses: Mapping[str, float]) -> None:
@@ -58,9 +55,8 @@ class ProgressBar(Callback):
         self._line(f"step {step}/{run.steps}  validation  {figures}")
 
     def on_end(self, run: RunInfo, step: int) -> None:
-        if self.bar is not None:
+        if self.console.is_terminal:
             self.bar.stop()
-            self.bar = None
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -68,11 +64,11 @@ class ProgressBar(Callback):
 
 def duration(seconds: float) -> str:
     """45s, 3m20s, 2h05m, 3d04h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d{hour:02d}h"
+    if hours:
+        return f"{hour}h{minute:02d}m"
+    return f"{minute}m{second:02d}s" if minute else f"{second}s"

@@ -8,8 +8,8 @@ from attrs import field, frozen
 from attrs.validators import ge
 from torch import Tensor
 
-from mixar_core.pictures import rows_picture, to_uint8
-from mixar_core.storage import write_whole, writing
+from mixar_core.pictures import rows_picture, to_uint8, write_png
+from mixar_core.storage import writing
 from mixar_core.training.callback import Callback, RunInfo
 
 
@@ -35,4 +35,4 @@ class SampleGrid(Callback):
         )
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-        write_whole(path, lambda unfinished: picture.save(unfinished, format="PNG"))
+        write_png(path, picture)

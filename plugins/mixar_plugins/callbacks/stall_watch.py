@@ -43,20 +43,18 @@ class StallWatch(Callback):
 
     def __init__(self, config: StallWatchConfig) -> None:
         self.config = config
+        self._last: int | None = None
+        self._warned = False
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def on_start(self, run: RunInfo) -> None:
-        self._last: int | None = None
-        self._first, self._seconds, self._waited, self._warned = run.first_step, 0.0, 0.0, False
-        self._stop.clear()
         self._thread = threading.Thread(target=self._watch, args=(run,), name="mixar-stall-watch", daemon=True)
         self._thread.start()
 
     def on_step(self, run: RunInfo, report: StepReport) -> None:
         before, self._last = self._last, report.step
         if before is None:
-            self._first = report.step
+            self._begin(report.step)
             return
         seconds = (report.step - before) * run.batch_size / report.images_per_second
         self._seconds += seconds
@@ -67,14 +65,15 @@ class StallWatch(Callback):
         if share > self.config.share and not self._warned and run.rank == 0:
             steps = f"steps {self._first + 1} to {report.step}"
             _warn(f"{share:.0%} of the time of {steps} went into waiting for data; {_ADVICE}")
-        self._warned = share > self.config.share or (self._warned and share > self.config.share / 2)
-        self._first, self._seconds, self._waited = report.step, 0.0, 0.0
+        self._warned = share > self.config.share / (2 if self._warned else 1)
+        self._begin(report.step)
 
     def on_end(self, run: RunInfo, step: int) -> None:
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=1.0)
-            self._thread = None
+        self._thread.join(timeout=1.0)
+
+    def _begin(self, step: int) -> None:
+        self._first, self._seconds, self._waited = step, 0.0, 0.0
 
     def _watch(self, run: RunInfo) -> None:
         """Look now and then at how long the present wait has been; nothing here touches torch."""

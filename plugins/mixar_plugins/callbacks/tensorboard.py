@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
@@ -33,6 +32,7 @@ class TensorBoard(Callback):
     """
 
     requires: ClassVar[tuple[str, ...]] = ("tensorboard",)
+    writer: SummaryWriter
 
     def __init__(self, config: TensorBoardConfig) -> None:
         if find_spec("tensorboard") is None:
@@ -41,15 +41,14 @@ class TensorBoard(Callback):
                 "of callbacks"
             )
         self.config = config
-        self.writer: SummaryWriter | None = None
 
     def on_start(self, run: RunInfo) -> None:
         # Imported here: it takes a second, and only a run that starts needs it.
         from torch.utils.tensorboard import SummaryWriter
 
-        folder: Path = run.folder / self.config.subfolder
         # A resumed run does the steps after its checkpoint again; TensorBoard then drops their first version.
-        self.writer = SummaryWriter(str(folder), purge_step=run.first_step + 1 if run.first_step else None)
+        again = run.first_step + 1 if run.first_step else None
+        self.writer = SummaryWriter(str(run.folder / self.config.subfolder), purge_step=again)
 
     def on_step(self, run: RunInfo, report: StepReport) -> None:
         self._scalars(report.figures(), report.step)
@@ -58,15 +57,12 @@ class TensorBoard(Callback):
         self._scalars({f"validation/{name}": value for name, value in losses.items()}, step)
 
     def on_preview(self, run: RunInfo, step: int, rows: Mapping[str, Tensor]) -> None:
-        if self.writer is not None:
-            for name, row_B3HW in rows.items():
-                self.writer.add_image(f"preview/{name}", strip(row_B3HW), step, dataformats="CHW")
+        for name, row_B3HW in rows.items():
+            self.writer.add_image(f"preview/{name}", strip(row_B3HW), step, dataformats="CHW")
 
     def on_end(self, run: RunInfo, step: int) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        self.writer.close()
 
     def _scalars(self, figures: Mapping[str, float], step: int) -> None:
-        if self.writer is not None:
-            for name, value in figures.items():
-                self.writer.add_scalar(name, value, step)
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value, step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from attrs import field, frozen
@@ -17,37 +17,33 @@ Format = Literal["bf16", "tf32", "float32"]
 
 #: Words of a device's name -> dense TFLOP/s of matrix products in bf16 (summed in float32), TF32 and float32, as the
 #: vendors publish them; of figures with sparsity it is the half. The first entry that fits counts.
-PEAKS: tuple[tuple[frozenset[str], dict[Format, float]], ...] = tuple(
-    (frozenset(words.split()), {"bf16": bf16, "tf32": tf32, "float32": float32})
-    for words, bf16, tf32, float32 in (
-        ("B200", 2250, 1100, 75),  # NVIDIA Blackwell data sheet, HGX B200
-        ("H200 NVL", 835.5, 417.5, 60),  # NVIDIA H200 data sheet, as the next
-        ("H200", 989.5, 494.5, 67),
-        ("GH200", 989.5, 494.5, 67),  # NVIDIA GH200 data sheet
-        ("H100 NVL", 835.5, 417.5, 60),  # NVIDIA H100 data sheets, as the next two
-        ("H100 PCIE", 756.5, 378, 51),
-        ("H100", 989.5, 494.5, 67),
-        ("A100", 312, 156, 19.5),  # NVIDIA A100 data sheet
-        ("A40", 149.7, 74.8, 37.4),  # NVIDIA A40 data sheet
-        ("L40S", 362, 183, 91.6),  # NVIDIA L40S data sheet
-        ("L40", 181, 90.5, 90.5),  # NVIDIA L40 data sheet
-        ("L4", 121, 60, 30.3),  # NVIDIA L4 data sheet
-        ("RTX 5090", 209.5, 104.8, 104.8),  # NVIDIA RTX Blackwell architecture white paper
-        ("RTX 4090", 165.2, 82.6, 82.6),  # NVIDIA Ada architecture white paper
-        ("RTX 3090", 71, 35.6, 35.6),  # NVIDIA GA102 architecture white paper
-        ("MI300X", 1307.4, 653.7, 163.4),  # AMD Instinct MI300X data sheet
-    )
-)
+PEAKS: dict[str, tuple[float, float, float]] = {
+    "B200": (2250, 1100, 75),  # NVIDIA Blackwell data sheet, HGX B200
+    "H200 NVL": (835.5, 417.5, 60),  # NVIDIA H200 data sheet, as the next
+    "H200": (989.5, 494.5, 67),
+    "GH200": (989.5, 494.5, 67),  # NVIDIA GH200 data sheet
+    "H100 NVL": (835.5, 417.5, 60),  # NVIDIA H100 data sheets, as the next two
+    "H100 PCIE": (756.5, 378, 51),
+    "H100": (989.5, 494.5, 67),
+    "A100": (312, 156, 19.5),  # NVIDIA A100 data sheet
+    "A40": (149.7, 74.8, 37.4),  # NVIDIA A40 data sheet
+    "L40S": (362, 183, 91.6),  # NVIDIA L40S data sheet
+    "L40": (181, 90.5, 90.5),  # NVIDIA L40 data sheet
+    "L4": (121, 60, 30.3),  # NVIDIA L4 data sheet
+    "RTX 5090": (209.5, 104.8, 104.8),  # NVIDIA RTX Blackwell architecture white paper
+    "RTX 4090": (165.2, 82.6, 82.6),  # NVIDIA Ada architecture white paper
+    "RTX 3090": (71, 35.6, 35.6),  # NVIDIA GA102 architecture white paper
+    "MI300X": (1307.4, 653.7, 163.4),  # AMD Instinct MI300X data sheet
+}
 #: words of devices that are slower or faster than their name's other words say: slices and variants
 _OTHERS = frozenset({"MIG", "LAPTOP", "MOBILE", "MAX", "D", "TI"})
 
 
 def peak_tflops(name: str, precision: Format) -> float | None:
     """Dense TFLOP/s of the device that torch calls `name`; None where it is not in the table."""
-    words = frozenset(re.split(r"[\s\-_]+", name.upper()))
-    if words & _OTHERS:
-        return None
-    return next((peaks[precision] for known, peaks in PEAKS if known <= words), None)
+    words = {*re.split(r"[\s\-_]+", name.upper())}
+    fitting = (peaks for known, peaks in PEAKS.items() if words.issuperset(known.split()) and not words & _OTHERS)
+    return next((peaks[get_args(Format).index(precision)] for peaks in fitting), None)
 
 
 @frozen
@@ -69,8 +65,6 @@ class Throughput(Callback):
 
     def __init__(self, config: ThroughputConfig) -> None:
         self.config = config
-        self._log: RunLog | None = None
-        self._last = 0
         #: steps, seconds, seconds of waiting, one entry a report
         self._reports: list[tuple[int, float, float]] = []
 
@@ -78,11 +72,11 @@ class Throughput(Callback):
         self._log = RunLog(run.folder, "throughput.jsonl")
         if run.first_step:
             self._log.forget_after(run.first_step)
-        self._last, self._reports = run.first_step, []
-        self._peak, self._format = self.config.peak_tflops, _format(run)
+        self._last = run.first_step
         self._device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
-        if self._peak is None:
-            self._peak = peak_tflops(self._device, self._format)
+        exact = torch.get_float32_matmul_precision() == "highest"
+        self._format: Format = "bf16" if run.precision == "bf16" else "float32" if exact else "tf32"
+        self._peak = self.config.peak_tflops or peak_tflops(self._device, self._format)
 
     def on_step(self, run: RunInfo, report: StepReport) -> None:
         steps, self._last = report.step - self._last, report.step
@@ -95,7 +89,6 @@ class Throughput(Callback):
             "waiting_share": report.waiting_share,
             "gpu_memory_gb": _gpu_memory_gb(run.device),
         }
-        assert self._log is not None
         self._log.write("throughput", report.step, **{k: v and round(v, 5) for k, v in figures.items()})
         new = ("steps_per_second", "mfu", "gpu_memory_gb")
         report.extra.update({name: value for name in new if (value := figures[name]) is not None})
@@ -124,13 +117,6 @@ class Throughput(Callback):
             return f"{rate}, MFU unknown (no peak known of {self._device}; set peak_tflops)"
         peak = f"{run.processes} x {self._peak:.4g}" if run.processes > 1 else f"{self._peak:.4g}"
         return f"{rate}, MFU {mfu:.1%} of {peak} TFLOP/s ({self._device}, {self._format})"
-
-
-def _format(run: RunInfo) -> Format:
-    """What matrix products are computed in."""
-    if run.precision == "bf16":
-        return "bf16"
-    return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def _gpu_memory_gb(device: torch.device) -> float | None:

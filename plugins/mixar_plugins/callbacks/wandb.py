@@ -51,7 +51,7 @@ class WandB(Callback):
         self.run: Any = None
 
     def on_start(self, run: RunInfo) -> None:
-        if self.package is None:
+        if self.config.mode == "disabled":
             return
         kept, recipe = run.folder / "wandb_id.txt", run.folder / "recipe.yaml"
         known = kept.read_text(encoding="utf-8").strip() if run.first_step and kept.is_file() else None
@@ -76,11 +76,8 @@ class WandB(Callback):
 
     def on_preview(self, run: RunInfo, step: int, rows: Mapping[str, Tensor]) -> None:
         if self.run is not None:
-            images = {
-                f"preview/{name}": self.package.Image(strip(row_B3HW).permute(1, 2, 0).numpy())
-                for name, row_B3HW in rows.items()
-            }
-            self._send(images, step)
+            pictures = {name: strip(row_B3HW).permute(1, 2, 0).numpy() for name, row_B3HW in rows.items()}
+            self._send({f"preview/{name}": self.package.Image(picture) for name, picture in pictures.items()}, step)
 
     def on_end(self, run: RunInfo, step: int) -> None:
         if self.run is not None:

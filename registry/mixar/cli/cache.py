@@ -63,7 +63,7 @@ def cache_command(
     if recipe is None or out is None:
         raise UserError("mixar cache takes RECIPE and --out DIR, or --verify DIR")
     from mixar.cache import make_cache
-    from mixar.cli.progress import plain_bar
+    from mixar.cli.progress import progress_bar
     from mixar.recipe import load_recipe
 
     registry = open_registry(context, no_plugin)
@@ -72,7 +72,7 @@ def cache_command(
         workers = resolved.training.workers if workers is None else workers
         max_unreadable = resolved.training.max_unreadable if max_unreadable is None else max_unreadable
     main = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks
-    with plain_bar("encoding", shown=main) as update:
+    with progress_bar("encoding", shown=main) as update:
         made = make_cache(
             resolved,
             out,
@@ -106,11 +106,11 @@ def cache_command(
 
 
 def _verify(folder: Path) -> None:
-    from mixar.cli.progress import plain_bar
+    from mixar.cli.progress import progress_bar
     from mixar_core.data.cache import TokenCache
 
     cache = TokenCache.open(folder)
-    with plain_bar("reading", shown=True) as update:
+    with progress_bar("reading") as update:
         cache.verify(update)
     print(f"{folder}: {len(cache.shards)} files are as they were written")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,66 +100,46 @@ def sample_command(
     `mixar sample emoji64 --classes "Food & Drink" --steps 16 --cfg 2 --seed 1 --out food --codes-too` ·
     `torchrun --nproc-per-node 8 -m mixar sample models/mar_b --count 50000 --npz mar_b.npz`
     """
-    many = {"--npz": npz is not None, "--random-labels": random_labels}
-    few = {"--per-class": per_class is not None, "--codes-too": codes_too}
-    _check_options(count, classes=classes, labels=labels, many=many, few=few)
-    if npz is not None and out is not None:
-        raise UserError("--npz and --out: give one of them")
-    folder = out or Path("samples")
+    for refused, why in (
+        (classes and labels, "--classes and --labels: give one of them"),
+        (npz and out, "--npz and --out: give one of them"),
+        (count and per_class, "--count and --per-class: give one of them"),
+        (count and codes_too, "--count and --codes-too: give one of them"),
+        (npz and not count, "--npz: needs --count, the number of images"),
+        (random_labels and not count, "--random-labels: needs --count, the number of images"),
+        (
+            os.environ.get("WORLD_SIZE", "1") != "1" and not count,
+            "several processes share the images of --count only; give that, or leave torchrun away",
+        ),
+    ):
+        if refused:
+            raise UserError(why)
     from mixar.model import load
     from mixar.sampling import Plan, all_classes
     from mixar.stores import check_folder, parts_of
     from mixar_core.distributed import PATIENT, join_processes
 
     registry = open_registry(context, no_plugin)
-    if npz is not None:
-        folder = parts_of(npz, force=force)
-    elif count is None:
+    folder = out or Path("samples") if npz is None else parts_of(npz, force=force)
+    if count is None:
         check_folder(folder, force=force)
     processes = join_processes(checked_device(device), timeout=PATIENT)
     loaded = load(
         model, device=processes.device, weights="raw" if raw else "ema", precision=precision, registry=registry
     )
-    asked = _asked(loaded, classes or (), labels or ())
-    changes = {"steps": steps, "cfg": cfg, "temperature": temperature}
-    settings = loaded.settings(steps=steps, cfg=cfg, temperature=temperature)
+    asked, every = _asked(loaded, classes or (), labels or ()), all_classes(loaded)
+    changes: dict[str, Any] = {"steps": steps, "cfg": cfg, "temperature": temperature}
+    planned = partial(Plan, batch=batch, seed=seed, settings=loaded.settings(**changes))
     if count is None:
-        each = per_class or 1
-        drawn = tuple(label for label in (asked or _spread(loaded)) for _ in range(each))
-        plan = Plan(count=len(drawn), batch=batch, seed=seed, settings=settings, classes=drawn)
+        shown, each = min(len(every), DEFAULT_CLASSES), per_class or 1
+        wanted = asked or [every[index * len(every) // shown] for index in range(shown)]
+        plan = planned(count=each * len(wanted), classes=tuple(label for label in wanted for _ in range(each)))
         _draw_few(loaded, plan, folder, changes, columns=each if each > 1 else None, codes_too=codes_too)
         return
     for twice in (label for label in asked if asked.count(label) > 1):
         raise UserError(f"--count spreads its images evenly over the classes, and {twice} is given more than once")
-    plan = Plan(
-        count=count,
-        batch=batch,
-        seed=seed,
-        settings=settings,
-        classes=tuple(asked) or all_classes(loaded),
-        labels="random" if random_labels else "balanced",
-    )
+    plan = planned(count=count, classes=tuple(asked) or every, labels="random" if random_labels else "balanced")
     _draw_many(loaded, plan, folder, processes, npz=npz, force=force)
-
-
-def _check_options(
-    count: int | None,
-    *,
-    classes: object,
-    labels: object,
-    many: Mapping[str, bool],
-    few: Mapping[str, bool],
-) -> None:
-    """Refuse options that do not go together; `many` and `few`: those of --count and of its absence, whether given."""
-    if classes is not None and labels is not None:
-        raise UserError("--classes and --labels: give one of them")
-    for name, given in (few if count is not None else many).items():
-        if given and count is not None:
-            raise UserError(f"--count and {name}: give one of them")
-        if given:
-            raise UserError(f"{name}: needs --count, the number of images")
-    if count is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("several processes share the images of --count only; give that, or leave torchrun away")
 
 
 def _asked(model: Model, classes: Sequence[str], labels: Sequence[str]) -> list[int]:
@@ -173,51 +154,43 @@ def _asked(model: Model, classes: Sequence[str], labels: Sequence[str]) -> list[
     return model.labels(wanted).tolist() if wanted else []
 
 
-def _spread(model: Model) -> list[int]:
-    """Up to DEFAULT_CLASSES class numbers, spread evenly."""
-    from mixar.sampling import all_classes
-
-    every = all_classes(model)
-    shown = min(len(every), DEFAULT_CLASSES)
-    return [every[index * len(every) // shown] for index in range(shown)]
-
-
 def _draw_few(
-    model: Model, plan: Plan, folder: Path, changes: Mapping[str, Any], *, columns: int | None, codes_too: bool
+    model: Model, plan: Plan, folder: Path, changes: dict[str, Any], *, columns: int | None, codes_too: bool
 ) -> None:
     """Draw at once, into a folder that appears whole; `changes`: of the settings, for `Model.generate`."""
-    from mixar.cli.progress import plain_bar
+    from mixar.cli.progress import progress_bar
     from mixar.sampling import describe
     from mixar.stores import write_folder
 
-    with plain_bar("sampling") as update:
-        drawn = model.generate(plan.labels_N(), seed=plan.seed, batch_size=plan.batch, progress=update, **changes)
-    alone = None
-    if codes_too:
-        if drawn.codes is None:
-            raise UserError(f"--codes-too: model {model.recipe.name} uses no discrete codes")
-        alone = model.decode_codes(drawn.codes)
+    with progress_bar("sampling") as show:
+        drawn = model.generate(plan.labels_N(), seed=plan.seed, batch_size=plan.batch, progress=show, **changes)
+    if codes_too and drawn.codes is None:
+        raise UserError(f"--codes-too: model {model.recipe.name} uses no discrete codes")
+    alone = model.decode_codes(drawn.codes) if codes_too else None
     write_folder(folder, drawn, describe(model, plan), codes_alone=alone, columns=columns)
     print(f"{plan.count} images in {folder}, all of them in {folder / 'grid.png'}")
 
 
 def _draw_many(model: Model, plan: Plan, folder: Path, processes: Processes, *, npz: Path | None, force: bool) -> None:
     """Draw what is missing in `folder`, shared by the processes, and print where it is, or how to go on."""
-    from mixar.cli.progress import ImageProgress
+    from mixar.cli.progress import progress_bar
     from mixar.generation import grid_picture, label_name
-    from mixar.sampling import SHOWN, claim, describe, draw_chunks, grid_columns, manifest_beside
-    from mixar.stores import PNGStore, RawStore, pack_npz, remove_folder, write_png
+    from mixar.sampling import MANIFEST, SHOWN, claim, describe, draw_chunks, grid_columns, manifest_beside
+    from mixar.stores import PNGStore, RawStore, pack_npz
     from mixar_core.distributed import StopSignals, naming_lost_processes
+    from mixar_core.pictures import write_png
+    from mixar_core.storage import writing
 
     def prepare() -> dict[str, Any]:
-        if force:
-            remove_folder(folder)
+        if force and (folder / MANIFEST).is_file():
+            with writing(folder):
+                shutil.rmtree(folder.resolve())
         return claim(folder, describe(model, plan))
 
     manifest = processes.on_main(prepare)
     store = PNGStore(folder, plan, manifest["class_names"]) if npz is None else RawStore(folder)
-    with StopSignals() as signals, naming_lost_processes(processes), ImageProgress("sampling") as progress:
-        finished = draw_chunks(model, plan, store, processes, signals=signals, report=progress)
+    with StopSignals() as signals, naming_lost_processes(processes), progress_bar("sampling") as show:
+        finished = draw_chunks(model, plan, store, processes, signals=signals, report=show)
     processes.leave()
     if not processes.is_main:
         return

@@ -12,8 +12,8 @@ from typing import Any
 from attrs import field, frozen
 from PIL import Image
 
-from mixar.stores import write_png
 from mixar_core.errors import UserError
+from mixar_core.pictures import write_png
 from mixar_core.storage import user_path, write_text, writing
 
 REPORT = "report"
