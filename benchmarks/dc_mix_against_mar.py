@@ -6,14 +6,13 @@ MAR and as DC-Mix with ground-truth codes. Prints the validation loss of both (E
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
 import mixar
+from mixar.cli.common import print_table
 
 VARIANTS = {"mar": "none", "dc-mix": "dc-mix"}
 
@@ -36,25 +35,16 @@ def curve(injector: str, steps: int, folder: Path) -> dict[int, float]:
     return {entry["step"]: entry["losses"]["ema/loss"] for entry in log if entry["kind"] == "validation"}
 
 
-def main() -> None:
-    """Train both, print a table, write the figures beside the runs."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=900, help="optimizer steps of each training")
-    parser.add_argument("--out", type=Path, default=Path("runs/dc_mix_against_mar"), help="new or empty folder")
-    arguments = parser.parse_args()
-
-    curves = {name: curve(injector, arguments.steps, arguments.out / name) for name, injector in VARIANTS.items()}
-    table = Table(title=f"diffusion loss on the validation digits, {arguments.steps} steps")
-    table.add_column("step", justify="right")
-    for name in curves:
-        table.add_column(name, justify="right")
-    for step in sorted(curves["mar"]):
-        table.add_row(str(step), *(f"{curves[name][step]:.4f}" for name in curves))
-    Console().print(table)
+def main(steps: int = 900, out: Path = Path("runs/dc_mix_against_mar")) -> None:
+    """Train both into a new or empty folder, print a table, write the figures beside the runs."""
+    curves = {name: curve(injector, steps, out / name) for name, injector in VARIANTS.items()}
+    rows = [(step, *(f"{curves[name][step]:.4f}" for name in curves)) for step in sorted(curves["mar"])]
+    title = f"diffusion loss on the validation digits, {steps} steps"
+    print_table(title, ("step", *curves), rows, right=range(3))
     end = {name: values[max(values)] for name, values in curves.items()}
     print(f"end: mar {end['mar']:.4f}, dc-mix {end['dc-mix']:.4f} ({1 - end['dc-mix'] / end['mar']:.1%} lower)")
-    (arguments.out / "curves.json").write_text(json.dumps(curves, indent=2) + "\n")
+    (out / "curves.json").write_text(json.dumps(curves, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -11,7 +11,6 @@ process took to end after another one was killed); the exit code is 1 if a confi
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -19,11 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attrs import asdict
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.kills import PARALLEL, Outcome, Setup, endure, leave_alone
+from mixar.cli.common import print_json, print_table
 
 #: steps of a run for every kill it is to survive
 STEPS = 8
@@ -42,7 +39,12 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that are started
     results: list[tuple[Setup, Outcome]] = []
     with tempfile.TemporaryDirectory(prefix="mixar-endurance-") as scratch:
-        for setup in configurations(arguments.processes, steps=STEPS * arguments.kills):
+        for setup in (
+            Setup(processes=count, parallel=parallel, background=background, steps=STEPS * arguments.kills)
+            for count in arguments.processes
+            for parallel in (PARALLEL if count > 1 else PARALLEL[:1])
+            for background in (False, True)
+        ):
             folder = (arguments.out or Path(scratch)) / f"{setup.processes}-{setup.parallel}-{int(setup.background)}"
             folder.mkdir(parents=True)
             pace = leave_alone(setup, folder / "alone")
@@ -52,43 +54,31 @@ def main() -> None:
             )
             results.append((setup, outcome))
     if arguments.json:
-        print(json.dumps([{**asdict(setup), **asdict(outcome)} for setup, outcome in results], indent=2))
+        print_json([asdict(setup) | asdict(outcome) for setup, outcome in results])
     else:
         show(results)
     sys.exit(any(outcome.problems for _, outcome in results))
 
 
-def configurations(processes: Sequence[int], *, steps: int) -> list[Setup]:
-    """Every way to share a run, each with checkpoints in the background and without."""
-    return [
-        Setup(processes=count, parallel=parallel, background=background, steps=steps)
-        for count in processes
-        for parallel in (PARALLEL if count > 1 else PARALLEL[:1])
-        for background in (False, True)
-    ]
-
-
 def show(results: Sequence[tuple[Setup, Outcome]]) -> None:
     """The table, and under it what went wrong."""
-    title = f"training of {results[0][0].steps} steps, killed and resumed"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("ranks", "saves"):
-        table.add_column(name, no_wrap=True)
-    for name in ("kills", "in save", "redone", "a kill", "others s", "all s", "equal"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for setup, outcome in results:
-        table.add_row(
+    columns = ("ranks", "saves", "kills", "in save", "redone", "a kill", "others s", "all s", "equal")
+    rows = [
+        (
             f"{setup.processes} {setup.parallel.upper()}" if setup.processes > 1 else "1",
             "background" if setup.background else "blocking",
-            str(outcome.kills),
-            str(outcome.in_save),
-            str(outcome.repeated),
+            outcome.kills,
+            outcome.in_save,
+            outcome.repeated,
             f"{outcome.repeated / max(outcome.kills, 1):.1f}",
             f"{outcome.slowest_end:.1f}" if outcome.slowest_end else "",
             f"{outcome.seconds:.0f}",
             "NO" if outcome.problems else "yes",
         )
-    Console().print(table)
+        for setup, outcome in results
+    ]
+    title = f"training of {results[0][0].steps} steps, killed and resumed"
+    print_table(title, columns, rows, right=range(2, len(columns)))
     for setup, outcome in results:
         for problem in outcome.problems:
             print(f"{setup.name}: {problem}", file=sys.stderr)

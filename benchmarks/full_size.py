@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import typer
 from attrs import frozen
 from torch import Tensor
 
@@ -70,20 +71,16 @@ main()
 _MIXAR_NEEDS = ("vavae_f16d32", "maskbit_tokenizer_14bit", "maskbit_generator_14bit")
 
 
-def main() -> None:
-    """Run what `--only` names, or everything."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(only: str = "", threads: str = "2") -> None:
+    """Run what `--only` names (a list with commas), or everything; `--threads`: of each command."""
     names = [model.manifest for model in MODELS] + [MIXAR]
-    parser.add_argument("--only", default=",".join(names), help=f"of: {', '.join(names)}")
-    parser.add_argument("--threads", default="2", help="of each command")
-    arguments = parser.parse_args()
-    wanted = set(arguments.only.split(","))
+    wanted = set(only.split(",")) if only else set(names)
     if unknown := wanted.difference(names):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; allowed: {', '.join(names)}")
     if MIXAR in wanted:
         wanted |= set(_MIXAR_NEEDS)
     wanted |= {model.tokenizer for model in MODELS if model.manifest in wanted and model.tokenizer}
-    os.environ["OMP_NUM_THREADS"] = arguments.threads
+    os.environ["OMP_NUM_THREADS"] = threads
 
     print(f"{'model':26} {'file MB':>8} {'import s':>9} {'peak MB':>8} {'sample s':>9} {'peak MB':>8}")
     with tempfile.TemporaryDirectory(prefix="mixar-full-size-") as scratch:
@@ -136,8 +133,8 @@ def draw(model: Path, folder: Path, options: Sequence[str]) -> tuple[float, floa
 
 def report(name: str, size: float, imported: tuple[float, float] | None, drawn: tuple[float, float] | None) -> None:
     """A line of the table."""
-    cells = [f"{seconds:9.1f} {peak:8.0f}" if seconds else f"{'-':>9} {'-':>8}" for seconds, peak in
-             (imported or (0.0, 0.0), drawn or (0.0, 0.0))]  # fmt: skip
+    figures = (imported, drawn)
+    cells = [f"{each[0]:9.1f} {each[1]:8.0f}" if each else f"{'-':>9} {'-':>8}" for each in figures]
     print(f"{name:26} {size:8.0f} {cells[0]} {cells[1]}", flush=True)
 
 
@@ -145,17 +142,13 @@ def write(model: Model, file: Path) -> None:
     """The file as its authors' code saves it."""
     tensors = {name: fill(name, tensor) for name, tensor in read_manifest(MANIFESTS / f"{model.manifest}.txt").items()}
     content: Mapping[str, object]
-    match model.kind:
-        case "mar":
-            last = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-            args = argparse.Namespace(model=model.manifest, blr=1e-4, lr=None, pin_mem=True)
-            content = {"model": last, "model_ema": tensors, "optimizer": {}, "epoch": 799, "scaler": {}, "args": args}
-        case "kl16":
-            content = {"model": tensors}
-        case "vavae":
-            content = {"state_dict": {**tensors, "loss.logvar": torch.zeros(())}}
-        case _:
-            content = tensors
+    if model.kind == "mar":
+        last = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        args = argparse.Namespace(model=model.manifest, blr=1e-4, lr=None, pin_mem=True)
+        content = {"model": last, "model_ema": tensors, "optimizer": {}, "epoch": 799, "scaler": {}, "args": args}
+    else:
+        vavae = {"state_dict": {**tensors, "loss.logvar": torch.zeros(())}}
+        content = {"kl16": {"model": tensors}, "vavae": vavae}.get(model.kind, tensors)
     torch.save(content, file)
 
 
@@ -180,4 +173,4 @@ def measured(*arguments: str) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -89,20 +89,12 @@ class Outcome:
 # ---------------------------------------------------------------- in the forked processes
 
 
-def objective() -> MixARObjective:
-    """A MixAR of a few thousand weights; the same in every process."""
-    model = small_mixar(depth=1, dropout=0.1, attention_dropout=0.1)
-    model.ti_mix = TIMixConfig(schedule="linear")
-    return MixARObjective(model, SamplingConfig())
-
-
 def train_one(
     setup: Setup, folder: str, resume: bool, workers: int, environment: Mapping[str, str], output: str
 ) -> None:
     """One process of an attempt. It ends as `mixar` would: 2 and one line for a UserError."""
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    for number in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.update(environment)
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of loader processes; a fork server's children have its own
@@ -126,9 +118,11 @@ def train_one(
         preview_images=2,
         workers=workers,
     )
+    model = small_mixar(depth=1, dropout=0.1, attention_dropout=0.1)  # the same in every process
+    model.ti_mix = TIMixConfig(schedule="linear")
     try:
         train(
-            objective(),
+            MixARObjective(model, SamplingConfig()),
             ToyImages(50),
             ToyImages(8),
             config,
@@ -178,17 +172,13 @@ class Meeting:
 
 
 class Attempts:
-    """Starts the processes of a run in `folder`, time after time.
+    """Starts the processes of a run in `folder`, time after time; `work` is what each of them does."""
 
-    `work` is what each of them does, `train_one` unless something else is given.
-    """
-
-    def __init__(self, setup: Setup, folder: Path, *, work: Callable[..., None] | None = None) -> None:
-        self.setup, self.folder, self._work = setup, folder, work or train_one
+    def __init__(self, setup: Setup, folder: Path, *, work: Callable[..., None] = train_one) -> None:
+        self.setup, self.folder, self._work = setup, folder, work
         self.output = folder.with_suffix(".output")
         self.count = 0
         self.running: list[BaseProcess] = []
-        self._meeting: Meeting | None = None
 
     def start(self, *, workers: int = 0) -> None:
         """Go on from the newest checkpoint; where there is none, anew in an empty folder."""
@@ -196,14 +186,15 @@ class Attempts:
         if not resume:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.output.unlink(missing_ok=True)
-        self._meeting = Meeting(self.setup.processes) if self.setup.processes > 1 else None
-        self.running = []
-        for rank in range(self.setup.processes):
-            environment = self._meeting.environment(rank) if self._meeting else {}
-            words = (self.setup, str(self.folder), resume, workers, environment, str(self.output))
-            process = _FORKS.Process(target=self._work, args=words)
+        self._meeting = Meeting(self.setup.processes)
+        alone = self.setup.processes == 1
+        environments = [{} if alone else self._meeting.environment(rank) for rank in range(self.setup.processes)]
+        words = (self.setup, str(self.folder), resume, workers)
+        self.running = [
+            _FORKS.Process(target=self._work, args=(*words, each, str(self.output))) for each in environments
+        ]
+        for process in self.running:
             process.start()
-            self.running.append(process)
         self.count += 1
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
@@ -219,11 +210,10 @@ class Attempts:
 
         Then their loaders too. They end by themselves within seconds, unless they have only just begun.
         """
-        alive = [process for process in which if process.exitcode is None]
-        loaders = [pid for process in alive for pid in tree(process.pid or 0)[1:]]
-        for process in alive:
+        loaders = [pid for process in which if process.exitcode is None for pid in tree(process.pid or 0)[1:]]
+        for process in which:
             process.kill()
-        for process in alive:
+        for process in which:
             process.join()
         send(signal.SIGKILL, loaders)
         return any(process.exitcode == -signal.SIGKILL for process in which)
@@ -252,11 +242,7 @@ class Pace:
 
 
 def leave_alone(setup: Setup, folder: Path) -> Pace:
-    """The run that nothing happens to.
-
-    Raises:
-        RuntimeError: it failed.
-    """
+    """The run that nothing happens to."""
     nothing = _FORKS.Process(target=int)  # the fork server starts with it
     nothing.start()
     nothing.join()
@@ -265,11 +251,10 @@ def leave_alone(setup: Setup, folder: Path) -> Pace:
     attempts.start()
     try:
         attempts.wait_for(lambda: steps_logged(folder) > 0)
-        begun, ended = time.perf_counter(), False
-        while not ended:
+        begun = time.perf_counter()
+        while all(process.exitcode is None for process in attempts.running):
             looks, unfinished = looks + 1, unfinished + is_saving(folder)
             time.sleep(0.002)
-            ended = any(process.exitcode is not None for process in attempts.running)
         if any(attempts.end(BOUND)):
             raise RuntimeError(f"{setup.name} failed: {attempts.said()}")
     finally:
@@ -324,19 +309,19 @@ def _reach(attempts: Attempts, moment: Moment, target: int, pace: Pace, draw: ra
         return False
     if moment == "step":
         time.sleep(draw.uniform(0, 2 * pace.seconds / setup.steps))
-        return True
-    if not attempts.wait_for(lambda: is_saving(folder)):
+    elif not attempts.wait_for(lambda: is_saving(folder)):
         return False
-    time.sleep((attempts.count % 4 == 3) * draw.random() * pace.save)  # at once, or some time into it
+    else:
+        time.sleep((attempts.count % 4 == 3) * draw.random() * pace.save)  # at once, or some time into it
     return True
 
 
 def _after(attempts: Attempts, outcome: Outcome, before: list[dict[str, Any]]) -> None:
     """See how the others end, and what lies in the folder."""
     killed = time.perf_counter()
-    codes = attempts.end(BOUND)
+    left = [code for code in attempts.end(BOUND) if code != -signal.SIGKILL]
     said = attempts.said()
-    if len(left := [code for code in codes if code != -signal.SIGKILL]):
+    if left:
         outcome.slowest_end = max(outcome.slowest_end, time.perf_counter() - killed)
         if any(code != 2 for code in left) or "error: " not in said:
             outcome.problems.append(f"one process was killed, the others ended with {left}: {said}")
@@ -362,10 +347,8 @@ def differences(folder: Path, alone: Path) -> list[str]:
         for name in ("weights.safetensors", "weights_raw.safetensors")
         if (folder / name).read_bytes() != (alone / name).read_bytes()
     ]
-    for ours, theirs in zip_longest(_log(folder), _log(alone)):
-        if ours != theirs:
-            found.append(f"log.jsonl has {ours}, not {theirs}")
-            break
+    lines = zip_longest(_log(folder), _log(alone))
+    found += [f"log.jsonl has {ours}, not {theirs}" for ours, theirs in lines if ours != theirs][:1]
     if left := sorted(str(path.relative_to(folder)) for path in folder.rglob(".*")):
         found.append(f"left over: {', '.join(left)}")
     kept, wanted = ([path.name for path in list_checkpoints(each)] for each in (folder, alone))
@@ -376,11 +359,7 @@ def differences(folder: Path, alone: Path) -> list[str]:
 
 def steps_logged(folder: Path) -> int:
     """The step of the last whole line of the log; 0 without one."""
-    try:
-        lines = (folder / "log.jsonl").read_bytes().rpartition(b"\n")[0]
-    except FileNotFoundError:
-        return 0
-    return int(json.loads(lines.rpartition(b"\n")[2])["step"]) if lines else 0
+    return int(log[-1]["step"]) if (log := _log(folder)) else 0
 
 
 def _log(folder: Path) -> list[dict[str, Any]]:

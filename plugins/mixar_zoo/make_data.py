@@ -16,6 +16,7 @@ import importlib.metadata
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,34 +49,30 @@ DIGITS_PER_CLASS_IN_VALIDATION = 100
 Row = dict[str, Any]
 
 
-def emoji_rows(tarballs: dict[str, Path]) -> Iterator[tuple[Row, Image.Image]]:
-    """Every base emoji of every vendor, over white; skin-tone copies are nested in `emoji.json` and so left out."""
-    for vendor, path in tarballs.items():
-        with tarfile.open(path) as archive:
-            yield from _drawings(archive, vendor)
+def emoji_rows(vendor: str, path: Path) -> Iterator[tuple[Row, Image.Image]]:
+    """Every base emoji of a vendor, over white; skin-tone copies are nested in `emoji.json` and so left out."""
+    with tarfile.open(path) as archive:
 
+        def read(name: str) -> Any:
+            return archive.extractfile(f"package/{name}")
 
-def _drawings(archive: tarfile.TarFile, vendor: str) -> Iterator[tuple[Row, Image.Image]]:
-    entries = json.load(_member(archive, "package/emoji.json"))
-    for entry in sorted(entries, key=lambda entry: entry["sort_order"]):
-        if entry["category"] not in CATEGORIES or not entry[f"has_img_{vendor}"]:
-            continue
-        picture = Image.open(_member(archive, f"package/img/{vendor}/64/{entry['image']}")).convert("RGBA")
-        if picture.size != (64, 64):
-            raise SystemExit(f"{vendor}/{entry['image']} is {picture.size}, not 64x64")
-        white = Image.new("RGBA", picture.size, "white")
-        row = {
-            "path": f"{vendor}/{entry['image']}",
-            "label": CATEGORIES.index(entry["category"]),
-            # by the emoji, not by the drawing: two drawings of one emoji never face each other across the split
-            "split": SPLITS[_hash(entry["unified"].encode()) % 10 == 0],
-            "name": (entry["name"] or entry["short_name"].replace("_", " ")).lower(),
-            "vendor": VENDORS.index(vendor),
-            "category": entry["category"],
-            "subcategory": entry["subcategory"],
-            "unicode": entry["unified"],
-        }
-        yield row, Image.alpha_composite(white, picture).convert("RGB")
+        for entry in sorted(json.load(read("emoji.json")), key=lambda entry: entry["sort_order"]):
+            if entry["category"] not in CATEGORIES or not entry[f"has_img_{vendor}"]:
+                continue
+            picture = Image.open(read(f"img/{vendor}/64/{entry['image']}")).convert("RGBA")
+            white = Image.new("RGBA", (64, 64), "white")
+            row = {
+                "path": f"{vendor}/{entry['image']}",
+                "label": CATEGORIES.index(entry["category"]),
+                # by the emoji, not by the drawing: two drawings of one emoji never face each other across the split
+                "split": SPLITS[_hash(entry["unified"].encode()) % 10 == 0],
+                "name": (entry["name"] or entry["short_name"].replace("_", " ")).lower(),
+                "vendor": VENDORS.index(vendor),
+                "category": entry["category"],
+                "subcategory": entry["subcategory"],
+                "unicode": entry["unified"],
+            }
+            yield row, Image.alpha_composite(white, picture).convert("RGB")
 
 
 def digit_rows() -> Iterator[tuple[Row, Image.Image]]:
@@ -103,30 +100,20 @@ def write(path: Path, rows: list[tuple[Row, Image.Image]], features: Features) -
     encoded = {name: [_encode(picture, name, **settings) for _, picture in rows] for name, settings in options.items()}
     kind = min(encoded, key=lambda name: sum(map(len, encoded[name])))
     pixels = hashlib.sha256()
-    for data, (_, picture) in zip(encoded[kind], rows, strict=True):
-        with Image.open(io.BytesIO(data)) as read_back:
-            if read_back.convert("RGB").tobytes() != picture.convert("RGB").tobytes():
-                raise SystemExit(f"{kind} did not keep every pixel")
-        pixels.update(picture.convert("RGB").tobytes())
-    columns: dict[str, list[Any]] = {name: [row[name] for row, _ in rows] for name in features if name != "image"}
-    columns["image"] = [
-        {"bytes": data, "path": f"{row['path']}.{kind.lower()}" if "/" not in row["path"] else row["path"]}
-        for data, (row, _) in zip(encoded[kind], rows, strict=True)
-    ]
-    table = pa.table({name: columns[name] for name in features}, schema=features.arrow_schema)
+    for data, (row, picture) in zip(encoded[kind], rows, strict=True):
+        pixels.update(raw := picture.convert("RGB").tobytes())
+        if Image.open(io.BytesIO(data)).convert("RGB").tobytes() != raw:
+            raise SystemExit(f"{kind} did not keep every pixel")
+        name = row["path"] if "/" in row["path"] else f"{row['path']}.{kind.lower()}"
+        row["image"] = {"bytes": data, "path": name}
+    table = pa.table({name: [row[name] for row, _ in rows] for name in features}, schema=features.arrow_schema)
     pq.write_table(table, path, row_group_size=500, compression="zstd")
-    return _tally(path, kind, [row for row, _ in rows], features, pixels.hexdigest())
-
-
-def _tally(path: Path, kind: str, rows: list[Row], features: Features, pixels: str) -> str:
-    names = features["label"].names
-    count = {
-        (label, split): sum(row["label"] == label and row["split"] == split for row in rows)
-        for label in range(len(names))
-        for split in SPLITS
-    }
-    lines = [f"| {name} | {count[label, 'train']} | {count[label, 'validation']} |" for label, name in enumerate(names)]
-    totals = [sum(count[label, split] for label in range(len(names))) for split in SPLITS]
+    counts = Counter((row["label"], row["split"]) for row, _ in rows)
+    totals = Counter(row["split"] for row, _ in rows)
+    lines = [
+        f"| {name} | {counts[label, 'train']} | {counts[label, 'validation']} |"
+        for label, name in enumerate(features["label"].names)
+    ]
     return "\n".join(
         [
             f"## {path.name}",
@@ -137,20 +124,13 @@ def _tally(path: Path, kind: str, rows: list[Row], features: Features, pixels: s
             "| class | train | validation |",
             "|---|---:|---:|",
             *lines,
-            f"| all | {totals[0]} | {totals[1]} |",
+            f"| all | {totals['train']} | {totals['validation']} |",
             "",
             f"- sha256 of the file: `{hashlib.sha256(path.read_bytes()).hexdigest()}`",
-            f"- sha256 of all pixels, RGB, row after row: `{pixels}`",
+            f"- sha256 of all pixels, RGB, row after row: `{pixels.hexdigest()}`",
             "",
         ]
     )
-
-
-def _member(archive: tarfile.TarFile, name: str) -> Any:
-    member = archive.extractfile(name)
-    if member is None:
-        raise SystemExit(f"{archive.name} has no file {name}")
-    return member
 
 
 def _encode(picture: Image.Image, kind: str, **settings: Any) -> bytes:
@@ -170,25 +150,23 @@ def main() -> None:
     parser.add_argument("twitter", type=Path, help="emoji-datasource-twitter-16.0.0.tgz")
     arguments = parser.parse_args()
     DATA.mkdir(parents=True, exist_ok=True)
-    text = Value("string")
+    features = {"image": ImageFeature(), "label": ClassLabel(names=list(CATEGORIES)), "split": Value("string")}
     emoji = Features(
-        image=ImageFeature(),
-        label=ClassLabel(names=list(CATEGORIES)),
-        split=text,
-        name=text,
+        **features,
+        name=Value("string"),
         vendor=ClassLabel(names=list(VENDORS)),
-        category=text,
-        subcategory=text,
-        unicode=text,
+        category=Value("string"),
+        subcategory=Value("string"),
+        unicode=Value("string"),
     )
-    digits = Features(image=ImageFeature(), label=ClassLabel(names=[str(digit) for digit in range(10)]), split=text)
-    tarballs = {"google": arguments.google, "twitter": arguments.twitter}
+    digits = Features(**features | {"label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    drawings = [*emoji_rows("google", arguments.google), *emoji_rows("twitter", arguments.twitter)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("pillow", "pyarrow", "mlxtend"))
     paragraphs = [
         "# The zoo's data\n",
         "Written by `make_data.py`, whose head gives the commands; licences and attribution are in LICENSES.md.",
         f"Made with {versions}. `datasets.load_dataset('parquet', data_files=...)` reads the files too.\n",
-        write(DATA / "emoji64.parquet", list(emoji_rows(tarballs)), emoji),
+        write(DATA / "emoji64.parquet", drawings, emoji),
         write(DATA / "digits.parquet", list(digit_rows()), digits),
     ]
     (DATA / "DATA.md").write_text("\n".join(paragraphs), encoding="utf-8")
