@@ -34,7 +34,7 @@ from mixar_core.data.cache import TokenCache
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.distributed import Processes
-from mixar_core.training.sources import training_source
+from mixar_core.training.sources import make_source
 
 SMALL = {"backbone.width": 64, "backbone.depth": 1, "backbone.heads": 2, "head.depth": 1, "head.width": 64}
 #: what is trained, as settings of the recipe
@@ -80,7 +80,7 @@ def tokens_alone(recipe: Recipe, cache: TokenCache | None, device: torch.device)
     registry = plugin_manager()
     data = open_data(recipe, registry, "train")
     objective = make_objective(build(recipe, registry, data=data), registry).to(device)
-    source = training_source(objective, data, cache, recipe.training, Processes(0, 1, device))
+    source = make_source(objective, data if cache is None else cache, recipe.training, Processes(0, 1, device))
 
     def batches() -> Iterator[None]:
         assert recipe.training is not None and recipe.training.steps is not None

@@ -67,6 +67,16 @@ class Processes:
             raise self.common_error(done[1])
         return done[0]
 
+    def together(self, work: Callable[[], None]) -> None:
+        """Do `work` in every process; the UserError of one, the first by rank, is everyone's."""
+        problem = None
+        try:
+            work()
+        except UserError as error:
+            problem = str(error)
+        if problems := [each for each in self.all_gather(problem) if each is not None]:
+            raise self.common_error(problems[0])
+
     def common_error(self, message: str) -> UserError:
         """What all processes raise for the same reason, so that it is printed once."""
         return UserError(message, reported=not self.is_main)
@@ -262,24 +272,6 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-
-
-def share(indices_A: Tensor, processes: Processes) -> Tensor:
-    """This process's part of a list of indices."""
-    return indices_A[processes.rank :: processes.world]
-
-
-def gathered(rows: Tensor, total: int, processes: Processes) -> Tensor:
-    """The rows of all processes, each its `share` of `total`, in the order before sharing: (total, ...), on the CPU."""
-    if processes.world == 1:
-        return rows.cpu()
-    # A collective wants equal shapes: shares differ by one row at most.
-    padded = rows.new_zeros(-(-total // processes.world), *rows.shape[1:], device=processes.device)
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(processes.world)]
-    with processes.meeting():
-        dist.all_gather(parts, padded)
-    return torch.stack(parts, dim=1).flatten(0, 1)[:total].cpu()
 
 
 def summed(values: Tensor, processes: Processes) -> Tensor:

@@ -77,7 +77,8 @@ class StepReport:
 class Callback:
     """Does nothing; override what you need. Built as `Class(config)`; called in the main process.
 
-    What a callback raises does not end a run, see `Callbacks`.
+    A UserError in `on_start` ends the run before it begins: someone is there to put it right. Nothing else that a
+    callback raises ends a run, see `Callbacks`.
     """
 
     #: Whether it is called in every process of the run; `RunInfo.rank` then tells it which one it is in.
@@ -112,11 +113,10 @@ class Callback:
         self.on_end(run, step)
 
 
-class Callbacks(Callback):
-    """Several callbacks as one. A run of days must not die of what only watches it.
+class Callbacks:
+    """Calls several callbacks. A run of days must not die of what only watches it.
 
-    A UserError in `on_start` ends the run before it begins: someone is there to put it right. Whatever else a callback
-    raises, then or later, is reported on standard error, and the run goes on without that callback.
+    Whatever a callback raises is reported on standard error, and the run goes on without that callback.
 
     Args:
         callbacks: the same in all processes.
@@ -129,47 +129,17 @@ class Callbacks(Callback):
         #: under FSDP all processes draw them together, and only the main one knows of the failure.
         self.want_previews = any(type(callback).on_preview is not Callback.on_preview for callback in callbacks)
 
-    def on_start(self, run: RunInfo) -> None:
+    def call(self, step: int, hook: Callable[[Callback], None], *, fatal: type[Exception] | tuple[()] = ()) -> None:
+        """Call each one's `hook` after `step` steps; an error of the kind `fatal` is not caught."""
         for callback in list(self.active):
             try:
-                callback.on_start(run)
-            except UserError:
+                hook(callback)
+            except fatal:
                 raise
             except Exception as error:
-                self._drop(callback, run.first_step, error)
-
-    def on_step(self, run: RunInfo, report: StepReport) -> None:
-        self._each(report.step, lambda callback: callback.on_step(run, report))
-
-    def on_evaluation(self, run: RunInfo, step: int, losses: Mapping[str, float]) -> None:
-        self._each(step, lambda callback: callback.on_evaluation(run, step, losses))
-
-    def on_preview(self, run: RunInfo, step: int, rows: Mapping[str, Tensor]) -> None:
-        self._each(step, lambda callback: callback.on_preview(run, step, rows))
-
-    def on_checkpoint(self, run: RunInfo, step: int, path: Path) -> None:
-        self._each(step, lambda callback: callback.on_checkpoint(run, step, path))
-
-    def on_end(self, run: RunInfo, step: int) -> None:
-        self._each(step, lambda callback: callback.on_end(run, step))
-
-    def on_failure(self, run: RunInfo, step: int, error: BaseException) -> None:
-        self._each(step, lambda callback: callback.on_failure(run, step, error))
-
-    def _each(self, step: int, action: Callable[[Callback], None]) -> None:
-        for callback in list(self.active):
-            try:
-                action(callback)
-            except Exception as error:
-                self._drop(callback, step, error)
-
-    def _drop(self, callback: Callback, step: int, error: Exception) -> None:
-        self.active = [other for other in self.active if other is not callback]
-        if not isinstance(error, UserError):  # a UserError's line says it all
-            traceback.print_exception(error)
-        name, reason = type(callback).__name__, " ".join(f"{type(error).__name__}: {error}".split())
-        print(
-            f"warning: callback {name} failed at step {step}, the run goes on without it ({reason})",
-            file=sys.stderr,
-            flush=True,
-        )
+                self.active = [other for other in self.active if other is not callback]
+                if not isinstance(error, UserError):  # a UserError's line says it all
+                    traceback.print_exception(error)
+                name, reason = type(callback).__name__, " ".join(f"{type(error).__name__}: {error}".split())
+                warning = f"callback {name} failed at step {step}, the run goes on without it ({reason})"
+                print(f"warning: {warning}", file=sys.stderr, flush=True)

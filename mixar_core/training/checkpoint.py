@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from attrs import frozen
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -38,6 +37,7 @@ from mixar_core.distributed import TIMEOUT, Processes
 from mixar_core.errors import UserError
 from mixar_core.storage import file_sha256, sync, write_text, writing
 from mixar_core.training.ema import local
+from mixar_core.training.settings import TrainingConfig
 
 # A run of one process needs no process group, and torch says so at every save.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -62,15 +62,6 @@ def checkpoint_step(path: Path) -> int:
     return int(match[1])
 
 
-@frozen
-class CheckpointInfo:
-    """What a checkpoint's run.json says: steps done, settings of the run, how many processes wrote it."""
-
-    step: int
-    settings: Mapping[str, Any]
-    processes: int
-
-
 def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     """The newest whole checkpoint of a run folder, and what is wrong with the newer ones. Reads every byte of it.
 
@@ -88,10 +79,10 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     raise UserError(f"{folder} holds no checkpoint to resume from; start anew, without resume and in an empty folder")
 
 
-def read_info(path: Path) -> CheckpointInfo:
-    """What a whole checkpoint says of itself."""
-    run = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    return CheckpointInfo(run["step"], run["settings"], run["processes"])
+def read_run(path: Path) -> dict[str, Any]:
+    """A checkpoint's run.json."""
+    run: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    return run
 
 
 def load_tensors(path: Path, into: Tensors, processes: Processes) -> None:
@@ -134,26 +125,16 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 class Checkpoints:
-    """The checkpoints of a run. Every process of it has one, and calls `save` and `wait` at the same steps.
+    """The checkpoints of a run folder. Every process has one, and calls `save` and `wait` at the same steps."""
 
-    Args:
-        folder: the run's.
-        keep_last: how many of the newest are kept.
-        keep_every: those of multiples of so many steps are kept for good; 0: none.
-        background: write while training goes on. What is written is copied to the CPU's memory first.
-    """
-
-    def __init__(
-        self, folder: Path, processes: Processes, *, keep_last: int, keep_every: int = 0, background: bool = False
-    ) -> None:
-        self.root, self.processes = folder / "checkpoints", processes
-        self.keep_last, self.keep_every = keep_last, keep_every
+    def __init__(self, folder: Path, processes: Processes, config: TrainingConfig) -> None:
+        self.root, self.processes, self.config = folder / "checkpoints", processes, config
         # A group of its own: its messages must not mix with the training's while both are under way.
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if processes.world > 1 else None
-        self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if config.background_checkpoints else None
         self._pending: Future[None] | None = None
         # It copies in the calling thread, without pinned or shared memory: when it returns, training may go on.
-        self._stager = DefaultStager(StagingOptions(False, False, False, False)) if background else None
+        self._stager = DefaultStager(StagingOptions(False, False, False, False))
         self._finished: list[Path] = []
 
     def clean(self, step: int) -> None:
@@ -175,7 +156,7 @@ class Checkpoints:
                     os.replace(path, aside)
                 print(f"warning: {path} is damaged, and is kept as {aside.name}", file=sys.stderr)
 
-    def save(self, tensors: Tensors, info: CheckpointInfo) -> None:
+    def save(self, tensors: Tensors, step: int, settings: Mapping[str, Any]) -> None:
         """Write a checkpoint, or in the background begin to, once the one before is complete.
 
         Every process writes its part of the tensors: of sharded ones its shard, of the others those of `own_part`.
@@ -184,16 +165,16 @@ class Checkpoints:
             UserError: it cannot be written, or the one before could not; the older ones are as they were.
         """
         self.wait()
-        path = self.root / f"step-{info.step:08d}"
+        path = self.root / f"step-{step:08d}"
         if self.processes.on_main(lambda: self._open(path)):
             return  # a run that was resumed at its own last step
         tensors = {part: own_part(values, self.processes) for part, values in tensors.items()}
-        if self._thread is None or self._stager is None:
-            problem = self._write(path, tensors)
-            self.processes.on_main(lambda: self._complete(path, info, problem))
-            return
-        staged: Any = self._stager.stage(tensors)
-        self._pending = self._thread.submit(self._write_and_complete, path, staged, info)
+        run = {"step": step, "settings": dict(settings), "processes": self.processes.world}
+        if self._thread is None:
+            self.processes.together(lambda: self._write(path, tensors, run))
+        else:
+            staged: Any = self._stager.stage(tensors)
+            self._pending = self._thread.submit(self._write, path, staged, run)
 
     def wait(self) -> None:
         """Until nothing is being written.
@@ -203,10 +184,7 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            error = pending.exception()
-            if error is not None and not isinstance(error, UserError):
-                raise error
-            self.processes.on_main(pending.result)
+            self.processes.together(pending.result)
 
     def close(self) -> None:
         """Until this process writes nothing more, whatever became of it; the others need not call it."""
@@ -225,56 +203,47 @@ class Checkpoints:
 
     def _open(self, path: Path) -> bool:
         """Whether it is there already, and whole; if not, make room for it."""
-        if path.exists():
-            if _problem(path) is None:
-                return True
-            shutil.rmtree(path, ignore_errors=True)
-        unfinished = _unfinished(path)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if path.exists() and _problem(path) is None:
+            return True
+        for left in (path, _unfinished(path)):
+            shutil.rmtree(left, ignore_errors=True)
         with writing(path):
-            unfinished.mkdir(parents=True)
+            _unfinished(path).mkdir(parents=True)
         return False
 
-    def _write_and_complete(self, path: Path, tensors: Tensors, info: CheckpointInfo) -> None:
-        problem = self._write(path, tensors)
-        if self.processes.is_main:
-            self._complete(path, info, problem)
-
-    def _write(self, path: Path, tensors: Tensors) -> str | None:
-        """This process's share of the files; what went wrong in any of them."""
-        try:
-            for part, values in tensors.items():
-                writer = HuggingFaceStorageWriter(str(_unfinished(path) / part), save_distributed=True)
-                save(_plain(values), storage_writer=writer, process_group=self._group, no_dist=self._group is None)
-        except (CheckpointException, OSError, SafetensorError) as error:
-            return _reason(error)
-        return None
-
-    def _complete(self, path: Path, info: CheckpointInfo, problem: str | None) -> None:
-        """Checksums, the name, and the old ones' removal; for the main process."""
+    def _write(self, path: Path, tensors: Tensors, run: dict[str, Any]) -> None:
+        """This process's share of the files; the main one then completes the checkpoint."""
         unfinished = _unfinished(path)
         try:
-            if problem is not None:
-                raise UserError(f"{path} cannot be written: {problem}")
             with writing(path):
-                files = {str(file.relative_to(unfinished)): _digest(file) for file in sorted(unfinished.rglob("*.*"))}
-                run = {"step": info.step, "settings": dict(info.settings), "processes": info.processes}
-                write_text(unfinished / "run.json", json.dumps({**run, "files": files}, indent=1))
-                for part in {(unfinished / name).parent for name in files}:
-                    sync(part)
-                os.replace(unfinished, path)
-                sync(path.parent)
+                for part, values in tensors.items():
+                    writer = HuggingFaceStorageWriter(str(unfinished / part), save_distributed=True)
+                    save(_plain(values), storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+                if self.processes.is_main:
+                    self._complete(path, run)
+        except CheckpointException as error:
+            raise UserError(f"{path} cannot be written: {_reason(error)}") from error
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            if self.processes.is_main:
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _complete(self, path: Path, run: dict[str, Any]) -> None:
+        """Checksums, the name, and the old ones' removal."""
+        unfinished = _unfinished(path)
+        files = {str(file.relative_to(unfinished)): _digest(file) for file in sorted(unfinished.rglob("*.*"))}
+        write_text(unfinished / "run.json", json.dumps({**run, "files": files}, indent=1))
+        for part in {(unfinished / name).parent for name in files}:
+            sync(part)
+        os.replace(unfinished, path)
+        sync(path.parent)
         self._finished.append(path)
-        for old in list_checkpoints(path.parent.parent)[: -self.keep_last]:
-            if self.keep_every and checkpoint_step(old) % self.keep_every == 0:
-                continue
-            # Renamed first: a half-removed folder must not look complete.
-            doomed = old.with_name(f".{old.name}.removed")
-            with writing(old):
+        every = self.config.keep_every
+        for old in list_checkpoints(self.root.parent)[: -self.config.keep_last]:
+            if not every or checkpoint_step(old) % every:
+                # Renamed first: a half-removed folder must not look complete.
+                doomed = old.with_name(f".{old.name}.removed")
                 os.replace(old, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+                shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _unfinished(path: Path) -> Path:
@@ -313,7 +282,7 @@ def _digest(file: Path) -> dict[str, Any]:
 def _problem(path: Path) -> str | None:
     """What is wrong with a checkpoint; None: it is whole."""
     try:
-        for name, expected in json.loads((path / "run.json").read_text(encoding="utf-8"))["files"].items():
+        for name, expected in read_run(path)["files"].items():
             size = (path / name).stat().st_size
             if size != expected["bytes"]:
                 return f"{name} has {size} bytes, not the {expected['bytes']} written"

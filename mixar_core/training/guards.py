@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from attrs import asdict, frozen
 from torch import Tensor, nn
 
 from mixar_core.data.source import Batch, Source
-from mixar_core.data.tokens import CachedTokens
 from mixar_core.storage import write_text, write_weights, writing
 from mixar_core.training.ema import local
 from mixar_core.training.engine import Engine
@@ -32,40 +30,31 @@ class Bad:
     backward: bool = False
 
 
-def not_finite(values: Mapping[str, float]) -> list[str]:
-    """Names of the values that are not finite."""
-    return [name for name, value in values.items() if not math.isfinite(value)]
-
-
-def find_bad(engine: Engine, batch: Batch, source: Source, *, step: int) -> Bad | None:
+def look_again(engine: Engine, batch: Batch, source: Source, *, step: int) -> Iterator[Bad]:
     """Compute a step's loss again, whose randomness is a function of the step, and watch every tensor of it.
 
-    Under FSDP all processes must call it, and compute the loss together whatever each has found before.
+    Under FSDP all processes must go through it to the end: they compute the loss together.
     """
     rank, indices = engine.processes.rank, source.wanted(step)[0]
-    found: Bad | None = None
     for name, tensor in tensors_of(batch).items():
-        good_B = tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else tensor.isfinite()
-        if not good_B.all():
-            found = found or Bad(rank, f"input {name}", indices[~good_B.cpu()].tolist())
-    for name, parameter in engine.objective.trained.named_parameters():
-        if not _is_finite(parameter):
-            found = found or Bad(rank, f"weights {name}", [])
+        bad_B = ~tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else ~tensor.isfinite()
+        if bad_B.any():
+            yield Bad(rank, f"input {name}", indices[bad_B.cpu()].tolist())
+    named = list(engine.objective.trained.named_parameters())
+    yield from (Bad(rank, f"weights {name}", []) for name, p in named if not _is_finite(p))
     engine.optimizer.zero_grad(set_to_none=True)
     engine.seed_dropout(step)
     for part in engine.micro_batches(batch, source, step):
         with _watched(engine.objective) as seen, engine.autocast():
             total = engine.objective(part.batch, step=step, steps=engine.steps, noise=part.noise).total
         total.backward()
-        if not seen and not _is_finite(total):
+        if not _is_finite(total):
             seen.append("the loss")
-        if seen:
-            found = found or Bad(rank, seen[0], indices[part.rows].tolist())
-        elif found is None:  # backwards, the parameter nearest to the loss comes first
-            named = reversed(list(engine.objective.trained.named_parameters()))
-            bad = [name for name, p in named if p.grad is not None and not _is_finite(p.grad)]
-            found = Bad(rank, f"gradient of {bad[0]}", indices[part.rows].tolist(), backward=True) if bad else None
-    return found
+        images = indices[part.rows].tolist()
+        yield from (Bad(rank, what, images) for what in seen[:1])
+        # backwards, the parameter nearest to the loss comes first
+        bad = [name for name, p in reversed(named) if p.grad is not None and not _is_finite(p.grad)]
+        yield from (Bad(rank, f"gradient of {name}", images, backward=True) for name in bad[:1])
 
 
 def where_it_began(engine: Engine, batch: Batch, source: Source, folder: Path, *, step: int) -> str:
@@ -74,10 +63,11 @@ def where_it_began(engine: Engine, batch: Batch, source: Source, folder: Path, *
     All processes must call it; all get the same words.
     """
     processes = engine.processes
-    found = [bad for bad in processes.all_gather(find_bad(engine, batch, source, step=step)) if bad is not None]
+    own = list(look_again(engine, batch, source, step=step))[:1]
+    found: list[Bad] = [bad for each in processes.all_gather(own) for bad in each]
     if not found:
         return "it was finite when computed again, which points at the hardware"
-    first: Bad = min(found, key=lambda bad: bad.backward)  # backwards, it spreads to the other processes
+    first = min(found, key=lambda bad: bad.backward)  # backwards, it spreads to the other processes
     path = folder / "bad" / f"step-{step + 1:08d}-rank-{first.rank}.safetensors"
     if first.rank == processes.rank:
         with writing(path):
@@ -92,13 +82,9 @@ def tensors_of(batch: Batch) -> dict[str, Tensor]:
     """A batch's tensors by name."""
     if isinstance(batch, ImageBatch):
         return {"images": batch.images_B3HW, "labels": batch.labels_B}
-    assert isinstance(batch, CachedTokens)
-    tensors = {"labels": batch.labels_B}
-    if batch.codes_BN is not None:
-        tensors["codes"] = batch.codes_BN
-    if batch.posterior is not None:
-        tensors["latents"] = batch.posterior.mean_BChw
-    return tensors
+    latents = None if batch.posterior is None else batch.posterior.mean_BChw
+    tensors = {"labels": batch.labels_B, "codes": batch.codes_BN, "latents": latents}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 @contextmanager
@@ -123,6 +109,4 @@ def _watched(root: nn.Module) -> Iterator[list[str]]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point():
-        return True
     return bool(torch.isfinite(local(tensor.detach())).all())

@@ -5,46 +5,45 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mixar_core.distributed import Processes
 from mixar_core.storage import write_text, writing
+
+T = TypeVar("T")
 
 
 class Meter:
     """Means of losses, and times, since the last report; what happens between steps is not counted."""
 
     def __init__(self) -> None:
+        self._started, self._waits = 0.0, False
         self.clear()
 
     def clear(self) -> None:
         """Start anew."""
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0
         self._sums: dict[str, float] = {}
-        self._started = 0.0
-        self._waits = False
 
-    def start(self) -> None:
+    def next(self, batches: Iterator[T]) -> T:
         """A step begins, by waiting for its batch."""
         self._started, self._waits = time.perf_counter(), True
+        batch = next(batches)
+        self.waited += self.waiting()
+        self._waits = False
+        return batch
 
     def waiting(self) -> float:
         """Seconds of the present wait for a batch, 0 if there is none."""
         return time.perf_counter() - self._started if self._waits else 0.0
 
-    def arrived(self) -> None:
-        """The batch is there."""
-        self._waits = False
-        self.waited += time.perf_counter() - self._started
-
     def stop(self, losses: Mapping[str, float]) -> None:
         """The step is done."""
         self.steps += 1
         self.seconds += time.perf_counter() - self._started
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in losses.items()}
 
     def losses(self) -> dict[str, float]:
         """Means over the steps."""
@@ -85,7 +84,7 @@ class Unreadable:
     """
 
     def __init__(self, folder: Path, processes: Processes, *, limit: int, split: str) -> None:
-        self.path, self.processes, self.limit, self.split = folder / "unreadable.jsonl", processes, limit, split
+        self.log, self.processes, self.limit, self.split = RunLog(folder, "unreadable.jsonl"), processes, limit, split
         self._named: set[int] = set()
         self._counted = limit
 
@@ -99,20 +98,19 @@ class Unreadable:
                 processes do not ask each other which ones.
         """
         for index in sorted(found.keys() - self._named):
-            self._named.add(index)
             print(f"warning: {self.split} image {index} is skipped: {found[index]}", file=sys.stderr)
-            line = {"step": step, "split": self.split, "rank": self.processes.rank, "index": index}
-            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "reason": found[index]}) + "\n")
+            about = {"split": self.split, "rank": self.processes.rank, "index": index, "reason": found[index]}
+            self.log.write("unreadable", step, **about)
+        self._named.update(found)
         if total is None:
             total = sum(self.processes.all_gather(len(found)))
         if total <= self._counted:
             return None
         self._counted = total
         count = len(set[int]().union(*self.processes.all_gather(set(found))))
-        if count <= self.limit:
-            return None
         return (
             f"data: {count} {self.split} images cannot be read, more than training.max_unreadable {self.limit}; they "
-            f"are named in {self.path}"
+            f"are named in {self.log.path}"
+            if count > self.limit
+            else None
         )

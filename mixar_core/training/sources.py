@@ -21,45 +21,28 @@ from mixar_core.types import ImageBatch
 VALIDATION_SEED = 0
 
 
-def training_source(
-    objective: Objective,
-    dataset: ImageDataset | None,
-    cache: TokenCache | None,
-    config: TrainingConfig,
-    processes: Processes,
-) -> Source:
-    """What training steps read: `cache` if there is one, or else `dataset`."""
-    data = dataset if cache is None else cache
-    assert data is not None
-    return _source(objective, data, config, processes, config.batch_size, seed=config.seed, flip=config.flip)
-
-
-def validation_source(
-    objective: Objective, dataset: ImageDataset, config: TrainingConfig, processes: Processes
-) -> Source:
-    """What measurements on the validation split read: batches of the training's size, or of as many as there are.
-
-    Raises:
-        UserError: there are fewer images than processes.
-    """
-    batch_size = min(config.batch_size, len(dataset) // processes.world * processes.world)
-    if batch_size == 0:
-        raise UserError(f"data: the validation split has {len(dataset)} images for {processes.world} processes")
-    return _source(objective, dataset, config, processes, batch_size, seed=VALIDATION_SEED, flip=False)
-
-
-def _source(
+def make_source(
     objective: Objective,
     data: ImageDataset | TokenCache,
     config: TrainingConfig,
     processes: Processes,
-    batch_size: int,
     *,
-    seed: int,
-    flip: bool,
+    validation: bool = False,
 ) -> Source:
-    order = ShuffledOrder(len(data), batch_size, seed=seed)
-    share = BatchShard.of(batch_size, rank=processes.rank, world=processes.world)
+    """What training steps read, or measurements on the validation split.
+
+    The latter are batches of the training's size, or of as many images as there are, in the same order in every run.
+
+    Raises:
+        UserError: the validation split has fewer images than there are processes.
+    """
+    size, seed, flip = config.batch_size, config.seed, config.flip
+    if validation:
+        size, seed, flip = min(size, len(data) // processes.world * processes.world), VALIDATION_SEED, False
+        if size == 0:
+            raise UserError(f"data: the validation split has {len(data)} images for {processes.world} processes")
+    order = ShuffledOrder(len(data), size, seed=seed)
+    share = BatchShard.of(size, rank=processes.rank, world=processes.world)
     count, device, workers, unreadable = len(data), processes.device, config.workers, dict[int, str]()
     pin = device.type == "cuda"
     read: Read
@@ -84,24 +67,17 @@ def _kinds(objective: Objective) -> list[str]:
 
 
 def preview_images(
-    objective: Objective,
-    dataset: ImageDataset | None,
-    cache: TokenCache | None,
-    config: TrainingConfig,
-    device: torch.device,
+    objective: Objective, data: ImageDataset | TokenCache, config: TrainingConfig, device: torch.device
 ) -> ImageBatch:
-    """Some images of a data set, always the same; without one, what tokens of the cache decode to."""
-    size = len(cache if dataset is None and cache is not None else dataset or ())
-    count = min(config.preview_images, size)
-    order = ShuffledOrder(size, count, seed=VALIDATION_SEED)
-    if dataset is not None:
+    """Some images of a data set, always the same; or what some tokens of a cache decode to."""
+    count = min(config.preview_images, len(data))
+    order = ShuffledOrder(len(data), count, seed=VALIDATION_SEED)
+    if isinstance(data, ImageDataset):
         skipped = config.max_unreadable
-        (images,) = each_once(dataset, order.indices(0), batch_size=count, max_unreadable=skipped)
-        return images.to(device)
-    assert cache is not None
+        return next(each_once(data, order.indices(0), batch_size=count, max_unreadable=skipped)).to(device)
     noise = step_noise(Stream.TOKENS, seed=VALIDATION_SEED, step=0, device=device)
     plain = torch.zeros(count, dtype=torch.bool)
-    return objective.detokenize(cache.rows(order.indices(0), plain, _kinds(objective)).to(device), noise=noise)
+    return objective.detokenize(data.rows(order.indices(0), plain, _kinds(objective)).to(device), noise=noise)
 
 
 def shared_batches(

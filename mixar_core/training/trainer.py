@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from attrs import field, frozen
@@ -22,26 +24,24 @@ from mixar_core.precision import tf32_where
 from mixar_core.storage import FolderLock, user_path, write_text, write_weights, writing
 from mixar_core.training.callback import Callback, Callbacks, RunInfo, StepReport
 from mixar_core.training.checkpoint import (
-    CheckpointInfo,
     Checkpoints,
     checkpoint_step,
     list_checkpoints,
     load_tensors,
     newest_checkpoint,
-    read_info,
+    read_run,
     stored_shapes,
 )
 from mixar_core.training.engine import Engine, Gradients
-from mixar_core.training.guards import not_finite, where_it_began
+from mixar_core.training.guards import where_it_began
 from mixar_core.training.log import Meter, RunLog, Unreadable
 from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.sources import (
     VALIDATION_SEED,
+    make_source,
     preview_images,
     shared_batches,
-    training_source,
-    validation_source,
 )
 
 
@@ -124,19 +124,21 @@ class Trainer:
         images = len(cache) if cache is not None else len(train_set or ())
         if images == 0:
             raise UserError("data: the training split has no images")
-        self.objective, self.config, self.folder, self.processes = objective, config, folder, processes
-        self.objective_name = type(objective).__name__  # FSDP makes another class of it
-        self.train_set, self.validation_set, self.cache, self.images = train_set, validation_set, cache, images
-        self.callbacks = Callbacks(callbacks, is_main=processes.is_main)
-        self.device = processes.device
-        self.steps = config.total_steps(images)
         # refuses a batch that is not to be shared out, before anything is written
         BatchShard.of(config.batch_size, rank=processes.rank, world=processes.world)
-        self.lock = FolderLock(folder)
-        self.log = RunLog(folder)
-        self.meter = Meter()
-        kept = {"keep_last": config.keep_last, "keep_every": config.keep_every}
-        self.checkpoints = Checkpoints(folder, processes, **kept, background=config.background_checkpoints)
+        self.objective, self.config, self.folder, self.processes = objective, config, folder, processes
+        self.train_set, self.validation_set, self.cache = train_set, validation_set, cache
+        self.steps, self.warmup = config.total_steps(images), config.total_warmup(images)
+        #: what a resumed run must share with the one it goes on with
+        self.settings = config.fingerprint() | {
+            "objective": type(objective).__name__,
+            "images": images,
+            "latents": "samples" if cache is not None and cache.stores == "samples" else "posteriors",
+            **({"steps": self.steps} if objective.needs_length else {}),
+        }
+        self.lock, self.log, self.meter = FolderLock(folder), RunLog(folder), Meter()
+        self.callbacks = Callbacks(callbacks, is_main=processes.is_main)
+        self.checkpoints = Checkpoints(folder, processes, config)
         self.unreadable, self.unreadable_validation = (
             Unreadable(folder, processes, limit=config.max_unreadable, split=split) for split in ("train", "validation")
         )
@@ -153,25 +155,20 @@ class Trainer:
     def prepare(self, files: Mapping[str, str], *, resume: bool) -> None:
         """Check the folder, build what the steps need, and load the checkpoint if there is one to go on with."""
         config, processes = self.config, self.processes
-        checkpoint = processes.on_main(lambda: self._open_folder(files, resume=resume))
-        warmup = config.total_warmup(self.images)
-        self.engine = Engine(self.objective, config, processes, steps=self.steps, warmup=warmup)
+        checkpoint = processes.on_main(self._resumed if resume else lambda: self._begun(files))
+        self.engine = Engine(self.objective, config, processes, steps=self.steps, warmup=self.warmup)
         if checkpoint is not None:
             self._load(checkpoint)
-        processes.on_main(lambda: self.checkpoints.clean(self.done))
-        self.source = training_source(self.objective, self.train_set, self.cache, config, processes)
+        processes.on_main(self._forget)
+        data = self.train_set if self.cache is None else self.cache
+        assert data is not None
+        self.source = make_source(self.objective, data, config, processes)
         self.validation: Source | None = None
         if self.validation_set is not None and config.evaluate_every:
-            self.validation = validation_source(self.objective, self.validation_set, config, processes)
+            self.validation = make_source(self.objective, self.validation_set, config, processes, validation=True)
 
-    def _open_folder(self, files: Mapping[str, str], *, resume: bool) -> Path | None:
-        if resume:
-            if self.folder.is_dir():
-                self.lock.take()
-            checkpoint, damaged = newest_checkpoint(self.folder)
-            for problem in damaged:
-                print(f"warning: not resumed from {problem}", file=sys.stderr)
-            return checkpoint
+    def _begun(self, files: Mapping[str, str]) -> None:
+        """A folder for a new run, with `files` in it."""
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(f"{self.folder} is not an empty folder; choose a new one, or resume the run in it")
         with writing(self.folder):
@@ -179,31 +176,37 @@ class Trainer:
         self.lock.take()
         for name, text in files.items():
             write_text(self.folder / name, text)
-        return None
+
+    def _resumed(self) -> Path:
+        """The checkpoint to go on with."""
+        if self.folder.is_dir():
+            self.lock.take()
+        checkpoint, damaged = newest_checkpoint(self.folder)
+        for problem in damaged:
+            print(f"warning: not resumed from {problem}", file=sys.stderr)
+        return checkpoint
 
     def _load(self, checkpoint: Path) -> None:
         """Put the run back to where it was."""
-        info: CheckpointInfo = self.processes.on_main(lambda: read_info(checkpoint))
-        then, now = info.settings, self._settings()
+        run = read_run(checkpoint)
+        self.done, then, now = run["step"], run["settings"], self.settings
         names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
         differing = [f"{name} was {then.get(name)}, is {now.get(name)}" for name in names]
-        if info.step > self.steps:
-            differing.append(f"steps done were {info.step}, steps is {self.steps}")
+        if self.done > self.steps:
+            differing.append(f"steps done were {self.done}, steps is {self.steps}")
         if differing:
             raise self.processes.common_error(
                 f"{checkpoint} was written with other settings: {', '.join(differing)}; resume with those, or start "
                 "a new run"
             )
-        if info.processes != self.processes.world and self.processes.is_main:
+        if run["processes"] != self.processes.world and self.processes.is_main:
             print(
-                f"warning: this run was shared by {info.processes} processes and goes on with {self.processes.world}: "
-                "the same batches and draws, but sums are rounded in another order",
+                f"warning: this run was shared by {run['processes']} processes and goes on with "
+                f"{self.processes.world}: the same batches and draws, but sums are rounded in another order",
                 file=sys.stderr,
             )
-        self.engine.expect(stored_shapes(checkpoint / "optimizer"), steps_done=info.step)
+        self.engine.expect(stored_shapes(checkpoint / "optimizer"), steps_done=self.done)
         load_tensors(checkpoint, self.engine.state(), self.processes)
-        self.done = info.step
-        self.processes.on_main(self._forget)
 
     def _forget(self) -> None:
         """What steps yet to be done will write anew; finished weights would be taken for newer than a checkpoint."""
@@ -211,21 +214,14 @@ class Trainer:
         for name in ("weights.safetensors", "weights_raw.safetensors") if self.done < self.steps else ():
             with writing(self.folder / name):
                 (self.folder / name).unlink(missing_ok=True)
-
-    def _settings(self) -> dict[str, object]:
-        """What a resumed run must share with the one it goes on with."""
-        drawn = "samples" if self.cache is not None and self.cache.stores == "samples" else "posteriors"
-        about: dict[str, object] = {"objective": self.objective_name, "images": self.images, "latents": drawn}
-        if self.objective.needs_length:
-            about["steps"] = self.steps
-        return {**self.config.fingerprint(), **about}
+        self.checkpoints.clean(self.done)
 
     # ---------------------------------------------------------------- the run
 
     def run(self, signals: StopSignals, *, flop_per_image: float | None) -> Result:
         """All steps, or as many as there are before a signal; then the weights."""
         started = time.perf_counter()
-        info = RunInfo(
+        self.info = info = RunInfo(
             name=self.folder.name,
             folder=self.folder,
             steps=self.steps,
@@ -234,54 +230,45 @@ class Trainer:
             processes=self.processes.world,
             rank=self.processes.rank,
             precision=self.config.precision,
-            device=self.device,
+            device=self.processes.device,
             flop_per_image=flop_per_image,
             waiting=self.meter.waiting,
         )
-        self._start(info)
+        # what a callback cannot do in one process ends the run in all
+        self.processes.together(lambda: self._tell(lambda each: each.on_start(info), fatal=UserError))
         try:
-            self._steps(info, signals)
+            self._steps(signals)
         except BaseException as error:
-            self.callbacks.on_failure(info, self.done, error)
+            failure = error
+            self._tell(lambda each: each.on_failure(info, self.done, failure))
             raise
-        self.callbacks.on_end(info, self.done)
+        self._tell(lambda each: each.on_end(info, self.done))
         return Result(self.folder, self.done, self.steps, self.last_losses, time.perf_counter() - started)
 
-    def _start(self, info: RunInfo) -> None:
-        """Tell the callbacks; what one of them cannot do in any process ends the run in all."""
-        problem = None
-        try:
-            self.callbacks.on_start(info)
-        except UserError as error:
-            problem = str(error)
-        if problems := [each for each in self.processes.all_gather(problem) if each]:
-            raise self.processes.common_error(problems[0])
+    def _tell(self, hook: Callable[[Callback], None], **how: Any) -> None:
+        self.callbacks.call(self.done, hook, **how)
 
-    def _steps(self, info: RunInfo, signals: StopSignals) -> None:
+    def _steps(self, signals: StopSignals) -> None:
         """The training loop."""
         config, stop = self.config, False
         batches = self.source.batches(self.done, self.steps)
         while self.done < self.steps and not stop:
-            self.meter.start()
-            batch = next(batches)
-            self.meter.arrived()
+            batch = self.meter.next(batches)
             gradients = self._step(batch, stop=signals.requested)
             self.meter.stop(gradients.losses)
-            stop = gradients.counts["stop"] > 0
-            self.done += 1
+            self.done, stop = self.done + 1, gradients.counts["stop"] > 0
             last = self.done == self.steps
             if self._due(config.log_every, last or stop):
-                self._report(info, gradients.norm)
+                self._report(gradients.norm)
             if self.validation is not None and self._due(config.evaluate_every, last):
-                self._evaluate(info, self.validation)
+                self._evaluate(self.validation)
             if config.preview_every and self._due(config.preview_every, last):
-                self._preview(info)
+                self._preview()
             if self._due(config.checkpoint_every, last or stop):
-                about = CheckpointInfo(self.done, self._settings(), self.processes.world)
-                self.checkpoints.save(self.engine.state(), about)
-            self._announce(info)
+                self.checkpoints.save(self.engine.state(), self.done, self.settings)
+            self._announce()
         self.checkpoints.wait()
-        self._announce(info)
+        self._announce()
         if self.done == self.steps:
             self._finish()
 
@@ -295,83 +282,81 @@ class Trainer:
         gradients = self.engine.gradients(batch, self.source, step=step, counts=counts)
         if gradients.counts["failed"]:
             self.checkpoints.wait()
-        if reason := self.unreadable.too_many(unreadable, step=step, total=round(gradients.counts["unreadable"])):
-            raise self._stopped(reason)
-        if bad := not_finite({**gradients.losses, "gradient norm": gradients.norm}):
+        self._refuse(self.unreadable.too_many(unreadable, step=step, total=round(gradients.counts["unreadable"])))
+        figures = {**gradients.losses, "gradient norm": gradients.norm}
+        if bad := [name for name, value in figures.items() if not math.isfinite(value)]:
             where = where_it_began(self.engine, batch, self.source, self.folder, step=step)
-            raise self._stopped(f"step {step + 1}: not finite: {', '.join(bad)}; {where}")
+            self._refuse(f"step {step + 1}: not finite: {', '.join(bad)}; {where}")
         self.engine.update(step, gradients.norm)
         return gradients
 
-    def _stopped(self, reason: str) -> UserError:
-        """What all processes raise for one reason, once the checkpoint that is being written is complete."""
-        self.checkpoints.wait()
-        kept = self.processes.on_main(lambda: list_checkpoints(self.folder))
-        state = f"the last good state is {kept[-1]}" if kept else "without checkpoint"
-        return self.processes.common_error(f"{reason}; the run is stopped, {state}")
+    def _refuse(self, reason: str | None) -> None:
+        """End the run in all processes if there is a reason, once the checkpoint that is being written is complete."""
+        if reason is not None:
+            self.checkpoints.wait()
+            kept = self.processes.on_main(lambda: list_checkpoints(self.folder))
+            state = f"the last good state is {kept[-1]}" if kept else "without checkpoint"
+            raise self.processes.common_error(f"{reason}; the run is stopped, {state}")
 
     # ---------------------------------------------------------------- between steps
 
-    def _report(self, info: RunInfo, norm: float) -> None:
+    def _report(self, norm: float) -> None:
         meter, self.last_losses = self.meter, self.meter.losses()
         waited = max(self.processes.all_gather(meter.waited))  # the slowest loader holds all of them up
-        report = StepReport(
-            step=self.done,
-            losses=self.last_losses,
-            learning_rate=self.engine.optimizer.param_groups[0]["lr"],
-            gradient_norm=norm,
-            images_per_second=meter.steps * self.config.batch_size / meter.seconds,
-            seconds_left=(self.steps - self.done) * meter.seconds / meter.steps,
-            waiting_share=min(1.0, waited / meter.seconds),
-        )
+        figures: dict[str, Any] = {
+            "losses": self.last_losses,
+            "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
+            "gradient_norm": norm,
+            "images_per_second": meter.steps * self.config.batch_size / meter.seconds,
+            "waiting_share": min(1.0, waited / meter.seconds),
+        }
+        left = (self.steps - self.done) * meter.seconds / meter.steps
         meter.clear()
         if self.processes.is_main:
-            self.log.write(
-                "train",
-                self.done,
-                losses=report.losses,
-                learning_rate=report.learning_rate,
-                gradient_norm=norm,
-                images_per_second=round(report.images_per_second, 3),
-                waiting_share=round(report.waiting_share, 5),
-            )
-        self.callbacks.on_step(info, report)
+            self.log.write("train", self.done, **figures)
+        report = StepReport(step=self.done, seconds_left=left, **figures)
+        self._tell(lambda each: each.on_step(self.info, report))
 
     @torch.no_grad()
-    def _evaluate(self, info: RunInfo, source: Source) -> None:
+    def _evaluate(self, source: Source) -> None:
         """The validation split's losses, of the averaged weights as `ema/...` and of the present ones as `raw/...`."""
         self.objective.eval()
-        count = min(self.config.evaluate_batches, source.order.size // source.order.batch_size)
-        measured = self.engine.measure(source, count, step=self.done - 1)
-        losses = {f"raw/{name}": value for name, value in measured.items()}
-        with self.engine.ema.swapped():
-            measured = self.engine.measure(source, count, step=self.done - 1)
-        losses |= {f"ema/{name}": value for name, value in measured.items()}
-        if reason := self.unreadable_validation.too_many(source.unreadable, step=self.done - 1):
-            raise self._stopped(reason)
+        losses: dict[str, float] = {}
+        for name, weights in (("raw", nullcontext()), ("ema", self.engine.ema.swapped())):
+            with weights:
+                count = min(self.config.evaluate_batches, source.order.size // source.order.batch_size)
+                measured = self.engine.measure(source, count, step=self.done - 1)
+            losses |= {f"{name}/{term}": value for term, value in measured.items()}
+        self._refuse(self.unreadable_validation.too_many(source.unreadable, step=self.done - 1))
         self.last_losses = losses
         if self.processes.is_main:
             self.log.write("validation", self.done, losses=losses)
-        self.callbacks.on_evaluation(info, self.done, losses)
+        self._tell(lambda each: each.on_evaluation(self.info, self.done, losses))
 
     @torch.no_grad()
-    def _preview(self, info: RunInfo) -> None:
+    def _preview(self) -> None:
         """The objective's preview with the averaged weights, if a callback wants to see it."""
         needed = self.processes.is_main or self.engine.sharded  # shards need every process's part
         if not (self.callbacks.want_previews and needed):
             return
-        dataset = self.train_set if self.validation_set is None else self.validation_set
-        images = preview_images(self.objective, dataset, self.cache, self.config, self.device)
-        noise = step_noise(Stream.PREVIEW, seed=VALIDATION_SEED, step=0, device=self.device)
+        device = self.processes.device
+        data = next(data for data in (self.validation_set, self.train_set, self.cache) if data is not None)
+        images = preview_images(self.objective, data, self.config, device)
+        noise = step_noise(Stream.PREVIEW, seed=VALIDATION_SEED, step=0, device=device)
         self.objective.eval()
         with self.engine.ema.swapped(), self.engine.gathered(), self.engine.autocast():
             rows = {name: row.float().cpu() for name, row in self.objective.preview(images, noise=noise).items()}
-        self.callbacks.on_preview(info, self.done, rows)
+        self._tell(lambda each: each.on_preview(self.info, self.done, rows))
 
-    def _announce(self, info: RunInfo) -> None:
+    def _announce(self) -> None:
         """Tell callbacks of the checkpoints that became complete."""
-        for path in self.checkpoints.finished():
-            self.callbacks.on_checkpoint(info, checkpoint_step(path), path)
+        paths = self.checkpoints.finished()
+
+        def tell(callback: Callback) -> None:
+            for path in paths:
+                callback.on_checkpoint(self.info, checkpoint_step(path), path)
+
+        self._tell(tell)
 
     @torch.no_grad()
     def _finish(self) -> None:

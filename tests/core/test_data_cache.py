@@ -24,7 +24,7 @@ from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
-from mixar_core.training.sources import preview_images, training_source
+from mixar_core.training.sources import make_source, preview_images
 from tests.core.cache_toys import (
     COUNT,
     CPU,
@@ -131,7 +131,7 @@ def test_only_what_an_objective_takes_is_read(written: TokenCache, monkeypatch, 
     monkeypatch.setattr(cache_module, "_mapped", lambda path: Noting(mapped(path)))
     monkeypatch.setattr(Noting, "asked", set())
     cache, config, alone = TokenCache.open(written.folder), toy_config(flip=True), Processes(0, 1, CPU)
-    source = training_source(objective, None, cache, config, alone)
+    source = make_source(objective, cache, config, alone)
     whole = Source(read_cache(written), source.order, source.share, device=CPU, flip=True)
     for tokens, every in zip(source.batches(0, 5), whole.batches(0, 5), strict=True):
         assert (tokens.posterior is not None) == continuous and (tokens.codes_BN is not None) == discrete
@@ -140,9 +140,9 @@ def test_only_what_an_objective_takes_is_read(written: TokenCache, monkeypatch, 
         assert not discrete or torch.equal(drawn.codes_BN, again.codes_BN)
     assert Noting.asked == expected
     Noting.asked.clear()
-    preview_images(objective, None, cache, config, CPU)
+    preview_images(objective, cache, config, CPU)
     assert Noting.asked == {key for key in expected if "flip" not in key}
-    (tokens, *_) = training_source(objective, None, cache, toy_config(workers=1), alone).batches(0, 2)
+    (tokens, *_) = make_source(objective, cache, toy_config(workers=1), alone).batches(0, 2)
     assert (tokens.posterior is not None) == continuous and (tokens.codes_BN is not None) == discrete
 
 

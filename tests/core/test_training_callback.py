@@ -9,6 +9,7 @@ import torch
 
 from mixar_core.errors import UserError
 from mixar_core.training.callback import Callback, Callbacks, RunInfo, StepReport
+from tests.core.training_toys import toy_run
 
 REPORT = StepReport(7, {"loss": 0.5}, 1e-4, 2.0, 10.0, 1.0, 0.01)
 
@@ -55,10 +56,10 @@ def info(folder: Path) -> RunInfo:
 def test_a_failing_callback_is_named_once_and_dropped(tmp_path, capsys, error):
     before, broken, after = Watch(), Broken(error), Watch()
     callbacks, run = Callbacks([before, broken, after]), info(tmp_path)
-    callbacks.on_start(run)
-    callbacks.on_step(run, REPORT)
-    callbacks.on_step(run, REPORT)
-    callbacks.on_end(run, 20)
+    callbacks.call(0, lambda each: each.on_start(run), fatal=UserError)
+    for _ in range(2):
+        callbacks.call(7, lambda each: each.on_step(run, REPORT))
+    callbacks.call(20, lambda each: each.on_end(run, 20))
     assert before.seen == after.seen == ["start", "step", "step", "end"]
     assert broken.seen == ["start", "step"]
     lines = capsys.readouterr().err.splitlines()
@@ -70,20 +71,21 @@ def test_a_failing_callback_is_named_once_and_dropped(tmp_path, capsys, error):
 
 def test_a_user_error_at_the_start_ends_the_run_and_another_error_does_not(tmp_path, capsys):
     with pytest.raises(UserError, match="not installed"):
-        Callbacks([BrokenFromTheStart(UserError("not installed"))]).on_start(info(tmp_path))
+        toy_run(tmp_path / "run", callbacks=[BrokenFromTheStart(UserError("not installed"))])
+    assert not (tmp_path / "run/log.jsonl").exists()
     watch = Watch()
-    Callbacks([BrokenFromTheStart(ConnectionError()), watch]).on_start(info(tmp_path))
-    assert watch.seen == ["start"] and "BrokenFromTheStart failed at step 0" in capsys.readouterr().err
+    toy_run(tmp_path / "other", callbacks=[BrokenFromTheStart(ConnectionError()), watch], log_every=6)
+    assert watch.seen == ["start", "step", "end"] and "BrokenFromTheStart failed at step 0" in capsys.readouterr().err
 
 
 def test_interrupts_pass_through(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        Callbacks([Broken(KeyboardInterrupt())]).on_step(info(tmp_path), REPORT)
+        toy_run(tmp_path / "run", callbacks=[Broken(KeyboardInterrupt())])
 
 
 def test_the_end_by_an_error_is_an_end(tmp_path):
     watch = Watch()
-    Callbacks([watch]).on_failure(info(tmp_path), 3, ValueError())
+    Callbacks([watch]).call(3, lambda each: each.on_failure(info(tmp_path), 3, ValueError()))
     assert watch.seen == ["end"]
 
 
@@ -97,8 +99,8 @@ def test_all_processes_agree_on_previews_though_only_the_main_one_calls_most_cal
     for is_main in (True, False):
         given = [Watch(), Everywhere(), Broken(OSError())]
         callbacks = Callbacks(given, is_main=is_main)
-        callbacks.on_step(info(tmp_path), REPORT)
-        callbacks.on_preview(info(tmp_path), 1, {"real": torch.zeros(1, 3, 4, 4)})
+        callbacks.call(1, lambda each: each.on_step(info(tmp_path), REPORT))
+        callbacks.call(1, lambda each: each.on_preview(info(tmp_path), 1, {"real": torch.zeros(1, 3, 4, 4)}))
         assert callbacks.want_previews
         seen[is_main] = [callback.seen for callback in given]
     assert seen[True] == [["step", "preview"], ["step", "preview"], ["step"]]
