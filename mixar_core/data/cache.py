@@ -16,7 +16,7 @@ Latents as they are published for LightningDiT can be read too: shards of `laten
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from types import UnionType
@@ -111,16 +111,31 @@ class CacheSettings:
         """How many files so many images make."""
         return -(-images // self.rows_per_shard)
 
+    def batches(self, shards: Iterable[int], images: int) -> list[range]:
+        """The numbers of the images that are encoded together, for some of the shards that so many images make."""
+        size = self.rows_per_shard
+        return [
+            range(start, min(start + self.batch, (shard + 1) * size, images))
+            for shard in shards
+            for start in range(shard * size, min((shard + 1) * size, images), self.batch)
+        ]
+
+    def empty(self) -> dict[str, Tensor]:
+        """The tensors of a shard that has no rows: what a row is made of."""
+        row = {}
+        if self.latent_shape is not None:
+            channels, *grid = self.latent_shape
+            channels *= 2 if self.stores == "moments" else 1
+            row["latents"] = torch.empty(0, channels, *grid, dtype=getattr(torch, self.dtype))
+        if self.tokens is not None and self.code_dtype is not None:
+            row["codes"] = torch.empty(0, self.tokens, dtype=getattr(torch, self.code_dtype))
+        mirrored = {f"{key}_flip": tensor for key, tensor in row.items() if self.flip}
+        return {**row, **mirrored, "labels": torch.empty(0, dtype=torch.int64)}
+
     @property
     def row_bytes(self) -> int:
         """Bytes of an image on disk, but for the few that a shard's header shares out."""
-        latents, codes = self.latent_shape, self.tokens
-        size = 0
-        if latents is not None:
-            size += prod(latents) * (2 if self.stores == "moments" else 1) * (4 if self.dtype == "float32" else 2)
-        if codes is not None:
-            size += codes * (4 if self.code_dtype == "int32" else 2)
-        return size * (2 if self.flip else 1) + 8
+        return sum(prod(tensor.shape[1:]) * tensor.element_size() for tensor in self.empty().values())
 
 
 @frozen
@@ -196,14 +211,28 @@ class TokenCache:
 
     def __init__(self, folder: Path, shards: tuple[Shard, ...], index: CacheIndex | None) -> None:
         self.folder, self.shards, self.index = folder, shards, index
-        self.settings = None if index is None else index.settings
         rows = torch.tensor([0, *(shard.rows for shard in shards)])
         self._starts = rows.cumsum(0)  # rows before each shard, and their total
         self._open: dict[int, dict[str, Tensor]] = {}
+        tensors = self._tensors(0)
+        self.has_codes, self.flip = "codes" in tensors, bool(tensors.keys() & {"latents_flip", "codes_flip"})
+        self.settings = about = None if index is None else index.settings
+        #: what latents are, and (C, h, w) of raw ones; None: there are none
+        self.stores: Stores | None = "samples"
+        self.latent_shape: tuple[int, ...] | None
+        #: 0 for an unlabelled set; in the published form the largest label and one, and mere numbers as names
+        self.num_classes: int
+        self.class_names: tuple[str, ...]
+        if about is not None:
+            self.stores, self.latent_shape = about.stores, about.latent_shape
+            self.num_classes, self.class_names = about.num_classes, about.class_names
+        else:
+            self.latent_shape, self.num_classes = tuple(tensors["latents"].shape[1:]), int(self.labels().max()) + 1
+            self.class_names = tuple(map(str, range(self.num_classes)))
 
     @classmethod
     def open(cls, folder: str | Path) -> TokenCache:
-        """Open a cache, or a folder of latents in the published form; no tensor is read.
+        """Open a cache, or a folder of latents in the published form, of which the labels are read.
 
         Raises:
             UserError: it is neither, not finished, or a file is missing or has another size than the index says.
@@ -223,40 +252,6 @@ class TokenCache:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
-
-    @property
-    def stores(self) -> Stores | None:
-        """What latents are; None: there are none."""
-        return "samples" if self.settings is None else self.settings.stores
-
-    @property
-    def has_codes(self) -> bool:
-        """Whether there are codes of a discrete tokenizer."""
-        return "codes" in self._tensors(0)
-
-    @property
-    def flip(self) -> bool:
-        """Whether there are mirrored images."""
-        return "latents_flip" in self._tensors(0) or "codes_flip" in self._tensors(0)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...] | None:
-        """(C, h, w) of raw latents; None: there are none."""
-        if self.settings is not None:
-            return self.settings.latent_shape
-        return tuple(self._tensors(0)["latents"].shape[1:])
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, 0 for an unlabelled set; in the published form the largest label and one."""
-        return int(self.labels().max()) + 1 if self.settings is None else self.settings.num_classes
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One name a class; in the published form its number."""
-        if self.settings is None:
-            return tuple(map(str, range(self.num_classes)))
-        return self.settings.class_names
 
     def labels(self) -> Tensor:
         """All labels in order, int64."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from shutil import disk_usage, rmtree
@@ -33,7 +33,7 @@ from mixar_core.data.cache import (
 )
 from mixar_core.data.cache_pieces import Piece, StreamPieces, dataset_pieces
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.data.loader import LoadedRows, check_unreadable
+from mixar_core.data.loader import check_unreadable
 from mixar_core.data.streams import Stream, seed_of
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.distributed import Processes
@@ -41,7 +41,6 @@ from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.storage import FolderLock, file_sha256, write_text, write_weights, writing
 from mixar_core.tokenizer import ContinuousTokenizer
-from mixar_core.types import Posterior
 
 SETTINGS = "settings.json"
 
@@ -64,7 +63,6 @@ class Caching:
     `index` is None if it was told to stop; `shards` of `total` (None: not known, for a stream) are finished.
     """
 
-    folder: Path
     index: CacheIndex | None
     shards: int
     total: int | None
@@ -99,42 +97,51 @@ def write_cache(
     """
     with closing(FolderLock(folder)) as lock:
         if (done := processes.on_main(lambda: begin(folder, settings, lock))) is not None:
-            return Caching(folder, done, len(done.shards), len(done.shards))
+            return Caching(done, len(done.shards), len(done.shards))
         rank, world, started = processes.rank, processes.world, time.perf_counter()
         mine = [number for number in noted_shards(folder) if number % world == rank]
         kept = set().union(*processes.all_gather({n for n in mine if is_finished(folder, n)}))
-        writer = ShardWriter(folder, settings, tokenizers, device=processes.device, max_unreadable=max_unreadable)
         pieces: Iterable[Piece]
-        streamed = images = None
-        if data.stream is None:
-            missing = [number for number in range(settings.shards(len(data))) if number not in kept]
-            processes.on_main(lambda: _check_disk(folder, settings, len(missing), len(data)))
-            shards = missing[rank::world]
-            images = sum(min(settings.rows_per_shard, len(data) - n * settings.rows_per_shard) for n in shards)
-            pieces = dataset_pieces(data, settings, shards, workers=workers)
-        else:
+        streamed = total = images = None
+        if data.stream is not None:
             pieces = streamed = StreamPieces(
                 data.stream, settings, lambda n: n % world == rank and n not in kept, stop=stop, threads=workers
             )
+        else:
+            total = settings.shards(len(data))
+            missing = [number for number in range(total) if number not in kept]
+            processes.on_main(lambda: _check_disk(folder, settings, _images(settings, missing, data)))
+            images = _images(settings, missing[rank::world], data)
+            pieces = dataset_pieces(data, settings, missing[rank::world], workers=workers)
         progress(0, images)
-        whole = writer.write(pieces, stop=stop, progress=lambda done: progress(done, images))
-        whole = all(processes.all_gather(whole))
-        encoded = sum(processes.all_gather(writer.encoded))
-        seconds = time.perf_counter() - started
-        if not whole:
-            total = None if streamed is not None else settings.shards(len(data))
-            return Caching(folder, None, len(noted_shards(folder)), total, encoded, seconds)
-        total = settings.shards(len(data) if streamed is None else streamed.count)
-        index = processes.on_main(lambda: finish(folder, settings, total, max_unreadable=max_unreadable))
-        return Caching(folder, index, total, total, encoded, seconds)
+        ended = write_shards(
+            folder,
+            settings,
+            tokenizers,
+            pieces,
+            device=processes.device,
+            max_unreadable=max_unreadable,
+            stop=stop,
+            progress=lambda encoded: progress(encoded, images),
+        )
+        all_whole, all_encoded = zip(*processes.all_gather(ended), strict=True)
+        encoded, seconds = sum(all_encoded), time.perf_counter() - started
+        if not all(all_whole):
+            return Caching(None, len(noted_shards(folder)), total, encoded, seconds)
+        shards = settings.shards(len(data) if streamed is None else streamed.count)
+        index = processes.on_main(lambda: finish(folder, settings, shards, max_unreadable=max_unreadable))
+        return Caching(index, shards, shards, encoded, seconds)
 
 
-def _check_disk(folder: Path, settings: CacheSettings, shards: int, images: int) -> None:
-    rows = min(shards * settings.rows_per_shard, images)
-    need, free = rows * settings.row_bytes, disk_usage(folder).free
+def _images(settings: CacheSettings, shards: Sequence[int], data: ImageDataset) -> int:
+    return sum(map(len, settings.batches(shards, len(data))))
+
+
+def _check_disk(folder: Path, settings: CacheSettings, images: int) -> None:
+    need, free = images * settings.row_bytes, disk_usage(folder).free
     if need > free:
         raise UserError(
-            f"{folder}: {rows:,} images need {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
+            f"{folder}: {images:,} images need {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
             "samples instead of moments, bfloat16 and no mirrored images take half each"
         )
 
@@ -188,113 +195,97 @@ def is_finished(folder: Path, number: int) -> bool:
     return False
 
 
-class ShardWriter:
-    """Encodes pieces, and writes each shard when its last piece is there.
+def write_shards(
+    folder: Path,
+    settings: CacheSettings,
+    tokenizers: FrozenTokenizers,
+    pieces: Iterable[Piece],
+    *,
+    device: torch.device,
+    max_unreadable: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], object] = lambda images: None,
+) -> tuple[bool, int]:
+    """Write the shards that the pieces make up, each when its last piece is there, into a folder that `begin` prepared.
 
     Args:
-        folder: that `begin` has prepared.
         max_unreadable: images that this process may leave out.
+        progress: is told how many images have been encoded so far.
+
+    Returns:
+        Whether all were written (or it was told to `stop` before the last one), and how many images were encoded.
+
+    Raises:
+        UserError: a file cannot be written, or more than `max_unreadable` images cannot be read.
     """
-
-    def __init__(
-        self,
-        folder: Path,
-        settings: CacheSettings,
-        tokenizers: FrozenTokenizers,
-        *,
-        device: torch.device,
-        max_unreadable: int = 0,
-    ) -> None:
-        self.folder, self.settings, self.tokenizers, self.device = folder, settings, tokenizers, device
-        self.max_unreadable, self.encoded = max_unreadable, 0
-        self.unreadable: dict[int, str] = {}
-
-    def write(
-        self,
-        pieces: Iterable[Piece],
-        *,
-        stop: Callable[[], bool] = lambda: False,
-        progress: Callable[[int], object] = lambda images: None,
-    ) -> bool:
-        """Write the shards that the pieces make up, each of them whole; False if told to `stop` before the last one.
-
-        Args:
-            progress: is told how many images have been encoded so far.
-
-        Raises:
-            UserError: a file cannot be written, or more than `max_unreadable` images cannot be read.
-        """
-        held: list[dict[str, Tensor]] = []
-        skipped: dict[int, str] = {}
-        shard: int | None = None
-        for piece in pieces:
-            if shard is not None and piece.shard != shard:
-                self._save(shard, held, skipped)
-                held, skipped = [], {}
-            if stop():
-                return False
-            shard = piece.shard
-            skipped |= piece.unreadable
-            self.unreadable |= piece.unreadable
-            check_unreadable(self.unreadable, self.max_unreadable)
-            held.append(self._encoded(piece))
-            self.encoded += len(piece.indices) + len(piece.unreadable)
-            progress(self.encoded)
+    held, shard, encoded, unreadable = list[dict[str, Tensor]](), -1, 0, dict[int, str]()
+    for piece in pieces:
+        number = piece.rows.start // settings.rows_per_shard
+        if held and number != shard:
+            _save(folder, settings, shard, held, unreadable)
+            held = []
         if stop():
-            return False
-        if shard is not None:
-            self._save(shard, held, skipped)
-        return True
+            return False, encoded
+        shard, unreadable = number, unreadable | piece.loaded.unreadable
+        check_unreadable(unreadable, max_unreadable)
+        held.append(encode(settings, tokenizers, piece, device))
+        encoded += len(piece.rows)
+        progress(encoded)
+    if stop():
+        return False, encoded
+    if held:
+        _save(folder, settings, shard, held, unreadable)
+    return True, encoded
 
-    def _encoded(self, piece: Piece) -> dict[str, Tensor]:
-        """The shard's tensors of a piece's images, as they are stored."""
-        settings = self.settings
-        images = LoadedRows(piece.pixels_B3HW, piece.labels_B, {}).to(self.device)
-        noise = _ImageNoise(settings.seed, piece.indices)
-        tensors = {"labels": piece.labels_B.long()}
-        for suffix in ("", "_flip") if settings.flip else ("",):
-            if suffix:
-                images = attrs.evolve(images, images_B3HW=images.images_B3HW.flip(-1))
-            found = self.tokenizers.encode(images) if len(images) else None
-            if settings.latent_shape is not None:
-                channels, *grid = settings.latent_shape
-                channels *= 2 if settings.stores == "moments" else 1
-                latents = torch.empty(0, channels, *grid)
-                if found is not None and found.posterior is not None:
-                    latents = self._latents(found.posterior, noise)
-                tensors[f"latents{suffix}"] = latents.to("cpu", getattr(torch, settings.dtype))
-            if settings.tokens is not None and settings.code_dtype is not None:
-                codes = torch.empty(0, settings.tokens) if found is None else found.codes_BN
-                assert codes is not None
-                tensors[f"codes{suffix}"] = codes.to("cpu", getattr(torch, settings.code_dtype))
-        return tensors
 
-    def _latents(self, posterior: Posterior, noise: Noise) -> Tensor:
-        if self.settings.stores == "moments":
-            return torch.cat([posterior.mean_BChw, posterior.logvar_BChw], dim=1)
-        return ContinuousTokenizer.sample_posterior(posterior, noise)
+def encode(
+    settings: CacheSettings, tokenizers: FrozenTokenizers, piece: Piece, device: torch.device
+) -> dict[str, Tensor]:
+    """The tensors of a piece's images as they are stored."""
+    stored, loaded = settings.empty(), piece.loaded
+    read = [row for row in piece.rows if row not in loaded.unreadable]
+    if not read:
+        return stored
+    images, noise, found = loaded.to(device), _ImageNoise(settings.seed, read), {"labels": loaded.labels_B}
+    for suffix in ("", "_flip") if settings.flip else ("",):
+        if suffix:
+            images = attrs.evolve(images, images_B3HW=images.images_B3HW.flip(-1))
+        tokens = tokenizers.encode(images)
+        if (posterior := tokens.posterior) is not None:
+            found[f"latents{suffix}"] = (
+                torch.cat([posterior.mean_BChw, posterior.logvar_BChw], dim=1)
+                if settings.stores == "moments"
+                else ContinuousTokenizer.sample_posterior(posterior, noise)
+            )
+        if tokens.codes_BN is not None:
+            found[f"codes{suffix}"] = tokens.codes_BN
+    return {key: found[key].to("cpu", tensor.dtype) for key, tensor in stored.items()}
 
-    def _save(self, number: int, held: list[dict[str, Tensor]], skipped: dict[int, str]) -> None:
-        tensors = {key: torch.cat([each[key] for each in held]).contiguous() for key in held[0]}
-        file = self.folder / file_name(number)
-        write_weights(file, tensors)
-        shard = Shard(file.name, len(tensors["labels"]), file.stat().st_size, file_sha256(file))
-        left_out = tuple(Skipped(index, reason) for index, reason in sorted(skipped.items()))
-        note = Note(shard, left_out, *self._sums(tensors))
-        write_text(_note_path(self.folder, number), json.dumps(attrs.asdict(note)) + "\n")
 
-    def _sums(self, tensors: dict[str, Tensor]) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-        """How many values a channel has, their sums, and those of their squares; for moments, the expected ones."""
-        if self.settings.latent_shape is None:
-            return 0, (), ()
-        channels = self.settings.latent_shape[0]
-        values, sums, squares = 0, numpy.zeros(channels), numpy.zeros(channels)
-        for raw in (tensors[key].double().numpy() for key in ("latents", "latents_flip") if key in tensors):
-            mean, variance = raw[:, :channels], numpy.exp(raw[:, channels:]) if raw.shape[1] > channels else 0.0
-            values += mean[:, 0].size
-            sums += mean.sum((0, 2, 3))  # numpy adds in one order, whatever the number of threads
-            squares += (mean**2 + variance).sum((0, 2, 3))
-        return values, tuple(sums.tolist()), tuple(squares.tolist())
+def _save(
+    folder: Path, settings: CacheSettings, number: int, held: list[dict[str, Tensor]], unreadable: Mapping[int, str]
+) -> None:
+    tensors = {key: torch.cat([each[key] for each in held]) for key in held[0]}
+    file = folder / file_name(number)
+    write_weights(file, tensors)
+    shard = Shard(file.name, len(tensors["labels"]), file.stat().st_size, file_sha256(file))
+    skipped = sorted((i, reason) for i, reason in unreadable.items() if i // settings.rows_per_shard == number)
+    note = Note(shard, tuple(Skipped(*each) for each in skipped), *_sums(settings, tensors))
+    write_text(_note_path(folder, number), json.dumps(attrs.asdict(note)) + "\n")
+
+
+def _sums(settings: CacheSettings, tensors: Mapping[str, Tensor]) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """How many values a channel has, their sums, and those of their squares; for moments, the expected ones."""
+    if settings.latent_shape is None:
+        return 0, (), ()
+    channels = settings.latent_shape[0]
+    values, sums, squares = 0, numpy.zeros(channels), numpy.zeros(channels)
+    for raw in (tensors[key].double().numpy() for key in ("latents", "latents_flip") if key in tensors):
+        mean, variance = raw[:, :channels], numpy.exp(raw[:, channels:]) if raw.shape[1] > channels else 0.0
+        values += mean[:, 0].size
+        sums += mean.sum((0, 2, 3))  # numpy adds in one order, whatever the number of threads
+        squares += (mean**2 + variance).sum((0, 2, 3))
+    return values, tuple(sums.tolist()), tuple(squares.tolist())
 
 
 def finish(folder: Path, settings: CacheSettings, shards: int, *, max_unreadable: int = 0) -> CacheIndex:

@@ -77,11 +77,7 @@ def load_rows(dataset: ImageDataset, indices: list[int]) -> tuple[Tensor, Tensor
 
 @frozen(eq=False)
 class LoadedRows:
-    """Images uint8 (B, 3, H, W), labels int64 (B,), and what could not be read: index -> the reason, one line.
-
-    In the place of an unreadable image stands the next readable one, so what a batch holds is a function of its indices
-    alone.
-    """
+    """Images uint8 (B, 3, H, W), labels int64 (B,), and what could not be read: index -> the reason, one line."""
 
     pixels_B3HW: Tensor
     labels_B: Tensor
@@ -103,7 +99,9 @@ class LoadedRows:
 
 
 def load_readable(dataset: ImageDataset, indices: list[int]) -> LoadedRows:
-    """The images at these indices, or those that stand in for them.
+    """The images at these indices; in the place of an unreadable one stands the next that can be read.
+
+    So what a batch holds is a function of its indices alone.
 
     Raises:
         UserError: no image at all can be read.

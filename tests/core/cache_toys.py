@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixar_core.data.cache import CacheSettings, TokenCache
 from mixar_core.data.cache_pieces import dataset_pieces
-from mixar_core.data.cache_writer import ShardWriter, begin, finish
+from mixar_core.data.cache_writer import begin, finish, write_shards
 from mixar_core.data.loader import load_rows
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.errors import UserError
@@ -79,8 +79,8 @@ def write(folder: Path, *, data: ToyImages | None = None, frozen=None, limit: in
     assert begun(folder, about) is None
     shards = -(-len(data) // about.rows_per_shard)
     for rank in reversed(range(world)):
-        writer = ShardWriter(folder, about, frozen or tokenizers(), device=CPU, max_unreadable=limit)
-        assert writer.write(dataset_pieces(data, about, range(shards)[rank::world], workers=0))
+        pieces = dataset_pieces(data, about, range(shards)[rank::world], workers=0)
+        assert write_shards(folder, about, frozen or tokenizers(), pieces, device=CPU, max_unreadable=limit)[0]
     finish(folder, about, shards, max_unreadable=limit)
     return TokenCache.open(folder)
 

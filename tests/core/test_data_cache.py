@@ -16,7 +16,7 @@ from torch import Tensor
 from mixar_core.data import cache as cache_module
 from mixar_core.data.cache import INDEX, TokenCache, read_index
 from mixar_core.data.cache_pieces import dataset_pieces
-from mixar_core.data.cache_writer import ShardWriter, finish, is_finished, noted_shards
+from mixar_core.data.cache_writer import finish, is_finished, noted_shards, write_shards
 from mixar_core.data.loader import BatchShard, ShuffledOrder
 from mixar_core.data.source import Source, read_cache, read_images
 from mixar_core.data.streams import Stream, step_noise
@@ -199,7 +199,6 @@ def test_what_is_finished_is_kept_and_what_is_not_is_made_anew(tmp_path: Path):
     whole = write(tmp_path / "whole")
     folder, about, data = tmp_path / "cut", plan(), ToyImages(COUNT)
     begun(folder, about)
-    writer = ShardWriter(folder, about, tokenizers(), device=CPU)
     seen = 0
 
     def stop() -> bool:
@@ -207,7 +206,8 @@ def test_what_is_finished_is_kept_and_what_is_not_is_made_anew(tmp_path: Path):
         seen += 1
         return seen > 5  # in the third shard of four
 
-    assert not writer.write(dataset_pieces(data, about, range(4), workers=0), stop=stop)
+    pieces = dataset_pieces(data, about, range(4), workers=0)
+    assert not write_shards(folder, about, tokenizers(), pieces, device=CPU, stop=stop)[0]
     assert noted_shards(folder) == [0, 1]
     with pytest.raises(UserError, match="not finished"):
         TokenCache.open(folder)
@@ -219,7 +219,10 @@ def test_what_is_finished_is_kept_and_what_is_not_is_made_anew(tmp_path: Path):
     begun(folder, about)
     assert [number for number in range(4) if is_finished(folder, number)] == [0]
     first = (folder / "tokens_00000.safetensors").stat().st_mtime_ns
-    assert ShardWriter(folder, about, tokenizers(), device=CPU).write(dataset_pieces(data, about, [1, 2, 3], workers=0))
+    assert write_shards(folder, about, tokenizers(), dataset_pieces(data, about, [1, 2, 3], workers=0), device=CPU) == (
+        True,
+        14,
+    )
     finish(folder, about, 4)
     assert content(folder) == content(whole.folder)
     assert (folder / "tokens_00000.safetensors").stat().st_mtime_ns == first

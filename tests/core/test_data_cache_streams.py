@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mixar_core.data.cache import PROGRESS, TokenCache
 from mixar_core.data.cache_pieces import StreamPieces
-from mixar_core.data.cache_writer import ShardWriter, finish, noted_shards
+from mixar_core.data.cache_writer import finish, noted_shards, write_shards
 from mixar_core.data.dataset import EncodedImage, ImageStream
 from mixar_core.data.images import read_image
 from mixar_core.data.streams import Stream, step_noise
@@ -57,7 +57,7 @@ def test_a_stream_becomes_the_same_cache(tmp_path: Path, world):
     begun(folder, about)
     for rank in range(world):
         pieces = StreamPieces(Roll(COUNT), about, lambda number, rank=rank: number % world == rank, threads=2)
-        assert ShardWriter(folder, about, tokenizers(), device=CPU, max_unreadable=1).write(pieces)
+        assert write_shards(folder, about, tokenizers(), pieces, device=CPU, max_unreadable=1)[0]
         assert pieces.count == COUNT
     index = finish(folder, about, 4, max_unreadable=1)
     assert [(each.index, each.reason) for each in index.skipped] == [
@@ -82,7 +82,7 @@ def test_a_stopped_stream_leaves_no_half_shard(tmp_path: Path):
         return pieces.count >= ROWS + 1
 
     pieces = StreamPieces(Roll(COUNT), about, lambda number: True, stop=stop)
-    assert not ShardWriter(tmp_path / "cut", about, tokenizers(), device=CPU).write(pieces, stop=stop)
+    assert not write_shards(tmp_path / "cut", about, tokenizers(), pieces, device=CPU, stop=stop)[0]
     assert noted_shards(tmp_path / "cut") == []  # the first was not saved yet: the next one had not begun
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mixar.cache import make_cache
 from mixar.plugins import plugin_manager
@@ -44,12 +45,12 @@ def kill_after(family: Path, folder: Path, after: str | None, times: int) -> Non
 
 def stop_in_shard(folder: Path, number: int, *words: str) -> None:
     """Run `mixar`, and get a signal while the second shard is encoded, or the fourth."""
-    encode = cache_writer.ShardWriter._encoded
+    encode = cache_writer.encode
 
-    def signalling(self: cache_writer.ShardWriter, piece: cache_writer.Piece):
-        if len(cache_writer.noted_shards(self.folder)) in (1, 3):
+    def signalling(*arguments: Any) -> Any:
+        if len(cache_writer.noted_shards(folder / "cache")) in (1, 3):
             os.kill(os.getpid(), number)
-        return encode(self, piece)
+        return encode(*arguments)
 
-    cache_writer.ShardWriter._encoded = signalling  # type: ignore[method-assign]
+    cache_writer.encode = signalling
     process._child(words, str(folder), str(folder / "stdout"), str(folder / "stderr"), -1)
