@@ -12,6 +12,7 @@ from torch import Tensor
 from mixar_core.data.images import read_image
 from mixar_core.errors import UserError
 
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid")}
 #: classes that a note names
 _SHOWN = 5
 
@@ -85,6 +86,17 @@ class ImageDataset(ABC):
     @abstractmethod
     def labels(self) -> list[int]:
         """All labels in order, without decoding images."""
+
+
+def names_of_split(split: str) -> tuple[str, ...]:
+    """What a split, train or validation, may be called in a folder's or a file's name and in a column.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if split not in SPLIT_NAMES:
+        raise UserError(f"split {split!r}: must be one of {', '.join(SPLIT_NAMES)}")
+    return SPLIT_NAMES[split]
 
 
 def class_misfit(names: Sequence[str], others: Sequence[str]) -> str | None:

@@ -9,14 +9,13 @@ from unicodedata import normalize
 from attrs import field, frozen
 from torch import Tensor
 
-from mixar_core.data.dataset import ImageDataset, empty_classes
+from mixar_core.data.dataset import ImageDataset, empty_classes, names_of_split
 from mixar_core.data.folders import data_folders, list_images
 from mixar_core.data.images import count_turned, read_image
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
 from mixar_core.types import NO_CLASS
 
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid")}
 #: images whose headers tell whether photos lie on their side
 _LOOKED_AT = 32
 
@@ -46,13 +45,11 @@ class ImageFolder(ImageDataset):
     """
 
     def __init__(self, config: ImageFolderConfig, *, split: str, image_size: int) -> None:
-        if split not in SPLIT_FOLDERS:
-            raise UserError(f"split {split!r}: must be one of {', '.join(SPLIT_FOLDERS)}")
         self.config, self.image_size = config, image_size
         path = user_path(config.path).absolute()
-        there = [path / name for name in SPLIT_FOLDERS[split] if (path / name).is_dir()]
+        there = [path / name for name in names_of_split(split) if (path / name).is_dir()]
         if not there:
-            names = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
+            names = " or ".join(f"{name}/" for name in names_of_split(split))
             without = "; training.evaluate_every=0 does without" if split == "validation" else ""
             raise UserError(f"{path}: no folder {names} in it{without}")
         self._root = there[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tarfile
@@ -16,7 +15,14 @@ from attrs import field, frozen
 from attrs.validators import ge, min_len, optional
 from torch import Tensor
 
-from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream, class_misfit, empty_classes
+from mixar_core.data.dataset import (
+    EncodedImage,
+    ImageDataset,
+    ImageStream,
+    class_misfit,
+    empty_classes,
+    names_of_split,
+)
 from mixar_core.data.folders import image_endings, is_hidden
 from mixar_core.errors import UserError
 from mixar_core.storage import is_url
@@ -70,6 +76,11 @@ class HuggingFaceConfig:
     cache_dir: str | None = field(default=None, metadata={"path": True})
     orient: bool = False
 
+    def needed_columns(self) -> dict[str, str]:
+        """Each column that is read, and the setting that names it."""
+        label = {} if self.label_column is None else {self.label_column: "label_column"}
+        return dict.fromkeys(self.image_columns, "image_column") | label
+
     @property
     def image_columns(self) -> tuple[str, ...]:
         """`image_column` as a tuple."""
@@ -85,80 +96,95 @@ class HuggingFaceDataset(ImageDataset):
     """
 
     def __init__(self, config: HuggingFaceConfig, *, split: str, image_size: int) -> None:
-        if split not in ("train", "validation"):
-            raise UserError(f"split {split!r}: must be one of train, validation")
+        names_of_split(split)
         named = config.train_split if split == "train" else config.validation_split
         rows, files = open_rows(config, named)
-        self._hold(rows, label_names(rows.features, config), config, f"{config.path}, {named}", image_size)
+        self._hold(rows, config, f"{config.path}, {named}", image_size)
         if not config.streaming:
             self.notes = (*self.notes, *_unread(rows, config.image_columns[0], files, self._name))
 
-    def _hold(
-        self, rows: Any, names: tuple[str, ...] | None, config: HuggingFaceConfig, name: str, image_size: int
-    ) -> None:
-        """Take rows with the columns that `config` names, and the classes' names (None: labels are plain numbers)."""
+    def _hold(self, rows: Any, config: HuggingFaceConfig, name: str, image_size: int) -> None:
+        """Take rows with the columns that `config` names."""
         self.config, self.image_size, self._name, self._rows = config, image_size, name, rows
-        self._labels = [] if config.streaming else self._all_labels()
+        names, column = label_names(rows.features, config), config.label_column
+        self._all_labels: list[int] = []
+        if not config.streaming:
+            self._all_labels = [NO_CLASS] * len(rows) if column is None else [*map(_label, rows[column][:])]
         if names is None:
             if config.streaming and config.num_classes is None:
                 raise UserError(f"{name}: how many classes there are, a stream does not say; set num_classes")
-            names = tuple(map(str, range(config.num_classes or max(self._labels, default=NO_CLASS) + 1)))
+            names = tuple(map(str, range(config.num_classes or max(self._all_labels, default=NO_CLASS) + 1)))
         self.class_names, self.num_classes = names, len(names)
         if config.streaming:
-            self.stream = _Rows(rows, config, self.num_classes, name)
+            self.stream = _Rows(self)
             return
-        wrong = (row for row, label in enumerate(self._labels) if not NO_CLASS <= label < self.num_classes)
-        if (row := next(wrong, None)) is not None:
-            raise _wrong_label(self._labels[row], self.num_classes, self._where(row))
-        self.notes = tuple(empty_classes(name, names, self._labels))
+        for row, label in enumerate(self._all_labels):
+            self._check_label(label, row)
+        self.notes = tuple(empty_classes(name, names, self._all_labels))
 
     def __len__(self) -> int:
-        self._need_random_access()
         return len(self._labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        self._need_random_access()
-        image = _encoded(self._rows[index], self.config, self._where(index))
-        return image.pixels(self.image_size), self._labels[index]
+        label = self._labels[index]
+        return self._encoded(self._rows[index], index).pixels(self.image_size), label
 
     def labels(self) -> list[int]:
-        self._need_random_access()
         return list(self._labels)
 
-    def _all_labels(self) -> list[int]:
-        column = self.config.label_column
-        return [NO_CLASS] * len(self._rows) if column is None else [*map(_label, self._rows[column][:])]
-
-    def _where(self, row: int) -> str:
-        return f"{self._name}, row {row}"
-
-    def _need_random_access(self) -> None:
-        if self.config.streaming:
+    @property
+    def _labels(self) -> list[int]:
+        if self.stream is not None:
             raise UserError(
                 f"{self._name}: a stream has no random access: run `mixar cache RECIPE --out DIR` and train with "
                 "training.cache=DIR, or set data.streaming to false"
             )
+        return self._all_labels
+
+    def _where(self, row: int) -> str:
+        return f"{self._name}, row {row}"
+
+    def _check_label(self, label: int, row: int) -> None:
+        if not NO_CLASS <= label < self.num_classes:
+            shown = "none" if label < NO_CLASS else str(label)
+            allowed = f"must be 0 to {self.num_classes - 1}, or {NO_CLASS} for no class"
+            raise UserError(f"{self._where(row)}: label {shown}: {allowed}")
+
+    def _encoded(self, values: Mapping[str, Any], row: int) -> EncodedImage:
+        """A row's image file and label."""
+        names, where, problem = self.config.image_columns, self._where(row), ""
+        data: Any = next((values[name] for name in names if values[name] is not None), None)
+        path = None
+        if isinstance(data, Mapping):
+            data, path = data.get("bytes"), data.get("path")
+        if path is not None:
+            where = f"{where} ({path})"
+            if data is None:
+                data, problem = _read(path)
+        elif data is None:
+            problem = f"no {' or '.join(names)}{_instead(values)}"
+        label = NO_CLASS if self.config.label_column is None else _label(values[self.config.label_column])
+        return EncodedImage(data or b"", label, where, problem=problem, orient=self.config.orient)
 
 
 class _Rows(ImageStream):
     """The rows of an iterable data set."""
 
-    def __init__(self, rows: Any, config: HuggingFaceConfig, num_classes: int, name: str) -> None:
-        self.rows, self.config, self.num_classes, self.name = rows, config, num_classes, name
+    def __init__(self, data: HuggingFaceDataset) -> None:
+        self.data = data
 
     def __iter__(self) -> Iterator[EncodedImage]:
         count = 0
         try:
-            for row in self.rows:
-                image = _encoded(row, self.config, f"{self.name}, row {count}")
+            for values in self.data._rows:
+                image = self.data._encoded(values, count)
+                self.data._check_label(image.label, count)
                 count += 1
-                if not NO_CLASS <= image.label < self.num_classes:
-                    raise _wrong_label(image.label, self.num_classes, image.where)
                 yield image
         except UserError:
             raise
         except Exception as error:  # a torn archive, a lost connection: each format has classes of its own
-            raise UserError(f"{self.name}: breaks off after {count} rows: {_one_line(error)}") from error
+            raise UserError(f"{self.data._name}: breaks off after {count} rows: {_one_line(error)}") from error
 
 
 def open_rows(
@@ -172,15 +198,24 @@ def open_rows(
     Raises:
         UserError: see HuggingFaceDataset.
     """
-    datasets = import_datasets()
-    asked = _asked(datasets, config) | reading
+    datasets, home = import_datasets(), os.path.expanduser
+    asked = {key: getattr(config, key) for key in ("path", "name", "revision", "data_dir", "cache_dir")} | reading
+    for key in ("path", "data_dir", "cache_dir"):
+        asked[key] = asked[key] and home(asked[key])
+    if config.data_files is not None:
+        asked["data_files"] = {key: [*map(home, files)] for key, files in config.data_files.items()}
+    images, label = config.image_columns, config.label_column
+    if config.path == "webdataset" and len(images) > 1:  # it looks at five rows only to find out which there are
+        columns = dict.fromkeys(("__key__", "__url__"), datasets.Value("string"))
+        columns |= dict.fromkeys(images, datasets.Image()) | ({} if label is None else {label: datasets.Value("int64")})
+        asked["features"] = datasets.Features(columns)
     quiet = not (sys.stderr.isatty() or datasets.utils.are_progress_bars_disabled())
     try:
         if quiet:
             datasets.disable_progress_bars()
-        files = datasets.load_dataset_builder(**asked).config.data_files or {}
+        found = datasets.load_dataset_builder(**asked).config.data_files or {}
         used = {each.partition("[")[0] for each in (config.train_split, config.validation_split)}
-        check_names([file for key in files if str(key) in used for file in files[key]], config.label_column)
+        check_names([file for key in found if str(key) in used for file in found[key]], label)
         rows = datasets.load_dataset(**asked, split=split, streaming=config.streaming)
     except UserError:
         raise
@@ -189,45 +224,22 @@ def open_rows(
     finally:
         if quiet:
             datasets.enable_progress_bars()
-    return _columns(datasets, rows, config, keep), list(files.get(split, ()))
-
-
-def _asked(datasets: Any, config: HuggingFaceConfig) -> dict[str, Any]:
-    """The words of `load_dataset`."""
-    asked: dict[str, Any] = {key: getattr(config, key) for key in ("name", "revision")}
-    asked |= {key: _at_home(getattr(config, key)) for key in ("path", "data_dir", "cache_dir")}
-    if config.data_files is not None:
-        asked["data_files"] = {key: [*map(_at_home, files)] for key, files in config.data_files.items()}
-    images, label = config.image_columns, config.label_column
-    if config.path == "webdataset" and len(images) > 1:  # it looks at five rows only to find out which there are
-        columns = dict.fromkeys(("__key__", "__url__"), datasets.Value("string"))
-        columns |= dict.fromkeys(images, datasets.Image()) | ({} if label is None else {label: datasets.Value("int64")})
-        asked["features"] = datasets.Features(columns)
-    return asked
+    return _columns(datasets, rows, config, keep), list(found.get(split, ()))
 
 
 def _columns(datasets: Any, rows: Any, config: HuggingFaceConfig, keep: Sequence[str]) -> Any:
     """The rows with the columns that are needed, and images as they are stored."""
-    features, images, label = rows.features, config.image_columns, config.label_column
-    if features is None:
-        raise UserError(f"{config.path}: datasets does not know its columns")
-    for column in images:
-        check_column(column, "image_column", list(features), config.path)
-    if label is not None:
-        check_column(label, "label_column", list(features), config.path)
-    wanted = dict.fromkeys([*images, *([] if label is None else [label]), *keep])
-    rows = rows.select_columns([*wanted, *(name for name in ("__key__", "__url__") if name in features)])
-    for column in images:
+    features, needed = rows.features or {}, config.needed_columns()
+    check_columns(needed, list(features), config.path)
+    extra = (name for name in ("__key__", "__url__") if name in features)
+    rows = rows.select_columns([*dict.fromkeys([*needed, *keep, *extra])])
+    for column in config.image_columns:
         kind = features[column]
         if isinstance(kind, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
         elif not (isinstance(kind, Mapping) and "bytes" in kind) and "binary" not in getattr(kind, "dtype", ""):
             raise UserError(f"{config.path}: column {column!r} (image_column) holds no images: {kind}")
     return rows
-
-
-def _at_home(path: str | None) -> str | None:
-    return None if path is None else os.path.expanduser(path)
 
 
 def _unread(rows: Any, column: str, files: Sequence[str], where: str) -> list[str]:
@@ -250,11 +262,12 @@ def import_datasets() -> Any:
     return datasets
 
 
-def check_column(column: str, key: str, columns: Sequence[str], where: str) -> None:
-    """Raise a UserError if `column`, which the setting `key` names, is not there."""
-    if column not in columns:
-        hint = "" if key == "image_column" else f"; {key}: null does without"
-        raise UserError(f"{where}: no column {column!r} ({key}); columns: {', '.join(columns)}{hint}")
+def check_columns(needed: Mapping[str, str], columns: Sequence[str], where: str) -> None:
+    """Raise a UserError if a column is not there; `needed` says which setting names it."""
+    for column, key in needed.items():
+        if column not in columns:
+            hint = "" if key == "image_column" else f"; {key}: null does without"
+            raise UserError(f"{where}: no column {column!r} ({key}); columns: {', '.join(columns)}{hint}")
 
 
 def read_schema(file: str) -> Any:
@@ -277,21 +290,15 @@ def read_schema(file: str) -> Any:
         raise UserError(f"{file}: not a readable {kind} file: {str(error).splitlines()[0]}") from error
 
 
-def noted_names(schema: Any, label_column: str | None) -> tuple[str, ...]:
-    """Class names as `datasets` notes them in the metadata of an Arrow schema, or ()."""
-    noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = ((noted.get("info") or {}).get("features") or {}).get(label_column)
-    return tuple(feature.get("names") or ()) if isinstance(feature, dict) else ()
-
-
 def check_names(files: Iterable[str], label_column: str | None) -> None:
     """See that local Parquet and Arrow files name their classes alike: `datasets` takes the first one's names for all.
 
     Raises:
         UserError: they do not, or one is unreadable.
     """
+    read = import_datasets().Features.from_arrow_schema
     local = [file for file in files if file.endswith((".parquet", ".arrow")) and not is_url(file)]
-    names = [(file, noted_names(read_schema(file), label_column)) for file in local]
+    names = [(file, getattr(read(read_schema(file)).get(label_column), "names", ())) for file in local]
     for (first, ours), (file, theirs) in pairwise(each for each in names if each[1]):
         if problem := class_misfit(theirs, ours):
             raise UserError(f"{file} and {first} name their classes differently: {problem}")
@@ -310,22 +317,6 @@ def label_names(features: Mapping[str, Any], config: HuggingFaceConfig) -> tuple
         kind = getattr(feature, "dtype", type(feature).__name__)
         raise UserError(f"{config.path}: column {config.label_column!r} is {kind}, not class numbers")
     return None
-
-
-def _encoded(row: Mapping[str, Any], config: HuggingFaceConfig, where: str) -> EncodedImage:
-    """A row's image file and label."""
-    value = next((row[name] for name in config.image_columns if row[name] is not None), None)
-    data, path, problem = value, None, ""
-    if isinstance(value, Mapping):
-        data, path = value.get("bytes"), value.get("path")
-    if path is not None:
-        where = f"{where} ({path})"
-        if data is None:
-            data, problem = _read(path)
-    if data is None and path is None:
-        problem = f"no {' or '.join(config.image_columns)}{_instead(row)}"
-    label = NO_CLASS if config.label_column is None else _label(row[config.label_column])
-    return EncodedImage(data or b"", label, where, problem=problem, orient=config.orient)
 
 
 def _instead(row: Mapping[str, Any]) -> str:
@@ -352,11 +343,6 @@ def _read(path: str) -> tuple[bytes | None, str]:
 
 def _label(value: int | None) -> int:
     return NO_CLASS - 1 if value is None else int(value)
-
-
-def _wrong_label(label: int, num_classes: int, where: str) -> UserError:
-    shown = "none" if label < NO_CLASS else str(label)
-    return UserError(f"{where}: label {shown}: must be 0 to {num_classes - 1}, or {NO_CLASS} for no class")
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,22 +9,19 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from mixar_core.data.dataset import SPLIT_NAMES, names_of_split
 from mixar_core.data.folders import is_hidden
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
 from mixar_plugins.datasets.hugging_face import (
     HuggingFaceConfig,
     HuggingFaceDataset,
-    check_column,
+    check_columns,
     check_names,
     import_datasets,
-    label_names,
     open_rows,
     read_schema,
 )
-
-#: How a split may be called in a column or at the beginning of a file's name.
-SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid")}
 
 
 @frozen
@@ -58,46 +55,42 @@ class ParquetDataset(HuggingFaceDataset):
     """
 
     def __init__(self, config: ParquetConfig, *, split: str, image_size: int) -> None:
-        if split not in SPLIT_NAMES:
-            raise UserError(f"split {split!r}: must be one of {', '.join(SPLIT_NAMES)}")
+        ours, known = names_of_split(split), tuple(name for names in SPLIT_NAMES.values() for name in names)
         import_datasets()
         import pyarrow.parquet as pq
 
-        path, by_name, label = user_path(config.path), config.split_column is None, config.label_column
+        path, by_name = user_path(config.path), config.split_column is None
         every = _files(path)
-        files = [file for file in every if not by_name or file.name.startswith(SPLIT_NAMES[split])]
+        files = [file for file in every if not by_name or file.name.startswith(ours)]
         if not files:
             raise UserError(
                 f"{path}: no file named {split}*.parquet for the {split} split (found {every[0].name}); or name a "
                 "split_column"
             )
-        check_names(map(str, every), label)
+        check_names(map(str, every), config.label_column)
         asked = HuggingFaceConfig(
             "parquet",
             data_files={"train": tuple(map(str, files))},
             image_column=config.image_column,
-            label_column=label,
+            label_column=config.label_column,
             cache_dir=config.cache_dir,
             orient=config.orient,
         )
-        needed = dict.fromkeys(asked.image_columns, "image_column")
-        needed |= {name: key for name, key in ((label, "label_column"), (config.split_column, "split_column")) if name}
-        for column, key in needed.items():
-            check_column(column, key, read_schema(str(files[0])).names, str(files[0]))
+        needed = asked.needed_columns() | ({} if config.split_column is None else {config.split_column: "split_column"})
+        check_columns(needed, read_schema(str(files[0])).names, str(files[0]))
         rows, _ = open_rows(asked, "train", keep=[*needed], columns=[*needed])
         self._files, self._starts = files, [0, *accumulate(pq.read_metadata(file).num_rows for file in files)]
         self._chosen: Sequence[int] = range(len(rows))
-        known = tuple(name for names in SPLIT_NAMES.values() for name in names)
         lost = [file.name for file in every if by_name and not file.name.startswith(known)]
         if config.split_column is not None:
             values = rows[config.split_column][:]
             lost = [str(value) for value in values if value not in known]
-            self._chosen = [row for row, value in enumerate(values) if value in SPLIT_NAMES[split]]
+            self._chosen = [row for row, value in enumerate(values) if value in ours]
             if not self._chosen:
                 found = ", ".join(sorted(set(map(str, values)))[:5])
                 raise UserError(f"{path}: no row of split {split!r} in column {config.split_column!r}: {found}")
             rows = rows.select(self._chosen)
-        self._hold(rows, label_names(rows.features, asked), asked, f"{path}, {split}", image_size)
+        self._hold(rows, asked, f"{path}, {split}", image_size)
         if lost:
             kind = "files" if by_name else "rows"
             self.notes = (f"{path}: left out: {len(lost):,} {kind} of no split that is read ({lost[0]})", *self.notes)

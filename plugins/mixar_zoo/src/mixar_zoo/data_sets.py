@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 from attrs import frozen
 from torch import Tensor
 
-from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.dataset import ImageDataset, names_of_split
 from mixar_core.data.images import read_image
-from mixar_core.errors import UserError
 
 DATA = Path(__file__).parent / "data"
 
@@ -25,8 +24,7 @@ class _InPackage(ImageDataset):
     """The encoded images and labels of a split of a file of this package, a few megabytes, in memory."""
 
     def __init__(self, file: Path, *, split: str, image_size: int) -> None:
-        if split not in ("train", "validation"):
-            raise UserError(f"split {split!r}: must be one of train, validation")
+        names_of_split(split)
         self._name, self.image_size = f"{file.stem}, {split}", image_size
         table = pq.read_table(file, columns=["image", "label"], filters=[("split", "==", split)])
         features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
