@@ -17,7 +17,7 @@ from mixar.plugins import Registry
 from mixar.recipe import load_recipe, make_recipe, to_yaml
 from mixar_core.errors import UserError
 from mixar_import.entries import state_dicts
-from mixar_import.importer import Importer, ImporterConfig
+from mixar_import.importers import Importer, ImporterConfig
 from mixar_import.imports import fill, import_weights
 from tests.parity.case import read_manifest
 from tests.weights.files import weights

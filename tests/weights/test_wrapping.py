@@ -24,8 +24,7 @@ from mixar.folder import read_provenance, read_tensors
 from mixar.plugins import Registry
 from mixar_core.errors import UserError
 from mixar_import.entries import COUNTERS, ENTRIES, WRAPPERS, flatten, state_dicts
-from mixar_import.importer import ImporterConfig
-from mixar_import.importers import KL16Importer
+from mixar_import.importers import ImporterConfig, KL16Importer
 from mixar_import.imports import Imported, fill, import_weights
 from mixar_import.published import read_published
 from tests.weights.files import weights

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @hookimpl
 def mixar_kinds() -> Mapping[str, type]:
     """A kind of part: what translates one kind of published file."""
-    from mixar_import.importer import Importer
+    from mixar_import.importers import Importer
 
     return {"importer": Importer}
 
@@ -23,7 +23,6 @@ def mixar_kinds() -> Mapping[str, type]:
 def mixar_parts() -> list[Part]:
     """An importer for each kind of file."""
     from mixar_import import importers
-    from mixar_import.importer import ImporterConfig
 
     kinds = {
         "mar": importers.MarImporter,
@@ -35,7 +34,7 @@ def mixar_parts() -> list[Part]:
         "maskgit-tokenizer": importers.MaskGITTokenizerImporter,
         "maskgit-generator": importers.MaskGITGeneratorImporter,
     }
-    return [Part("importer", name, importer, ImporterConfig) for name, importer in kinds.items()]
+    return [Part("importer", name, importer, importers.ImporterConfig) for name, importer in kinds.items()]
 
 
 @hookimpl

@@ -18,13 +18,14 @@ weights_app = typer.Typer(
 @weights_app.command("kinds")
 def kinds_command(context: typer.Context, no_plugin: NoPlugin = None) -> None:
     """List the kinds of files that can be imported."""
+    from mixar_import.importers import Importer
+
     rows = []
     for part in open_registry(context, no_plugin).parts("importer"):
-        kind = part.component
-        options = ["--tokenizer"] if getattr(kind, "tokenizer_key", None) else []
-        options += ["--statistics"] if getattr(kind, "takes_statistics", False) else []
-        recipes = ", ".join(getattr(kind, "recipes", ())) or "none: give --recipe"
-        rows.append((part.name, part.summary, ", ".join(options), recipes))
+        kind: type[Importer] = part.component
+        needed = {"--tokenizer": kind.tokenizer_key, "--statistics": kind.takes_statistics}
+        options = [option for option, needs in needed.items() if needs]
+        rows.append((part.name, part.summary, ", ".join(options), ", ".join(kind.recipes) or "none: give --recipe"))
     print_table("Kinds of published files", ("kind", "file", "options", "recipes"), rows)
 
 

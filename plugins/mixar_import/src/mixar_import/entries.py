@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from attrs import frozen
 from torch import Tensor
 
 from mixar_core.errors import UserError
-from mixar_import.importer import Importer
+from mixar_import.importers import Importer
 
 #: entries, and modules around a model, in the order in which they are tried
 ENTRIES = ("model", "state_dict", "model_state_dict", "net", "network", "params", "weights",
@@ -40,48 +41,48 @@ def flatten(content: Any, *, where: str) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         UserError: there are no tensors, says what there is; or two are called alike.
     """
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{where}: holds no tensors by name, but is {_kind(content)}")
     found: dict[str, Tensor] = {}
     others: list[str] = []
     complaints: list[str] = []
-    walked = 0
-
-    def walk(values: Mapping[Any, Any], path: str, above: tuple[int, ...]) -> None:
-        nonlocal walked
-        walked += 1
+    for path, values in islice(_dicts(content), _MOST):
         tensors = {name: v for name, v in values.items() if isinstance(name, str) and isinstance(v, Tensor)}
         for name, tensor in tensors.items():
             if found.setdefault(path + name, tensor) is not tensor:
                 raise UserError(f"{where}: two tensors are called {path}{name}, counting names of entries")
         for name, value in values.items():
-            if isinstance(value, Mapping) and value and isinstance(name, str):
-                if not name.startswith(("optimizer", "optim_")) and id(value) not in above and walked < _MOST:
-                    walk(value, f"{path}{name}.", (*above, id(value)))
-            elif name not in tensors:
+            if name not in tensors and not _is_dict(name, value):
                 at = f"{path[:-1]}: " if path else ""
                 complaints.append(f"{at}entry {str(name)[:60]!r} is {_kind(value)}, not a tensor by name")
                 others.extend([f"{path}{name}"] if tensors else [])
-
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{where}: holds no tensors by name, but is {_kind(content)}")
-    walk(content, "", (id(content),))
     if not found:
         raise UserError(f"{where}: {complaints[0] if complaints else 'holds no tensors by name'}")
     return {name: tensor.detach() for name, tensor in found.items()}, others
 
 
+def _dicts(
+    values: Mapping[Any, Any], path: str = "", above: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """A dict, those in it, and those in them, each with the beginning of its names; none inside itself."""
+    yield path, values
+    inside = (*above, id(values))
+    for name, value in values.items():
+        if _is_dict(name, value) and not name.startswith(("optimizer", "optim_")) and id(value) not in inside:
+            yield from _dicts(value, f"{path}{name}.", inside)
+
+
+def _is_dict(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Mapping) and bool(value)
+
+
 def state_dicts(
     tensors: Mapping[str, Tensor], importer: Importer, *, entry: str | None = None, raw: bool = False
 ) -> list[StateDict]:
-    """What may be the state dict wanted, the likeliest first.
-
-    Args:
-        tensors: of a whole file, see `flatten`.
-        entry: the entry, or the beginning of names, that holds it; None: it is looked for.
-        raw: the last step's weights instead of averaged ones.
+    """What may be the state dict wanted, the likeliest first; `entry` and `raw` as for `import_weights`.
 
     Raises:
-        UserError: there is no such entry, no averaged weights beside others, or the likeliest is not stored as
-            weights are.
+        UserError: there is no such entry, no averaged weights beside others, or the likeliest is not stored as weights.
     """
     averaged, last = importer.averaged_entry, importer.entry or ""
     names, taken = unwrap(tensors, kept=(averaged, last) if averaged else ())
@@ -164,11 +165,7 @@ def _beginnings(tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_stored(tensors: Mapping[str, Tensor]) -> None:
-    """Tensors are as weights are: dense, real, and all of their values in the file.
-
-    Raises:
-        UserError: one is not; names it.
-    """
+    """Raise UserError unless all tensors are as weights are: dense, real, and all of their values in the file."""
     for name, value in tensors.items():
         if value.layout != torch.strided or value.is_quantized or value.is_complex():
             raise UserError(f"tensor {name} is stored in a way that weights are not ({value.layout}, {value.dtype})")
@@ -177,16 +174,13 @@ def check_stored(tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Every value is a number.
-
-    Raises:
-        UserError: some are not; names the tensors that hold them.
-    """
-    bad = []
-    for name, tensor in tensors.items():
-        values = tensor.float() if tensor.element_size() == 1 else tensor  # torch does not ask that of float8
-        if tensor.is_floating_point() and not values.isfinite().all():
-            bad.append(name)
+    """Raise UserError unless every value is a number; names the tensors that hold others."""
+    bad = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point()
+        and not (tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all()  # not asked of float8
+    ]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(f"NaN or infinite values in {', '.join(bad[:3])}{more}: such weights are of no use")

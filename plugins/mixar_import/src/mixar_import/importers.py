@@ -1,32 +1,114 @@
-"""The importers: autoencoders of MAR and LightningDiT, MAR, and MaskBit's tokenizers and generators."""
+"""Importers: what a kind of published file is, told by a map of names and the recipes that such files fill."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
+from attrs import frozen
 from torch import Tensor
 
 from mixar_core.errors import UserError
-from mixar_import.importer import Importer
 
 #: MAR multiplies KL-16's latents by this
 MAR_SCALE = 0.2325
 _BITS = (10, 12, 14, 16, 18)
 
 
+@frozen
+class ImporterConfig:
+    """No settings: an importer's class says all, and sizes are those of a recipe."""
+
+
+class Importer:
+    """One kind of published file. Registered as a Part (kind `importer`) and built as `Class(config)`.
+
+    A file is of the recipe, one of `recipes` or the user's, whose trained module has exactly the names and shapes of
+    `translate`. Names of entries and wrappers are taken away before (`entries.state_dicts`).
+    """
+
+    #: shipped recipes whose files these may be; empty where none is shipped, and `--recipe` must name one
+    recipes: ClassVar[tuple[str, ...]] = ()
+    #: published beginning of a name -> ours; the first that fits is replaced, and other names stay
+    names: ClassVar[Mapping[str, str]] = {}
+    #: beginnings of names that only the authors' training needed
+    left_out: ClassVar[tuple[str, ...]] = ()
+    #: the entry that holds the state dict, as the authors write it, and that of averaged weights where they write both
+    entry: ClassVar[str | None] = None
+    averaged_entry: ClassVar[str | None] = None
+    #: the recipe's key of the tokenizer whose folder the user must name
+    tokenizer_key: ClassVar[Literal["continuous_tokenizer", "discrete_tokenizer"] | None] = None
+    #: whether statistics of the latents may be given
+    takes_statistics: ClassVar[bool] = False
+
+    def __init__(self, config: ImporterConfig) -> None:
+        self.config = config
+
+    @classmethod
+    def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by our names, of a state dict by published ones.
+
+        Raises:
+            UserError: two become one.
+        """
+        ours: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            old = next((old for old in cls.names if name.startswith(old)), "")
+            new = cls.names.get(old, "") + name.removeprefix(old)
+            if new in ours:
+                raise UserError(f"has two tensors that are {new} here, one of them {name}")
+            ours[new] = tensor
+        return ours
+
+    def translate(
+        self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """What the trained module gets, by our names, and what the user should read: what was left out or assumed.
+
+        Args:
+            tensors: the published state dict.
+            statistics: `mean` and `std` of the latents, one value a channel; None where none are given.
+
+        Raises:
+            UserError: two names become one, or the statistics are not what they should be.
+        """
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(self.left_out)}
+        remarks = []
+        for old in self.left_out:
+            if count := sum(name.startswith(old) for name in tensors):
+                remarks.append(f"{count} tensors {old}* dropped: the authors' training alone needed them")
+        return self.rename(kept), remarks
+
+    def sizes(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Where no shipped recipe has a file's sizes: "key=value" over the first of `recipes`, for kinds whose shapes
+        tell all of them.
+
+        Args:
+            tensors: by our names.
+        """
+        return []
+
+
 class AutoencoderImporter(Importer):
     """What the two KL autoencoders share: mean and deviation of the latents, which the released files do not hold."""
+
+    latent_std: ClassVar[float] = 1.0
 
     def translate(
         self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
     ) -> tuple[dict[str, Tensor], list[str]]:
         ours, remarks = super().translate(tensors, statistics)
-        moments = ours.get("post_quant_conv.weight")
-        if moments is None or moments.ndim != 4:  # not such a file, as the recipe will find
+        weight = ours.get("post_quant_conv.weight")
+        if weight is None or weight.ndim != 4:  # not such a file, as the recipe will find
             return ours, remarks
-        mean_C, std_C, assumed = self.latents(moments.shape[1], statistics)
-        return {**ours, "latent_mean_C": mean_C, "latent_std_C": std_C}, [*remarks, *assumed]
+        channels = weight.shape[1]
+        mean_C, std_C = torch.zeros(channels), torch.full((channels,), self.latent_std)
+        if statistics is not None:
+            mean_C, std_C = _mean_and_std(statistics, channels)
+        elif self.takes_statistics:
+            remarks.append("no --statistics given: latents stay as they are, mean 0 and deviation 1 a channel assumed")
+        return {**ours, "latent_mean_C": mean_C, "latent_std_C": std_C}, remarks
 
     def sizes(self, tensors: Mapping[str, Tensor]) -> list[str]:
         width = {name: tensor.shape[0] for name, tensor in tensors.items() if tensor.ndim == 4 and len(tensor)}
@@ -37,18 +119,24 @@ class AutoencoderImporter(Importer):
         told = {
             "latent_channels": width["quant_conv.weight"] // 2,
             "channels": channels,
-            "channel_multipliers": [
-                width[f"encoder.down.{level}.block.0.conv1.weight"] // channels for level in levels
-            ],
+            "channel_multipliers": [width[f"encoder.down.{n}.block.0.conv1.weight"] // channels for n in levels],
             "blocks": sum(f"encoder.down.0.block.{block}.conv1.weight" in width for block in range(16)),
             "encoder_attention": [2**level for level in levels if f"encoder.down.{level}.attn.0.q.weight" in width],
             "decoder_attention": [2**level for level in levels if f"decoder.up.{level}.attn.0.q.weight" in width],
         }
         return [f"continuous_tokenizer.{key}={value}" for key, value in told.items()]
 
-    def latents(self, channels: int, statistics: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor, list[str]]:
-        """Mean and deviation (C,) of the latents, and what was assumed."""
-        raise NotImplementedError
+
+def _mean_and_std(statistics: Mapping[str, Tensor], channels: int) -> list[Tensor]:
+    """(C,) each, which LightningDiT stores as (1, C, 1, 1)."""
+    found = [statistics[key].float().flatten() for key in ("mean", "std") if key in statistics]
+    if [len(values) for values in found] != [channels, channels]:
+        raise UserError(
+            f"--statistics: has no mean and std of {channels} channels each; LightningDiT's latents_stats.pt has them"
+        )
+    if not (torch.stack(found).isfinite().all() and (found[1] > 0).all()):
+        raise UserError("--statistics: mean and std must be finite, and std above 0")
+    return found
 
 
 class KL16Importer(AutoencoderImporter):
@@ -56,9 +144,7 @@ class KL16Importer(AutoencoderImporter):
 
     recipes = ("kl16",)
     entry = "model"
-
-    def latents(self, channels: int, statistics: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor, list[str]]:
-        return torch.zeros(channels), torch.full((channels,), 1 / MAR_SCALE), []
+    latent_std = 1 / MAR_SCALE
 
 
 class VAVAEImporter(AutoencoderImporter):
@@ -68,21 +154,6 @@ class VAVAEImporter(AutoencoderImporter):
     entry = "state_dict"
     left_out = ("loss.", "foundation_model.", "linear_proj.")  # losses with their networks, DINOv2 and the map to it
     takes_statistics = True
-
-    def latents(self, channels: int, statistics: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor, list[str]]:
-        """As LightningDiT stores them: entries `mean` and `std`, (1, C, 1, 1)."""
-        if statistics is None:
-            assumed = "no --statistics given: latents stay as they are, mean 0 and deviation 1 a channel assumed"
-            return torch.zeros(channels), torch.ones(channels), [assumed]
-        for key in ("mean", "std"):
-            if key not in statistics:
-                raise UserError(f"--statistics: has no {key}; LightningDiT's latents_stats.pt has mean and std")
-            if (count := statistics[key].numel()) != channels:
-                raise UserError(f"--statistics: {key} has {count} values; the latents have {channels} channels")
-        mean_C, std_C = (statistics[key].float().flatten() for key in ("mean", "std"))
-        if not (mean_C.isfinite().all() and std_C.isfinite().all() and (std_C > 0).all()):
-            raise UserError("--statistics: mean and std must be finite, and std above 0")
-        return mean_C, std_C, []
 
 
 class MarImporter(Importer):

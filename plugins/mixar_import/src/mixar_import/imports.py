@@ -18,10 +18,11 @@ from mixar.recipe import load_recipe, to_yaml
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
 from mixar_import.entries import StateDict, check_finite, check_stored, flatten, state_dicts
-from mixar_import.importer import Importer
+from mixar_import.importers import Importer
 from mixar_import.published import read_published
 
 _LISTED = 5
+_OWN_FILES = {RECIPE, WEIGHTS, PROVENANCE}
 
 
 @frozen(eq=False)
@@ -51,14 +52,13 @@ def import_weights(
 
     Args:
         kind: an importer's name.
-        file: a path or `hf://owner/name/file[@revision]`, of a file that torch.save wrote or a .safetensors file.
+        file, statistics: paths, or `hf://owner/name/file[@revision]`, of what torch.save wrote or of .safetensors.
         recipe: the recipe, by name or path, whose sizes the file has; None: one of those that the importer names.
         tokenizer: the folder, or a shipped model's name, of the tokenizer that the model works with.
-        statistics: a file with `mean` and `std` of the latents.
         entry: the file's entry, or the beginning of names, that holds the state dict; None: it is looked for.
         raw: the last step's weights instead of the averaged ones, where the file has both.
         settings: "key.key=value", over the recipe.
-        replace: whether a folder of this name may be replaced.
+        replace: whether a model folder of this name may be replaced.
 
     Raises:
         UserError: the file cannot be read, is of another kind, or its tensors are not exactly those of a recipe: says
@@ -69,7 +69,7 @@ def import_weights(
     part = registry.part("importer", kind)
     importer = part.component(part.config())
     assert isinstance(importer, Importer)
-    _check_options(kind, importer, tokenizer=tokenizer, statistics=statistics, raw=raw)
+    _check_options(kind, importer, tokenizer, statistics, raw)
     path, source = _locate(file)
     tensors, others = flatten(read_published(path), where=file)
     facts: dict[str, Any] = {"imported_by": f"mixar weights import {kind}"}
@@ -124,11 +124,15 @@ def fill(
     wanted = {name: (name, [*overrides]) for name in names}
     if recipe is None and (sizes := importer.sizes(tensors)):
         wanted[f"{names[0]} with {', '.join(sizes)}"] = names[0], [*sizes, *overrides]
+
+    def built(name: str, over: Sequence[str]) -> System:
+        return build(load_recipe(name, over, registry=registry), registry, meta=True)
+
     systems: dict[str, System] = {}
     refused: dict[str, UserError] = {}
     for label, (name, over) in wanted.items():
         try:
-            systems[label] = build(load_recipe(name, over, registry=registry), registry, meta=True)
+            systems[label] = built(name, over)
         except UserError as error:
             refused[label] = error
     for state in found:
@@ -138,25 +142,19 @@ def fill(
                 own = [f"of no shipped size: recipe {label}"] if label not in names else []
                 return Imported(system, translated, (*state.remarks, *remarks, *own))
     for label, misfit in refused.items():
-        # the file may be of this recipe, and the tokenizer of another one
-        if not systems or (importer.tokenizer_key and _fits_alone(label, overrides[:-1], registry, tensors)):
+        # the file may be of this recipe, which has a tokenizer of its own, and the one named of another
+        if not systems or (importer.tokenizer_key and not _differences(built(label, overrides[:-1]), tensors)):
             raise misfit
     nearest = min(systems, key=lambda label: _differences(systems[label], tensors))
-    which = "is not of" if recipe else f"is of no recipe among {', '.join(names)}; nearest is"
-    shown = ", ".join(list(found[0].tensors)[:3])
     try:
         check_fit(systems[nearest].trained, tensors, where="its state dict", listed=None if recipe else _LISTED)
     except UserError as error:
+        which = "is not of" if recipe else f"is of no recipe among {', '.join(names)}; nearest is"
         raise UserError(
-            f"{which} {nearest}: {error}; the file has {shown}, ...; sizes are those of a recipe: --recipe NAME|PATH, "
-            "with --set KEY=VALUE over it"
+            f"{which} {nearest}: {error}; the file has {', '.join([*found[0].tensors][:3])}, ...; sizes are those of a "
+            "recipe: --recipe NAME|PATH, with --set KEY=VALUE over it"
         ) from error
     raise AssertionError("a state dict that fits was not taken")
-
-
-def _fits_alone(recipe: str, overrides: Sequence[str], registry: Registry, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors are this recipe's, with the tokenizer that it has itself."""
-    return not _differences(build(load_recipe(recipe, overrides, registry=registry), registry, meta=True), tensors)
 
 
 def _differences(system: System, tensors: Mapping[str, Tensor]) -> int:
@@ -166,24 +164,23 @@ def _differences(system: System, tensors: Mapping[str, Tensor]) -> int:
 
 
 def _check_free(folder: Path, *, replace: bool) -> None:
-    if not folder.exists():
-        return
-    if not replace:
+    if folder.exists() and not replace:
         raise UserError(f"{folder}: is there already; give another, or --force to replace it")
     # --force must never remove what an import did not write
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} - {RECIPE, WEIGHTS, PROVENANCE}:
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _OWN_FILES):
         raise UserError(f"{folder}: holds something else than a model folder; give another")
 
 
-def _check_options(kind: str, importer: Importer, *, tokenizer: str | None, statistics: str | None, raw: bool) -> None:
-    if tokenizer and importer.tokenizer_key is None:
-        raise UserError(f"--tokenizer: a {kind} needs none")
-    if importer.tokenizer_key and not tokenizer:
-        raise UserError(f"--tokenizer: give the folder of its {importer.tokenizer_key.replace('_', ' ')}")
-    if statistics and not importer.takes_statistics:
-        raise UserError(f"--statistics: a {kind} takes none")
-    if raw and importer.averaged_entry is None:
-        raise UserError(f"--raw: a {kind} file has one set of weights")
+def _check_options(kind: str, importer: Importer, tokenizer: str | None, statistics: str | None, raw: bool) -> None:
+    key = importer.tokenizer_key
+    for wrong, complaint in (
+        (tokenizer and key is None, f"--tokenizer: a {kind} needs none"),
+        (key and not tokenizer, f"--tokenizer: give the folder of its {(key or '').replace('_', ' ')}"),
+        (statistics and not importer.takes_statistics, f"--statistics: a {kind} takes none"),
+        (raw and importer.averaged_entry is None, f"--raw: a {kind} file has one set of weights"),
+    ):
+        if wrong:
+            raise UserError(complaint)
 
 
 def _locate(file: str) -> tuple[Path, dict[str, str]]:
