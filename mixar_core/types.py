@@ -51,6 +51,10 @@ class ImageBatch:
     def __len__(self) -> int:
         return self.images_B3HW.shape[0]
 
+    def rows(self, index: Tensor | slice) -> ImageBatch:
+        """The rows at `index`."""
+        return ImageBatch(self.images_B3HW[index], self.labels_B[index])
+
 
 @frozen(eq=False)
 class TokenBatch:

@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     """
     damaged: list[str] = []
     for path in reversed(list_checkpoints(folder)):
-        problem = _problem(path)
-        if problem is None:
+        if not (problem := _problem(path)):
             return path, damaged
         damaged.append(f"{path}: {problem}")
     if damaged:
@@ -109,10 +108,8 @@ def read_sharded(folder: Path) -> dict[str, Tensor]:
         UserError: a file of it is missing or no whole safetensors file.
     """
     try:
-        reader = HuggingFaceStorageReader(str(folder))
-        known: Any = reader.read_metadata().state_dict_metadata
-        tensors = {name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in known.items()}
-        load(dict(tensors), storage_reader=reader, no_dist=True)
+        tensors = {name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in _known(folder)}
+        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     except (OSError, SafetensorError, CheckpointException) as error:
         raise UserError(f"{folder} is not a checkpoint's folder: {_reason(error)}") from error
     return tensors
@@ -120,8 +117,11 @@ def read_sharded(folder: Path) -> dict[str, Tensor]:
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in one of a checkpoint's folders."""
-    known = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {name: tuple(about.size) for name, about in known.items()}  # type: ignore[union-attr]
+    return {name: tuple(about.size) for name, about in _known(folder)}
+
+
+def _known(folder: Path) -> Iterable[tuple[str, Any]]:
+    return HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata.items()
 
 
 class Checkpoints:
@@ -265,14 +265,11 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        plain[name] = tensor.clone() if _address(tensor) in seen else tensor
-        plain[name] = plain[name].contiguous()  # weights of convolutions may be channels_last
-        seen.add(_address(tensor))
+        address = local(tensor).data_ptr() or id(tensor)
+        # contiguous: weights of convolutions may be channels_last
+        plain[name] = (tensor.clone() if address in seen else tensor).contiguous()
+        seen.add(address)
     return plain
-
-
-def _address(tensor: Tensor) -> int:
-    return local(tensor).data_ptr() or id(tensor)
 
 
 def _digest(file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,6 @@ from torch.optim import AdamW
 from mixar_core.blocks import Block
 from mixar_core.data.source import Batch, Source
 from mixar_core.data.streams import Stream, seed_of, step_noise
-from mixar_core.data.tokens import CachedTokens
 from mixar_core.distributed import Processes
 from mixar_core.noise import Noise
 from mixar_core.training.ema import EMA, local
@@ -100,31 +100,28 @@ class Engine:
         sums: dict[str, Tensor] = {}
         for part in self.micro_batches(batch, source, step):
             with self._summing_gradients(part.last):
-                with self.autocast():
-                    losses = self.module(part.batch, step=step, steps=self.steps, noise=part.noise)
+                losses = self.losses(part, step=step, module=self.module)
                 (losses.total * part.weight).backward()
             add(sums, losses, part.weight)
-        norm = self._norm()
+        norm = get_total_norm(self._gradients())
+        if self.sharded:  # the parts' norms
+            norm = self.processes.sum(norm.square()).sqrt()
         counted = [norm.new_full((), value * self.processes.world) for value in counts.values()]
         means = iter(self._means([*sums.values(), norm, *counted]))
         return Gradients({name: next(means) for name in sums}, next(means), {name: next(means) for name in counts})
 
     def micro_batches(self, batch: Batch, source: Source, step: int) -> Iterator[MicroBatch]:
-        """A process's batch in the parts that it is computed in, tokens made of images where the objective takes them.
+        """A process's batch in the parts that it is computed in, as tokens where the objective takes them.
 
-        `step` is whose noise they get: each row's draws are the same whoever computes it.
+        What is drawn for a row depends on `step` and on its place in the whole batch, not on who computes it.
         """
         size, share, device = self.config.micro_batch or len(batch), source.share, batch.labels_B.device
         noise = partial(step_noise, seed=source.seed, step=step, total=share.total, device=device)
         for start in range(0, len(batch), size):
             rows, first = slice(start, min(start + size, len(batch))), share.first + start
-            part: ImageBatch | TokenBatch
-            if isinstance(batch, CachedTokens):
-                part = self.objective.tokenizers.draw(batch.rows(rows), noise=noise(Stream.TOKENS, first=first))
-            else:
-                part = ImageBatch(batch.images_B3HW[rows], batch.labels_B[rows])
-                if self.objective.takes_tokens:
-                    part = self.objective.tokenize(part, noise=noise(Stream.TOKENS, first=first))
+            part: Any = batch.rows(rows)
+            if self.objective.takes_tokens:
+                part = self.objective.tokenize(part, noise=noise(Stream.TOKENS, first=first))
             weight = (rows.stop - start) / len(batch)
             yield MicroBatch(part, noise(Stream.LOSS, first=first), rows, weight, rows.stop == len(batch))
 
@@ -142,6 +139,12 @@ class Engine:
         self.optimizer.step()
         self.ema.update()
 
+    def losses(self, part: MicroBatch, *, step: int, module: nn.Module | None = None) -> Losses:
+        """The objective's, by itself or through the `module` that wraps it."""
+        with self.autocast():
+            losses: Losses = (module or self.objective)(part.batch, step=step, steps=self.steps, noise=part.noise)
+        return losses
+
     def autocast(self) -> torch.autocast:
         """What a forward pass of the trained parts runs under."""
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -152,9 +155,7 @@ class Engine:
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(source.batches(0, count)):
             for part in self.micro_batches(batch, source, index):
-                with self.autocast():
-                    losses = self.objective(part.batch, step=step, steps=self.steps, noise=part.noise)
-                add(sums, losses, part.weight / count)
+                add(sums, self.losses(part, step=step), part.weight / count)
         return dict(zip(sums, self._means([*sums.values()]), strict=True))
 
     def _summing_gradients(self, last: bool) -> AbstractContextManager[None]:
@@ -174,18 +175,12 @@ class Engine:
         self._settled = True
         buffers = [(buffer, buffer.clone()) for buffer in self.objective.trained.buffers()]
         part = next(self.micro_batches(batch, source, step))
-        with self.autocast():
-            losses = self.module(part.batch, step=step, steps=self.steps, noise=part.noise)
-        losses.total.backward()
+        self.losses(part, step=step, module=self.module).total.backward()
         for buffer, before in buffers:
             buffer.copy_(before)
 
     def _gradients(self) -> list[Tensor]:
         return [local(p.grad) for p in self.parameters if p.grad is not None]
-
-    def _norm(self) -> Tensor:
-        norm = get_total_norm(self._gradients())
-        return self.processes.sum(norm.square()).sqrt() if self.sharded else norm
 
     def _means(self, values: Sequence[Tensor]) -> list[float]:
         """The values' means over the processes."""

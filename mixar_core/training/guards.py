@@ -45,8 +45,8 @@ def look_again(engine: Engine, batch: Batch, source: Source, *, step: int) -> It
     engine.optimizer.zero_grad(set_to_none=True)
     engine.seed_dropout(step)
     for part in engine.micro_batches(batch, source, step):
-        with _watched(engine.objective) as seen, engine.autocast():
-            total = engine.objective(part.batch, step=step, steps=engine.steps, noise=part.noise).total
+        with _watched(engine.objective) as seen:
+            total = engine.losses(part, step=step).total
         total.backward()
         if not _is_finite(total):
             seen.append("the loss")

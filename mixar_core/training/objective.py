@@ -44,18 +44,20 @@ class Objective(nn.Module, ABC):
         The loss must be a mean over the batch's rows, so that it is the same however the batch is shared out.
         """
 
-    def tokenize(self, images: ImageBatch, *, noise: Noise) -> TokenBatch:
-        """Images through the frozen tokenizers, without gradient. Objectives on images do not have it."""
-        return self.tokenizers.draw(self.tokenizers.encode(images), noise=noise)
+    def tokenize(self, batch: ImageBatch | CachedTokens, *, noise: Noise) -> TokenBatch:
+        """Images, or what was kept of them, through the frozen tokenizers, without gradient."""
+        cached = self.tokenizers.encode(batch) if isinstance(batch, ImageBatch) else batch
+        return self.tokenizers.draw(cached, noise=noise)
 
     @torch.no_grad()
     def detokenize(self, cached: CachedTokens, *, noise: Noise) -> ImageBatch:
         """What tokens decode to: the pictures that stand for images where only their tokens are at hand."""
         tokens = self.tokenizers.draw(cached, noise=noise)
-        if self.tokenizers.continuous is not None:
-            return ImageBatch(self.tokenizers.continuous.decode(tokens.latents_BChw), tokens.labels_B)
-        assert self.tokenizers.discrete is not None and tokens.codes_BN is not None
-        return ImageBatch(self.tokenizers.discrete.decode(tokens.codes_BN), tokens.labels_B)
+        continuous, discrete = self.tokenizers.continuous, self.tokenizers.discrete
+        if continuous is not None:
+            return ImageBatch(continuous.decode(tokens.latents_BChw), tokens.labels_B)
+        assert discrete is not None and tokens.codes_BN is not None
+        return ImageBatch(discrete.decode(tokens.codes_BN), tokens.labels_B)
 
     @abstractmethod
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:

@@ -6,16 +6,10 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from attrs import Attribute, asdict, field, fields, frozen
-from attrs.validators import and_, ge, gt, le, lt, min_len, optional
+from attrs import asdict, field, frozen
+from attrs.validators import and_, deep_iterable, ge, gt, le, lt, min_len, optional
 
 from mixar_core.storage import user_path
-
-
-def _two_betas(_: Any, attribute: Attribute[Any], value: tuple[float, float]) -> None:
-    if not all(0.0 <= beta < 1.0 for beta in value):
-        raise ValueError(f"{attribute.name} {value} are not both in [0, 1)")
-
 
 _POSITIVE_OR_NONE: Any = optional(gt(0))
 #: Marks a field that a resumed run may change: it does not enter what a step computes from its weights.
@@ -78,7 +72,7 @@ class TrainingConfig:
     warmup_steps: int = field(default=0, validator=ge(0))
     warmup_epochs: float = field(default=0.0, validator=ge(0.0))
     weight_decay: float = field(default=0.02, validator=ge(0.0))
-    betas: tuple[float, float] = field(default=(0.9, 0.95), validator=_two_betas)
+    betas: tuple[float, float] = field(default=(0.9, 0.95), validator=deep_iterable(and_(ge(0.0), lt(1.0))))
     epsilon: float = field(default=1e-8, validator=gt(0.0))
     clip: float | None = field(default=3.0, validator=_POSITIVE_OR_NONE)
     ema_decay: float = field(default=0.9999, validator=and_(ge(0.0), lt(1.0)))
@@ -135,8 +129,6 @@ class TrainingConfig:
 
         A cosine schedule ends at the last step, so there the length is one of them.
         """
-        bound = {f.name for f in fields(TrainingConfig) if not f.metadata.get("free")}
-        if self.schedule == "cosine":
-            bound |= {"steps", "epochs"}
-        values = asdict(self)
-        return {name: list(v) if isinstance(v := values[name], tuple) else v for name in values if name in bound}
+        length = ("steps", "epochs") if self.schedule == "cosine" else ()
+        values = asdict(self, filter=lambda field, _: field.name in length or not field.metadata.get("free"))
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -37,12 +37,7 @@ from mixar_core.training.guards import where_it_began
 from mixar_core.training.log import Meter, RunLog, Unreadable
 from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
-from mixar_core.training.sources import (
-    VALIDATION_SEED,
-    make_source,
-    preview_images,
-    shared_batches,
-)
+from mixar_core.training.sources import VALIDATION_SEED, make_source, preview_images, shared_batches
 
 
 @frozen(eq=False)
@@ -254,7 +249,14 @@ class Trainer:
         batches = self.source.batches(self.done, self.steps)
         while self.done < self.steps and not stop:
             batch = self.meter.next(batches)
-            gradients = self._step(batch, stop=signals.requested)
+            counts = {
+                "stop": signals.requested,
+                "failed": self.checkpoints.failed,
+                "unreadable": len(self.source.unreadable),
+            }
+            gradients = self.engine.gradients(batch, self.source, step=self.done, counts=counts)
+            self._check(batch, gradients)
+            self.engine.update(self.done, gradients.norm)
             self.meter.stop(gradients.losses)
             self.done, stop = self.done + 1, gradients.counts["stop"] > 0
             last = self.done == self.steps
@@ -275,20 +277,16 @@ class Trainer:
     def _due(self, every: int, certainly: bool) -> bool:
         return certainly or (every > 0 and self.done % every == 0)
 
-    def _step(self, batch: Batch, *, stop: bool) -> Gradients:
-        """One optimizer step, unless its loss or gradient is not finite."""
-        step, unreadable = self.done, self.source.unreadable
-        counts = {"stop": float(stop), "unreadable": float(len(unreadable)), "failed": float(self.checkpoints.failed)}
-        gradients = self.engine.gradients(batch, self.source, step=step, counts=counts)
+    def _check(self, batch: Batch, gradients: Gradients) -> None:
+        """End the run where something went wrong in any process, before it enters the weights."""
         if gradients.counts["failed"]:
             self.checkpoints.wait()
-        self._refuse(self.unreadable.too_many(unreadable, step=step, total=round(gradients.counts["unreadable"])))
+        found, total = self.source.unreadable, round(gradients.counts["unreadable"])
+        self._refuse(self.unreadable.too_many(found, step=self.done, total=total))
         figures = {**gradients.losses, "gradient norm": gradients.norm}
         if bad := [name for name, value in figures.items() if not math.isfinite(value)]:
-            where = where_it_began(self.engine, batch, self.source, self.folder, step=step)
-            self._refuse(f"step {step + 1}: not finite: {', '.join(bad)}; {where}")
-        self.engine.update(step, gradients.norm)
-        return gradients
+            where = where_it_began(self.engine, batch, self.source, self.folder, step=self.done)
+            self._refuse(f"step {self.done + 1}: not finite: {', '.join(bad)}; {where}")
 
     def _refuse(self, reason: str | None) -> None:
         """End the run in all processes if there is a reason, once the checkpoint that is being written is complete."""

@@ -10,7 +10,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from mixar_core.distributed import Processes, summed
+from mixar_core.distributed import Processes
 from mixar_core.storage import write_whole
 
 _CHUNK = 8192
@@ -92,8 +92,8 @@ class GaussianSum:
         """
         count, first_F, second_FF = self.count, self.first_F, self.second_FF
         if processes is not None:
-            count = int(summed(torch.tensor(count), processes))
-            first_F, second_FF = summed(first_F, processes), summed(second_FF, processes)
+            count = int(processes.sum(torch.tensor(count)).cpu())
+            first_F, second_FF = processes.sum(first_F).cpu(), processes.sum(second_FF).cpu()
         if count < 2:
             raise ValueError("a distance between sets needs at least two images in each")
         if not torch.isfinite(first_F).all():

@@ -12,7 +12,7 @@ from attrs import frozen
 from torch import Tensor
 
 from mixar_core.data.streams import seed_of
-from mixar_core.distributed import Processes, summed
+from mixar_core.distributed import Processes
 from mixar_core.noise import Noise
 from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B, psnr_B, ssim_B
 from mixar_core.pictures import to_uint8
@@ -182,7 +182,7 @@ class CodeCounter:
 
     def usage(self, processes: Processes) -> CodeUsage:
         """Of all codes that all processes counted."""
-        counts_V = summed(self.counts_V, processes).double()
+        counts_V = processes.sum(self.counts_V).cpu().double()
         share_V = counts_V[counts_V > 0] / counts_V.sum()
         return CodeUsage(
             codebook_size=len(counts_V),
@@ -214,8 +214,8 @@ class LatentCounter:
 
     def statistics(self, processes: Processes) -> LatentStatistics:
         """Of all posteriors that all processes took in."""
-        images, places, kl = summed(self.totals_3, processes).tolist()
-        mean_C, second_C = summed(self.sums_2C, processes) / places
+        images, places, kl = processes.sum(self.totals_3).cpu().tolist()
+        mean_C, second_C = processes.sum(self.sums_2C).cpu() / places
         std_C = (second_C - mean_C.square()).clamp_min(0.0).sqrt()
         kept_mean_C, kept_std_C = self.kept_2C
         return LatentStatistics(
