@@ -19,8 +19,8 @@ from pathlib import Path
 
 from attrs import asdict
 
-from benchmarks.kills import PARALLEL, Outcome, Setup, endure, leave_alone
 from mixar.cli.common import print_json, print_table
+from tests.core.kills import PARALLEL, Outcome, Setup, endure, leave_alone
 
 #: steps of a run for every kill it is to survive
 STEPS = 8

@@ -46,11 +46,7 @@ def to_pil(image_3HW: Tensor) -> Image.Image:
 
 
 def write_png(path: Path, picture: Image.Image) -> None:
-    """Write a picture whole.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a picture whole."""
     write_whole(path, lambda unfinished: picture.save(unfinished, format="PNG"))
 
 

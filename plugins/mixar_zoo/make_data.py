@@ -10,7 +10,6 @@ and pyarrow, so DATA.md carries a checksum of both the file and the pixels. It t
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.metadata
 import io
@@ -24,6 +23,7 @@ from typing import Any
 import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
+import typer
 from datasets import ClassLabel, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -143,12 +143,8 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
-def main() -> None:
-    """Make both files and DATA.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("google", type=Path, help="emoji-datasource-google-16.0.0.tgz")
-    parser.add_argument("twitter", type=Path, help="emoji-datasource-twitter-16.0.0.tgz")
-    arguments = parser.parse_args()
+def main(google: Path, twitter: Path) -> None:
+    """Make both files and DATA.md, of emoji-datasource-google-16.0.0.tgz and the like of Twitter's."""
     DATA.mkdir(parents=True, exist_ok=True)
     features = {"image": ImageFeature(), "label": ClassLabel(names=list(CATEGORIES)), "split": Value("string")}
     emoji = Features(
@@ -160,7 +156,7 @@ def main() -> None:
         unicode=Value("string"),
     )
     digits = Features(**features | {"label": ClassLabel(names=[str(digit) for digit in range(10)])})
-    drawings = [*emoji_rows("google", arguments.google), *emoji_rows("twitter", arguments.twitter)]
+    drawings = [*emoji_rows("google", google), *emoji_rows("twitter", twitter)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("pillow", "pyarrow", "mlxtend"))
     paragraphs = [
         "# The zoo's data\n",
@@ -173,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

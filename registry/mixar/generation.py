@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 from PIL import Image
@@ -12,6 +12,9 @@ from torch import Tensor
 from mixar.labels import checked_number
 from mixar_core.pictures import labelled_grid, legible, to_pil
 from mixar_core.types import NO_CLASS
+
+#: images in a picture of many at most, and in a row of it
+SHOWN, WIDEST = 64, 16
 
 
 @attrs.frozen(eq=False)
@@ -60,3 +63,18 @@ def grid_picture(
         names = [name if legible(name) else str(label) for name, label in zip(names, labels, strict=True)]
     columns = checked_number(columns, "columns", low=1, whole=True) or math.ceil(math.sqrt(len(names)))
     return labelled_grid(images_B3HW, names, columns=columns, scale=max(1, 96 // images_B3HW.shape[-1]))
+
+
+def overview(
+    read: Callable[[int], Tensor], labels: Sequence[int], class_names: Sequence[str], classes: int
+) -> tuple[Image.Image, int]:
+    """A picture of the first of many images, and of how many; classes drawn in turn stand in columns.
+
+    Args:
+        read: gives the first so many images, uint8 (B, 3, H, W).
+        labels: of all images. classes: how many are drawn.
+    """
+    columns = WIDEST - WIDEST % classes if 1 < classes <= WIDEST else None
+    labels = labels[: SHOWN - SHOWN % (columns or 1)]
+    names = [label_name(label, class_names) for label in labels]
+    return grid_picture(read(len(labels)), names, labels, columns=columns), len(labels)

@@ -21,13 +21,10 @@ Labels = int | str | Iterable[Any]
 
 
 def class_numbers(labels: Labels, count: int, names: Sequence[str]) -> list[int]:
-    """Class numbers, of numbers (NO_CLASS for none) or names, one or several.
+    """Class numbers, of numbers (NO_CLASS for none) or names, one or several; nothing else is taken.
 
     Args:
         count: of the model's classes. names: theirs, in label order; empty where they are not known.
-
-    Raises:
-        UserError: one is no class of the model, or neither a whole number nor a name; says what there is.
     """
     if isinstance(labels, bytes | Mapping | Set):
         raise UserError(f"labels are a {type(labels).__name__}; give a list: one image is drawn for each, in its order")
@@ -63,10 +60,8 @@ def _class_number(label: Any, count: int, names: Sequence[str]) -> int:
 def split_names(text: str, names: Sequence[str]) -> list[str]:
     """The class names in a text that separates them by commas, which may be in names too.
 
-    The whole text is a name where there is such a class. Else it is cut at commas so that each piece is one.
-
-    Raises:
-        UserError: it can be cut in several ways.
+    The whole text is a name where there is such a class. Else it is cut at commas so that each piece is one; a text
+    that can be cut in several ways is refused.
     """
     known = {*map(_composed, names)}
     if _composed(text) in known:
@@ -86,11 +81,7 @@ def split_names(text: str, names: Sequence[str]) -> list[str]:
 
 
 def checked_number(value: object, what: str, *, low: int, whole: bool = False) -> Any:
-    """A finite number, at least `low`, as a plain int or float; None stays None.
-
-    Raises:
-        UserError: it is something else.
-    """
+    """A finite number, at least `low`, as a plain int or float; None stays None, anything else is refused."""
     if value is None:
         return None
     number = _plain(value)
@@ -103,11 +94,7 @@ def checked_number(value: object, what: str, *, low: int, whole: bool = False) -
 
 
 def code_tensor(codes: object, images: int | None, tokens: int, codebook_size: int) -> Tensor:
-    """Codes int64 (B, N) of an array or tensor of whole numbers; `images` is what B must be, None: any.
-
-    Raises:
-        UserError: they are something else.
-    """
+    """Codes int64 (B, N) of an array or tensor of whole numbers; `images` is what B must be, None: any."""
     try:
         found = codes if isinstance(codes, Tensor) else torch.from_numpy(numpy.array(codes))
     except (TypeError, ValueError, RuntimeError) as error:

@@ -30,7 +30,7 @@ Precision = Literal["float32", "bf16"]
 Progress = Callable[[int, int], None]
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Model:
     """A MixAR, a MAR or a discrete prior with its weights, ready to sample from. `load` makes one.
 

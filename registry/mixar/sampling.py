@@ -33,8 +33,6 @@ from mixar_core.types import NO_CLASS
 if TYPE_CHECKING:
     from mixar.stores import PNGStore, RawStore
 
-#: images in a picture of samples at most, and in a row of it
-SHOWN, WIDEST = 64, 16
 #: what a folder of samples says about itself, and how long drawing them took
 MANIFEST, TIMING = "sample.json", "timing.json"
 #: among the parts of a manifest only where codes are drawn from real images: how the data are called there
@@ -149,11 +147,7 @@ def plan_of(folder: Path) -> tuple[dict[str, Any], Plan]:
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], Plan]:
-    """What a manifest says, and the plan in it.
-
-    Raises:
-        UserError: it is not there, or is none.
-    """
+    """What a manifest says, and the plan in it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         manifest = found if "plan" in found else _of_before(found)
@@ -212,10 +206,7 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Make `folder` the place of these samples, or see that it is; what it then says of itself.
 
     Of an earlier call's folder that is what it said before, with this call under `continued` where it computes with
-    other versions or on another device.
-
-    Raises:
-        UserError: it holds something else, other samples (says what differs), or cannot be written.
+    other versions or on another device. A folder of anything else, and of other samples, is refused.
     """
     with writing(folder):
         folder.resolve().mkdir(parents=True, exist_ok=True)
@@ -253,6 +244,7 @@ def draw_chunks(
     """Draw the chunks that are missing, each process its share; every process calls this.
 
     All take a chunk each, then hear of each other: so they stop together, and no one waits longer than for a chunk.
+    What one of them cannot do ends all.
 
     Args:
         signals: of a wish to stop, in any of the processes; the present chunks are finished first.
@@ -260,9 +252,6 @@ def draw_chunks(
 
     Returns:
         whether all chunks are there.
-
-    Raises:
-        UserError: a chunk cannot be written, in any of the processes; or they have loaded different weights.
     """
     files = processes.all_gather({key: str(file) for key, file in model.files.items()})
     for key, file in files[0].items():
@@ -298,11 +287,11 @@ def draw_chunks(
 
 def _draw_chunk(model: Model, plan: Plan, chunk: int, store: PNGStore | RawStore) -> float:
     """Seconds that drawing it took."""
-    labels_B = plan.labels_N()[plan.rows(chunk)]
+    labels_B = model.labels(plan.labels_N()[plan.rows(chunk)])
     began = time.perf_counter()
-    images_B3HW, _, _ = model.draw(model.labels(labels_B), plan.settings, batch_noise(plan.seed, chunk))
+    images_B3HW, _, _ = model.draw(labels_B, plan.settings, batch_noise(plan.seed, chunk))
     took = time.perf_counter() - began
-    store.write(chunk, images_B3HW, labels_B)
+    store.write(chunk, images_B3HW)
     return took
 
 
@@ -316,8 +305,3 @@ def device_name(device: torch.device, *, threads: bool = True) -> str:
 def manifest_beside(npz: Path) -> Path:
     """Where `mixar sample --npz` says how the images of the file were drawn."""
     return npz.with_name(f"{npz.name}.json")
-
-
-def grid_columns(classes: int) -> int | None:
-    """Images in a row so that classes drawn in turn stand in columns; None where there are too many."""
-    return WIDEST - WIDEST % classes if 1 < classes <= WIDEST else None

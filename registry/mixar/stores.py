@@ -9,6 +9,7 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ _CHUNK = re.compile(r"chunk-(\d{6,})\.safetensors")
 
 
 class RawStore:
-    """One safetensors file a chunk: `images` uint8 (B, 3, H, W), `labels` int64 (B,). What is there is whole."""
+    """One safetensors file a chunk: `images` uint8 (B, 3, H, W). What is there is whole."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,9 +38,9 @@ class RawStore:
         """Numbers of the chunks that are there."""
         return {int(match[1]) for path in self.folder.iterdir() if (match := _CHUNK.fullmatch(path.name))}
 
-    def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor) -> None:
+    def write(self, chunk: int, images_B3HW: Tensor) -> None:
         """Put a chunk there."""
-        write_weights(self._path(chunk), {"images": images_B3HW, "labels": labels_B})
+        write_weights(self._path(chunk), {"images": images_B3HW})
 
     def read(self, chunk: int) -> Tensor:
         """The images of a chunk that is there, uint8 (B, 3, H, W)."""
@@ -67,7 +68,7 @@ class PNGStore:
         there = Counter(number // self.plan.batch for number in numbers)
         return {chunk for chunk in range(self.plan.chunks) if there[chunk] == self.plan.size(chunk)}
 
-    def write(self, chunk: int, images_B3HW: Tensor, labels_B: Tensor) -> None:
+    def write(self, chunk: int, images_B3HW: Tensor) -> None:
         """Put a chunk there."""
         for file, image_3HW in zip(self.files[self.plan.rows(chunk)], images_B3HW, strict=True):
             write_png(self.folder / file, to_pil(image_3HW))
@@ -101,8 +102,7 @@ def write_folder(
 ) -> None:
     """PNGs `000_name.png`, `grid.png` and MANIFEST; with `codes_alone` (uint8 images) `codes/` and `codes_grid.png`.
 
-    Raises:
-        UserError: the folder cannot be written; nothing is left behind.
+    The folder appears whole, or not at all.
     """
     folder = folder.resolve()  # a link to it stays one
     with (
@@ -123,11 +123,7 @@ def write_folder(
 
 
 def check_folder(folder: Path, *, force: bool) -> None:
-    """Refuse, before any work is done, a folder that samples cannot go to.
-
-    Raises:
-        UserError: it is not empty and `force` is not given, or not a folder of samples, or cannot be written.
-    """
+    """Refuse, before any work is done, a folder that samples cannot go to."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not force:
             raise UserError(f"--out {folder}: is there already and not empty; give another, or --force to replace it")
@@ -138,26 +134,21 @@ def check_folder(folder: Path, *, force: bool) -> None:
         tempfile.TemporaryFile(dir=folder.parent).close()
 
 
-def write_npz(path: Path, batches: Iterable[Tensor], labels_N: Tensor, *, height: int, width: int) -> None:
+def write_npz(path: Path, batches: Iterable[Tensor], labels_N: Tensor) -> None:
     """Write images as `arr_0` uint8 (N, H, W, 3) and their labels as `arr_1`, a batch at a time, whole.
-
-    Unlabelled images (NO_CLASS) have no `arr_1`.
 
     Args:
         batches: uint8 (B, 3, H, W), N images in all.
-        labels_N: int64 (N,).
-
-    Raises:
-        UserError: it cannot be written.
+        labels_N: int64 (N,); of unlabelled images (NO_CLASS) there is no `arr_1`.
     """
-    shape = (len(labels_N), height, width, 3)
 
     def write(unfinished: Path) -> None:
+        first = next(left := iter(batches))
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels_N), *first.shape[2:], 3)}
         with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 numpy.lib.format.write_array_header_1_0(file, header)
-                for images_B3HW in batches:
+                for images_B3HW in chain([first], left):
                     file.write(images_B3HW.permute(0, 2, 3, 1).contiguous().numpy().data)
             if int(labels_N.min()) >= 0:
                 with archive.open("arr_1.npy", "w", force_zip64=True) as file:
@@ -167,11 +158,7 @@ def write_npz(path: Path, batches: Iterable[Tensor], labels_N: Tensor, *, height
 
 
 def parts_of(npz: Path, *, force: bool) -> Path:
-    """The folder where the images of an `.npz` wait until all are there.
-
-    Raises:
-        UserError: the file is there already and `force` is not given, or is not called so.
-    """
+    """The folder where the images of an `.npz` wait until all are there; refuses a file that is there already."""
     if npz.suffix != ".npz":
         raise UserError(f"--npz {npz}: a file whose name ends in .npz is needed")
     parts = npz.with_name(f"{npz.name}.parts")
@@ -183,8 +170,7 @@ def parts_of(npz: Path, *, force: bool) -> Path:
 
 def pack_npz(npz: Path, store: RawStore, plan: Plan, manifest: Mapping[str, Any]) -> None:
     """Write all images of a store as one `.npz`, and beside it how they were drawn."""
-    height, width = store.read(0).shape[2:]
-    write_npz(npz, map(store.read, range(plan.chunks)), plan.labels_N(), height=height, width=width)
+    write_npz(npz, map(store.read, range(plan.chunks)), plan.labels_N())
     write_manifest(manifest_beside(npz), with_timing(manifest, store.folder) | {"arr_0_crc32": images_crc32(npz)})
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import Meeting, is_saving, steps_logged
 from mixar_core.distributed import StopSignals
 from mixar_core.training.checkpoint import checkpoint_step, list_checkpoints
 from tests.cli.process import good, launched, refused, run, send, started, tree
+from tests.core.kills import Meeting, is_saving, steps_logged
 
 #: far too many steps to end by itself; with a checkpoint at the end alone, or after every step in the background
 LONG = ("--set", "training.steps=100000", "--set", "training.checkpoint_every=0")

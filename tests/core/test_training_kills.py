@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import Attempts, Setup, endure, leave_alone, steps_logged, train_one
 from mixar_core import distributed
 from mixar_core.errors import UserError
 from mixar_core.training import checkpoint
+from tests.core.kills import Attempts, Setup, endure, leave_alone, steps_logged, train_one
 from tests.core.training_toys import toy_run
 
 SETUPS = [

@@ -168,11 +168,11 @@ def test_other_samples_are_not_continued(model: mixar.Model, family: Path, tmp_p
 def test_npz_is_what_numpy_reads(tmp_path: Path) -> None:
     images = torch.arange(5 * 3 * 2 * 4, dtype=torch.uint8).view(5, 3, 2, 4)
     labels = torch.tensor([0, 1, 2, 0, 1])
-    write_npz(tmp_path / "a.npz", images.split(2), labels, height=2, width=4)
+    write_npz(tmp_path / "a.npz", images.split(2), labels)
     with numpy.load(tmp_path / "a.npz", allow_pickle=False) as found:
         assert found["arr_0"].dtype == numpy.uint8 and found["arr_1"].tolist() == labels.tolist()
         assert numpy.array_equal(found["arr_0"], images.permute(0, 2, 3, 1).numpy())
-    write_npz(tmp_path / "b.npz", images.split(2), torch.full((5,), NO_CLASS), height=2, width=4)
+    write_npz(tmp_path / "b.npz", images.split(2), torch.full((5,), NO_CLASS))
     with numpy.load(tmp_path / "b.npz", allow_pickle=False) as found:
         assert found.files == ["arr_0"]
 
@@ -242,7 +242,7 @@ def test_an_npz_knows_how_it_was_drawn(family: Path, tmp_path: Path, registry: R
     samples = open_images(str(tmp_path / "a.npz"), registry)
     assert samples.drawn is not None and samples.drawn["plan"]["count"] == 6 and samples.class_names[0] == "cat"
     assert samples.drawn["seconds_per_image_and_process"] > 0 and not draws_real_codes(samples.drawn)
-    write_npz(tmp_path / "a.npz", [torch.zeros(6, 3, 16, 16).byte()], torch.arange(6) % 3, height=16, width=16)
+    write_npz(tmp_path / "a.npz", [torch.zeros(6, 3, 16, 16).byte()], torch.arange(6) % 3)
     assert open_images(str(tmp_path / "a.npz"), registry).drawn is None
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mixar.cli.common import Device, NoPlugin, Set, as_path, at_least, checked_device, command_line, open_registry
+from mixar.cli.common import Device, NoPlugin, Set, as_path, at_least, command_line, open_registry
 from mixar_core.errors import UserError
 
 
@@ -86,7 +86,7 @@ def cache_command(
             batch=batch,
             workers=workers or 0,
             max_unreadable=max_unreadable or 0,
-            device=checked_device(device),
+            device=device,
             progress=update,
         )
     if not main:

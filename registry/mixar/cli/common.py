@@ -15,8 +15,6 @@ import typer
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from mixar.plugins import Registry
 
 NoPlugin = Annotated[
@@ -47,6 +45,17 @@ def at_least(low: int) -> Callable[[typer.CallbackParam, float | None], float | 
     return check
 
 
+def _device_that_is_there(value: str | None) -> str | None:
+    if value is not None:
+        from mixar_core.distributed import available_device
+
+        try:
+            available_device(value)
+        except UserError as error:
+            raise UserError(f"--{error}") from error
+    return value
+
+
 Steps = Annotated[
     int | None, typer.Option("--steps", callback=at_least(1), help="Sampling steps; default: the recipe's.")
 ]
@@ -60,7 +69,10 @@ Temperature = Annotated[
 Batch = Annotated[int, typer.Option("--batch", callback=at_least(1), help="Images at a time.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the averaged ones.")]
 Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")
+    str | None,
+    typer.Option(
+        "--device", callback=_device_that_is_there, help="cpu, cuda, cuda:1 ...; default: the GPU if there is one."
+    ),
 ]
 Precision = Annotated[
     Literal["float32", "bf16"],
@@ -85,12 +97,9 @@ def open_registry(context: typer.Context, no_plugin: Sequence[str] | None) -> Re
     """The installed plugins but those left out, before the command's name or after it; broken ones are warned of."""
     from mixar.plugins import plugin_manager
 
-    blocked = [*(context.obj or ()), *(no_plugin or ())]
-    registry = plugin_manager(blocked=blocked)
-    for plugin in registry.broken:
-        print(
-            f"warning: plugin {plugin.name} of {plugin.distribution} is not loaded: {plugin.problem}", file=sys.stderr
-        )
+    registry = plugin_manager(blocked=[*(context.obj or ()), *(no_plugin or ())])
+    for p in registry.broken:
+        print(f"warning: plugin {p.name} of {p.distribution} is not loaded: {p.problem}", file=sys.stderr)
     return registry
 
 
@@ -107,26 +116,9 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    table: Table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
     Console().print(table)
-
-
-def checked_device(device: str | None) -> str | None:
-    """A device that is there.
-
-    Raises:
-        UserError: it is not.
-    """
-    if device is None:
-        return None
-    from mixar_core.distributed import available_device
-
-    try:
-        available_device(device)
-    except UserError as error:
-        raise UserError(f"--{error}") from error
-    return device

@@ -20,38 +20,25 @@ def plugins_command(context: typer.Context, no_plugin: NoPlugin = None, as_json:
 
     registry = open_registry(context, no_plugin)
     parts = [part for kind in registry.kinds for part in registry.parts(kind)]
+    told = [
+        {
+            "kind": part.kind,
+            "name": part.name,
+            "plugin": registry.plugin_of(part).name,
+            "summary": part.summary,
+            "settings": [field.name for field in attrs.fields(part.config) if field.init],
+        }
+        for part in parts
+    ]
+    models = sorted(registry.models())
     if as_json:
-        print_json(
-            {
-                "plugins": [
-                    {key: getattr(plugin, key) for key in ("name", "distribution", "problem")}
-                    for plugin in registry.plugins
-                ],
-                "parts": [
-                    {
-                        "kind": part.kind,
-                        "name": part.name,
-                        "plugin": registry.plugin_of(part).name,
-                        "summary": part.summary,
-                        "settings": [field.name for field in attrs.fields(part.config) if field.init],
-                    }
-                    for part in parts
-                ],
-                "models": sorted(registry.models()),
-            }
-        )
+        plugins = [{"name": p.name, "distribution": p.distribution, "problem": p.problem} for p in registry.plugins]
+        print_json({"plugins": plugins, "parts": told, "models": models})
         return
-    print_table(
-        "Plugins",
-        ("plugin", "distribution", "state"),
-        [(plugin.name, plugin.distribution, plugin.problem or "loaded") for plugin in registry.plugins],
-    )
-    print_table(
-        "Parts",
-        ("kind", "name", "plugin", "what it is"),
-        [(part.kind, part.name, registry.plugin_of(part).name, part.summary) for part in parts],
-    )
-    if models := sorted(registry.models()):
+    states = [(p.name, p.distribution, p.problem or "loaded") for p in registry.plugins]
+    print_table("Plugins", ("plugin", "distribution", "state"), states)
+    print_table("Parts", ("kind", "name", "plugin", "what it is"), [list(part.values())[:4] for part in told])
+    if models:
         print_table("Models to sample from", ("name",), [(name,) for name in models])
 
 
@@ -68,15 +55,12 @@ def recipes_command(context: typer.Context, no_plugin: NoPlugin = None, as_json:
                 plain = read_plain(path, registry)
             except UserError as error:
                 plain = {"summary": f"broken: {error}"}
-            rows.append(
-                {"name": name, "trains": plain.get("trains"), "summary": plain.get("summary"), "path": str(path)}
-            )
+            told = {key: plain.get(key) for key in ("trains", "summary")}
+            rows.append({"name": name, **told, "path": str(path)})
     if as_json:
         print_json(rows)
-        return
-    print_table(
-        "Recipes", ("name", "trains", "summary"), [(row["name"], row["trains"], row["summary"]) for row in rows]
-    )
+    else:
+        print_table("Recipes", ("name", "trains", "summary"), [list(row.values())[:3] for row in rows])
 
 
 @recipe_app.command("show")

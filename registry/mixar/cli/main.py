@@ -106,13 +106,13 @@ def add_commands(app: typer.Typer, manager: pluggy.PluginManager) -> list[str]:
     Each plugin fills a program of its own first, so that one that fails or takes a command's name spoils no other.
     """
     problems, plugins = [], manager.list_name_plugin()
-    taken = [name for name, _ in _named(app)]
+    taken = {name for name, _ in _named(app)}
     for name, plugin in plugins:
         own = typer.Typer()
+        own.callback()(lambda: None)
+        others = [other for _, other in plugins if other is not plugin]
         try:
-            manager.subset_hook_caller("mixar_commands", [other for _, other in plugins if other is not plugin])(
-                app=own
-            )
+            manager.subset_hook_caller("mixar_commands", others)(app=own)
             named = _named(own)
         except (Exception, SystemExit) as error:  # whatever a third party's code raises must not take the others down
             problems.append(f"the commands of plugin {name} are left out: {one_line(error)}")
@@ -120,29 +120,18 @@ def add_commands(app: typer.Typer, manager: pluggy.PluginManager) -> list[str]:
         for command, brought in named:
             if command in taken:
                 problems.append(f"command {command} of plugin {name} is left out: there is one of that name already")
-                continue
-            taken.append(command)
-            if isinstance(brought, CommandInfo):
+            elif isinstance(brought, CommandInfo):
                 app.registered_commands.append(brought)
             else:
                 app.registered_groups.append(brought)
+        taken |= {command for command, _ in named}
     return problems
 
 
 def _named(app: typer.Typer) -> list[tuple[str, CommandInfo | TyperInfo]]:
-    """The commands and groups of a program with their names; building each shows whether it can be built."""
-    every: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
-    found = []
-    for registered in every:
-        alone = typer.Typer()
-        alone.callback()(lambda: None)
-        if isinstance(registered, CommandInfo):
-            alone.registered_commands.append(registered)
-        else:
-            alone.registered_groups.append(registered)
-        group: Any = typer.main.get_command(alone)
-        found.append((next(iter(group.commands)), registered))
-    return found
+    """The commands and groups of a program with their names; building it shows whether it can be built."""
+    group: Any = typer.main.get_command(app)  # its groups come first
+    return list(zip(group.commands, (*app.registered_groups, *app.registered_commands), strict=True))
 
 
 def _blocked(words: Sequence[str]) -> list[str]:
@@ -158,5 +147,7 @@ def _complain(message: str) -> int:
 
 def _package_of(message: str) -> str:
     """Where a command comes from that is one of ours and not there."""
-    package = next((where for name, where in _PACKAGES.items() if f"No such command '{name}'" in message), None)
-    return "" if package is None else f"; it comes with {package}, in a checkout: pip install ./plugins/{package}"
+    for name, package in _PACKAGES.items():
+        if f"No such command '{name}'" in message:
+            return f"; it comes with {package}, in a checkout: pip install ./plugins/{package}"
+    return ""

@@ -23,7 +23,6 @@ from mixar.cli.common import (
     Temperature,
     as_path,
     at_least,
-    checked_device,
     open_registry,
 )
 from mixar_core.errors import UserError
@@ -123,7 +122,7 @@ def sample_command(
     folder = out or Path("samples") if npz is None else parts_of(npz, force=force)
     if count is None:
         check_folder(folder, force=force)
-    processes = join_processes(checked_device(device), timeout=PATIENT)
+    processes = join_processes(device, timeout=PATIENT)
     loaded = load(
         model, device=processes.device, weights="raw" if raw else "ema", precision=precision, registry=registry
     )
@@ -174,8 +173,8 @@ def _draw_few(
 def _draw_many(model: Model, plan: Plan, folder: Path, processes: Processes, *, npz: Path | None, force: bool) -> None:
     """Draw what is missing in `folder`, shared by the processes, and print where it is, or how to go on."""
     from mixar.cli.progress import progress_bar
-    from mixar.generation import grid_picture, label_name
-    from mixar.sampling import MANIFEST, SHOWN, claim, describe, draw_chunks, grid_columns, manifest_beside
+    from mixar.generation import overview
+    from mixar.sampling import MANIFEST, claim, describe, draw_chunks, manifest_beside
     from mixar.stores import PNGStore, RawStore, pack_npz
     from mixar_core.distributed import StopSignals, naming_lost_processes
     from mixar_core.pictures import write_png
@@ -200,11 +199,9 @@ def _draw_many(model: Model, plan: Plan, folder: Path, processes: Processes, *, 
         return
     how = f"{plan.in_words}; seed {plan.seed}"
     if isinstance(store, PNGStore):
-        columns = grid_columns(len(plan.classes))
-        shown = min(plan.count, SHOWN - SHOWN % (columns or 1))
-        labels = plan.labels_N()[:shown].tolist()
-        names = [label_name(label, manifest["class_names"]) for label in labels]
-        write_png(folder / "grid.png", grid_picture(store.read(shown), names, labels, columns=columns))
+        labels, names = plan.labels_N().tolist(), manifest["class_names"]
+        picture, shown = overview(store.read, labels, names, len(plan.classes))
+        write_png(folder / "grid.png", picture)
         print(f"{plan.count:,} images in {folder}, {how}; the first {shown} in {folder / 'grid.png'}")
     elif npz is not None:
         pack_npz(npz, store, plan, manifest)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixar.cli.common import Device, NoPlugin, Set, as_path, checked_device, command_line, open_registry
+from mixar.cli.common import Device, NoPlugin, Set, as_path, command_line, open_registry
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def train_command(
         out, recipe = (out or run, str(run / RECIPE)) if resume else (out, recipe)
     overrides = [*(settings or ()), *(() if seed is None else (f"training.seed={seed}",))]
     resolved = load_recipe(recipe, registry=registry, overrides=overrides)
-    result = train(
-        resolved, out or Path("runs") / resolved.name, resume=resume, device=checked_device(device), registry=registry
-    )
+    result = train(resolved, out or Path("runs") / resolved.name, resume=resume, device=device, registry=registry)
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks
         return
     losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items() if name.endswith("loss"))
@@ -59,9 +57,8 @@ def train_command(
         print(f"stopped after step {result.step} of {result.steps}; {again} goes on")
         return
     measured = f"; {losses}" if losses else ""  # nothing was, where the run had ended before
-    print(
-        f"{result.steps} steps in {result.seconds:.0f} s{measured}\n{_next_command(resolved, result.folder, registry)}"
-    )
+    print(f"{result.steps} steps in {result.seconds:.0f} s{measured}")
+    print(_next_command(resolved, result.folder, registry))
 
 
 def _next_command(recipe: Recipe, run: Path, registry: Registry) -> str:
@@ -70,8 +67,9 @@ def _next_command(recipe: Recipe, run: Path, registry: Registry) -> str:
         return command_line("mixar", "sample", run)
     from mixar.assembly import open_data
 
+    words = ["mixar", "eval", "tokenizer", run]
     try:
         open_data(recipe, registry, "validation")
     except UserError:  # there is no such split
-        return command_line("mixar", "eval", "tokenizer", run, "--data", "data:train")
-    return command_line("mixar", "eval", "tokenizer", run)
+        words += ["--data", "data:train"]
+    return command_line(*words)

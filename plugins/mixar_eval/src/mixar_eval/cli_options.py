@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from mixar.cli.common import as_path, at_least, checked_device, open_registry, print_json
+from mixar.cli.common import as_path, at_least, open_registry, print_json
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def measuring(
     from mixar_eval.extractors import open_extractor
 
     registry = open_registry(context, no_plugin)
-    processes = join_processes(checked_device(device), timeout=PATIENT)
+    processes = join_processes(device, timeout=PATIENT)
     with StopSignals() as signals, naming_lost_processes(processes), Phases() as show:
         run = EvalContext(
             registry=registry,

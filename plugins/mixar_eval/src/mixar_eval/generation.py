@@ -11,10 +11,10 @@ import attrs
 import torch
 from attrs import asdict
 
-from mixar.generation import grid_picture, label_name
+from mixar.generation import label_name, overview
 from mixar.model import Model
 from mixar.plugins import Registry
-from mixar.sampling import REAL, SHOWN, Plan, all_classes, claim, describe, draw_chunks, grid_columns, with_timing
+from mixar.sampling import REAL, Plan, all_classes, claim, describe, draw_chunks, with_timing
 from mixar.stores import PNGStore
 from mixar_core.data.folders import list_images
 from mixar_core.errors import UserError
@@ -225,11 +225,11 @@ def _plain(
 
 
 def _picture(images: ImageSet) -> Any:
-    columns = grid_columns(len(images.class_names))
-    shown = min(SHOWN - SHOWN % (columns or 1), len(images))
-    labels = (images.labels or images.data.labels())[:shown]
-    names = [label_name(label, images.class_names) for label in labels]
-    return grid_picture(torch.stack([images.data[index][0] for index in range(shown)]), names, columns=columns)
+    def read(count: int) -> torch.Tensor:
+        return torch.stack([images.data[index][0] for index in range(count)])
+
+    labels = images.labels or images.data.labels()
+    return overview(read, labels, images.class_names, len(images.class_names))[0]
 
 
 def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtractor) -> Section:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +12,14 @@ import torch
 from attrs import asdict, frozen
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import mixar
+from mixar.cli.common import command_line, print_table
 from mixar.cli.progress import duration
 from mixar_core.data.loader import load_rows
-from mixar_core.pictures import labelled_grid, rows_picture
-from mixar_core.storage import user_path, write_text, write_whole, writing
+from mixar_core.pictures import labelled_grid, rows_picture, write_png
+from mixar_core.storage import user_path, write_text, writing
 from mixar_eval.distances import frechet_distance, kernel_distance
 from mixar_zoo.classifier import DigitClassifier, fit_classifier
 from mixar_zoo.data_sets import Digits, NoSettings
@@ -112,26 +111,27 @@ def show_digits(out: Path, seed: int, *, samples: int) -> dict[str, Score]:
     figures = {"seconds_trained": round(trained_for, 1), "samples": len(labels), "seed": seed}
     report = {**figures, "sets": {name: asdict(score) for name, score in scores.items()}}
     write_text(out / "demo.json", json.dumps(report, indent=2) + "\n")
-    again = shlex.join(["mixar", "sample", str(folder)])
+    again = command_line("mixar", "sample", folder)
     _say(f"The figures: {out / 'demo.json'}; to draw with the trained model: {again}")
     return scores
 
 
 def verdict(scores: Mapping[str, Score], seconds: float) -> list[str]:
     """What the figures say, plainly, also where they disappoint."""
-    codes, fresh, shipped = (
-        scores[name] for name in ("the codes' own decoding", "MixAR trained just now", "shipped MixAR")
-    )
-    trained = f"After {duration(seconds)} of training MixAR's digits"
+    names = ("the codes' own decoding", "MixAR trained just now", "shipped MixAR")
+    codes, fresh, shipped = (scores[name] for name in names)
     if fresh.frechet < codes.frechet:
-        lines = [f"{trained} lie closer to real ones than the codes' own decoding ({_pair(fresh, codes)})."]
+        line = (
+            f"After {duration(seconds)} of training MixAR's digits lie closer to real ones than the codes' own "
+            f"decoding ({_pair(fresh, codes)})."
+        )
     else:
-        lines = [
+        line = (
             f"{duration(seconds)} of training were not enough to lie closer to real digits than the codes' own "
             f"decoding ({_pair(fresh, codes)}): MixAR has to learn strokes that the codes' decoder already knows."
-        ]
+        )
     closer = "lies closer" if shipped.frechet < codes.frechet else "does not lie closer either"
-    return [*lines, f"The shipped model, trained longer, {closer} ({_pair(shipped, codes)})."]
+    return [line, f"The shipped model, trained longer, {closer} ({_pair(shipped, codes)})."]
 
 
 def _pair(one: Score, other: Score) -> str:
@@ -165,13 +165,9 @@ def _unused(folder: Path) -> Path:
 
 
 def _table(scores: Mapping[str, Score], count: int) -> None:
-    table = Table(title=f"{count} digits each, measured by a classifier fitted on real training digits")
-    table.add_column("digits")
-    for heading in ("recognised", "Frechet distance", "kernel distance"):
-        table.add_column(heading, justify="right")
-    for name, score in scores.items():
-        table.add_row(name, f"{score.recognised:.1%}", f"{score.frechet:.4f}", f"{score.kernel:.4f}")
-    _console().print(table)
+    rows = [(name, f"{s.recognised:.1%}", f"{s.frechet:.4f}", f"{s.kernel:.4f}") for name, s in scores.items()]
+    title = f"{count} digits each, measured by a classifier fitted on real training digits"
+    print_table(title, ("digits", "recognised", "Frechet distance", "kernel distance"), rows, right=(1, 2, 3))
     _say("Distances are to the real validation digits. For the real ones they are those of as many training")
     _say("digits: the floor, which no model is expected to pass.")
 
@@ -185,13 +181,9 @@ def _step(text: str) -> Iterator[None]:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    write_whole(path, lambda unfinished: picture.save(unfinished, format="PNG"))
+    write_png(path, picture)
     _say(f"  picture: {path}")
 
 
 def _say(text: str, style: str | None = None) -> None:
-    _console().print(text, markup=False, style=style)
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    Console(highlight=False, soft_wrap=True).print(text, markup=False, style=style)

@@ -38,9 +38,9 @@ from tests.core.training_toys import ToyImages
 from tests.toys import small_mixar
 
 # Python 3.11's fork server does not hand its parent's sys.path to what it imports beforehand.
-os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["benchmarks.kills", "tests.cli.warm"])
+_FORKS.set_forkserver_preload(["tests.core.kills", "tests.cli.warm"])
 
 #: seconds after which a process that should have ended by itself counts as hung
 BOUND = 60.0
