@@ -162,15 +162,12 @@ def read_index(path: Path) -> CacheIndex:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         found = (plain.pop("format"), plain.pop("version"))
+        if found == (FORMAT, VERSION):
+            index: CacheIndex = read_plain(plain, CacheIndex)
+            return index
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is not the index of a token cache") from error
-    if found != (FORMAT, VERSION):
-        raise UserError(f"{path} is a {found[0]} of version {found[1]}, read here: {FORMAT} of version {VERSION}")
-    try:
-        index: CacheIndex = read_plain(plain, CacheIndex)
-    except ValueError as error:
         raise UserError(f"{path} is not the index of a token cache: {error}") from error
-    return index
+    raise UserError(f"{path} is a {found[0]} of version {found[1]}, read here: {FORMAT} of version {VERSION}")
 
 
 def read_plain(value: Any, kind: Any, path: str = "") -> Any:
@@ -185,17 +182,12 @@ def read_plain(value: Any, kind: Any, path: str = "") -> Any:
     if origin is tuple and isinstance(value, list) and (inner[-1] is ... or len(inner) == len(value)):
         return tuple(read_plain(each, inner[0], f"{path}[{number}]") for number, each in enumerate(value))
     if attrs.has(kind) and isinstance(value, dict):
-        fields = {field.name: field for field in attrs.fields(attrs.resolve_types(kind))}
-        if missing := fields.keys() - value.keys():
-            raise ValueError(f"required field missing: {', '.join(sorted(missing))} {path}".rstrip())
-        if unknown := value.keys() - fields.keys():
-            raise ValueError(f"unknown field: {', '.join(sorted(unknown))} {path}".rstrip())
-        return kind(
-            **{
-                name: read_plain(value[name], field.type, f"{path}.{name}".lstrip("."))
-                for name, field in fields.items()
-            }
-        )
+        fields = attrs.fields_dict(attrs.resolve_types(kind))
+        missing, unknown = sorted(fields.keys() - value.keys()), sorted(value.keys() - fields.keys())
+        if missing or unknown:
+            what = "required field missing" if missing else "unknown field"
+            raise ValueError(f"{what}: {', '.join(missing or unknown)} {path}".rstrip())
+        return kind(**{k: read_plain(each, fields[k].type, f"{path}.{k}".lstrip(".")) for k, each in value.items()})
     if kind is float and type(value) is int:
         return float(value)
     if value in inner if origin is Literal else type(value) is (origin or kind):
@@ -214,21 +206,15 @@ class TokenCache:
         rows = torch.tensor([0, *(shard.rows for shard in shards)])
         self._starts = rows.cumsum(0)  # rows before each shard, and their total
         self._open: dict[int, dict[str, Tensor]] = {}
-        tensors = self._tensors(0)
-        self.has_codes, self.flip = "codes" in tensors, bool(tensors.keys() & {"latents_flip", "codes_flip"})
-        self.settings = about = None if index is None else index.settings
+        first, about = self._tensors(0), None if index is None else index.settings
+        self.settings = about
+        self.has_codes, self.flip = "codes" in first, bool(first.keys() & {"latents_flip", "codes_flip"})
         #: what latents are, and (C, h, w) of raw ones; None: there are none
-        self.stores: Stores | None = "samples"
-        self.latent_shape: tuple[int, ...] | None
+        self.stores: Stores | None = "samples" if about is None else about.stores
+        self.latent_shape = tuple(first["latents"].shape[1:]) if about is None else about.latent_shape
         #: 0 for an unlabelled set; in the published form the largest label and one, and mere numbers as names
-        self.num_classes: int
-        self.class_names: tuple[str, ...]
-        if about is not None:
-            self.stores, self.latent_shape = about.stores, about.latent_shape
-            self.num_classes, self.class_names = about.num_classes, about.class_names
-        else:
-            self.latent_shape, self.num_classes = tuple(tensors["latents"].shape[1:]), int(self.labels().max()) + 1
-            self.class_names = tuple(map(str, range(self.num_classes)))
+        self.num_classes = int(self.labels().max()) + 1 if about is None else about.num_classes
+        self.class_names = tuple(map(str, range(self.num_classes))) if about is None else about.class_names
 
     @classmethod
     def open(cls, folder: str | Path) -> TokenCache:
