@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -82,20 +81,16 @@ def tokens_alone(recipe: Recipe, cache: TokenCache | None, device: torch.device)
     objective = make_objective(build(recipe, registry, data=data), registry).to(device)
     source = make_source(objective, data if cache is None else cache, recipe.training, Processes(0, 1, device))
 
-    def batches() -> Iterator[None]:
-        assert recipe.training is not None and recipe.training.steps is not None
-        for step, batch in enumerate(source.batches(0, recipe.training.steps)):
-            noise = step_noise(Stream.TOKENS, seed=0, step=step, device=device)
-            if isinstance(batch, CachedTokens):
-                objective.tokenizers.draw(batch, noise=noise)
-            else:
-                objective.tokenize(batch, noise=noise)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            yield
-
+    assert recipe.training.steps is not None
     taken, started = [], time.perf_counter()
-    for _ in batches():
+    for step, batch in enumerate(source.batches(0, recipe.training.steps)):
+        noise = step_noise(Stream.TOKENS, seed=0, step=step, device=device)
+        if isinstance(batch, CachedTokens):
+            objective.tokenizers.draw(batch, noise=noise)
+        else:
+            objective.tokenize(batch, noise=noise)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - started)
         started = time.perf_counter()
     return median(taken[WARM_UP:])
@@ -123,17 +118,18 @@ def main() -> None:
     )
 
     device = torch.device(arguments.device)
+    kinds = {"images": "none", "cache": str(folder)}
     rows = {
-        "tokens alone": (
-            (tokens_alone(resolved(arguments, "none"), None, device), 1.0),
-            (tokens_alone(resolved(arguments, str(folder)), cache, device), 1.0),
-        )
+        "tokens alone": [
+            (tokens_alone(resolved(arguments, where), cache if kind == "cache" else None, device), 1.0)
+            for kind, where in kinds.items()
+        ]
     }
     for name, overrides in MODELS.items():
-        rows[name] = (
-            trained(resolved(arguments, "none", **overrides), arguments.out / name / "images", arguments.device),
-            trained(resolved(arguments, str(folder), **overrides), arguments.out / name / "cache", arguments.device),
-        )
+        rows[name] = [
+            trained(resolved(arguments, where, **overrides), arguments.out / name / kind, arguments.device)
+            for kind, where in kinds.items()
+        ]
     table = Table(title=f"seconds a step, {arguments.recipe}, {arguments.device}")
     for column in ("", "images", "waiting", "cache", "waiting", "ratio"):
         table.add_column(column, justify="right" if column else "left")

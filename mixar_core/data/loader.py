@@ -66,15 +66,6 @@ class ShuffledOrder:
         return self._permutation
 
 
-def load_rows(dataset: ImageDataset, indices: list[int]) -> tuple[Tensor, Tensor]:
-    """Images uint8 (B, 3, H, W) and labels int64 (B,) at these indices.
-
-    Raises:
-        UserError: an image cannot be read.
-    """
-    return _stacked([dataset[index] for index in indices])
-
-
 @frozen(eq=False)
 class LoadedRows:
     """Images uint8 (B, 3, H, W), labels int64 (B,), and what could not be read: index -> the reason, one line."""
@@ -107,11 +98,8 @@ def load_readable(dataset: ImageDataset, indices: list[int]) -> LoadedRows:
         UserError: no image at all can be read.
     """
     unreadable: dict[int, str] = {}
-    return LoadedRows(*_stacked([_readable(dataset, index, unreadable) for index in indices]), unreadable)
-
-
-def _stacked(rows: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([image for image, _ in rows]), torch.tensor([label for _, label in rows])
+    images, labels = zip(*[_readable(dataset, index, unreadable) for index in indices], strict=True)
+    return LoadedRows(torch.stack(images), torch.tensor(labels), unreadable)
 
 
 def _readable(dataset: ImageDataset, index: int, unreadable: dict[int, str]) -> tuple[Tensor, int]:

@@ -62,14 +62,12 @@ def _misfit(cache: TokenCache, system: System, registry: Registry) -> str | None
         return "the cache has no mirrored images, and training.flip is set"
     for key, used in (("continuous", continuous), ("discrete", discrete)):
         if used is not None and settings is not None:
-            then = settings.tokenizers.get(key) or {}
-            changed = differences(then, fingerprint(getattr(recipe, f"{key}_tokenizer"), registry))
-            if changed:
+            now = fingerprint(getattr(recipe, f"{key}_tokenizer"), registry)
+            if changed := differences(settings.tokenizers.get(key) or {}, now):
                 return f"the cache was made by another {key} tokenizer: {', '.join(changed)}"
-    if continuous is not None and cache.latent_shape is not None:
-        shape = _latent_shape(continuous)
-        if cache.latent_shape != shape:
-            return f"latents are {_by(cache.latent_shape)}, the recipe's continuous tokenizer makes {_by(shape)}"
+    if continuous is not None and cache.latent_shape != (shape := _latent_shape(continuous)):
+        there, wanted = ("x".join(map(str, each or ())) for each in (cache.latent_shape, shape))
+        return f"latents are {there}, the recipe's continuous tokenizer makes {wanted}"
     return None
 
 
@@ -197,7 +195,3 @@ def _plain_config(choice: PartChoice | None) -> dict[str, Any]:
 
 def _latent_shape(tokenizer: ContinuousTokenizer) -> tuple[int, int, int]:
     return tokenizer.latent_channels, tokenizer.grid.height, tokenizer.grid.width
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

@@ -12,7 +12,7 @@ from torch import Tensor
 from mixar_core.data.cache import CacheSettings, TokenCache
 from mixar_core.data.cache_pieces import dataset_pieces
 from mixar_core.data.cache_writer import begin, finish, write_shards
-from mixar_core.data.loader import load_rows
+from mixar_core.data.loader import load_readable
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.errors import UserError
 from mixar_core.storage import FolderLock
@@ -90,7 +90,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def encoded(indices: Tensor, flip: Tensor):
-    pixels, labels = load_rows(ToyImages(COUNT), indices.tolist())
-    images = pixels.float() / 127.5 - 1.0
+    found = load_readable(ToyImages(COUNT), indices.tolist())
+    images = found.pixels_B3HW.float() / 127.5 - 1.0
     images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-    return tokenizers().encode(ImageBatch(images, labels))
+    return tokenizers().encode(ImageBatch(images, found.labels_B))

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mixar.plugins import plugin_manager
-from mixar_core.data.loader import load_rows
+from mixar_core.data.loader import load_readable
 
 pytest.importorskip("mixar_zoo", reason="plugins/mixar_zoo is not installed")
 
@@ -41,7 +41,7 @@ def test_digits_are_balanced_and_have_the_pixels_that_are_documented():
     for split, each in (("train", 400), ("validation", 100)):
         dataset = Digits(NoSettings(), split=split, image_size=32)
         assert Counter(dataset.labels()) == dict.fromkeys(range(10), each)
-        images, _ = load_rows(dataset, list(range(len(dataset))))
+        images = load_readable(dataset, list(range(len(dataset)))).pixels_B3HW
         pixels.update(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
     assert f"`{pixels.hexdigest()}`" in (DATA / "DATA.md").read_text()
 
@@ -53,10 +53,10 @@ def test_files_have_the_checksums_that_are_documented():
 
 
 def test_the_classifier_learns_digits_and_repeats():
-    images, labels = load_rows(Digits(NoSettings(), split="train", image_size=32), list(range(0, 4000, 2)))
-    real, asked = load_rows(Digits(NoSettings(), split="validation", image_size=32), list(range(0, 1000, 2)))
-    first, again = (fit_classifier(images, labels, epochs=2, seed=3) for _ in range(2))
-    predicted, features = first.judge(real)
-    assert (predicted == asked).float().mean() > 0.9
+    seen = load_readable(Digits(NoSettings(), split="train", image_size=32), list(range(0, 4000, 2)))
+    real = load_readable(Digits(NoSettings(), split="validation", image_size=32), list(range(0, 1000, 2)))
+    first, again = (fit_classifier(seen.pixels_B3HW, seen.labels_B, epochs=2, seed=3) for _ in range(2))
+    predicted, features = first.judge(real.pixels_B3HW)
+    assert (predicted == real.labels_B).float().mean() > 0.9
     assert features.shape == (500, FEATURES) and 0.8 < features.square().mean() < 1.2
-    assert features.equal(again.judge(real)[1])
+    assert features.equal(again.judge(real.pixels_B3HW)[1])

@@ -55,15 +55,22 @@ def cache_command(
     and weights ·
     `mixar cache --verify caches/emoji64`
     """
+    from rich.filesize import decimal
+
+    from mixar.cli.progress import progress_bar
+
     if verify is not None:
         if recipe is not None or out is not None:
             raise UserError("--verify: takes neither RECIPE nor --out")
-        _verify(verify)
+        from mixar_core.data.cache import TokenCache
+
+        with progress_bar("reading") as update:
+            (cache := TokenCache.open(verify)).verify(update)
+        print(f"{verify}: {len(cache.shards)} files are as they were written")
         return
     if recipe is None or out is None:
         raise UserError("mixar cache takes RECIPE and --out DIR, or --verify DIR")
     from mixar.cache import make_cache
-    from mixar.cli.progress import progress_bar
     from mixar.recipe import load_recipe
 
     registry = open_registry(context, no_plugin)
@@ -100,23 +107,6 @@ def cache_command(
         print(f"left out image {image.index}: {image.reason}")
     size = sum(shard.bytes for shard in index.shards)
     rate = f"{made.encoded / made.seconds:,.0f} images/s" if made.encoded else "all of it was there already"
-    print(f"{index.count:,} images, {_bytes(size)} in {out} ({size / index.count:,.0f} bytes an image), {rate}")
+    print(f"{index.count:,} images, {decimal(size)} in {out} ({size / index.count:,.0f} bytes an image), {rate}")
     if split == "train":
         print(command_line("mixar", "train", recipe, "--set", f"training.cache={out}"))
-
-
-def _verify(folder: Path) -> None:
-    from mixar.cli.progress import progress_bar
-    from mixar_core.data.cache import TokenCache
-
-    cache = TokenCache.open(folder)
-    with progress_bar("reading") as update:
-        cache.verify(update)
-    print(f"{folder}: {len(cache.shards)} files are as they were written")
-
-
-def _bytes(size: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:,.1f} {unit}"
-    return f"{size} bytes"

@@ -17,7 +17,7 @@ from torch import Tensor
 import mixar
 from mixar.cli.common import command_line, print_table
 from mixar.cli.progress import duration
-from mixar_core.data.loader import load_rows
+from mixar_core.data.loader import load_readable
 from mixar_core.pictures import labelled_grid, rows_picture, write_png
 from mixar_core.storage import user_path, write_text, writing
 from mixar_eval.distances import frechet_distance, kernel_distance
@@ -141,7 +141,8 @@ def _pair(one: Score, other: Score) -> str:
 
 def _digits(split: str) -> tuple[Tensor, Tensor]:
     dataset = Digits(NoSettings(), split=split, image_size=32)
-    return load_rows(dataset, list(range(len(dataset))))
+    loaded = load_readable(dataset, list(range(len(dataset))))
+    return loaded.pixels_B3HW, loaded.labels_B
 
 
 def _balanced(split: str, count: int) -> tuple[Tensor, Tensor]:
