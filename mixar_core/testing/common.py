@@ -18,9 +18,6 @@ BATCH = 3
 #: Where the inputs' seeds start: away from those of the noise, or a component could draw what it was given.
 _INPUT_SEED = 1000
 
-#: Runs a component on a device with inputs of its own making, always the same, and returns what came out by name.
-Exercise = Callable[[nn.Module, str], Mapping[str, Tensor]]
-
 
 def expect(fact: bool, message: str) -> None:
     """Raise AssertionError with the message unless the fact holds."""
@@ -55,6 +52,12 @@ def expect_equal(message: str, first: Mapping[str, Tensor], second: Mapping[str,
             torch.equal(a, b) if not rtol else (a - b).abs().max() <= rtol * a.abs().max().clamp(min=1.0)
         )
         expect(bool(near), f"{name}: {message}")
+
+
+def expect_alone(found: Mapping[str, Tensor], alone: Mapping[str, Tensor], *, rtol: float = 1e-4) -> None:
+    """The first image of a batch comes out as it does `alone`."""
+    first = {name: found[name][:1] for name in alone}
+    expect_equal("an image depends on what shares its batch", first, alone, rtol=rtol)
 
 
 @contextmanager
@@ -93,12 +96,17 @@ def build(make: Callable[[], M], *, seed: int = 0) -> M:
     return module.eval()
 
 
-def check_module(make: Callable[[], M], exercise: Exercise, *, on_meta: bool = True) -> M:
-    """What every component that is a network must keep; returns one in evaluation mode.
+def check_module(
+    make: Callable[[], M], exercise: Callable[[M, str], Mapping[str, Tensor]], *, on_meta: bool = True
+) -> tuple[M, Mapping[str, Tensor]]:
+    """What every component that is a network must keep; returns one in evaluation mode, and what came out of it.
 
     It repeats itself, draws nothing from torch's global generator, has all it has learned in its state dict (which
     safetensors can hold), registers no tokenizer as its submodule, and runs where its weights are: also on the `meta`
     device, where no shape can depend on a value.
+
+    Args:
+        exercise: runs it on a device with inputs of its own making, always the same; what came out, by name.
     """
     module = build(make)
     if not isinstance(module, Tokenizer):
@@ -108,16 +116,13 @@ def check_module(make: Callable[[], M], exercise: Exercise, *, on_meta: bool = T
     with torch.no_grad():
         before = torch.get_rng_state()
         first = exercise(module, "cpu")
-        expect(
-            torch.equal(before, torch.get_rng_state()), "random numbers come from torch's global generator, not `noise`"
-        )
+        untouched = torch.equal(before, torch.get_rng_state())
+        expect(untouched, "random numbers come from torch's global generator, not `noise`")
         expect_equal("two calls with equal inputs and noise differ", first, exercise(module, "cpu"))
 
-        state = safetensors.torch.load(
-            safetensors.torch.save({k: v.contiguous() for k, v in module.state_dict().items()})
-        )
+        saved = safetensors.torch.save({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
         other = build(make, seed=1)
-        other.load_state_dict(state)
+        other.load_state_dict(safetensors.torch.load(saved))
         expect_equal("a second component with the same state dict differs", first, exercise(other, "cpu"))
 
         if on_meta:
@@ -126,7 +131,7 @@ def check_module(make: Callable[[], M], exercise: Exercise, *, on_meta: bool = T
             shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in exercise(empty, "meta").items()}
             for name, tensor in first.items():
                 expect(shapes[name] == (tensor.shape, tensor.dtype), f"{name} has another shape or dtype on `meta`")
-    return module
+    return module, first
 
 
 def check_gradients(module: nn.Module, loss: Tensor, *inputs: Tensor) -> None:
@@ -134,14 +139,13 @@ def check_gradients(module: nn.Module, loss: Tensor, *inputs: Tensor) -> None:
     expect(loss.requires_grad, "the loss cannot be differentiated")
     module.zero_grad()
     loss.backward()
-    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    for name, tensor in [*trained, *((f"input {index}", tensor) for index, tensor in enumerate(inputs))]:
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    given = {f"input {index}": tensor for index, tensor in enumerate(inputs)}
+    for name, tensor in {**trained, **given}.items():
         expect(tensor.grad is not None, f"{name} gets no gradient")
         assert tensor.grad is not None
         expect(bool(tensor.grad.isfinite().all()), f"the gradient of {name} is not finite")
-    gradients = [parameter.grad for _, parameter in trained]
-    if gradients:
-        expect(any(bool(gradient.any()) for gradient in gradients if gradient is not None), "all gradients are zero")
-    for index, tensor in enumerate(inputs):
-        expect(tensor.grad is not None and bool(tensor.grad.any()), f"the gradient of input {index} is zero")
+        expect(name in trained or bool(tensor.grad.any()), f"the gradient of {name} is zero")
+    some = any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in trained.values())
+    expect(some or not trained, "all gradients are zero")
     module.zero_grad()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixar_core.data.dataset import ImageDataset, ImageStream
 from mixar_core.errors import UserError
@@ -78,8 +78,7 @@ def check_extractor(make: Callable[[], FeatureExtractor]) -> None:
         make: builds one, weights and all.
     """
 
-    def exercise(module: nn.Module, device: str) -> dict[str, Tensor]:
-        assert isinstance(module, FeatureExtractor)
+    def exercise(module: FeatureExtractor, device: str) -> dict[str, Tensor]:
         found = {}
         for side in (32, 64):
             images_B3HW = normal(BATCH, 3, side, side, device=device).clamp(-1.0, 1.0)
@@ -88,9 +87,8 @@ def check_extractor(make: Callable[[], FeatureExtractor]) -> None:
                 found |= {f"map {index} at {side}": m for index, m in enumerate(module.maps(images_B3HW))}
         return found
 
-    extractor = check_module(make, exercise, on_meta=False)
+    extractor, found = check_module(make, exercise, on_meta=False)
     with torch.no_grad():
-        found = exercise(extractor, "cpu")
         outputs = extractor.outputs(normal(BATCH, 3, 64, 64).clamp(-1.0, 1.0))
     for side in (32, 64):
         expect_tensor(f"features at {side}", found[f"features at {side}"], (BATCH, extractor.feature_dim))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixar_core.head import ContinuousHead
 from mixar_core.injector import GuidanceInjector
@@ -17,6 +17,7 @@ from mixar_core.testing.common import (
     check_module,
     codes_of,
     expect,
+    expect_alone,
     expect_equal,
     expect_tensor,
     normal,
@@ -36,8 +37,7 @@ def check_prior(make: Callable[[], DiscretePrior], *, sees_truth: bool = False) 
         sees_truth: it is no model but a stand-in for ablations, whose `predict` may look at what is masked.
     """
 
-    def exercise(module: nn.Module, device: str) -> dict[str, Tensor]:
-        assert isinstance(module, DiscretePrior)
+    def exercise(module: DiscretePrior, device: str) -> dict[str, Tensor]:
         labels_B, codes_BN, masked_BN = _asked(module, device)
         with unchanged(labels_B=labels_B, codes_BN=codes_BN, masked_BN=masked_BN):
             found = {"predict": module.predict(codes_BN, masked_BN, labels_B, noise=Noise.seeded(0))}
@@ -49,29 +49,29 @@ def check_prior(make: Callable[[], DiscretePrior], *, sees_truth: bool = False) 
             losses = _loss(module, codes_BN, labels_B)
             return found if losses is None else found | {"loss": losses.total, **losses.terms}
 
-    prior = check_module(make, exercise, on_meta=not sees_truth)
+    prior, found = check_module(make, exercise, on_meta=not sees_truth)
     labels_B, codes_BN, masked_BN = _asked(prior, "cpu")
-    shape = (BATCH, prior.grid.tokens)
+    for name in ("predict", "sample", "sample in 2 steps"):
+        within = (0, prior.codebook_size - 1)
+        expect_tensor(name, found[name], codes_BN.shape, dtype=torch.int64, within=within)
+    kept = torch.equal(found["predict"][~masked_BN], codes_BN[~masked_BN])
+    expect(kept, "predict changes codes that are not masked")
     with torch.no_grad():
-        found = exercise(prior, "cpu")
-        for name in ("predict", "sample", "sample in 2 steps"):
-            expect_tensor(name, found[name], shape, dtype=torch.int64, within=(0, prior.codebook_size - 1))
-        expect(
-            torch.equal(found["predict"][~masked_BN], codes_BN[~masked_BN]), "predict changes codes that are not masked"
-        )
         if not sees_truth:
             other_BN = torch.where(masked_BN, (codes_BN + 1) % prior.codebook_size, codes_BN)
             blind = {"predict": prior.predict(other_BN, masked_BN, labels_B, noise=Noise.seeded(0))}
             expect_equal("it depends on the codes it must not see", blind, found)
-        first, last = (Noise(torch.Generator().manual_seed(0), first=row, total=BATCH) for row in (0, BATCH - 1))
-        alone = torch.cat([prior.sample(labels_B[:-1], noise=first), prior.sample(labels_B[-1:], noise=last)])
-        expect_equal("it depends on how many processes share the batch", {"sample": alone}, found)
+        shares = [prior.sample(labels_B[rows], noise=noise) for rows, noise in _shares()]
+    expect_equal("it depends on how many processes share the batch", {"sample": torch.cat(shares)}, found)
 
     prior.train()
     losses = _loss(prior, codes_BN, labels_B)
     if losses is None:
         return
-    _check_losses(losses.total, losses.terms)
+    expect_tensor("the loss", losses.total.detach(), ())
+    for name, term in losses.terms.items():
+        expect_tensor(f"term {name}", term, ())
+        expect(not term.requires_grad, f"term {name} is not detached")
     check_gradients(prior, losses.total)
 
 
@@ -83,7 +83,7 @@ def check_injector(make: Callable[[], GuidanceInjector], *, tokenizer: DiscreteT
     """
     tokens = tokenizer.grid.tokens
 
-    def exercise(module: nn.Module, device: str, codes_BN: Tensor | None = None) -> dict[str, Tensor]:
+    def exercise(module: GuidanceInjector, device: str, codes_BN: Tensor | None = None) -> dict[str, Tensor]:
         codes_BN = codes_of(tokenizer.codebook_size, tokens) if codes_BN is None else codes_BN
         with torch.no_grad():
             vectors_BNE = tokenizer.code_vectors(codes_BN).to(device)
@@ -94,27 +94,24 @@ def check_injector(make: Callable[[], GuidanceInjector], *, tokenizer: DiscreteT
         doors = {door: getattr(guidance, name) for door, name in DOORS.items()}
         return {door: tensor for door, tensor in doors.items() if tensor is not None}
 
-    injector = check_module(make, exercise)
+    injector, opened = check_module(make, exercise)
     expect(injector.opens <= DOORS.keys(), f"it opens {sorted(injector.opens)}; doors are {sorted(DOORS)}")
-    opened = exercise(injector, "cpu")
     expect(opened.keys() == injector.opens, f"it opens {sorted(opened)} but announces {sorted(injector.opens)}")
     for door, tensor in opened.items():
         length = tokens if door == "fill" else tensor.shape[1]
-        expect_tensor(door, tensor.detach(), (BATCH, length, width))
+        expect_tensor(door, tensor, (BATCH, length, width))
     expect(injector.needs_codes or not opened, "it opens a door but says that it needs no codes")
     if injector.needs_codes:
         codes_BN = codes_of(tokenizer.codebook_size, tokens)
-        other = exercise(injector, "cpu", (codes_BN + 1) % tokenizer.codebook_size)
-        expect(any(not torch.equal(opened[door], other[door]) for door in opened), "other codes, yet the same guidance")
-        alone = exercise(injector, "cpu", codes_BN[:1])
-        first = {door: tensor[:1] for door, tensor in opened.items()}
-        expect_equal("an image depends on what shares its batch", first, alone, rtol=1e-4)
+        with torch.no_grad():
+            other = exercise(injector, "cpu", (codes_BN + 1) % tokenizer.codebook_size)
+            expect(any(not torch.equal(opened[d], other[d]) for d in opened), "other codes, yet the same guidance")
+            expect_alone(opened, exercise(injector, "cpu", codes_BN[:1]))
 
     injector.train()
     opened = exercise(injector, "cpu")
     if any(parameter.requires_grad for parameter in injector.parameters()):
-        weights = {door: normal(*tensor.shape) for door, tensor in opened.items()}
-        total = torch.stack([(weights[door] * tensor).sum() for door, tensor in opened.items()]).sum()
+        total = torch.stack([(normal(*tensor.shape) * tensor).sum() for tensor in opened.values()]).sum()
         check_gradients(injector, total)
 
 
@@ -126,8 +123,7 @@ def check_head(make: Callable[[], ContinuousHead], *, width: int) -> None:
     """
     tokens, rows = 4, 5
 
-    def exercise(module: nn.Module, device: str) -> dict[str, Tensor]:
-        assert isinstance(module, ContinuousHead)
+    def exercise(module: ContinuousHead, device: str) -> dict[str, Tensor]:
         z_BKD = normal(BATCH, tokens, width, device=device)
         target_BKC = normal(BATCH, tokens, module.token_dim, device=device, seed=1)
         z_RD, z_uncond_RD = (normal(rows, width, device=device, seed=seed) for seed in (2, 3))
@@ -141,37 +137,33 @@ def check_head(make: Callable[[], ContinuousHead], *, width: int) -> None:
                 "sample at guidance 1": module.sample(z_RD, z_uncond_RD=z_uncond_RD, cfg=1.0, noise=Noise.seeded(0)),
             }
 
-    head = check_module(make, exercise)
+    head, found = check_module(make, exercise)
+    for name, tensor in found.items():
+        expect_tensor(name, tensor, (BATCH, tokens) if name == "loss" else (rows, head.token_dim))
+    expect_equal("not as without guidance", {"sample at guidance 1": found["sample"]}, found, rtol=1e-5)
+    z_RD, z_BKD = normal(rows, width, seed=2), normal(BATCH, tokens, width)
+    target_BKC = normal(BATCH, tokens, head.token_dim, seed=1)
     with torch.no_grad():
-        found = exercise(head, "cpu")
-        expect_tensor("loss", found["loss"], (BATCH, tokens))
-        for name, tensor in found.items():
-            if name != "loss":
-                expect_tensor(name, tensor, (rows, head.token_dim))
-        expect_equal("not as without guidance", {"sample at guidance 1": found["sample"]}, found, rtol=1e-5)
-        z_RD = normal(rows, width, seed=2)
-        other = head.sample(z_RD, noise=Noise.seeded(1))
-        expect(not torch.equal(found["sample"], other), "another seed, yet the same sample")
-        other = head.sample(z_RD + 1, noise=Noise.seeded(0))
-        expect(not torch.equal(found["sample"], other), "another z, yet the same sample")
-
-    z_BKD, target_BKC = normal(BATCH, tokens, width), normal(BATCH, tokens, head.token_dim, seed=1)
-    with torch.no_grad():
-        parts = [
-            head.loss(
-                z_BKD[rows_], target_BKC[rows_], noise=Noise(torch.Generator().manual_seed(0), first=first, total=BATCH)
-            )
-            for rows_, first in ((slice(0, 1), 0), (slice(1, BATCH), 1))
-        ]
-        shared = {"loss": torch.cat(parts)}
-        expect_equal("it depends on how many processes share the batch", found, {**found, **shared}, rtol=1e-5)
+        for what, z, seed in (("seed", z_RD, 1), ("z", z_RD + 1, 0)):
+            other = head.sample(z, noise=Noise.seeded(seed))
+            expect(not torch.equal(found["sample"], other), f"another {what}, yet the same sample")
+        shares = [head.loss(z_BKD[part], target_BKC[part], noise=noise) for part, noise in _shares()]
+        expect_equal("it depends on how many processes share the batch", {"loss": torch.cat(shares)}, found, rtol=1e-5)
         with torch.autocast("cpu", torch.bfloat16):
             loss = head.loss(z_BKD.bfloat16(), target_BKC, noise=Noise.seeded(0))
-        expect_tensor("loss under autocast", loss, (BATCH, tokens))
+    expect_tensor("loss under autocast", loss, (BATCH, tokens))
 
     head.train()
     z_BKD.requires_grad_()
     check_gradients(head, head.loss(z_BKD, target_BKC, noise=Noise.seeded(0)).mean(), z_BKD)
+
+
+def _shares() -> list[tuple[slice, Noise]]:
+    """Rows of a batch and their noise, as two processes have them: all but the last, and the last."""
+    return [
+        (slice(first, until), Noise(torch.Generator().manual_seed(0), first=first, total=BATCH))
+        for first, until in ((0, BATCH - 1), (BATCH - 1, BATCH))
+    ]
 
 
 def _asked(prior: DiscretePrior, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,10 +184,3 @@ def _loss(prior: DiscretePrior, codes_BN: Tensor, labels_B: Tensor) -> Losses | 
         trained = [name for name, parameter in prior.named_parameters() if parameter.requires_grad]
         expect(not trained, f"loss raises TypeError, yet there are weights to train: {', '.join(trained[:3])}")
         return None
-
-
-def _check_losses(total: Tensor, terms: Mapping[str, Tensor]) -> None:
-    expect_tensor("the loss", total.detach(), ())
-    for name, term in terms.items():
-        expect_tensor(f"term {name}", term, ())
-        expect(not term.requires_grad, f"term {name} is not detached")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixar_core.noise import Noise
 from mixar_core.testing.common import (
@@ -14,6 +14,7 @@ from mixar_core.testing.common import (
     check_module,
     codes_of,
     expect,
+    expect_alone,
     expect_equal,
     expect_tensor,
     images_of,
@@ -30,8 +31,7 @@ def check_continuous_tokenizer(make: Callable[[], ContinuousTokenizer]) -> None:
         make: builds one, small enough to run in a moment.
     """
 
-    def exercise(module: nn.Module, device: str) -> dict[str, Tensor]:
-        assert isinstance(module, ContinuousTokenizer)
+    def exercise(module: ContinuousTokenizer, device: str) -> dict[str, Tensor]:
         images_B3HW = images_of(module, device)
         latents_BChw = normal(*_latent_shape(module), device=device)
         with unchanged(images=images_B3HW, latents=latents_BChw):
@@ -45,28 +45,25 @@ def check_continuous_tokenizer(make: Callable[[], ContinuousTokenizer]) -> None:
                 "decode": module.decode(latents_BChw),
             }
 
-    tokenizer = check_module(make, exercise)
+    tokenizer, found = check_module(make, exercise)
     _check_grid(tokenizer)
-    channels = (tokenizer.latent_channels,)
     state = tokenizer.state_dict()
     for name in ("latent_mean_C", "latent_std_C"):
         expect(name in state, f"{name} is not in the state dict: the statistics would not travel with the weights")
-        expect_tensor(name, state[name], channels)
+        expect_tensor(name, state[name], (tokenizer.latent_channels,))
     expect(bool((state["latent_std_C"] > 0).all()), "latent_std_C is not positive")
 
     images_B3HW, latents_BChw = images_of(tokenizer), normal(*_latent_shape(tokenizer))
+    for name in ("posterior's mean", "posterior's logvar", "encode", "encode with noise"):
+        expect_tensor(name, found[name], latents_BChw.shape)
+    expect_tensor("decode_raw", found["decode_raw"], images_B3HW.shape)
+    expect_tensor("decode", found["decode"], images_B3HW.shape, within=(-1.0, 1.0))
     with torch.no_grad():
-        found = exercise(tokenizer, "cpu")
-        for name in ("posterior's mean", "posterior's logvar", "encode", "encode with noise"):
-            expect_tensor(name, found[name], _latent_shape(tokenizer))
-        expect_tensor("decode_raw", found["decode_raw"], images_B3HW.shape)
-        expect_tensor("decode", found["decode"], images_B3HW.shape, within=(-1.0, 1.0))
         std, mean = (tokenizer.get_buffer(name)[:, None, None] for name in ("latent_std_C", "latent_mean_C"))
         raw = {"latents": found["encode"] * std + mean}
         expect_equal("encode is not (raw - mean) / std", raw, {"latents": found["posterior's mean"]}, rtol=1e-4)
         alone = {"encode": tokenizer.encode(images_B3HW[:1]), "decode": tokenizer.decode(latents_BChw[:1])}
-        together = {name: found[name][:1] for name in alone}
-        expect_equal("an image depends on what shares its batch", together, alone, rtol=1e-4)
+    expect_alone(found, alone)
 
     tokenizer.train()
     images_B3HW.requires_grad_()
@@ -82,8 +79,7 @@ def check_discrete_tokenizer(make: Callable[[], DiscreteTokenizer]) -> None:
         make: builds one, small enough to run in a moment.
     """
 
-    def exercise(module: nn.Module, device: str) -> dict[str, Tensor]:
-        assert isinstance(module, DiscreteTokenizer)
+    def exercise(module: DiscreteTokenizer, device: str) -> dict[str, Tensor]:
         images_B3HW = images_of(module, device)
         codes_BN = codes_of(module.codebook_size, module.grid.tokens, device)
         with unchanged(images=images_B3HW, codes=codes_BN):
@@ -96,24 +92,22 @@ def check_discrete_tokenizer(make: Callable[[], DiscreteTokenizer]) -> None:
                 "decode": module.decode(codes_BN),
             }
 
-    tokenizer = check_module(make, exercise)
+    tokenizer, found = check_module(make, exercise)
     _check_grid(tokenizer)
     grid, width = tokenizer.grid, tokenizer.code_width
     images_B3HW, codes_BN = images_of(tokenizer), codes_of(tokenizer.codebook_size, grid.tokens)
+    expect_tensor("quantize's vectors", found["quantize's vectors"], (BATCH, width, grid.height, grid.width))
+    codes = (0, tokenizer.codebook_size - 1)
+    for name in ("quantize's codes", "encode"):
+        expect_tensor(name, found[name], (BATCH, grid.tokens), dtype=torch.int64, within=codes)
+    expect_tensor("code_vectors", found["code_vectors"], (BATCH, grid.tokens, width))
+    expect_tensor("decode", found["decode"], images_B3HW.shape, within=(-1.0, 1.0))
     with torch.no_grad():
-        found = exercise(tokenizer, "cpu")
-        expect_tensor("quantize's vectors", found["quantize's vectors"], (BATCH, width, grid.height, grid.width))
-        codes = (0, tokenizer.codebook_size - 1)
-        for name in ("quantize's codes", "encode"):
-            expect_tensor(name, found[name], (BATCH, grid.tokens), dtype=torch.int64, within=codes)
-        expect_tensor("code_vectors", found["code_vectors"], (BATCH, grid.tokens, width))
-        expect_tensor("decode", found["decode"], images_B3HW.shape, within=(-1.0, 1.0))
         by_code = tokenizer.code_vectors(found["quantize's codes"]).transpose(1, 2).unflatten(2, (grid.height, -1))
         vectors = {"quantize's vectors": found["quantize's vectors"]}
         expect_equal("they are not those of its codes, row by row", vectors, {"quantize's vectors": by_code}, rtol=1e-5)
         alone = {"encode": tokenizer.encode(images_B3HW[:1]), "decode": tokenizer.decode(codes_BN[:1])}
-        together = {name: found[name][:1] for name in alone}
-        expect_equal("an image depends on what shares its batch", together, alone, rtol=1e-4)
+    expect_alone(found, alone)
 
     tokenizer.train()
     images_B3HW.requires_grad_()

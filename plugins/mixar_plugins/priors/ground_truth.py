@@ -36,9 +36,7 @@ class GroundTruthPrior(DiscretePrior):
         data: ImageDataset | None = None,
     ) -> None:
         super().__init__(grid=tokenizer.grid, codebook_size=tokenizer.codebook_size, num_classes=num_classes)
-        self.config = config
-        # In a tuple, so that the tokenizer is not registered as a submodule.
-        self._sources = (tokenizer, data)
+        self._sources = (tokenizer, data)  # in a tuple, so that the tokenizer is not registered as a submodule
 
     @torch.no_grad()
     def sample(
@@ -65,15 +63,14 @@ class GroundTruthPrior(DiscretePrior):
         for label, choice in zip(labels_B.tolist(), choices.tolist(), strict=True):
             candidates = self._of_class.get(label if self.num_classes else NO_CLASS)
             if not candidates:
-                known = ", ".join(map(str, sorted(set(self._of_class) - {NO_CLASS})[:_SHOWN])) or "none"
-                more = f", ... ({len(self._of_class) - 1} in all)" if len(self._of_class) > _SHOWN + 1 else ""
+                known = sorted(set(self._of_class) - {NO_CLASS})
+                more = f", ... ({len(known)} in all)" if len(known) > _SHOWN else ""
                 raise UserError(
-                    f"the data of the prior ground-truth have no image of class {label}; they have {known}{more}"
+                    f"the data of the prior ground-truth have no image of class {label}; they have "
+                    f"{', '.join(map(str, known[:_SHOWN])) or 'none'}{more}"
                 )
-            image_3HW, _ = data[candidates[int(choice * len(candidates))]]
-            images.append(image_3HW)
-        images_B3HW = torch.stack(images).to(labels_B.device).float() / 127.5 - 1.0
-        return tokenizer.encode(images_B3HW)
+            images.append(data[candidates[int(choice * len(candidates))]][0])
+        return tokenizer.encode(torch.stack(images).to(labels_B.device).float() / 127.5 - 1.0)
 
     @cached_property
     def _of_class(self) -> dict[int, list[int]]:

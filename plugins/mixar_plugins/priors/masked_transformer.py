@@ -136,8 +136,7 @@ class MaskedTransformerPrior(DiscretePrior):
         self.transformer = Transformer(
             width, config.depth, config.heads, config.mlp_dim, config.dropout, config.prenorm
         )
-        if config.prenorm:
-            self.norm_after_transformer = layer_norm(width)
+        self.norm_after_transformer = layer_norm(width) if config.prenorm else nn.Identity()
         self.last_layer = nn.Sequential(nn.Linear(width, width), nn.GELU(), layer_norm(width))
         self._build(config)
         self.apply(init_weights)
@@ -156,13 +155,10 @@ class MaskedTransformerPrior(DiscretePrior):
 
     def forward(self, tokens_BNS: Tensor, labels_B: Tensor) -> Tensor:
         """Logits (B, N, S, V) of entries (B, N, S), V where masked; without classes, labels (B,) are ignored."""
-        if self.num_classes == 0:  # labelled images may train it
-            labels_B = torch.full_like(labels_B, NO_CLASS)
-        class_B = torch.where(labels_B == NO_CLASS, self.num_classes, labels_B)
+        unlabelled_B = (labels_B == NO_CLASS) | (self.num_classes == 0)  # labelled images may train it without classes
+        class_B = labels_B.masked_fill(unlabelled_B, self.num_classes)
         x = torch.cat([self.embed(tokens_BNS), self.class_emb(class_B)[:, None]], dim=1) + self.pos_emb
-        x = self.transformer(self.first_layer(x))
-        if self.config.prenorm:
-            x = self.norm_after_transformer(x)
+        x = self.norm_after_transformer(self.transformer(self.first_layer(x)))
         return self.unembed(self.last_layer(x)[:, :-1])
 
     @torch.no_grad()
@@ -176,8 +172,7 @@ class MaskedTransformerPrior(DiscretePrior):
         temperature: float | None = None,
     ) -> Tensor:
         """Codes (B, N) for labels (B,), by the published sampler. Arguments as in `sample_steps`."""
-        *_, codes_BN = self.sample_steps(labels_B, noise=noise, steps=steps, cfg=cfg, temperature=temperature)
-        return codes_BN
+        return [*self.sample_steps(labels_B, noise=noise, steps=steps, cfg=cfg, temperature=temperature)][-1]
 
     @torch.no_grad()
     def sample_steps(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,11 +10,6 @@ from torch import Tensor, nn
 def layer_norm(width: int) -> nn.LayerNorm:
     """LayerNorm with the originals' epsilon."""
     return nn.LayerNorm(width, eps=1e-12)
-
-
-def residual(x: Tensor, norm: nn.LayerNorm, function: Callable[[Tensor], Tensor], prenorm: bool) -> Tensor:
-    """x + f(norm(x)) or, as BERT does it, norm(x + f(x))."""
-    return x + function(norm(x)) if prenorm else norm(x + function(x))
 
 
 class SelfAttention(nn.Module):
@@ -36,44 +29,35 @@ class SelfAttention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
-class AttentionLayer(nn.Module):
-    """Self-attention with its residual."""
+class Residual(nn.Module):
+    """x + f(norm(x)) or, as BERT does it, norm(x + f(x)); f's parameters are called `name`. (B, T, D) to (B, T, D)."""
 
-    def __init__(self, width: int, heads: int, dropout: float, prenorm: bool) -> None:
+    def __init__(self, name: str, function: nn.Module, width: int, dropout: float, prenorm: bool) -> None:
         super().__init__()
-        self.mha = SelfAttention(width, heads, dropout)
+        self.name, self.prenorm = name, prenorm
+        self.add_module(name, function)
         self.dropout = nn.Dropout(dropout)
         self.norm = layer_norm(width)
-        self.prenorm = prenorm
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return residual(x_BTD, self.norm, lambda x: self.dropout(self.mha(x)), self.prenorm)
-
-
-class FeedForwardLayer(nn.Module):
-    """Two linear maps with a GELU between them, with their residual."""
-
-    def __init__(self, width: int, mlp_dim: int, dropout: float, prenorm: bool) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(width, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, width), nn.Dropout(dropout))
-        self.norm = layer_norm(width)
-        self.prenorm = prenorm
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return residual(x_BTD, self.norm, self.net, self.prenorm)
+        function = self.get_submodule(self.name)
+        if self.prenorm:
+            return x_BTD + self.dropout(function(self.norm(x_BTD)))
+        return self.norm(x_BTD + self.dropout(function(x_BTD)))
 
 
 class Transformer(nn.Module):
-    """`depth` blocks of attention and feed-forward. (B, T, D) to (B, T, D)."""
+    """`depth` blocks of attention and two linear maps with a GELU between them. (B, T, D) to (B, T, D)."""
 
     def __init__(self, width: int, depth: int, heads: int, mlp_dim: int, dropout: float, prenorm: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Sequential(
-                AttentionLayer(width, heads, dropout, prenorm), FeedForwardLayer(width, mlp_dim, dropout, prenorm)
-            )
-            for _ in range(depth)
-        )
+
+        def block() -> nn.Module:
+            attention = Residual("mha", SelfAttention(width, heads, dropout), width, dropout, prenorm)
+            mlp = nn.Sequential(nn.Linear(width, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, width))
+            return nn.Sequential(attention, Residual("net", mlp, width, dropout, prenorm))
+
+        self.layers = nn.ModuleList(block() for _ in range(depth))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         for block in self.layers:
