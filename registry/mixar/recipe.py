@@ -15,7 +15,7 @@ from attrs.validators import ge, gt
 from mixar import strict_yaml
 from mixar.hub import PREFIX, is_file
 from mixar.plugins import Registry, plugin_manager
-from mixar.structure import CONVERTER, Invalid, structure, unstructure
+from mixar.structure import Invalid, structure, unstructure
 from mixar.text import choices
 from mixar.written import Text, bare, path_of, placed, read_value
 from mixar_core.backbone import BackboneConfig
@@ -300,22 +300,16 @@ def checked_recipe(recipe: Any) -> Recipe:
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:
     """The plain values that `make_recipe` makes an equal recipe of, every setting written out."""
-    plain: dict[str, Any] = {}
-    written = ("training", "callbacks", *_RELEVANT[recipe.trains])
-    for attribute in attrs.fields(Recipe):
-        value = getattr(recipe, attribute.name)
-        if value is not None and (value != attribute.default or attribute.name in written):
-            plain[attribute.name] = unstructure(value)
-    return plain
-
-
-def _plain_choice(choice: PartChoice) -> dict[str, Any]:
-    weights = {} if choice.weights is None else {"weights": choice.weights}
-    return {"type": choice.type, **weights, **unstructure(choice.config)}
-
-
-CONVERTER.register_structure_hook(PartChoice, lambda make, _: make())
-CONVERTER.register_unstructure_hook(PartChoice, _plain_choice)
+    plain, written = unstructure(recipe), ("training", "callbacks", *_RELEVANT[recipe.trains])
+    for key in PART_KEYS:
+        for choice in [plain[key]] if isinstance(plain[key], dict) else plain[key] or ():
+            settings, weights = choice.pop("config"), choice.pop("weights")
+            choice.update(({} if weights is None else {"weights": weights}) | settings)
+    return {
+        f.name: plain[f.name]
+        for f in attrs.fields(Recipe)
+        if plain[f.name] is not None and (f.name in written or getattr(recipe, f.name) != f.default)
+    }
 
 
 def to_yaml(recipe: Recipe) -> str:

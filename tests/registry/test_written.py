@@ -298,6 +298,7 @@ def test_text_knows_where_it_was_written_however_deep(tmp_path: Path) -> None:
         (lambda: load_recipe("digits_quick", None), "overrides None: not"),  # type: ignore[arg-type]
         (lambda: load_recipe("digits_quick", {5: 1}), "5: unknown key"),  # type: ignore[dict-item]
         (lambda: load_recipe("digits_quick", {"training": 5}), "training: 5 is not a mapping"),
+        (lambda: load_recipe("digits_quick", {"training": {5: 1}}), "training.5: unknown key"),
         (lambda: load_recipe("digits_quick", [("training.steps", 5)]), "not of the form key"),  # type: ignore[list-item]
         (lambda: load_recipe(5), "5: neither a name nor a path"),  # type: ignore[arg-type]
         (lambda: mixar.build("digits_quick"), "recipe 'digits_quick': not a Recipe"),  # type: ignore[arg-type]
