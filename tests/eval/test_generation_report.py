@@ -23,15 +23,15 @@ from mixar_core.distributed import StopSignals
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor, Outputs
 from mixar_eval.context import EvalContext, Stopped
+from mixar_eval.distances import Gaussian
 from mixar_eval.features import Features, features_of
 from mixar_eval.guidance import check_models, cost_of
 from mixar_eval.images import ImageSet, open_images
 from mixar_eval.points import Point, images_per_point
 from mixar_eval.protocol import ClassCounts, count_classes, reasons_against
 from mixar_eval.references import Reference, open_reference
-from mixar_eval.report import comparable, csv_text, number, table
+from mixar_eval.report import Report, csv_text, number, table
 from mixar_eval.scores import Scores, floor_of, scores_of
-from mixar_eval.statistics import Gaussian
 from mixar_eval.sweep import best_of, grid, plot_sweep, sweep_section
 
 DRAWN = {"seconds_per_image_and_process": 0.1}
@@ -86,31 +86,34 @@ def reference_of(folder: Path, registry: Registry) -> Reference:
 
 
 def test_the_protocol_is_told_by_every_part_of_it() -> None:
-    exact = ClassCounts(1000, 50, 50, ())
-    good = {
-        "is_inception": True,
-        "published_weights": True,
-        "adm_reference": True,
-        "count": 50_000,
-        "height": 256,
-        "width": 256,
-        "classes": exact,
-    }
-    assert comparable(reasons_against(**good)) == "yes"  # type: ignore[arg-type]
-    for key, value, reason in (
-        ("is_inception", False, "the extractor is not Inception"),
-        ("published_weights", False, "Inception's weights are not those of the known checksum"),
-        ("adm_reference", False, "the reference is not ADM's ImageNet statistics"),
-        ("count", 49_999, "49,999 images and not 50,000"),
-        ("height", 512, "256x512 pixels and not 256x256"),
-        ("classes", None, "the samples' classes are not known"),
-        ("classes", ClassCounts(100, 500, 500, ()), "100 classes and not 1,000"),
-        ("classes", ClassCounts(1000, 41, 60, ()), "41 to 60 images of a class and not 50 of each"),
-        ("real_codes", True, "the codes that guide them are real images'"),
+    labels = [label for label in range(1000) for _ in range(50)]
+    names = tuple(map(str, range(1000)))
+    exact = ImageSet(labels, "", 256, 256, labels=labels, class_names=names)  # type: ignore[arg-type]
+    uneven = [*labels[:-9], *9 * [0]]
+    reference, extractor = Reference("", Gaussian(torch.zeros(1), torch.eye(1)), adm_imagenet=True), Pooled()
+    extractor.is_inception = extractor.has_published_weights = True
+
+    def comparable(reference: Reference = reference, **changes: object) -> str:
+        reasons = reasons_against(attrs.evolve(exact, **changes), reference, extractor)
+        return Report(title="", protocol="", reasons=reasons, figures={}, plain={}, sections=[], made={}).comparable
+
+    assert comparable() == "yes"
+    statistics = attrs.evolve(reference, adm_imagenet=False)
+    assert comparable(statistics) == "no, because the reference is not ADM's ImageNet statistics"
+    for changes, reason in (
+        ({"rows": torch.arange(49_999)}, "49,999 images and not 50,000"),
+        ({"height": 512}, "256x512 pixels and not 256x256"),
+        ({"labels": None}, "the samples' classes are not known"),
+        ({"class_names": names[:100]}, "100 classes and not 1,000"),
+        ({"labels": uneven}, "41 to 59 images of a class and not 50 of each"),
+        ({"drawn": {"model": {"parts": {"data": {}}}}}, "the codes that guide them are real images'"),
     ):
-        assert comparable(reasons_against(**good | {key: value})) == f"no, because {reason}"  # type: ignore[arg-type]
-    two = good | {"is_inception": False, "count": 10}
-    assert comparable(reasons_against(**two)).count(";") == 1  # type: ignore[arg-type]
+        assert comparable(**changes) == f"no, because {reason}"
+    extractor.has_published_weights = False
+    assert comparable() == "no, because Inception's weights are not those of the known checksum"
+    extractor.is_inception = False
+    assert comparable() == "no, because the extractor is not Inception"
+    assert comparable(rows=torch.arange(10)).count(";") == 1
 
 
 def test_class_counts() -> None:
@@ -247,13 +250,15 @@ def test_a_grid_is_every_combination_once(family: Path) -> None:
 
 
 def test_a_sweep_marks_the_best_point() -> None:
-    settings = [(cfg, temperature, 3) for temperature in (0.5, 1.0) for cfg in (1.0, 2.0, 3.0)]
+    settings = [
+        {"cfg": cfg, "temperature": temperature, "steps": 3} for temperature in (0.5, 1.0) for cfg in (1.0, 2.0, 3.0)
+    ]
     points = [
-        Point("tiny", setting, DRAWN, Scores(60, abs(setting[0] - 2) + 1, kernel))
+        Point("tiny", setting, DRAWN, Scores(60, abs(setting["cfg"] - 2) + 1, kernel))
         for setting, kernel in zip(settings, (0.3, 0.2, 0.1, 0.3, 0.2, 0.4), strict=True)
     ]
-    assert best_of(points, "frechet").setting == (2.0, 0.5, 3)
-    assert best_of(points, "kernel").setting == (3.0, 0.5, 3)
+    assert best_of(points, "frechet").setting == settings[1]
+    assert best_of(points, "kernel").setting == settings[2]
     rows = list(csv.DictReader(csv_text([point.row() for point in points]).splitlines()))
     assert len(rows) == 6 and rows[0]["cfg"] == "1.0" and rows[0]["frechet_distance"] == "2.0"
     assert rows[0]["inception_score"] == "" and rows[0]["images"] == "60"
@@ -277,18 +282,20 @@ def test_guidance_costs_what_the_sequences_say(family: Path, tmp_path: Path, reg
         models[name] = mixar.load(tmp_path / name, device="cpu")
         costs[name] = cost_of(models[name], models[name].settings(steps=1, cfg=1.0), registry)
     # one step: a buffer of 1 through the encoder, 16 tokens more through the decoder; dc-sa puts 16 codes before both
-    assert [costs[name].tokens for name in costs] == [18, 18, 50, 18]
-    assert [costs[name].memory for name in costs] == [0, 0, 0, 16]
+    assert [costs[name]["tokens"] for name in costs] == [18, 18, 50, 18]
+    assert [costs[name]["memory"] for name in costs] == [0, 0, 0, 16]
     guided = cost_of(models["none"], models["none"].settings(steps=1, cfg=2.0), registry)
-    assert guided.tokens == 2 * costs["none"].tokens and guided.injector == "none"
+    assert guided["tokens"] == 2 * costs["none"]["tokens"] and guided["injector"] == "none"
     more = cost_of(models["none"], models["none"].settings(steps=2, cfg=1.0), registry)
-    assert more.tokens > 2 * 18 and more.encoder_first == 1 < more.encoder_last < 17 == more.decoder
-    assert costs["none"].parameters == costs["dc-mix"].parameters < costs["dc-sa"].parameters
+    assert more["tokens"] > 2 * 18 and more["encoder_first"] == 1 < more["encoder_last"] < 17 == more["decoder"]
+    parameters = {name: cost["parameters"] for name, cost in costs.items()}
+    assert parameters["none"] == parameters["dc-mix"] < parameters["dc-sa"]
     check_models(models)
     with pytest.raises(UserError, match="trains prior"):
         check_models({**models, "prior": mixar.load(family / "models/prior", device="cpu")})
 
 
 def test_tables_and_numbers() -> None:
-    assert table(("a", "b|c"), [(1, None)], right=(1,)) == "| a | b/c |\n| --- | ---: |\n| 1 | - |\n"
+    assert table([{"a": 1, "b|c": None}]) == "| a | b/c |\n| --- | --- |\n| 1 | - |\n"
+    assert table([{"a": "x", "b": 2, "c": 0.5}]) == "| a | b | c |\n| --- | ---: | ---: |\n| x | 2 | 0.5 |\n"
     assert [number(value) for value in (None, 0.123456, 12345678.0, 3.0)] == [None, "0.1235", "12,345,678", "3"]

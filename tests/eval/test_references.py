@@ -18,13 +18,12 @@ from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_eval import inception, references
 from mixar_eval.context import EvalContext
-from mixar_eval.distances import frechet_of, kernel_distance
+from mixar_eval.distances import Gaussian, frechet_of, kernel_distance
 from mixar_eval.extractors import open_extractor
 from mixar_eval.features import features_of
 from mixar_eval.images import open_images
 from mixar_eval.references import Reference, open_reference
 from mixar_eval.scores import inception_score, precision_recall
-from mixar_eval.statistics import Gaussian
 from tests.eval.test_images import pixels, write_pngs
 from tests.networks import write_inception
 

@@ -25,8 +25,8 @@ from mixar.stores import PNGStore, RawStore, picture_names, picture_number, plai
 from mixar_core.distributed import Processes, StopSignals
 from mixar_core.errors import UserError
 from mixar_core.types import NO_CLASS
-from mixar_eval.generation import draws_real_codes
 from mixar_eval.images import open_images
+from mixar_eval.protocol import draws_real_codes
 from tests.cli.process import good, refused, started, torchrun
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -241,7 +241,7 @@ def test_an_npz_knows_how_it_was_drawn(family: Path, tmp_path: Path, registry: R
     good(*call, cwd=tmp_path)
     samples = open_images(str(tmp_path / "a.npz"), registry)
     assert samples.drawn is not None and samples.drawn["plan"]["count"] == 6 and samples.class_names[0] == "cat"
-    assert samples.drawn["seconds_per_image_and_process"] > 0 and not draws_real_codes(samples.drawn)
+    assert samples.drawn["seconds_per_image_and_process"] > 0 and not draws_real_codes(samples)
     write_npz(tmp_path / "a.npz", [torch.zeros(6, 3, 16, 16).byte()], torch.arange(6) % 3)
     assert open_images(str(tmp_path / "a.npz"), registry).drawn is None
 
@@ -329,7 +329,7 @@ def test_accounts_of_before_are_read(model: mixar.Model, tmp_path: Path, registr
     assert of.settings == attrs.evolve(model.recipe.sampling, cfg=1.5, steps=3, prior_cfg=2.0)
     assert open_images(str(tmp_path), registry).labels == [2, 0, 0]
     samples = open_images(str(tmp_path), registry)
-    assert samples.drawn is not None and not draws_real_codes(samples.drawn)
+    assert samples.drawn is not None and not draws_real_codes(samples)
     with pytest.raises(UserError, match=r"holds other samples \(3 of runs/m\): .*plan\.count was 3, is 10"):
         claim(tmp_path, describe(model, plan(model)))
 

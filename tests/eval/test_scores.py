@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mixar_core.perceptual import FeatureExtractor, Outputs
-from mixar_core.types import ImageBatch
-from mixar_eval.distances import frechet_distance, frechet_of, kernel_distance
-from mixar_eval.features import as_saved, collect_features
+from mixar_eval.distances import Gaussian, GaussianSum, frechet_distance, frechet_of, kernel_distance
+from mixar_eval.features import as_saved, extract
 from mixar_eval.scores import inception_score, precision_recall
-from mixar_eval.statistics import Gaussian, GaussianSum
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -126,13 +124,10 @@ def test_features_are_of_what_a_png_holds_however_images_come():
     saved = ((exact.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     assert torch.equal(as_saved(exact), as_saved(saved)) and not torch.equal(as_saved(exact), exact)
     assert torch.equal(as_saved(as_saved(exact)), as_saved(exact))
-    seen: list[int] = []
-    found = collect_features(exact.split(2), Means(), progress=seen.append)
-    assert len(found) == 5 and seen == [2, 2, 1]
-    assert torch.equal(found.logits_AL, 2 * found.features_AF)
-    torch.testing.assert_close(found.features_AF, saved.float().mean(dim=(2, 3)) / 127.5 - 1)
-    batch = ImageBatch(as_saved(saved), torch.zeros(5))
-    assert torch.equal(collect_features([batch], Means()).features_AF, collect_features([saved], Means()).features_AF)
+    found = extract(exact, Means())
+    assert len(found["features"]) == 5 and torch.equal(found["logits"], 2 * found["features"])
+    torch.testing.assert_close(found["features"], saved.float().mean(dim=(2, 3)) / 127.5 - 1)
+    assert torch.equal(extract(as_saved(saved), Means())["features"], extract(saved, Means())["features"])
 
 
 def test_an_identity_is_of_the_weights():

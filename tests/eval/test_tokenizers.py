@@ -18,8 +18,10 @@ from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
 from mixar_eval.distances import frechet_distance, frechet_of, kernel_distance
 from mixar_eval.extractors import open_extractor
+from mixar_eval.features import as_saved
 from mixar_eval.images import other_split
 from mixar_eval.references import open_reference
+from mixar_eval.tokenizer_meter import TokenizerMeter
 from mixar_eval.tokenizers import choose, compare_tokenizers, open_tokenizers, reconstruct_few
 from tests.cli.process import good, refused, torchrun
 from tests.eval.test_images import pixels, write_pngs
@@ -40,13 +42,16 @@ def test_which_images_and_which_others(family: Path, registry: Registry) -> None
         return choose(data, count, seed=seed, least=4, recipe=recipe, registry=registry)
 
     same = chosen(4)
-    assert same.others is same.images and len(same.others_A) == 4 and "same set" in same.between
-    assert not set(same.indices_A.tolist()) & set(same.others_A.tolist())
-    assert chosen(4).indices_A.tolist() == same.indices_A.tolist() != chosen(4, seed=1).indices_A.tolist()
+    assert same.others.data is same.images.data and len(same.others) == 4 and "same set" in same.between
+    rows = same.images.rows.tolist()
+    assert not set(rows) & set(same.others.rows.tolist())
+    assert chosen(4).images.rows.tolist() == rows != chosen(4, seed=1).images.rows.tolist()
+    assert same.images.labels == [same.images.data.labels()[row] for row in rows] and same.images.split is None
     across = chosen(5)  # of nine, so another five are not left
-    assert across.others is not across.images and len(across.others_A) == 5 and "validation split" in across.between
+    assert across.others.data is not across.images.data and len(across.others) == 5
+    assert "validation split" in across.between
     whole = chosen(None)
-    assert len(whole.indices_A) == 9 and whole.others is None
+    assert len(whole.images) == 9 and whole.others is None and whole.images.split == "train"
     with pytest.raises(UserError, match="--images 10: data:train has 9; allowed: 4 to 9"):
         chosen(10)
     with pytest.raises(UserError, match="--images 3"):
@@ -85,23 +90,24 @@ def test_distances_are_to_the_originals_or_to_a_reference(family: Path, tmp_path
         return compare_tokenizers(entries, chosen, context, **more)
 
     found = compare()
-    name = entries[0].name
     assert seen == 2 * [(8, 12), (12, 12)] and found.floor.scores.count == 6 and "half" in found.floor.what
     originals = torch.cat(list(chosen.images.batches()))
     real = extractor(originals.float() / 127.5 - 1)
-    codes = found.scores[name].ways["codes"]
-    assert found.distances[name]["codes"].frechet == pytest.approx(frechet_distance(codes.features_AF, real), rel=1e-6)
-    assert found.distances[name]["codes"].kernel is None  # an image and its reconstruction are no independent draws
+    meter = TokenizerMeter(entries[0].tokenizer, extractor, seed=0)
+    decoded = extractor(as_saved(meter.add(as_saved(originals), torch.arange(12))["codes"]))
+    codes = found.tokenizers[0]["reconstructions"]["codes"]
+    assert codes["frechet"] == pytest.approx(frechet_distance(decoded, real), rel=1e-6)
+    assert codes["kernel"] is None  # an image and its reconstruction are no independent draws
     other = open_reference(str(write_pngs(tmp_path / "others", pixels(9, seed=5))), context)
     against = compare(reference=other)
-    assert against.distances[name]["codes"].kernel == pytest.approx(
-        kernel_distance(codes.features_AF, other.features_AF)
+    assert against.tokenizers[0]["reconstructions"]["codes"]["kernel"] == pytest.approx(
+        kernel_distance(decoded, other.features_AF)
     )
     assert found.paired and not against.paired
     assert against.reference is other and "to the reference" in against.floor.what
     assert against.floor.scores.frechet == pytest.approx(frechet_distance(real, other.features_AF), rel=1e-6)
-    rows = reconstruct_few(entries, chosen, context, seed=0, count=3)
-    assert list(rows) == ["original", name] and torch.equal(rows["original"], originals[[0, 5, 11]])
+    rows = reconstruct_few(entries, chosen.images, context, seed=0, count=3)
+    assert list(rows) == ["original", entries[0].name] and torch.equal(rows["original"], originals[[0, 5, 11]])
 
 
 def figures(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mixar_core.distributed import Processes
 from mixar_core.perceptual import psnr_B
 from mixar_core.types import Posterior
-from mixar_eval.features import as_saved, collect_features
+from mixar_eval.features import as_saved, extract
 from mixar_eval.tokenizer_meter import CodeCounter, LatentCounter, TokenizerMeter
 from tests.eval.test_scores import Means
 from tests.fake_device import GPU, fake_gpu, place
@@ -26,13 +26,13 @@ def test_code_usage_is_counted_over_batches():
     counter = CodeCounter(SignTokenizer())
     counter.add(torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1]]))
     counter.add(torch.tensor([[7, 7, 7, 7], [0, 0, 0, 0]]))
-    usage = counter.usage(ALONE)
-    assert (usage.codebook_size, usage.used, usage.codes) == (8, 3, 16)
-    assert usage.entropy_bits == pytest.approx(1.5) and usage.perplexity == pytest.approx(2**1.5)
-    assert usage.share_used == 3 / 8 and usage.bits_per_image == 16 * 3
+    usage = counter.found(ALONE)
+    assert (usage["codebook_size"], usage["used"], usage["codes"]) == (8, 3, 16)
+    assert usage["entropy_bits"] == pytest.approx(1.5) and usage["perplexity"] == pytest.approx(2**1.5)
+    assert usage["share_used"] == 3 / 8 and usage["bits_per_image"] == 16 * 3
     alone = CodeCounter(SignTokenizer())
     alone.add(torch.zeros(2, 16, dtype=torch.int64))
-    assert alone.usage(ALONE).entropy_bits == 0.0 and alone.usage(ALONE).perplexity == 1.0
+    assert alone.found(ALONE)["entropy_bits"] == 0.0 and alone.found(ALONE)["perplexity"] == 1.0
 
 
 def test_latent_statistics_are_those_of_a_sample_of_the_posterior():
@@ -44,14 +44,15 @@ def test_latent_statistics_are_those_of_a_sample_of_the_posterior():
     counter = LatentCounter(tokenizer)
     for rows in (slice(0, 150), slice(150, 400)):
         counter.add(Posterior(mean[rows], logvar[rows]))
-    found = counter.statistics(ALONE)
+    found = counter.found(ALONE)
+    channels = {name: torch.tensor(values) for name, values in found.items() if isinstance(values, list)}
     sample = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=generator)
-    torch.testing.assert_close(found.mean_C.float(), sample.mean(dim=(0, 2, 3)), atol=0.06, rtol=0)
-    torch.testing.assert_close(found.std_C.float(), sample.std(dim=(0, 2, 3)), rtol=0.05, atol=0)
-    torch.testing.assert_close(found.normalised_mean_C[0], (found.mean_C[0] - 1.0) / 2.0)
-    torch.testing.assert_close(found.normalised_std_C, found.std_C / 2.0)
-    assert found.kl_nats == pytest.approx(float(Posterior(mean, logvar).kl_B().mean()), rel=1e-5)
-    assert found.kl_bits == pytest.approx(found.kl_nats / math.log(2)) and found.values_per_image == 48
+    torch.testing.assert_close(channels["mean"], sample.mean(dim=(0, 2, 3)), atol=0.06, rtol=0)
+    torch.testing.assert_close(channels["std"], sample.std(dim=(0, 2, 3)), rtol=0.05, atol=0)
+    torch.testing.assert_close(channels["normalised_mean"][0], (channels["mean"][0] - 1.0) / 2.0)
+    torch.testing.assert_close(channels["normalised_std"], channels["std"] / 2.0)
+    assert found["kl_nats"] == pytest.approx(float(Posterior(mean, logvar).kl_B().mean()), rel=1e-5)
+    assert found["kl_bits"] == pytest.approx(found["kl_nats"] / math.log(2)) and found["values_per_image"] == 48
 
 
 def test_a_meter_measures_every_way_to_reconstruct_as_a_png_holds_it():
@@ -62,13 +63,13 @@ def test_a_meter_measures_every_way_to_reconstruct_as_a_png_holds_it():
     assert set(decoded) == {"mean", "sample"} and decoded["mean"].dtype == torch.uint8
     found = meter.scores(ALONE)
     expected = as_saved(tokenizer.decode(tokenizer.encode(real)))
-    torch.testing.assert_close(found.ways["mean"].psnr_A, psnr_B(real, expected))
-    torch.testing.assert_close(found.ways["mean"].features_AF, Means()(expected))
-    assert found.ways["mean"].ssim_A.shape == found.ways["mean"].perceptual_A.shape == (6,)
-    assert found.codes is None and found.latents.values_per_image == 48
+    torch.testing.assert_close(found.ways["mean"]["psnr"], psnr_B(real, expected))
+    torch.testing.assert_close(found.ways["mean"]["features"], Means()(expected))
+    assert found.ways["mean"]["ssim"].shape == found.ways["mean"]["perceptual"].shape == (6,)
+    assert found.codes is None and found.latents["values_per_image"] == 48
     discrete = TokenizerMeter(SignTokenizer(), Means(), seed=0)
     assert set(discrete.add(real, torch.arange(6))) == {"codes"}
-    assert discrete.scores(ALONE).codes.codes == 96
+    assert discrete.scores(ALONE).codes["codes"] == 96
 
 
 def test_a_sample_depends_on_the_seed_and_the_images_position_alone():
@@ -94,7 +95,7 @@ def test_measuring_is_done_where_the_images_are(monkeypatch):
         for module in (tokenizer, extractor):
             place(module, GPU)
         pixels_B3HW = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-        found = collect_features([pixels_B3HW], extractor, device=GPU)
-        assert found.features_AF.device.type == found.logits_AL.device.type == "cpu"
+        found = extract(pixels_B3HW.to(GPU), extractor)
+        assert found["features"].device.type == found["logits"].device.type == "cpu"
         meter = TokenizerMeter(tokenizer, extractor, seed=0)
         assert meter.add(as_saved(pixels_B3HW.to(GPU)), torch.arange(2))["codes"].device == GPU

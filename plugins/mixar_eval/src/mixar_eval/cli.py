@@ -89,12 +89,10 @@ def generation_command(
         run.processes.on_main(
             lambda: report.check_folder(out, generation.SAMPLES, generation.FEATURES, generation.PICTURE)
         )
-        title = f"Generation: {Path(samples).name}"
+        title, labels = f"Generation: {Path(samples).name}", "random" if random_labels else "balanced"
         if generation.is_model(samples, run.registry):
             model = load_model(samples, run, raw=raw, precision=precision)
-            plan = generation.plan(
-                model, count=count or COUNT, batch=batch, seed=seed, random_labels=random_labels, **settings
-            )
+            plan = generation.plan(model, count=count or COUNT, batch=batch, seed=seed, labels=labels, **settings)
             against = reference_for(reference, model, run)
             there = generation.draw_samples(model, plan, out / generation.SAMPLES, run)
         else:
@@ -164,9 +162,9 @@ def tokenizer_command(
         against = None if reference is None else references.open_reference(reference, run, recipe=recipe)
         comparison = tokenizers.compare_tokenizers(entries, chosen, run, reference=against, seed=seed)
         if run.processes.is_main:
-            rows = tokenizers.reconstruct_few(entries, chosen, run, seed=seed, count=shown)
+            rows = tokenizers.reconstruct_few(entries, chosen.images, run, seed=seed, count=shown)
             picture = rows_picture(rows, scale=max(1, 96 // recipe.image_size))
-            found = tokenizer_report.tokenizer_report(comparison, entries, run, seed=seed, picture=picture)
+            found = tokenizer_report.tokenizer_report(comparison, chosen.images, run, seed=seed, picture=picture)
             publish(found, out, run, as_json=as_json)
 
 

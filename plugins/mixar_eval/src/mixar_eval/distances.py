@@ -6,34 +6,127 @@ of real images to other real images at the same count beside them.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy
 import torch
+from attrs import frozen
 from torch import Tensor
 
-from mixar_eval.statistics import Gaussian
+from mixar_core.distributed import Processes
+from mixar_core.storage import write_whole
 
 #: What torch-fidelity seeds subsets and shuffling with unless told otherwise: the same here gives the same figures.
 SEED = 2020
 #: Size and number of the random subsets over which the kernel distance is averaged, as is usual for KID.
 KERNEL_SUBSET_SIZE = 1000
 KERNEL_SUBSETS = 100
+_CHUNK = 8192
+_TOO_FEW = "a distance between sets needs at least two images in each"
+_NOT_FINITE = "features are not finite: the images hold NaN or infinity"
+
+
+@frozen(eq=False)
+class Gaussian:
+    """Mean (F,) and unbiased covariance (F, F) of feature vectors, float64, on the CPU.
+
+    Args:
+        count: how many vectors they were measured on; None where a file does not say.
+        extractor: the identity of the extractor whose vectors they are; None where a file does not say.
+    """
+
+    mean_F: Tensor
+    covariance_FF: Tensor
+    count: int | None = None
+    extractor: str | None = None
+
+    @classmethod
+    def of(cls, features_AF: Tensor, *, extractor: str | None = None) -> Gaussian:
+        """The Gaussian of at least two vectors (A, F).
+
+        Raises:
+            ValueError: there are fewer, or they hold NaN or infinity.
+        """
+        total = GaussianSum(features_AF.shape[1])
+        for part_BF in features_AF.split(_CHUNK):
+            total.add(part_BF)
+        return total.gaussian(extractor=extractor)
+
+    def save(self, path: Path, *, features_AF: Tensor | None = None) -> None:
+        """Write an `.npz` with `mu` and `sigma`, the names that all FID tools use, and what else is known.
+
+        Args:
+            features_AF: the vectors themselves, to be written too.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        known = {
+            "mu": self.mean_F.numpy(),
+            "sigma": self.covariance_FF.numpy(),
+            "count": None if self.count is None else numpy.int64(self.count),
+            "extractor": None if self.extractor is None else numpy.str_(self.extractor),
+            "features": None if features_AF is None else features_AF.numpy(),
+        }
+        arrays: dict[str, Any] = {name: array for name, array in known.items() if array is not None}
+
+        def write(unfinished: Path) -> None:
+            with unfinished.open("wb") as file:  # numpy would add .npz to a name
+                numpy.savez(file, **arrays)
+
+        write_whole(path, write)
+
+
+class GaussianSum:
+    """What a Gaussian needs of a set, summed up batch by batch, so that the set's vectors need not be kept."""
+
+    def __init__(self, feature_dim: int) -> None:
+        self.count = 0
+        #: sums of x, and of x x^T, in float64 on the CPU
+        self.first_F = torch.zeros(feature_dim, dtype=torch.float64)
+        self.second_FF = torch.zeros(feature_dim, feature_dim, dtype=torch.float64)
+
+    def add(self, features_BF: Tensor) -> None:
+        """Take in a batch of vectors (B, F)."""
+        x_BF = features_BF.detach().cpu().double()
+        self.count += len(x_BF)
+        self.first_F += x_BF.sum(dim=0)
+        self.second_FF.addmm_(x_BF.T, x_BF)
+
+    def gaussian(self, *, extractor: str | None = None, processes: Processes | None = None) -> Gaussian:
+        """The Gaussian of all that was taken in, by all of `processes` together.
+
+        Raises:
+            ValueError: there were fewer than two vectors, or they held NaN or infinity.
+        """
+        sums = [torch.tensor(self.count), self.first_F, self.second_FF]
+        if processes is not None:
+            sums = [processes.sum(values).cpu() for values in sums]
+        count, (first_F, second_FF) = int(sums[0]), sums[1:]
+        if count < 2:
+            raise ValueError(_TOO_FEW)
+        if not torch.isfinite(first_F).all():
+            raise ValueError(_NOT_FINITE)
+        mean_F = first_F / count
+        covariance_FF = (second_FF - count * torch.outer(mean_F, mean_F)) / (count - 1)
+        return Gaussian(mean_F, covariance_FF, count, extractor)
 
 
 def frechet_distance(features_AF: Tensor, features_BF: Tensor) -> float:
-    """Frechet distance between Gaussians fitted to the features (Heusel et al., 2017), in float64.
+    """Frechet distance between Gaussians fitted to feature vectors (A, F) and (B, F): see `frechet_of`.
 
-    |m_A - m_B|^2 + tr(S_A + S_B - 2 (S_A S_B)^(1/2)), the trace of the root taken from the eigenvalues. FID, where
-    the features are Inception's.
-
-    Args:
-        features_AF: feature vectors of one set, (A, F).
-        features_BF: feature vectors of the other, (B, F); the counts may differ.
+    Raises:
+        ValueError: the features do not compare.
     """
-    check_features(features_AF, features_BF)
     return frechet_of(Gaussian.of(features_AF), Gaussian.of(features_BF))
 
 
 def frechet_of(one: Gaussian, other: Gaussian) -> float:
-    """Frechet distance between two Gaussians: see frechet_distance.
+    """Frechet distance between two Gaussians (Heusel et al., 2017), in float64.
+
+    |m_A - m_B|^2 + tr(S_A + S_B - 2 (S_A S_B)^(1/2)), the trace of the root taken from the eigenvalues. FID, where
+    the features are Inception's.
 
     Raises:
         ValueError: they are of different widths.
@@ -43,10 +136,8 @@ def frechet_of(one: Gaussian, other: Gaussian) -> float:
     if one.mean_F.shape != other.mean_F.shape:
         raise ValueError(f"statistics of {len(one.mean_F)} and of {len(other.mean_F)} numbers do not compare")
     # float64 on both sides: the function asserts equal types, and float32 means would cost digits.
-    statistics = [
-        {"mu": side.mean_F.double().numpy(), "sigma": side.covariance_FF.double().numpy()} for side in (one, other)
-    ]
-    return fid_statistics_to_metric(*statistics, False)[KEY_METRIC_FID]
+    sides = [{"mu": g.mean_F.double().numpy(), "sigma": g.covariance_FF.double().numpy()} for g in (one, other)]
+    return fid_statistics_to_metric(*sides, False)[KEY_METRIC_FID]
 
 
 def kernel_distance(features_AF: Tensor, features_BF: Tensor, *, seed: int = SEED) -> float:
@@ -56,9 +147,11 @@ def kernel_distance(features_AF: Tensor, features_BF: Tensor, *, seed: int = SEE
     1,000 vectors on either side it is exact; beyond, the mean over 100 random subsets of 1,000.
 
     Args:
-        features_AF: feature vectors of one set, (A, F).
-        features_BF: feature vectors of the other, (B, F); of unequal counts, the larger set is drawn from.
+        features_AF, features_BF: feature vectors (A, F) and (B, F); of unequal counts, the larger set is drawn from.
         seed: of the subsets.
+
+    Raises:
+        ValueError: the features do not compare.
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
@@ -81,16 +174,10 @@ def kernel_distance(features_AF: Tensor, features_BF: Tensor, *, seed: int = SEE
 
 
 def check_features(*sides: Tensor) -> None:
-    """See that sets of feature vectors can be compared.
-
-    Raises:
-        ValueError: they are no vectors, of different lengths, not finite, or fewer than two.
-    """
-    widths = {side.shape[1:] for side in sides}
-    if len(widths) != 1 or len(next(iter(widths))) != 1:
+    """Raises ValueError unless these are sets of at least two finite vectors of one length."""
+    if len({side.shape[1:] for side in sides}) != 1:
         raise ValueError(f"features of shapes {' and '.join(str(tuple(side.shape)) for side in sides)} do not compare")
-    for side in sides:
-        if len(side) < 2:
-            raise ValueError("a distance between sets needs at least two images in each")
-        if not torch.isfinite(side).all():
-            raise ValueError("features are not finite: the images hold NaN or infinity")
+    if min(map(len, sides)) < 2:
+        raise ValueError(_TOO_FEW)
+    if not all(torch.isfinite(side).all() for side in sides):
+        raise ValueError(_NOT_FINITE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,10 +14,9 @@ from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.pictures import to_uint8
 from mixar_core.storage import read_weights, write_weights, writing
-from mixar_core.types import ImageBatch
 from mixar_eval.context import EvalContext, Stopped
+from mixar_eval.distances import Gaussian, GaussianSum
 from mixar_eval.images import ImageSet
-from mixar_eval.statistics import Gaussian, GaussianSum
 
 
 @frozen(eq=False)
@@ -28,7 +27,7 @@ class Features:
     logits_AL: Tensor | None = None
 
     def __len__(self) -> int:
-        return self.features_AF.shape[0]
+        return len(self.features_AF)
 
 
 def as_saved(images_B3HW: Tensor) -> Tensor:
@@ -42,44 +41,22 @@ def as_saved(images_B3HW: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def collect_features(
-    batches: Iterable[Tensor | ImageBatch],
-    extractor: FeatureExtractor,
-    *,
-    device: torch.device | str = "cpu",
-    progress: Callable[[int], object] | None = None,
-) -> Features:
-    """Run every batch through the extractor, as saved (see as_saved), in order.
+def extract(images_B3HW: Tensor, extractor: FeatureExtractor) -> dict[str, Tensor]:
+    """What the extractor makes of images, as saved (see as_saved), on the same device.
 
-    Args:
-        batches: images (B, 3, H, W), uint8 or float in [-1, 1], or ImageBatches of them.
-        extractor: on `device`.
-        progress: called after each batch with its number of images.
+    Returns:
+        `features` (B, F) and, where it classifies, `logits` (B, L); float32, on the CPU.
     """
-    features, logits = [torch.empty(0, extractor.feature_dim)], [torch.empty(0, extractor.logit_dim)]
-    for batch in batches:
-        images = batch.images_B3HW if isinstance(batch, ImageBatch) else batch
-        found = extractor.outputs(as_saved(images.to(device)))
-        features.append(found.features_BF.float().cpu())
-        if found.logits_BL is not None:
-            logits.append(found.logits_BL.float().cpu())
-        if progress is not None:
-            progress(len(images))
-    return Features(torch.cat(features), torch.cat(logits) if extractor.logit_dim else None)
+    found = extractor.outputs(as_saved(images_B3HW))
+    both = {"features": found.features_BF, "logits": found.logits_BL}
+    return {name: rows.float().cpu() for name, rows in both.items() if rows is not None}
 
 
-def features_of(
-    images: ImageSet,
-    context: EvalContext,
-    what: str,
-    *,
-    indices_A: Tensor | None = None,
-    cache: Path | None = None,
-) -> Features:
+def features_of(images: ImageSet, context: EvalContext, what: str, *, cache: Path | None = None) -> Features:
     """The features of a set, in every process. Which images make a batch does not depend on how many processes share.
 
-    In the order of `indices_A` (default: all); with `cache` in an order that is the images' own and not that of their
-    files. (Scores over random parts would else depend on the files' order.)
+    In the order of the set; with `cache` in an order that is the images' own and not that of their files. (Scores over
+    random parts would else depend on the files' order.)
 
     Args:
         what: shown while it works.
@@ -90,26 +67,29 @@ def features_of(
         UserError: an image cannot be read or a file not be written, in any of the processes.
         Stopped: a signal came.
     """
-    indices_A = torch.arange(len(images)) if indices_A is None else indices_A
-    keys: list[int | bytes] = []
-    parts: list[Features] = []
+    extractor, device = context.extractor, context.processes.device
+    parts: list[tuple[list[int] | list[bytes], dict[str, Tensor]]] = []
 
-    def collect() -> None:
-        if cache is not None:
-            with writing(cache):
-                cache.mkdir(parents=True, exist_ok=True)
-        for positions, digests, part in _batches(images, indices_A, context, what, cache):
-            keys.extend(digests or positions)
-            parts.append(part)
+    def work(positions_B: Tensor, pixels_B3HW: Tensor) -> int:
+        if cache is None:
+            parts.append((positions_B.tolist(), extract(pixels_B3HW.to(device), extractor)))
+            return len(pixels_B3HW)
+        with writing(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+        digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in pixels_B3HW]
+        name = hashlib.sha256(extractor.identity.encode() + b"".join(digests)).hexdigest()[:32]
+        path = cache / f"{name}.safetensors"
+        if fresh := not path.is_file():
+            write_weights(path, extract(pixels_B3HW.to(device), extractor))
+        parts.append((digests, read_weights(path)))
+        return len(pixels_B3HW) if fresh else 0
 
-    extractor = context.extractor
-    together(context, collect)
-    features = torch.cat([torch.empty(0, extractor.feature_dim), *(part.features_AF for part in parts)])
-    logits = torch.cat([torch.empty(0, extractor.logit_dim), *(p.logits_AL for p in parts if p.logits_AL is not None)])
-    all_keys, all_features, all_logits = zip(*context.processes.all_gather((keys, features, logits)), strict=True)
-    flat = [key for some in all_keys for key in some]
-    order_A = torch.tensor(sorted(range(len(flat)), key=flat.__getitem__), dtype=torch.int64)
-    return Features(torch.cat(all_features)[order_A], torch.cat(all_logits)[order_A] if extractor.logit_dim else None)
+    over_batches(images, context, what, work)
+    parts = [part for some in context.processes.all_gather(parts) for part in some]
+    keys = [key for some, _ in parts for key in some]
+    order_A = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
+    tensors = {name: torch.cat([found[name] for _, found in parts])[order_A] for name in parts[0][1]}
+    return Features(tensors["features"], tensors.get("logits"))
 
 
 def gaussian_of(images: ImageSet, context: EvalContext, what: str) -> Gaussian:
@@ -120,66 +100,43 @@ def gaussian_of(images: ImageSet, context: EvalContext, what: str) -> Gaussian:
     """
     total = GaussianSum(context.extractor.feature_dim)
 
-    def collect() -> None:
-        for _, _, part in _batches(images, torch.arange(len(images)), context, what, None):
-            total.add(part.features_AF)
+    def work(positions_B: Tensor, pixels_B3HW: Tensor) -> int:
+        total.add(extract(pixels_B3HW.to(context.processes.device), context.extractor)["features"])
+        return len(pixels_B3HW)
 
-    together(context, collect)
+    over_batches(images, context, what, work)
     return total.gaussian(extractor=context.extractor.identity, processes=context.processes)
 
 
-def together(context: EvalContext, work: Callable[[], None]) -> None:
-    """Do this process's part of a work, and hear how the others fared.
+def over_batches(images: ImageSet, context: EvalContext, what: str, work: Callable[[Tensor, Tensor], int]) -> None:
+    """Hand every batch of a set to `work`, each process every n-th of them, and hear how the others fared.
+
+    Args:
+        what: shown while it works.
+        work: called with positions (B,) in the set and uint8 images (B, 3, H, W); tells how many were not known before.
 
     Raises:
         UserError: of the first process where it failed.
         Stopped: a signal came to any of them.
     """
+    total, processes, show = len(images), context.processes, context.show(what)
+    mine = torch.arange(total).split(context.batch_size)[processes.rank :: processes.world]
+    done = fresh = 0
     problem = None
     try:
-        work()
+        # only a set's last batch is shorter, so a process's batches put together part into the same ones again
+        loaded = images.batches(torch.cat(mine), context.batch_size, context.workers) if mine else ()
+        for positions_B, pixels_B3HW in zip(mine, loaded, strict=True):
+            fresh += work(positions_B, pixels_B3HW)
+            done += len(positions_B)
+            if processes.is_main:
+                show(min(done * processes.world, total), total, min(fresh * processes.world, total))
+            if context.signals.requested:
+                break
     except UserError as error:
         problem = str(error)
-    problems, stops = zip(*context.processes.all_gather((problem, context.signals.requested)), strict=True)
+    problems, stops = zip(*processes.all_gather((problem, context.signals.requested)), strict=True)
     if any(problems):
-        raise context.processes.common_error(next(filter(None, problems)))
+        raise processes.common_error(next(filter(None, problems)))
     if any(stops):
         raise Stopped
-
-
-def own_positions(count: int, context: EvalContext) -> list[Tensor]:
-    """The positions, batch by batch, of this process's part of `count` images: every n-th batch."""
-    processes = context.processes
-    return list(torch.arange(count).split(context.batch_size)[processes.rank :: processes.world])
-
-
-def _batches(
-    images: ImageSet, indices_A: Tensor, context: EvalContext, what: str, cache: Path | None
-) -> Iterator[tuple[list[int], list[bytes], Features]]:
-    """Of each of this process's batches the positions, with `cache` the images' digests, and the features."""
-    total, world, done, had = len(indices_A), context.processes.world, 0, 0
-    mine, show = own_positions(total, context), context.show(what)
-    # only a set's last batch is shorter, so a process's batches put together part into the same ones again
-    wanted = indices_A[torch.cat(mine)] if mine else indices_A[:0]
-    loaded = images.batches(wanted, batch_size=context.batch_size, workers=context.workers)
-    for positions_B, pixels_B3HW in zip(mine, loaded, strict=True):
-        digests, path = [], None
-        if cache is not None:
-            digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in pixels_B3HW]
-            name = hashlib.sha256(context.extractor.identity.encode() + b"".join(digests)).hexdigest()[:32]
-            path = cache / f"{name}.safetensors"
-        if path is not None and path.is_file():
-            tensors = read_weights(path)
-            part = Features(tensors["features"], tensors.get("logits"))
-            had += len(pixels_B3HW)
-        else:
-            part = collect_features([pixels_B3HW], context.extractor, device=context.processes.device)
-            if path is not None:
-                logits = {} if part.logits_AL is None else {"logits": part.logits_AL}
-                write_weights(path, {"features": part.features_AF, **logits})
-        done += len(pixels_B3HW)
-        if context.processes.is_main:
-            show(min(done * world, total), total, min((done - had) * world, total))
-        yield positions_B.tolist(), digests, part
-        if context.signals.requested:
-            return

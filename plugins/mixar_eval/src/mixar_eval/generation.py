@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
-from attrs import asdict
+from attrs import asdict, evolve
+from PIL import Image
 
 from mixar.generation import label_name, overview
 from mixar.model import Model
 from mixar.plugins import Registry
-from mixar.sampling import REAL, Plan, all_classes, claim, describe, draw_chunks, with_timing
+from mixar.sampling import Plan, all_classes, claim, describe, draw_chunks, with_timing
 from mixar.stores import PNGStore
 from mixar_core.data.folders import list_images
 from mixar_core.errors import UserError
@@ -26,7 +26,7 @@ from mixar_eval.features import features_of
 from mixar_eval.images import ImageSet, open_images
 from mixar_eval.protocol import PROTOCOL, ClassCounts, count_classes, reasons_against
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, distance_names, facts, inception_name, number
+from mixar_eval.report import Report, Section, described, distance_names, facts, inception_name, number
 from mixar_eval.scores import NEIGHBOURS, SPLITS, Floor, Scores, floor_at, scores_of
 
 #: what the folder of a report holds besides
@@ -54,23 +54,17 @@ def is_model(text: str, registry: Registry) -> bool:
     return True
 
 
-def plan(model: Model, *, count: int, batch: int, seed: int, random_labels: bool = False, **settings: Any) -> Plan:
+def plan(model: Model, *, count: int, batch: int, seed: int, labels: Any = "balanced", **settings: Any) -> Plan:
     """What is drawn: `count` images over all classes of the model.
 
     Args:
+        labels: balanced or random.
         settings: steps, cfg, temperature; None: the recipe's.
 
     Raises:
         UserError: a setting is not allowed.
     """
-    return Plan(
-        count=count,
-        batch=batch,
-        seed=seed,
-        settings=model.settings(**settings),
-        classes=all_classes(model),
-        labels="random" if random_labels else "balanced",
-    )
+    return Plan(count, batch, seed, model.settings(**settings), all_classes(model), labels)
 
 
 def draw_samples(model: Model, plan: Plan, folder: Path, context: EvalContext, what: str = "sampling") -> ImageSet:
@@ -85,7 +79,7 @@ def draw_samples(model: Model, plan: Plan, folder: Path, context: EvalContext, w
     if not draw_chunks(model, plan, store, context.processes, signals=context.signals, report=context.show(what)):
         raise Stopped
     images = open_images(folder, context.registry, image_size=model.recipe.image_size)
-    return attrs.evolve(images, drawn=with_timing(manifest, folder), notes=())
+    return evolve(images, drawn=with_timing(manifest, folder), notes=())
 
 
 def measure(
@@ -112,90 +106,8 @@ def measure(
     extractor = context.extractor
     classes = count_classes(images.labels, len(images.class_names))
     missing = [label_name(label, images.class_names) for label in classes.missing] if classes else []
-    plain = _plain(images, scores, floor, classes, missing, reference, extractor)
-    names = distance_names(extractor.gives_fid)
-    notes = [*images.notes, *reference.notes]
-    if len(images) <= extractor.feature_dim:
-        notes.append(
-            f"{len(images):,} samples are few for vectors of {extractor.feature_dim:,} numbers: much of the {names[0]} "
-            f"is its floor, and the {names[1]} says more"
-        )
-    if missing:
-        notes.append(f"{len(missing)} of {len(images.class_names)} classes have no image: {', '.join(missing)}")
-    return Report(
-        title=title,
-        protocol=PROTOCOL,
-        reasons=reasons_for(images, reference, extractor),
-        figures=figures(scores),
-        plain=plain,
-        sections=[
-            _scores_section(scores, floor, extractor),
-            Section("Classes", lines=[_classes(classes, missing)]),
-            _drawn_section(plain["samples"]),
-            _measured_section(plain),
-        ],
-        made=context.made(),
-        notes=notes,
-        pictures={PICTURE: _picture(images)},
-    )
-
-
-def check_square(images: ImageSet, what: str) -> None:
-    """See that images are square.
-
-    Raises:
-        UserError: they are not.
-    """
-    if images.height != images.width:
-        raise UserError(f"{what}: images of {images.width}x{images.height}; needed: square ones")
-
-
-def figures(scores: Scores) -> dict[str, float | None]:
-    """The scores by name, each a number."""
-    inception = None if scores.inception is None else scores.inception.mean
-    values = scores.frechet, scores.kernel, inception, scores.precision, scores.recall
-    return dict(zip(("frechet", "kernel", "inception", "precision", "recall"), values, strict=True))
-
-
-def draws_real_codes(drawn: Mapping[str, Any] | None) -> bool:
-    """Whether the codes of these images are real images' (of the prior ground-truth, say)."""
-    return REAL in ((drawn or {}).get("model") or {}).get("parts", ())
-
-
-def reasons_for(images: ImageSet, reference: Reference, extractor: FeatureExtractor) -> list[str]:
-    """Why the images' Frechet distance is not comparable with FIDs by ADM's protocol; empty where it is."""
-    return reasons_against(
-        is_inception=extractor.is_inception,
-        published_weights=extractor.has_published_weights,
-        adm_reference=reference.adm_imagenet,
-        count=len(images),
-        height=images.height,
-        width=images.width,
-        classes=count_classes(images.labels, len(images.class_names)),
-        real_codes=draws_real_codes(images.drawn),
-    )
-
-
-def described(extractor: FeatureExtractor) -> dict[str, Any]:
-    """An extractor as plain values."""
-    return {
-        "identity": extractor.identity,
-        "feature_dim": extractor.feature_dim,
-        "gives_fid": extractor.gives_fid,
-    }
-
-
-def _plain(
-    images: ImageSet,
-    scores: Scores,
-    floor: Floor | None,
-    classes: ClassCounts | None,
-    missing: list[str],
-    reference: Reference,
-    extractor: FeatureExtractor,
-) -> dict[str, Any]:
     counts = None if classes is None else {**asdict(classes), "missing": missing, "exactly_balanced": classes.exact}
-    return {
+    plain: dict[str, Any] = {
         "scores": asdict(scores),
         "floor": None if floor is None else asdict(floor),
         "samples": {
@@ -222,42 +134,86 @@ def _plain(
             "seed": SEED,
         },
     }
+    return Report(
+        title=title,
+        protocol=PROTOCOL,
+        reasons=reasons_against(images, reference, extractor),
+        figures=figures(scores),
+        plain=plain,
+        sections=[
+            _scores_section(scores, floor, extractor),
+            Section("Classes", lines=[_classes(classes, missing)]),
+            _drawn_section(plain["samples"]),
+            _measured_section(plain),
+        ],
+        made=context.made(),
+        notes=[*images.notes, *reference.notes, *_notes(images, missing, extractor)],
+        pictures={PICTURE: _picture(images)},
+    )
 
 
-def _picture(images: ImageSet) -> Any:
+def check_square(images: ImageSet, what: str) -> None:
+    """See that images are square.
+
+    Raises:
+        UserError: they are not.
+    """
+    if images.height != images.width:
+        raise UserError(f"{what}: images of {images.width}x{images.height}; needed: square ones")
+
+
+def figures(scores: Scores) -> dict[str, float | None]:
+    """The scores by name, each a number."""
+    return {
+        "frechet": scores.frechet,
+        "kernel": scores.kernel,
+        "inception": None if scores.inception is None else scores.inception.mean,
+        "precision": scores.precision,
+        "recall": scores.recall,
+    }
+
+
+def _notes(images: ImageSet, missing: list[str], extractor: FeatureExtractor) -> list[str]:
+    notes, (frechet, kernel) = [], distance_names(extractor.gives_fid)
+    if len(images) <= extractor.feature_dim:
+        notes.append(
+            f"{len(images):,} samples are few for vectors of {extractor.feature_dim:,} numbers: much of the {frechet} "
+            f"is its floor, and the {kernel} says more"
+        )
+    if missing:
+        notes.append(f"{len(missing)} of {len(images.class_names)} classes have no image: {', '.join(missing)}")
+    return notes
+
+
+def _picture(images: ImageSet) -> Image.Image:
     def read(count: int) -> torch.Tensor:
-        return torch.stack([images.data[index][0] for index in range(count)])
+        return torch.cat(list(images.batches(torch.arange(count))))
 
     labels = images.labels or images.data.labels()
     return overview(read, labels, images.class_names, len(images.class_names))[0]
 
 
 def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtractor) -> Section:
-    names = distance_names(extractor.gives_fid)
-    inception = scores.inception
-    columns = "score", f"{scores.count:,} samples", "floor"
-    real: dict[str, float | None] = {}
-    below = ["The floor: there are no reference images at hand to measure it with."]
-    if floor is not None:
-        columns = *columns[:2], f"floor: {floor.scores.count:,} real images"
-        real, below = figures(floor.scores), [f"The floor: {floor.what}."]
-    cells = [
-        (f"{names[0]} (lower is better)", number(scores.frechet, 5), number(real.get("frechet"), 5)),
-        (f"{names[1]} (lower is better)", scores.kernel, real.get("kernel")),
-        (
-            f"{inception_name(extractor.gives_fid)} (higher is better)",
-            inception and f"{number(inception.mean)} ± {number(inception.deviation, 2)}",
-            None,
-        ),
-        ("precision", scores.precision, real.get("precision")),
-        ("recall", scores.recall, real.get("recall")),
-    ]
+    (frechet, kernel), inception = distance_names(extractor.gives_fid), scores.inception
+    real: dict[str, float | None] = {} if floor is None else figures(floor.scores)
+    column = "floor" if floor is None else f"floor: {floor.scores.count:,} real images"
+    none = "there are no reference images at hand to measure it with"
+    below = [f"The floor: {none if floor is None else floor.what}."]
     if not extractor.gives_fid:
         below.append(
             f"These are no FIDs: the features are {extractor.identity}'s. Such distances compare at the same count, "
             "extractor and reference only."
         )
-    return Section(rows=[dict(zip(columns, row, strict=True)) for row in cells], below=below)
+    mean = inception and f"{number(inception.mean)} ± {number(inception.deviation, 2)}"
+    rows = [
+        (f"{frechet} (lower is better)", number(scores.frechet, 5), number(real.get("frechet"), 5)),
+        (f"{kernel} (lower is better)", scores.kernel, real.get("kernel")),
+        (f"{inception_name(extractor.gives_fid)} (higher is better)", mean, None),
+        ("precision", scores.precision, real.get("precision")),
+        ("recall", scores.recall, real.get("recall")),
+    ]
+    columns = "score", f"{scores.count:,} samples", column
+    return Section(rows=[dict(zip(columns, row, strict=True)) for row in rows], below=below)
 
 
 def _classes(classes: ClassCounts | None, missing: list[str]) -> str:
@@ -265,19 +221,16 @@ def _classes(classes: ClassCounts | None, missing: list[str]) -> str:
         return "Not known."
     each = f"exactly {classes.most:,}" if classes.exact else f"{classes.fewest:,} to {classes.most:,}"
     line = f"{classes.known:,} classes, {each} images of each."
-    if not missing:
-        return line
     named = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-    return f"{line} **{len(missing):,} of them have no image: {named}.**"
+    return f"{line} **{len(missing):,} of them have no image: {named}.**" if missing else line
 
 
 def _measured_section(plain: Mapping[str, Any]) -> Section:
-    reference = plain["reference"]
     told = {
         "extractor": plain["extractor"]["identity"],
         "numbers of a feature vector": plain["extractor"]["feature_dim"],
-        "reference": reference["description"],
-        "reference vectors": reference["vectors"],
+        "reference": plain["reference"]["description"],
+        "reference vectors": plain["reference"]["vectors"],
         "image format": plain["samples"]["format"],
         **{name.replace("_", " "): value for name, value in plain["settings"].items()},
     }
@@ -295,13 +248,13 @@ def _drawn_section(samples: Mapping[str, Any]) -> Section:
 
 
 def _drawn(drawn: Mapping[str, Any]) -> dict[str, object]:
-    model, plan = drawn["model"], dict(drawn["plan"])
-    kinds = {"ema": "averaged (EMA)", "raw": "of the last step (raw)"}
+    model, plan = drawn["model"], drawn["plan"]
+    kinds = {"ema": "averaged (EMA)", "raw": "of the last step (raw)", "bf16": "bf16 (autocast; decoders in float32)"}
     told = {
         "model": drawn["name"],
         "weights": kinds.get(model["weights"], model["weights"]),
         **{f"sha256 of {key}'s weights": digest for key, digest in model["sha256"].items()},
-        "precision": {"bf16": "bf16 (autocast; decoders in float32)"}.get(model["precision"], model["precision"]),
+        "precision": kinds.get(model["precision"], model["precision"]),
         "seed": plan["seed"],
         "labels": f"{plan['labels']}, over {len(set(plan['classes'])):,} classes",
         "images of a batch": plan["batch"],

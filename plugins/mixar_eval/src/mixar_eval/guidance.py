@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
-from attrs import frozen
+from attrs import evolve
 from PIL import Image
 
 from mixar.assembly import build
@@ -21,35 +20,14 @@ from mixar_core.errors import UserError
 from mixar_core.masking import masked_after_step
 from mixar_core.model import SamplingConfig
 from mixar_eval.context import EvalContext
-from mixar_eval.plots import draw_panels
-from mixar_eval.points import Point, measure_points
-from mixar_eval.protocol import PROTOCOL
+from mixar_eval.plots import Curves, draw_panels
+from mixar_eval.points import measure_points
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, distance_names, facts, number, readable
+from mixar_eval.report import Report, Section, distance_names, number, readable
 
 TABLE, PICTURE = "guidance.csv", "guidance.png"
-
-
-@frozen
-class Cost:
-    """What drawing an image takes.
-
-    Args:
-        injector: the recipe's. parameters: trainable ones.
-        encoder_first, encoder_last: length of the sequence in the encoder at the first and at the last step.
-        decoder: in the decoder. memory: tokens that cross-attention looks at in every block.
-        tokens: through both, over all steps, guidance's second pass included.
-        gflop: of one image; None where a part cannot be counted.
-    """
-
-    injector: str
-    parameters: int
-    encoder_first: int
-    encoder_last: int
-    decoder: int
-    memory: int
-    tokens: int
-    gflop: float | None
+#: of the settings, what a row says first
+_SETTINGS = ("steps", "cfg", "cfg_schedule", "temperature")
 
 
 def check_models(models: Mapping[str, Model]) -> None:
@@ -71,9 +49,16 @@ def check_models(models: Mapping[str, Model]) -> None:
             raise UserError(f"{name}: {misfit} of {first.name}; models of the same classes compare")
 
 
-def cost_of(model: Model, sampling: SamplingConfig, registry: Registry) -> Cost:
-    """What an image costs with these settings, counted on the meta device."""
-    recipe = attrs.evolve(model.recipe, sampling=sampling)
+def cost_of(model: Model, sampling: SamplingConfig, registry: Registry) -> dict[str, Any]:
+    """What drawing an image takes with these settings, counted on the meta device.
+
+    Returns:
+        `injector`: the recipe's; `parameters`: trainable ones; `encoder_first`, `encoder_last`: length of the sequence
+        in the encoder at the first and at the last step; `decoder`: in the decoder; `memory`: tokens that
+        cross-attention looks at in every block; `tokens`: through both, over all steps, guidance's second pass
+        included; `gflop`: None where a part cannot be counted.
+    """
+    recipe = evolve(model.recipe, sampling=sampling)
     system = build(recipe, registry, meta=True)
     assert system.model is not None and recipe.injector is not None
     found = estimate(system)
@@ -86,17 +71,17 @@ def cost_of(model: Model, sampling: SamplingConfig, registry: Registry) -> Cost:
         if after < before:  # a step that fixes no token costs nothing
             total += front + tokens - before + decoder
         before = after
-    passes = 2 if sampling.cfg != 1.0 and recipe.num_classes else 1
-    return Cost(
-        injector=recipe.injector.type,
-        parameters=system.parameters,
-        encoder_first=front,
-        encoder_last=found.tokens["sampling_encoder_last"],
-        decoder=decoder,
-        memory=0 if memory_BMD is None else memory_BMD.shape[1],
-        tokens=passes * total,
-        gflop=None if isinstance(gflop := found.sampling_gflop["total"], str) else gflop,
-    )
+    gflop = found.sampling_gflop["total"]
+    return {
+        "injector": recipe.injector.type,
+        "parameters": system.parameters,
+        "encoder_first": front,
+        "encoder_last": found.tokens["sampling_encoder_last"],
+        "decoder": decoder,
+        "memory": 0 if memory_BMD is None else memory_BMD.shape[1],
+        "tokens": (2 if sampling.cfg != 1.0 and recipe.num_classes else 1) * total,
+        "gflop": None if isinstance(gflop, str) else gflop,
+    }
 
 
 def compare_guidance(
@@ -116,51 +101,43 @@ def compare_guidance(
     """
     jobs = {f"{name}_steps-{steps}": (name, models[name], plan) for (name, steps), plan in plans.items()}
     found = measure_points(jobs, folder, reference, context)
-    points, shared, gives_fid = found.points, found.shared, context.extractor.gives_fid
+    points, gives_fid = found.points, context.extractor.gives_fid
     floor = None if found.floor is None else found.floor.scores.frechet
-    costs = [cost_of(model, plan.settings, context.registry) for _, model, plan in jobs.values()]
-    rows = [_row(point, cost) for point, cost in zip(points, costs, strict=True)]
+    rows = []
+    for point, (name, model, plan) in zip(points, jobs.values(), strict=True):
+        cost = cost_of(model, plan.settings, context.registry)
+        drawn = {key: point.drawn["plan"]["settings"][key] for key in _SETTINGS}
+        rows.append({"injector": cost["injector"], "model": name, **drawn, **cost, **point.row()})
     below = [
-        f"Floor: {distance_names(gives_fid)[0]} {number(floor) or 'not known'} ({shared['floor']}).",
+        f"Floor: {distance_names(gives_fid)[0]} {number(floor) or 'not known'} ({found.shared['floor']}).",
         "Encoder and decoder: length of the sequence in one pass, of the encoder at the first and the last step. "
         "Memory: tokens that every block's cross-attention looks at besides. Tokens: through both, over all steps, the "
         "second pass of classifier-free guidance included. Cost is of an image, seconds of one process, prior and "
         "decoder included. Rows compare with each other and with nothing else.",
     ]
-    return Report(
+    return found.report(
+        context,
         title="Guidance: what it costs and gains",
-        protocol=PROTOCOL,
-        reasons=found.reasons,
         figures={label: point.scores.frechet for label, point in zip(jobs, points, strict=True)},
-        plain={"rows": [row | {"drawn": point.drawn} for row, point in zip(rows, points, strict=True)], **shared},
-        sections=[
-            Section(rows=[readable(row, gives_fid) for row in rows], below=below),
-            Section("What all rows share", facts(shared)),
-        ],
-        made=context.made(),
+        plain={"rows": [row | {"drawn": point.drawn} for row, point in zip(rows, points, strict=True)]},
+        section=Section(rows=[readable(row, gives_fid) for row in rows], below=below),
+        of_all="What all rows share",
         notes=reference.notes,
         pictures={PICTURE: _plot(rows, gives_fid=gives_fid, floor=floor)},
         rows=(TABLE, rows),
     )
 
 
-def _row(point: Point, cost: Cost) -> dict[str, Any]:
-    """As the CSV file has it."""
-    settings = point.drawn["plan"]["settings"]
-    drawn = {key: settings[key] for key in ("steps", "cfg", "cfg_schedule", "temperature")}
-    return {"injector": cost.injector, "model": point.model, **drawn, **attrs.asdict(cost), **point.row()}
-
-
 def _plot(rows: Sequence[Mapping[str, Any]], *, gives_fid: bool, floor: float | None) -> Image.Image:
     """The Frechet distance over tokens, time and parameters; a curve a model, a point a number of steps."""
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    panels: dict[str, Curves] = {}
     for row in rows:
         for across, place in (
             ("tokens through encoder and decoder, an image", row["tokens"]),
             ("seconds an image", row["seconds_per_image"] or 0.0),
             ("trainable parameters, millions", row["parameters"] / 1e6),
         ):
-            curves = panels.setdefault(across, {})
-            curves.setdefault(f"{row['injector']} ({row['model']})", []).append((place, row["frechet_distance"]))
+            curve = panels.setdefault(across, {}).setdefault(f"{row['injector']} ({row['model']})", [])
+            curve.append((place, row["frechet_distance"]))
     title = f"{rows[0]['images']:,} images each"
     return draw_panels(panels, up=distance_names(gives_fid)[0], title=title, floor=floor)

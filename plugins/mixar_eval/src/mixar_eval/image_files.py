@@ -25,6 +25,8 @@ from mixar_eval.npz import NpzArray, array_names
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 _JPEG, _OTHER = "JPEG changes pixels, and every distance with them", "only PNG is read here"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+#: what `mixar sample` writes into a folder besides its images
+_BESIDE = ("grid.", "codes_grid.", "codes/")
 
 
 class PngFolder(ImageDataset):
@@ -41,43 +43,35 @@ class PngFolder(ImageDataset):
     """
 
     def __init__(self, folder: Path, *, drawn: Sequence[int] | None = None, image_size: int | None = None) -> None:
-        self.folder = folder
         listed = list_images(folder)
-        note = listed.note() if drawn is None else ""
-        self.notes = [f"{folder}: {note}"] if note else []
-        files = listed.files if drawn is None else self._numbered(listed.files, len(drawn))
+        files, note, self.class_names = listed.files, listed.note(), ()
+        if drawn is not None:
+            files = tuple(file for file in files if file.endswith(".png") and file.partition("_")[0].isdigit())
+            if len(files) != len(drawn):
+                raise UserError(f"{folder}: {len(files)} of {len(drawn)} images are there; finish sampling first")
+            beside = [file for file in listed.files if file not in set(files) and not file.startswith(_BESIDE)]
+            note = f"left out {len(beside):,} images of others, such as {beside[0]}" if beside else ""
         for file in files:
             if not file.lower().endswith(".png"):
                 reason = _JPEG if file.lower().endswith(_LOSSY) else _OTHER
                 raise UserError(f"{folder / file}: {reason}; give PNGs, or an .npz with arr_0")
         if not files:
             raise UserError(f"{folder}: no PNG images in it, nor in folders of it")
-        self._files, self.class_names, self._labels = files, (), list(drawn or ())
+        self._labels = [NO_CLASS] * len(files) if drawn is None else list(drawn)
         inside = [file for file in files if os.sep in file]
         if drawn is None and inside:
-            if len(inside) < len(files):
-                alone = next(file for file in files if os.sep not in file)
+            if alone := [file for file in files if os.sep not in file]:
                 raise UserError(
-                    f"{folder}: {len(files) - len(inside):,} images ({alone}) beside folders with {len(inside):,} "
-                    f"({inside[0]}); give a folder that has either"
+                    f"{folder}: {len(alone):,} images ({alone[0]}) beside folders with {len(inside):,} ({inside[0]}); "
+                    "give a folder that has either"
                 )
             self.class_names = listed.folders
             self._labels = [listed.folders.index(file.split(os.sep)[0]) for file in files]
-        self._labels = self._labels or [NO_CLASS] * len(files)
-        self.num_classes = len(self.class_names)
+        self.folder, self._files, self.num_classes = folder, files, len(self.class_names)
+        self.notes = [f"{folder}: {note}"] if note else []
         size = None if image_size is None else (image_size, image_size)
         for file in files:
             size = _checked(folder / file, size)
-
-    def _numbered(self, files: Sequence[str], count: int) -> tuple[str, ...]:
-        """The images that `mixar sample` numbered, of all that are in its folder."""
-        numbered = tuple(file for file in files if file.endswith(".png") and file.partition("_")[0].isdigit())
-        if len(numbered) != count:
-            raise UserError(f"{self.folder}: {len(numbered)} of {count} images are there; finish sampling first")
-        beside = [f for f in files if f not in set(numbered) and not f.startswith(("grid.", "codes_grid.", "codes/"))]
-        if beside:
-            self.notes = [*self.notes, f"{self.folder}: left out {len(beside):,} images of others, such as {beside[0]}"]
-        return numbered
 
     def __len__(self) -> int:
         return len(self._files)
@@ -96,11 +90,7 @@ class PngFolder(ImageDataset):
 
 
 def _checked(path: Path, size: tuple[int, int] | None) -> tuple[int, int]:
-    """A PNG's height and width, from its header.
-
-    Raises:
-        UserError: it is none, of more than 8 bits, or not of this size.
-    """
+    """Height and width of an 8-bit PNG of this size, from its header."""
     try:
         with path.open("rb") as file:
             header = file.read(25)  # signature, length and name of the first chunk, width, height, bits
@@ -122,17 +112,13 @@ class ArrayImages(ImageDataset):
     """uint8 images (N, H, W, 3) in memory or in an `.npz`, with a label each if they are known.
 
     Raises:
-        UserError: they are of another shape, dtype or size, or not as many as labels.
+        UserError: they are not of `image_size`.
     """
 
     def __init__(
         self, array: NpzArray | numpy.ndarray, labels: Sequence[int] | None, *, where: str, image_size: int | None
     ) -> None:
         self._array = array
-        if array.dtype != numpy.uint8:
-            raise UserError(f"{where} is {array.dtype}; needed: uint8, 0 to 255")
-        if len(array.shape) != 4 or array.shape[3] != 3:
-            raise UserError(f"{where} has shape {array.shape}; needed: (N, H, W, 3)")
         count, height, width, _ = array.shape
         if image_size is not None and (height, width) != (image_size, image_size):
             raise UserError(f"{where}: images of {width}x{height} pixels; needed: {image_size}x{image_size}")
@@ -144,10 +130,9 @@ class ArrayImages(ImageDataset):
         return len(self._labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        label = self._labels[index]  # raises IndexError behind the end
         values = self._array.array if isinstance(self._array, NpzArray) else self._array
         pixels = numpy.array(values[index])  # a copy: a file is mapped, not read
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), label
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), self._labels[index]
 
     def labels(self) -> list[int]:
         return list(self._labels)
@@ -160,6 +145,10 @@ def npz_images(path: Path, *, image_size: int | None = None) -> ArrayImages:
         UserError: it is no such file, or the images are of another size.
     """
     array, labels = NpzArray(path, "arr_0"), None
+    if array.dtype != numpy.uint8:
+        raise UserError(f"{path}: arr_0 is {array.dtype}; needed: uint8, 0 to 255")
+    if len(array.shape) != 4 or array.shape[3] != 3:
+        raise UserError(f"{path}: arr_0 has shape {array.shape}; needed: (N, H, W, 3)")
     if "arr_1" in array_names(path):
         stored = NpzArray(path, "arr_1")
         if stored.shape != array.shape[:1] or stored.dtype.kind not in "iu":

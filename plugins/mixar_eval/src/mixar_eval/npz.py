@@ -26,7 +26,7 @@ def array_names(path: Path) -> tuple[str, ...]:
     Raises:
         UserError: it is none, or cut off.
     """
-    with _opened(path) as archive:
+    with _reading(path, "not an .npz file, or cut off"), zipfile.ZipFile(path) as archive:
         return tuple(name.removesuffix(".npy") for name in archive.namelist())
 
 
@@ -41,52 +41,40 @@ class NpzArray:
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
-        with _opened(path) as archive, self._reading():
-            if f"{name}.npy" not in archive.namelist():
-                raise UserError(f"{path}: no array {name}; {choices(array_names(path), name)}")
-            info = archive.getinfo(f"{name}.npy")
-            with archive.open(info) as file:
-                self.shape, fortran, self.dtype = _HEADERS[npy.read_magic(file)](file)
-                header = file.tell()
+        if name not in (names := array_names(path)):
+            raise UserError(f"{path}: no array {name}; {choices(names, name)}")
+        with self._reading(), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            self.shape, fortran, self.dtype = _HEADERS[npy.read_magic(file)](file)
+            header, info = file.tell(), archive.getinfo(f"{name}.npy")
             with path.open("rb") as raw:
                 raw.seek(info.header_offset)
                 lengths = struct.unpack("<HH", raw.read(_LOCAL_HEADER)[26:30])  # of its name and extra field
         if self.dtype.hasobject:
             raise UserError(f"{path}: array {name} holds Python objects, which are not read")
         self.order: Any = "F" if fortran else "C"
-        self.offset: int | None = None
-        if info.compress_type == zipfile.ZIP_STORED:
-            self.offset = info.header_offset + _LOCAL_HEADER + sum(lengths) + header
-            if self.offset + self.dtype.itemsize * int(numpy.prod(self.shape, dtype=numpy.int64)) > path.stat().st_size:
-                raise UserError(f"{path}: array {name} is cut off")
+        self.mapped = info.compress_type == zipfile.ZIP_STORED
+        self.offset = info.header_offset + _LOCAL_HEADER + sum(lengths) + header
 
     @cached_property
     def array(self) -> numpy.ndarray:
         """The values, read-only where they are mapped."""
-        if self.offset is not None:
-            return numpy.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)
-        with _opened(self.path) as archive, self._reading(), archive.open(f"{self.name}.npy") as file:
-            found: numpy.ndarray = npy.read_array(file, allow_pickle=False)
-            return found
+        with self._reading():
+            if self.mapped:
+                return numpy.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)
+            with numpy.load(self.path, allow_pickle=False) as archive:
+                found: numpy.ndarray = archive[self.name]
+                return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "array"}
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except (ValueError, KeyError, OSError, EOFError, struct.error, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path}: array {self.name} cannot be read: {one_line(error)}") from error
+    def _reading(self) -> Any:
+        return _reading(self.path, f"array {self.name} cannot be read")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def _reading(path: Path, problem: str) -> Iterator[None]:
     try:
-        archive = zipfile.ZipFile(path)
-    except OSError as error:
-        raise UserError(f"{path}: not a readable .npz file: {one_line(error)}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not an .npz file, or cut off") from error
-    with archive:
-        yield archive
+        yield
+    except (ValueError, KeyError, OSError, EOFError, struct.error, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: {problem}: {one_line(error)}") from error

@@ -14,8 +14,10 @@ from mixar.sampling import Plan
 from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
 from mixar_eval.features import features_of
-from mixar_eval.generation import FEATURES, SAMPLES, draw_samples, figures, reasons_for
+from mixar_eval.generation import FEATURES, SAMPLES, draw_samples, figures
+from mixar_eval.protocol import PROTOCOL, reasons_against
 from mixar_eval.references import Reference
+from mixar_eval.report import Report, Section, facts
 from mixar_eval.scores import Floor, Scores, floor_at, scores_of
 
 #: where a call keeps the samples and features of its points
@@ -33,7 +35,7 @@ class Point:
     """A model under a setting: what was given on each of AXES (None: as the part says), drawn how, and the scores."""
 
     model: str
-    setting: tuple[float | None, ...]
+    setting: Mapping[str, float | None]
     drawn: Mapping[str, Any]
     scores: Scores
 
@@ -41,8 +43,7 @@ class Point:
         """As the CSV file has it; the seconds are those of one process."""
         scores = {_COLUMNS.get(name, name): value for name, value in figures(self.scores).items()}
         seconds = self.drawn["seconds_per_image_and_process"]
-        setting = dict(zip(AXES, self.setting, strict=True))
-        return {**setting, "images": self.scores.count, **scores, "seconds_per_image": seconds}
+        return {**self.setting, "images": self.scores.count, **scores, "seconds_per_image": seconds}
 
 
 @frozen(eq=False)
@@ -54,11 +55,28 @@ class Measured:
     shared: Mapping[str, Any]
     reasons: Sequence[str]
 
+    def report(
+        self, context: EvalContext, *, of_all: str, section: Section, plain: Mapping[str, Any], **more: Any
+    ) -> Report:
+        """The report of these points.
 
-def setting_of(model: Model, plan: Plan) -> tuple[float | None, ...]:
+        Args:
+            of_all: heading over what they share. section: the figures. more: of the Report.
+        """
+        return Report(
+            protocol=PROTOCOL,
+            reasons=self.reasons,
+            plain={**plain, **self.shared},
+            sections=[section, Section(of_all, facts(self.shared))],
+            made=context.made(),
+            **more,
+        )
+
+
+def setting_of(model: Model, plan: Plan) -> dict[str, float | None]:
     """What the plan draws with, on each of AXES."""
     given = model.given(plan.settings)
-    return tuple(given[axis] for axis in AXES)
+    return {axis: given[axis] for axis in AXES}
 
 
 def short(value: float | None) -> str:
@@ -94,16 +112,16 @@ def measure_points(
     """
     plan = next(iter(jobs.values()))[2]
     floor = floor_at(plan.count, reference, context)
-    points, reasons = [], []
+    points: list[Point] = []
+    reasons: dict[str, None] = {}  # without repetitions, in order
     for label, (name, model, some) in jobs.items():
         images = draw_samples(model, some, folder / label / SAMPLES, context, f"sampling {label}")
         found = features_of(images, context, f"features of {label}", cache=folder / label / FEATURES)
         assert images.drawn is not None
         scores = context.processes.on_main(partial(scores_of, found, reference))
         points.append(Point(name, setting_of(model, some), images.drawn, scores))
-        reasons += reasons_for(images, reference, context.extractor)
-    shared = _shared(plan, points, reference, floor, context)
-    return Measured(points, floor, shared, list(dict.fromkeys(reasons)))
+        reasons |= dict.fromkeys(reasons_against(images, reference, context.extractor))
+    return Measured(points, floor, _shared(plan, points, reference, floor, context), list(reasons))
 
 
 def _shared(
@@ -120,18 +138,17 @@ def _shared(
         else "differs from row to row"
         for key, value in drawn[0].items()
     }
-    digests = {
-        digest: f"sha256 of {point.model}'s {key}"
-        for point in reversed(points)  # so that the first one's name stays
-        for key, digest in point.drawn["model"]["sha256"].items()
-    }
+    digests: dict[str, str] = {}
+    for point in points:
+        for key, digest in point.drawn["model"]["sha256"].items():
+            digests.setdefault(digest, f"sha256 of {point.model}'s {key}")
     return {
         "images of a point": plan.count,
         "seed": plan.seed,
         "images of a batch": plan.batch,
         "classes": plan.in_words,
         **settings,
-        **{name: digest for digest, name in reversed(digests.items())},
+        **{name: digest for digest, name in digests.items()},
         "extractor": context.extractor.identity,
         "reference": reference.description,
         "floor": "none: no reference images at hand" if floor is None else floor.what,

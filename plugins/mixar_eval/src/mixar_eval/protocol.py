@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
+from mixar.sampling import REAL
+from mixar_core.perceptual import FeatureExtractor
 from mixar_core.types import NO_CLASS
+from mixar_eval.images import ImageSet
+from mixar_eval.references import Reference
 
 #: what the reports of generated images call it
 PROTOCOL = "ADM-protocol FID"
@@ -45,48 +49,41 @@ def count_classes(labels: Sequence[int] | None, known: int) -> ClassCounts | Non
     return ClassCounts(known, min(each), max(each), tuple(label for label, times in enumerate(each) if not times))
 
 
-def extractor_reasons(is_inception: bool, published_weights: bool) -> list[str]:
-    """Why an extractor's distances are no FIDs; empty where they are."""
-    if not is_inception:
-        return ["the extractor is not Inception"]
-    return [] if published_weights else ["Inception's weights are not those of the known checksum"]
+def draws_real_codes(images: ImageSet) -> bool:
+    """Whether the codes of these images are real images' (of the prior ground-truth, say)."""
+    return REAL in ((images.drawn or {}).get("model") or {}).get("parts", ())
 
 
-def reasons_against(
-    *,
-    is_inception: bool,
-    published_weights: bool,
-    adm_reference: bool,
-    count: int,
-    height: int,
-    width: int,
-    classes: ClassCounts | None,
-    real_codes: bool = False,
-) -> list[str]:
-    """Why a Frechet distance is not comparable with FIDs by ADM's protocol; empty where it is.
+def basic_reasons(images: ImageSet, extractor: FeatureExtractor, of_reference: str | None) -> list[str]:
+    """Why a distance is no FID of 50,000 images of ImageNet's size; `of_reference` is what speaks against that."""
+    reasons = []
+    if not extractor.is_inception:
+        reasons.append("the extractor is not Inception")
+    elif not extractor.has_published_weights:
+        reasons.append("Inception's weights are not those of the known checksum")
+    if of_reference is not None:
+        reasons.append(of_reference)
+    if len(images) != COUNT:
+        reasons.append(f"{len(images):,} images and not {COUNT:,}")
+    if (images.height, images.width) != (SIZE, SIZE):
+        reasons.append(f"{images.width}x{images.height} pixels and not {SIZE}x{SIZE}")
+    return reasons
+
+
+def reasons_against(images: ImageSet, reference: Reference, extractor: FeatureExtractor) -> list[str]:
+    """Why the Frechet distance of drawn images is not comparable with FIDs by ADM's protocol; empty where it is.
 
     That the images are lossless is not asked: JPEGs are refused wherever images are read.
-
-    Args:
-        is_inception: whether the extractor is the Inception network of FID. published_weights: with the weights of
-            known checksum.
-        adm_reference: whether the reference is, by its content, ADM's ImageNet 256 statistics.
-        count, height, width: of the samples. classes: their class counts; None where they are not known.
-        real_codes: whether what guides them was taken from real images.
     """
-    reasons = extractor_reasons(is_inception, published_weights)
-    if not adm_reference:
-        reasons.append("the reference is not ADM's ImageNet statistics")
-    if count != COUNT:
-        reasons.append(f"{count:,} images and not {COUNT:,}")
-    if (height, width) != (SIZE, SIZE):
-        reasons.append(f"{width}x{height} pixels and not {SIZE}x{SIZE}")
+    of_reference = None if reference.adm_imagenet else "the reference is not ADM's ImageNet statistics"
+    reasons = basic_reasons(images, extractor, of_reference)
+    classes = count_classes(images.labels, len(images.class_names))
     if classes is None:
         reasons.append("the samples' classes are not known")
     elif classes.known != CLASSES:
         reasons.append(f"{classes.known:,} classes and not {CLASSES:,}")
     elif not classes.exact:
         reasons.append(f"{classes.fewest} to {classes.most} images of a class and not {COUNT // CLASSES} of each")
-    if real_codes:
+    if draws_real_codes(images):
         reasons.append("the codes that guide them are real images'")
     return reasons

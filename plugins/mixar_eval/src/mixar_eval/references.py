@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
@@ -16,10 +15,10 @@ from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import user_path, writing
 from mixar_eval.context import EvalContext
+from mixar_eval.distances import Gaussian
 from mixar_eval.features import features_of, gaussian_of
-from mixar_eval.images import Images, ImageSet, open_images, other_split
+from mixar_eval.images import Images, ImageSet, open_images, other_images
 from mixar_eval.npz import NpzArray, array_names
-from mixar_eval.statistics import Gaussian
 
 #: The files with the ImageNet 256 statistics that papers compare with, by their content: ADM's batch by its sha256, and
 #: what MAR made of it, fid_stats/adm_in256_stats.npz, by git's id of it in LTH14/mar at fe470ac.
@@ -46,7 +45,7 @@ class Reference:
 
     description: str
     gaussian: Gaussian
-    features_AF: Tensor | None
+    features_AF: Tensor | None = None
     adm_imagenet: bool = False
     notes: tuple[str, ...] = ()
     images: ImageSet | None = None
@@ -92,48 +91,35 @@ def open_reference(
         UserError: there is no such reference, or it is not for these images or this extractor.
         Stopped: a signal came.
     """
+
+    def seen() -> Reference:
+        images = open_images(
+            source, context.registry, recipe=recipe, image_size=image_size, num_classes=num_classes, option=option
+        )
+        return _of_images(images, context)
+
     extractor = context.extractor
     path = user_path(source) if isinstance(source, str | Path) else Path()
-    where = f"{option} {path}"
-    names: set[str] = set()
-    if path.suffix == ".npz" and path.is_file():
-        names = set(array_names(path))
-        if not {"mu", "sigma", "arr_0"} & names:
+    if path.suffix != ".npz" or not path.is_file():
+        return evolve(seen(), others=other_images(source, context.registry, recipe=recipe, image_size=image_size))
+    where, names = f"{option} {path}", array_names(path)
+    if not {"mu", "sigma"} & set(names):
+        if "arr_0" not in names:
             raise UserError(f"{where}: neither statistics (mu, sigma) nor images (arr_0); it has {', '.join(names)}")
-    measured = _statistics(path, extractor, where) if {"mu", "sigma"} & names else None
-    vectors_AF = None if measured is None else _vectors(path, measured, where)
-    seen = None
-    if not names or ("arr_0" in names and vectors_AF is None):
-        known: dict[str, Any] = {"recipe": recipe, "image_size": image_size}
-        images = open_images(source, context.registry, **known, num_classes=num_classes, option=option)
-        seen = _of_images(images, context)
-        if not names:
-            return _with_others(seen, source, context, known)
-    if measured is None:
-        if seen is None:
-            raise UserError(
-                f"{where}: statistics of Inception's features, and {extractor.label} gives others; "
-                f"give images, or --extractor inception:weights_file=..."
-            )
-        note = f"the file's statistics are Inception's; those used are {extractor.label}'s of its images"
-        notes = (*seen.notes, note) if {"mu", "sigma"} & names else seen.notes
-        return Reference(seen.description, seen.gaussian, seen.features_AF, notes=notes, images=seen.images)
-    count = "" if measured.count is None else f" of {measured.count:,} images"
-    sha256, git_id = _digests(path)
-    published = PUBLISHED.get(sha256) or PUBLISHED.get(git_id)
-    notes = rank_notes(measured.count, extractor)
-    if measured.extractor is None:
-        notes = (*notes, f"the statistics do not say whose features they are of; taken to be {extractor.label}'s")
-    if published is None and path.name in PUBLISHED.values():
-        notes = (*notes, f"called {path.name}, but its content is not that of the published file (sha256 {sha256})")
-    return Reference(
-        f"{path}: statistics{count} (sha256 {sha256[:16]})",
-        measured,
-        vectors_AF if seen is None else seen.features_AF,
-        adm_imagenet=published is not None and extractor.is_inception and measured.extractor is None,
-        notes=notes,
-        images=None if seen is None else seen.images,
-    )
+        return seen()
+    stated = _statistics(path, extractor, where)
+    if stated is not None:
+        vectors_AF = _vectors(path, stated, where)
+        images = seen() if vectors_AF is None and "arr_0" in names else None
+        return _of_file(path, stated, vectors_AF, images, extractor)
+    if "arr_0" not in names:
+        raise UserError(
+            f"{where}: statistics of Inception's features, and {extractor.label} gives others; "
+            f"give images, or --extractor inception:weights_file=..."
+        )
+    found = seen()
+    note = f"the file's statistics are Inception's; those used are {extractor.label}'s of its images"
+    return evolve(found, notes=(*found.notes, note))
 
 
 def rank_notes(count: int | None, extractor: FeatureExtractor) -> tuple[str, ...]:
@@ -150,47 +136,48 @@ def _of_images(images: ImageSet, context: EvalContext) -> Reference:
     if len(images) > KEPT:
         note = f"of more than {KEPT:,} images the statistics alone are kept: no kernel distance to them, no precision"
         gaussian = gaussian_of(images, context, "reference")
-        return Reference(images.description, gaussian, None, notes=(*images.notes, note), images=images)
-    found = features_of(images, context, "reference")
-    gaussian = Gaussian.of(found.features_AF, extractor=context.extractor.identity)
+        return Reference(images.description, gaussian, notes=(*images.notes, note), images=images)
+    features_AF = features_of(images, context, "reference").features_AF
+    gaussian = Gaussian.of(features_AF, extractor=context.extractor.identity)
     notes = (*images.notes, *rank_notes(len(images), context.extractor))
-    return Reference(images.description, gaussian, found.features_AF, notes=notes, images=images)
+    return Reference(images.description, gaussian, features_AF, notes=notes, images=images)
 
 
-def _with_others(seen: Reference, source: Images, context: EvalContext, known: dict[str, Any]) -> Reference:
-    """With the other split's images, where there is one."""
-    if (other := other_split(source)) is None:
-        return seen
-    try:
-        return evolve(seen, others=open_images(other, context.registry, **known))
-    except UserError:  # a data set need not have two splits
-        return seen
-
-
-def _digests(path: Path) -> tuple[str, str]:
-    """A file's sha256, and its id in a git repository: the sha1 of its size and content."""
-    sha256, git_id = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-            git_id.update(block)
-    return sha256.hexdigest(), git_id.hexdigest()
+def _of_file(
+    path: Path, stated: Gaussian, vectors_AF: Tensor | None, seen: Reference | None, extractor: FeatureExtractor
+) -> Reference:
+    """Statistics with their own vectors, or with those of the images that lie beside them."""
+    count = "" if stated.count is None else f" of {stated.count:,} images"
+    content = memoryview(numpy.memmap(path, mode="r"))  # type: ignore[arg-type]  # gigabytes, where it holds images
+    sha256 = hashlib.sha256(content).hexdigest()
+    git_id = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)  # of the size and the content
+    git_id.update(content)
+    published = PUBLISHED.get(sha256) or PUBLISHED.get(git_id.hexdigest())
+    notes = rank_notes(stated.count, extractor)
+    if stated.extractor is None:
+        notes = (*notes, f"the statistics do not say whose features they are of; taken to be {extractor.label}'s")
+    if published is None and path.name in PUBLISHED.values():
+        notes = (*notes, f"called {path.name}, but its content is not that of the published file (sha256 {sha256})")
+    return Reference(
+        f"{path}: statistics{count} (sha256 {sha256[:16]})",
+        stated,
+        vectors_AF if seen is None else seen.features_AF,
+        adm_imagenet=published is not None and extractor.is_inception and stated.extractor is None,
+        notes=notes,
+        images=None if seen is None else seen.images,
+    )
 
 
 def _statistics(path: Path, extractor: FeatureExtractor, where: str) -> Gaussian | None:
-    """The file's Gaussian; None where it is Inception's and the extractor is not.
-
-    Raises:
-        UserError: it is of other shapes, or of another extractor that the file names.
-    """
+    """The file's Gaussian; None where it is Inception's and the extractor is not."""
     mean, covariance = NpzArray(path, "mu"), NpzArray(path, "sigma")
     width = mean.shape[0] if len(mean.shape) == 1 else 0
     if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
         raise UserError(f"{where}: mu is {mean.dtype}, sigma {covariance.dtype}; needed: floating point")
     if not width or covariance.shape != (width, width):
         raise UserError(f"{where}: mu has shape {mean.shape}, sigma {covariance.shape}; needed: (F,) and (F, F)")
-    sides = [side.array.astype(numpy.float64) for side in (mean, covariance)]
-    if not all(numpy.isfinite(side).all() for side in sides):
+    mean_F, covariance_FF = (torch.from_numpy(side.array.astype(numpy.float64)) for side in (mean, covariance))
+    if not (mean_F.isfinite().all() and covariance_FF.isfinite().all()):
         raise UserError(f"{where}: mu or sigma holds NaN or infinity")
     names = array_names(path)
     identity = str(NpzArray(path, "extractor").array) if "extractor" in names else None
@@ -203,19 +190,15 @@ def _statistics(path: Path, extractor: FeatureExtractor, where: str) -> Gaussian
             f"{where}: statistics of {width:,} numbers; {extractor.label} gives vectors of {extractor.feature_dim:,}"
         )
     count = int(NpzArray(path, "count").array) if "count" in names else None
-    return Gaussian(torch.from_numpy(sides[0]), torch.from_numpy(sides[1]), count, identity)
+    return Gaussian(mean_F, covariance_FF, count, identity)
 
 
-def _vectors(path: Path, measured: Gaussian, where: str) -> Tensor | None:
-    """The vectors that the file's Gaussian is of, where it has them and says whose they are.
-
-    Raises:
-        UserError: they are of another shape or dtype.
-    """
-    if "features" not in array_names(path) or measured.extractor is None:
+def _vectors(path: Path, stated: Gaussian, where: str) -> Tensor | None:
+    """The vectors that the file's Gaussian is of, where it has them and says whose they are."""
+    if "features" not in array_names(path) or stated.extractor is None:
         return None
     features = NpzArray(path, "features")
-    shape = (measured.count, len(measured.mean_F))
+    shape = (stated.count, len(stated.mean_F))
     if features.dtype != numpy.float32 or features.shape != shape:
         raise UserError(f"{where}: features are {features.dtype} {features.shape}; needed: float32 {shape}")
     return torch.from_numpy(numpy.array(features.array))

@@ -13,6 +13,7 @@ from attrs import field, frozen
 from PIL import Image
 
 from mixar_core.errors import UserError
+from mixar_core.perceptual import FeatureExtractor
 from mixar_core.pictures import write_png
 from mixar_core.storage import user_path, write_text, writing
 
@@ -29,15 +30,12 @@ class Section:
     below: Sequence[str] = ()
 
     def to_markdown(self) -> str:
-        """The section as Markdown; columns behind the first are aligned right where there are more than two."""
-        parts = [f"## {self.heading}\n"] if self.heading else []
-        parts += [f"{line}\n" for line in self.lines]
-        if self.rows:
-            columns = list(self.rows[0])
-            right = range(1, len(columns)) if len(columns) > 2 else ()
-            parts.append(table(columns, [[_cell(value) for value in row.values()] for row in self.rows], right=right))
-        parts += [f"{line}\n" for line in self.below]
-        return "\n".join(parts)
+        """The section as Markdown."""
+        heading = [f"## {self.heading}\n"] if self.heading else []
+        rows = [table(self.rows)] if self.rows else []
+        return "\n".join(
+            [*heading, *(f"{line}\n" for line in self.lines), *rows, *(f"{line}\n" for line in self.below)]
+        )
 
 
 @frozen(eq=False, kw_only=True)
@@ -67,7 +65,7 @@ class Report:
     @property
     def comparable(self) -> str:
         """`yes`, or `no, because` of the reasons."""
-        return comparable(self.reasons)
+        return f"no, because {'; '.join(self.reasons)}" if self.reasons else "yes"
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as values that JSON knows."""
@@ -89,8 +87,7 @@ class Report:
         lines += [f"comparable with {self.protocol}: {self.comparable}", *(f"note: {note}" for note in self.notes)]
         return "\n".join(lines)
 
-    def __repr__(self) -> str:
-        return self.brief()
+    __repr__ = brief
 
     def _repr_markdown_(self) -> str:
         return self.to_markdown().partition("\n![")[0]
@@ -112,11 +109,6 @@ class Report:
         write_text(folder / f"{REPORT}.md", self.to_markdown())
 
 
-def comparable(reasons: Sequence[str]) -> str:
-    """`yes`, or `no, because` of the reasons."""
-    return f"no, because {'; '.join(reasons)}" if reasons else "yes"
-
-
 def check_folder(folder: Path, *known: str) -> None:
     """See that a folder is new, empty, or of an earlier call of the same kind: a report, and what is `known`.
 
@@ -130,11 +122,18 @@ def check_folder(folder: Path, *known: str) -> None:
             raise UserError(f"--out {folder}: holds something else ({strange[0]}); give another folder")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()) -> str:
-    """A Markdown table; columns whose index is in `right` are aligned right, None is a dash."""
-    rule = ["---:" if index in right else "---" for index in range(len(columns))]
-    lines = [columns, rule, *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """A Markdown table of rows with equal keys; columns behind the first are aligned right, if more than one."""
+    columns = list(rows[0])
+    rule = ["---", *["---:" if len(columns) > 2 else "---"] * (len(columns) - 1)]
+    lines = [columns, rule, *([_cell(value) for value in row.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else str(number(value) if isinstance(value, float) else value)
 
 
 def number(value: float | None, digits: int = 4) -> str | None:
@@ -162,12 +161,6 @@ def readable(row: Mapping[str, Any], gives_fid: bool) -> dict[str, Any]:
     return {names.get(key, key.replace("_", " ")): value for key, value in row.items()}
 
 
-def _cell(value: object) -> object:
-    if isinstance(value, int):
-        return f"{value:,}"
-    return number(value) if isinstance(value, float) else value
-
-
 def distance_names(gives_fid: bool) -> tuple[str, str]:
     """What the Frechet and the kernel distance are called."""
     return ("FID", "KID") if gives_fid else ("Frechet distance", "kernel distance")
@@ -176,6 +169,11 @@ def distance_names(gives_fid: bool) -> tuple[str, str]:
 def inception_name(gives_fid: bool) -> str:
     """What the Inception Score is called."""
     return "Inception Score" if gives_fid else "Inception-like score"
+
+
+def described(extractor: FeatureExtractor) -> dict[str, Any]:
+    """An extractor as plain values."""
+    return {key: getattr(extractor, key) for key in ("identity", "feature_dim", "gives_fid")}
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from attrs import evolve, frozen
 from torch import Tensor
@@ -9,10 +11,9 @@ from torch import Tensor
 from mixar_core.data.streams import seed_of
 from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
-from mixar_eval.distances import SEED, check_features, frechet_of, kernel_distance
+from mixar_eval.distances import SEED, Gaussian, check_features, frechet_of, kernel_distance
 from mixar_eval.features import Features, features_of
 from mixar_eval.references import Reference
-from mixar_eval.statistics import Gaussian
 
 #: splits of the Inception Score, neighbours of precision and recall: as in the papers that introduced them
 SPLITS, NEIGHBOURS = 10, 3
@@ -26,22 +27,18 @@ class InceptionScore:
     deviation: float
 
 
-@frozen
-class PrecisionRecall:
+class PrecisionRecall(NamedTuple):
     """Shares in [0, 1]: of drawn images near real ones, and of real images near drawn ones."""
 
     precision: float
     recall: float
 
 
-def inception_score(logits_AL: Tensor, *, splits: int = 10, seed: int = SEED) -> InceptionScore:
+def inception_score(logits_AL: Tensor, *, splits: int = SPLITS) -> InceptionScore:
     """exp of the mean KL divergence of an image's classes from the split's (Salimans et al., 2016), over `splits`.
 
-    The rows are shuffled first: in splits of samples that come class after class the score would collapse.
-
-    Args:
-        logits_AL: one row an image, (A, L).
-        seed: of the shuffling.
+    The rows (A, L), one an image, are shuffled first: in splits of samples that come class after class the score would
+    collapse.
 
     Raises:
         ValueError: there are fewer images than splits.
@@ -50,11 +47,11 @@ def inception_score(logits_AL: Tensor, *, splits: int = 10, seed: int = SEED) ->
 
     if len(logits_AL) < splits:
         raise ValueError(f"{len(logits_AL)} images make no {splits} splits")
-    found = isc_features_to_metric(logits_AL.detach().cpu(), splits=splits, shuffle=True, rng_seed=seed)
+    found = isc_features_to_metric(logits_AL.detach().cpu(), splits=splits, shuffle=True, rng_seed=SEED)
     return InceptionScore(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
 
 
-def precision_recall(features_AF: Tensor, reference_BF: Tensor, *, neighborhood: int = 3) -> PrecisionRecall:
+def precision_recall(features_AF: Tensor, reference_BF: Tensor, *, neighborhood: int = NEIGHBOURS) -> PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi et al., 2019).
 
     An image is near a set where it lies no further from one of its members than that one's k-th neighbour in the set.
@@ -70,9 +67,8 @@ def precision_recall(features_AF: Tensor, reference_BF: Tensor, *, neighborhood:
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     check_features(features_AF, reference_BF)
-    for side in (features_AF, reference_BF):
-        if len(side) <= neighborhood:
-            raise ValueError(f"among {len(side)} images none has {neighborhood} neighbours")
+    if (fewest := min(len(features_AF), len(reference_BF))) <= neighborhood:
+        raise ValueError(f"among {fewest} images none has {neighborhood} neighbours")
     found = prc_features_to_metric(
         features_AF.detach().cpu().float(),
         reference_BF.detach().cpu().float(),
@@ -128,17 +124,17 @@ def scores_of(found: Features, reference: Reference) -> Scores:
     Raises:
         UserError: the set is too small, or its features do not compare.
     """
-    real_BF, near, score = reference.features_AF, None, None
+    real_BF, logits_AL = reference.features_AF, found.logits_AL
     try:
         scores = distances_of(found.features_AF, reference)
         if real_BF is not None and min(len(found), len(real_BF)) > NEIGHBOURS:
-            near = precision_recall(found.features_AF, real_BF, neighborhood=NEIGHBOURS)
-        if found.logits_AL is not None and len(found) >= SPLITS:
-            score = inception_score(found.logits_AL, splits=SPLITS)
+            near = precision_recall(found.features_AF, real_BF)
+            scores = evolve(scores, precision=near.precision, recall=near.recall)
+        if logits_AL is not None and len(found) >= SPLITS:
+            scores = evolve(scores, inception=inception_score(logits_AL))
     except ValueError as error:
         raise UserError(f"cannot be measured: {error}") from error
-    scores = evolve(scores, inception=score)
-    return scores if near is None else evolve(scores, precision=near.precision, recall=near.recall)
+    return scores
 
 
 def floor_of(reference: Reference, count: int, others: Features | None = None) -> Floor | None:
@@ -157,19 +153,18 @@ def floor_of(reference: Reference, count: int, others: Features | None = None) -
     if vectors_AF is None or len(vectors_AF) < 4:
         return None
     total = len(vectors_AF)
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed_of(SEED, total)))
+    order_A = torch.randperm(total, generator=torch.Generator().manual_seed(seed_of(SEED, total)))
     if reference.count != total:
-        some = Features(vectors_AF[order[: min(count, total)]])
-        against = Reference(reference.description, reference.gaussian, None)
-        what = f"{len(some):,} of the reference's images against its statistics"
+        size, against = min(count, total), Reference("", reference.gaussian)
+        what = f"{size:,} of the reference's images against its statistics"
     else:
         size = min(count, total // 2)
-        some, rest = Features(vectors_AF[order[:size]]), vectors_AF[order[size:]]
-        against = Reference(reference.description, Gaussian.of(rest), rest)
+        rest_AF = vectors_AF[order_A[size:]]
+        against = Reference("", Gaussian.of(rest_AF), rest_AF)
         what = f"{size:,} of the reference's images against its other {total - size:,}"
-    if len(some) < count:
+    if size < count:
         what += f": fewer than the {count:,} samples, so its Frechet distance reads too high"
-    return Floor(scores_of(some, against), what)
+    return Floor(scores_of(Features(vectors_AF[order_A[:size]]), against), what)
 
 
 def floor_at(count: int, reference: Reference, context: EvalContext) -> Floor | None:
@@ -180,7 +175,7 @@ def floor_at(count: int, reference: Reference, context: EvalContext) -> Floor | 
     """
     others, found = reference.others, None
     if others is not None and len(others) >= count:
-        order_A = torch.randperm(len(others), generator=torch.Generator().manual_seed(SEED))[:count].sort().values
-        found = features_of(others, context, "real images for the floor", indices_A=order_A)
+        order_A = torch.randperm(len(others), generator=torch.Generator().manual_seed(SEED))
+        found = features_of(others.take(order_A[:count]), context, "real images for the floor")
     floor: Floor | None = context.processes.on_main(lambda: floor_of(reference, count, found))
     return floor

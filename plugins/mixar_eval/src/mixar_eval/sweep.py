@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import attrs
+from attrs import evolve
 from PIL import Image
 
 from mixar.model import Model
@@ -16,13 +16,13 @@ from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
 from mixar_eval.plots import Curves, draw_panels
 from mixar_eval.points import AXES, Point, measure_points, setting_of, short
-from mixar_eval.protocol import PROTOCOL
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, distance_names, facts, number, readable
+from mixar_eval.report import Report, Section, distance_names, number, readable
 
 TABLE, PICTURE = "sweep.csv", "sweep.png"
 By = Literal["frechet", "kernel"]
 _OF_PRIOR = "the cfg of a prior is 1 + its own scale s, in c + s (c - u), so that 1 is no guidance, as of a MixAR"
+_NO_KERNEL = "--by kernel: needs a reference with images, these are statistics alone"
 
 
 def grid(
@@ -37,9 +37,8 @@ def grid(
     axes: tuple[Sequence[Any], ...] = (steps or [None], temperature or [None], cfg or [None])
     for some_steps, some_temperature, some_cfg in product(*axes):
         settings = model.settings(cfg=some_cfg, temperature=some_temperature, steps=some_steps)
-        changed = attrs.evolve(plan, settings=settings)
-        values = setting_of(model, changed)
-        found["_".join(f"{axis}-{short(value)}" for axis, value in zip(AXES, values, strict=True))] = changed
+        changed = evolve(plan, settings=settings)
+        found["_".join(f"{axis}-{short(value)}" for axis, value in setting_of(model, changed).items())] = changed
     return found
 
 
@@ -63,28 +62,21 @@ def sweep(
         raise UserError(_NO_KERNEL)
     jobs = {name: (model.recipe.name, model, plan) for name, plan in plans.items()}
     found = measure_points(jobs, folder, reference, context)
-    points, shared, gives_fid = found.points, found.shared, context.extractor.gives_fid
+    points, gives_fid = found.points, context.extractor.gives_fid
     floor = None if found.floor is None else getattr(found.floor.scores, by)
     best, rows = best_of(points, by).row(), [point.row() for point in points]
     drawn = [row | {"drawn": point.drawn} for row, point in zip(rows, points, strict=True)]
-    return Report(
+    return found.report(
+        context,
         title=title,
-        protocol=PROTOCOL,
-        reasons=found.reasons,
         figures=best,
-        plain={"best": best, "by": by, "points": drawn, **shared},
-        sections=[
-            sweep_section(points, by=by, gives_fid=gives_fid, floor=floor, floor_is=shared["floor"]),
-            Section("What all points share", facts(shared)),
-        ],
-        made=context.made(),
+        plain={"best": best, "by": by, "points": drawn},
+        section=sweep_section(points, by=by, gives_fid=gives_fid, floor=floor, floor_is=found.shared["floor"]),
+        of_all="What all points share",
         notes=[*reference.notes, *([_OF_PRIOR] if model.system.model is None else [])],
         pictures={PICTURE: plot_sweep(points, by=by, gives_fid=gives_fid, floor=floor)},
         rows=(TABLE, rows),
     )
-
-
-_NO_KERNEL = "--by kernel: needs a reference with images, these are statistics alone"
 
 
 def score(point: Point, by: By) -> float:
@@ -107,7 +99,7 @@ def best_of(points: Sequence[Point], by: By) -> Point:
 def sweep_section(points: Sequence[Point], *, by: By, gives_fid: bool, floor: float | None, floor_is: str) -> Section:
     """The best point, and the table of all."""
     best = best_of(points, by)
-    told = ", ".join(f"{axis} {short(value)}" for axis, value in zip(AXES, best.setting, strict=True))
+    told = ", ".join(f"{axis} {short(value)}" for axis, value in best.setting.items())
     rows = [readable(point.row(), gives_fid) | {"": "best" if point is best else ""} for point in points]
     lines = [
         f"**Best {distance_names(gives_fid)[by == 'kernel']}: {number(score(best, by))} at {told}.** "
@@ -121,21 +113,21 @@ def sweep_section(points: Sequence[Point], *, by: By, gives_fid: bool, floor: fl
 def plot_sweep(points: Sequence[Point], *, by: By, gives_fid: bool, floor: float | None) -> Image.Image:
     """The score over the axis with most values, a curve for every combination of the others; the best point marked."""
 
-    def place(point: Point) -> float:
-        return float(point.setting[across] or 0.0)
+    def place(point: Point) -> tuple[float, float]:
+        return point.setting[across] or 0.0, score(point, by)
 
-    values = [len({point.setting[axis] for point in points}) for axis in range(len(AXES))]
-    across = max(range(len(AXES)), key=values.__getitem__)
-    others = [axis for axis in range(len(AXES)) if values[axis] > 1 and axis != across]
+    values = {axis: len({point.setting[axis] for point in points}) for axis in AXES}
+    across = max(AXES, key=values.__getitem__)
+    others = [axis for axis in AXES if values[axis] > 1 and axis != across]
     curves: Curves = {}
     for point in points:
-        name = ", ".join(f"{AXES[axis]} {short(point.setting[axis])}" for axis in others)
-        curves.setdefault(name, []).append((place(point), score(point, by)))
+        name = ", ".join(f"{axis} {short(point.setting[axis])}" for axis in others)
+        curves.setdefault(name, []).append(place(point))
     best = best_of(points, by)
     return draw_panels(
-        {AXES[across]: curves},
+        {across: curves},
         up=distance_names(gives_fid)[by == "kernel"],
         title=f"{best.scores.count:,} images a point",
-        marked=(place(best), score(best, by)),
+        marked=place(best),
         floor=floor,
     )

@@ -4,8 +4,7 @@ like."""
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from attrs import frozen
@@ -22,22 +21,18 @@ from mixar_eval.features import as_saved
 
 
 @frozen(eq=False)
-class Reconstructed:
-    """How a set's reconstructions compare with their originals, image by image (A,), and their features (A, F)."""
-
-    psnr_A: Tensor
-    ssim_A: Tensor
-    perceptual_A: Tensor
-    features_AF: Tensor
-
-
-@frozen(eq=False)
 class TokenizerScores:
-    """A tokenizer over a set: each way to reconstruct by name, and its codes or its latents."""
+    """A tokenizer over a set.
 
-    ways: dict[str, Reconstructed]
-    codes: CodeUsage | None = None
-    latents: LatentStatistics | None = None
+    Args:
+        ways: of each way to reconstruct, by name, what was measured of every image (A,): psnr, ssim, perceptual; and
+            the reconstructions' features (A, F).
+        codes: see `CodeCounter.found`. latents: see `LatentCounter.found`. One of them is None.
+    """
+
+    ways: dict[str, dict[str, Tensor]]
+    codes: dict[str, Any] | None
+    latents: dict[str, Any] | None
 
 
 class TokenizerMeter:
@@ -55,8 +50,7 @@ class TokenizerMeter:
         self.tokenizer, self.extractor, self.seed = tokenizer, extractor, seed
         self.codes = CodeCounter(tokenizer) if isinstance(tokenizer, DiscreteTokenizer) else None
         self.latents = LatentCounter(tokenizer) if isinstance(tokenizer, ContinuousTokenizer) else None
-        self._rows: dict[str, list[tuple[Tensor, ...]]] = defaultdict(list)
-        self._positions: list[int] = []
+        self._parts: list[tuple[list[int], dict[str, dict[str, Tensor]]]] = []
 
     @torch.no_grad()
     def add(self, images_B3HW: Tensor, positions_B: Tensor) -> dict[str, Tensor]:
@@ -65,32 +59,30 @@ class TokenizerMeter:
         Returns:
             each way's reconstructions, uint8.
         """
-        found = {}
-        self._positions += positions_B.tolist()
+        decoded, measured = {}, {}
         for way, decoded_B3HW in self._decoded(images_B3HW, positions_B).items():
-            found[way] = to_uint8(decoded_B3HW)
-            saved_B3HW = as_saved(found[way])
-            self._rows[way].append(
-                (
-                    psnr_B(images_B3HW, saved_B3HW).cpu(),
-                    ssim_B(images_B3HW, saved_B3HW).cpu(),
-                    perceptual_distance_B(self.extractor, images_B3HW, saved_B3HW).cpu(),
-                    self.extractor(saved_B3HW).float().cpu(),
-                )
-            )
-        return found
+            decoded[way] = to_uint8(decoded_B3HW)
+            pair = images_B3HW, as_saved(decoded[way])
+            rows = {
+                "psnr": psnr_B(*pair),
+                "ssim": ssim_B(*pair),
+                "perceptual": perceptual_distance_B(self.extractor, *pair),
+                "features": self.extractor(pair[1]).float(),
+            }
+            measured[way] = {name: column.cpu() for name, column in rows.items()}
+        self._parts.append((positions_B.tolist(), measured))
+        return decoded
 
     def scores(self, processes: Processes) -> TokenizerScores:
         """What all processes found, in the order of the images' positions."""
-        told = processes.all_gather((self._positions, {way: _joined(rows) for way, rows in self._rows.items()}))
-        order_A = torch.tensor([position for positions, _ in told for position in positions]).argsort()
-        ways = dict.fromkeys(way for _, found in told for way in found)
-        columns = {way: _joined([found[way] for _, found in told if way in found]) for way in ways}
-        return TokenizerScores(
-            {way: Reconstructed(*(column[order_A] for column in columns[way])) for way in ways},
-            None if self.codes is None else self.codes.usage(processes),
-            None if self.latents is None else self.latents.statistics(processes),
-        )
+        parts = [part for some in processes.all_gather(self._parts) for part in some]
+        order_A = torch.tensor([position for positions, _ in parts for position in positions]).argsort()
+        ways = {
+            way: {name: torch.cat([found[way][name] for _, found in parts])[order_A] for name in columns}
+            for way, columns in parts[0][1].items()
+        }
+        codes = None if self.codes is None else self.codes.found(processes)
+        return TokenizerScores(ways, codes, None if self.latents is None else self.latents.found(processes))
 
     def _decoded(self, images_B3HW: Tensor, positions_B: Tensor) -> dict[str, Tensor]:
         tokenizer = self.tokenizer
@@ -102,71 +94,15 @@ class TokenizerMeter:
         assert isinstance(tokenizer, ContinuousTokenizer) and self.latents is not None
         posterior = tokenizer.posterior(images_B3HW)
         self.latents.add(posterior)
-        mean_BChw, logvar_BChw = posterior.mean_BChw, posterior.logvar_BChw
+        each = zip(posterior.mean_BChw.split(1), posterior.logvar_BChw.split(1), positions_B.tolist(), strict=True)
         samples = [
-            tokenizer.sample_posterior(
-                Posterior(mean_BChw[row : row + 1], logvar_BChw[row : row + 1]),
-                Noise.seeded(seed_of(self.seed, position)),
-            )
-            for row, position in enumerate(positions_B.tolist())
+            tokenizer.sample_posterior(Posterior(mean, logvar), Noise.seeded(seed_of(self.seed, position)))
+            for mean, logvar, position in each
         ]
-        return {"mean": tokenizer.decode_raw(mean_BChw), "sample": tokenizer.decode_raw(torch.cat(samples))}
-
-
-def _joined(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat(column) for column in zip(*rows, strict=True))
-
-
-@frozen
-class CodeUsage:
-    """How a set's codes are spread over the codebook.
-
-    Args:
-        codebook_size: codes there are. used: different codes that occur. codes: tokens counted.
-        entropy_bits: of a code, as the codes were counted; log2(codebook_size) where all are as frequent.
-        bits_per_image: what an image's codes cost, each at log2(codebook_size) bits.
-    """
-
-    codebook_size: int
-    used: int
-    codes: int
-    entropy_bits: float
-    bits_per_image: float
-
-    @property
-    def share_used(self) -> float:
-        """Of the codebook; below 1 also where the set has too few codes to use them all."""
-        return self.used / self.codebook_size
-
-    @property
-    def perplexity(self) -> float:
-        """How many codes, all as frequent, would have this entropy."""
-        return 2.0**self.entropy_bits
-
-
-@frozen(eq=False)
-class LatentStatistics:
-    """How a sample of the posterior is spread, channel by channel (C,), float64, over images and places.
-
-    Args:
-        mean_C, std_C: of raw latents.
-        normalised_mean_C, normalised_std_C: of what the backbone sees, (raw - mean) / std with the statistics that the
-            tokenizer keeps: 0 and 1 where those are right for these images.
-        kl_nats: of an image's posterior from a standard normal, a mean over images: about what its latents tell.
-        values_per_image: numbers of an image's latent, C * h * w.
-    """
-
-    mean_C: Tensor
-    std_C: Tensor
-    normalised_mean_C: Tensor
-    normalised_std_C: Tensor
-    kl_nats: float
-    values_per_image: int
-
-    @property
-    def kl_bits(self) -> float:
-        """The same in bits."""
-        return self.kl_nats / math.log(2.0)
+        return {
+            "mean": tokenizer.decode_raw(posterior.mean_BChw),
+            "sample": tokenizer.decode_raw(torch.cat(samples)),
+        }
 
 
 class CodeCounter:
@@ -180,17 +116,27 @@ class CodeCounter:
         """Count a batch's codes."""
         self.counts_V += torch.bincount(codes_BN.flatten().cpu(), minlength=len(self.counts_V))
 
-    def usage(self, processes: Processes) -> CodeUsage:
-        """Of all codes that all processes counted."""
+    def found(self, processes: Processes) -> dict[str, Any]:
+        """How the codes that all processes counted are spread over the codebook.
+
+        Returns:
+            `codes` tokens, of which `used` are different; `share_used` of the codebook, below 1 also where there are
+            too few codes to use them all; `entropy_bits` of a code, log2(codebook_size) where all are as frequent;
+            `perplexity`: how many codes, all as frequent, would have this entropy; `bits_per_image`: what an image's
+            codes cost, each at log2(codebook_size) bits.
+        """
         counts_V = processes.sum(self.counts_V).cpu().double()
         share_V = counts_V[counts_V > 0] / counts_V.sum()
-        return CodeUsage(
-            codebook_size=len(counts_V),
-            used=len(share_V),
-            codes=int(counts_V.sum()),
-            entropy_bits=float(-(share_V * share_V.log2()).sum()) + 0.0,
-            bits_per_image=self.tokens * math.log2(len(counts_V)),
-        )
+        entropy_bits = float(-(share_V * share_V.log2()).sum()) + 0.0  # and not -0.0
+        return {
+            "codebook_size": len(counts_V),
+            "used": len(share_V),
+            "codes": int(counts_V.sum()),
+            "entropy_bits": entropy_bits,
+            "bits_per_image": self.tokens * math.log2(len(counts_V)),
+            "share_used": len(share_V) / len(counts_V),
+            "perplexity": 2.0**entropy_bits,
+        }
 
 
 class LatentCounter:
@@ -212,17 +158,25 @@ class LatentCounter:
         kl = float(Posterior(mean, logvar).kl_B().sum())
         self.totals_3 += torch.tensor([len(mean), mean.numel() / mean.shape[1], kl], dtype=torch.float64)
 
-    def statistics(self, processes: Processes) -> LatentStatistics:
-        """Of all posteriors that all processes took in."""
+    def found(self, processes: Processes) -> dict[str, Any]:
+        """How a sample of the posteriors that all processes took in is spread, over images and places.
+
+        Returns:
+            `mean` and `std` of each raw channel; `normalised_mean`, `normalised_std`: of what the backbone sees, (raw -
+            mean) / std with the statistics that the tokenizer keeps: 0 and 1 where those are right for these images;
+            `kl_nats`, `kl_bits`: of an image's posterior from a standard normal, a mean over images: about what its
+            latents tell; `values_per_image`: numbers of an image's latent, C * h * w.
+        """
         images, places, kl = processes.sum(self.totals_3).cpu().tolist()
         mean_C, second_C = processes.sum(self.sums_2C).cpu() / places
         std_C = (second_C - mean_C.square()).clamp_min(0.0).sqrt()
         kept_mean_C, kept_std_C = self.kept_2C
-        return LatentStatistics(
-            mean_C=mean_C,
-            std_C=std_C,
-            normalised_mean_C=(mean_C - kept_mean_C) / kept_std_C,
-            normalised_std_C=std_C / kept_std_C,
-            kl_nats=kl / images,
-            values_per_image=self.values,
-        )
+        return {
+            "values_per_image": self.values,
+            "kl_nats": kl / images,
+            "kl_bits": kl / images / math.log(2.0),
+            "mean": mean_C.tolist(),
+            "std": std_C.tolist(),
+            "normalised_mean": ((mean_C - kept_mean_C) / kept_std_C).tolist(),
+            "normalised_std": (std_C / kept_std_C).tolist(),
+        }

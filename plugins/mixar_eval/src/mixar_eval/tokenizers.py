@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from attrs import evolve, field, frozen
+from attrs import frozen
 from torch import Tensor
 
 from mixar.folder import sha256
@@ -13,14 +14,14 @@ from mixar.model import load
 from mixar.plugins import Registry
 from mixar.recipe import Recipe
 from mixar_core.errors import UserError
-from mixar_core.tokenizer import ContinuousTokenizer, Tokenizer
+from mixar_core.tokenizer import Tokenizer
 from mixar_eval.context import EvalContext
-from mixar_eval.features import as_saved, features_of, own_positions, together
-from mixar_eval.images import Images, ImageSet, open_images, other_split
+from mixar_eval.distances import Gaussian
+from mixar_eval.features import as_saved, features_of, over_batches
+from mixar_eval.images import Images, ImageSet, open_images, other_images
 from mixar_eval.references import Reference, rank_notes
-from mixar_eval.scores import Floor, Scores, distances_of
-from mixar_eval.statistics import Gaussian
-from mixar_eval.tokenizer_meter import TokenizerMeter, TokenizerScores
+from mixar_eval.scores import Floor, distances_of
+from mixar_eval.tokenizer_meter import TokenizerMeter
 
 #: pixels that SSIM's window needs
 SMALLEST = 11
@@ -39,12 +40,10 @@ class Entry:
 
 @frozen(eq=False)
 class Chosen:
-    """The images to reconstruct, `indices_A` of `images`; and as many other real ones, where there are so many."""
+    """The images to reconstruct; and as many other real ones, where there are so many, and `between` which."""
 
     images: ImageSet
-    indices_A: Tensor
     others: ImageSet | None = None
-    others_A: Tensor = field(factory=lambda: torch.empty(0, dtype=torch.int64))
     between: str = ""
 
 
@@ -53,18 +52,15 @@ class Comparison:
     """Everything measured.
 
     Args:
-        chosen: the images.
         reference: what reconstructions are measured against. paired: whether that is their originals.
         floor: real images against other real ones at the same count: what no tokenizer is expected to pass.
-        distances: of an entry's reconstructions to the reference, by entry's name and way. scores: by entry's name.
+        tokenizers: what the report says of each, as plain values.
     """
 
-    chosen: Chosen
     reference: Reference
     paired: bool
     floor: Floor
-    distances: Mapping[str, Mapping[str, Scores]]
-    scores: Mapping[str, TokenizerScores]
+    tokenizers: list[dict[str, Any]]
 
 
 def open_tokenizers(names: Sequence[str], registry: Registry, device: torch.device) -> list[Entry]:
@@ -76,31 +72,22 @@ def open_tokenizers(names: Sequence[str], registry: Registry, device: torch.devi
     entries: list[Entry] = []
     for name in dict.fromkeys(names):
         model = load(name, device=device, registry=registry)
-        there = [
-            key for key in ("continuous_tokenizer", "discrete_tokenizer") if getattr(model.system, key) is not None
-        ]
-        for key in there:
-            kind = key.removesuffix("_tokenizer")
-            file = model.files.get(key)
-            choice = getattr(model.recipe, key)
-            entries.append(
-                Entry(
-                    name if len(there) == 1 and model.recipe.trains == key else f"{name}: {kind}",
-                    getattr(model.system, key),
-                    model.recipe,
-                    f"{kind} ({choice.type})",
-                    None if file is None else sha256(file),
-                )
-            )
-    first = entries[0]
+        both = {key: getattr(model.system, key) for key in ("continuous_tokenizer", "discrete_tokenizer")}
+        there = {key: tokenizer for key, tokenizer in both.items() if tokenizer is not None}
+        for key, tokenizer in there.items():
+            kind, file = key.removesuffix("_tokenizer"), model.files.get(key)
+            label = name if len(there) == 1 and model.recipe.trains == key else f"{name}: {kind}"
+            type_ = f"{kind} ({getattr(model.recipe, key).type})"
+            entries.append(Entry(label, tokenizer, model.recipe, type_, None if file is None else sha256(file)))
+    first, size = entries[0], entries[0].recipe.image_size
     for entry in entries:
-        if entry.recipe.image_size != first.recipe.image_size:
+        if entry.recipe.image_size != size:
             raise UserError(
-                f"{first.name} is of {first.recipe.image_size} pixels and {entry.name} of {entry.recipe.image_size}; "
+                f"{first.name} is of {size} pixels and {entry.name} of {entry.recipe.image_size}; "
                 f"tokenizers of one image size compare"
             )
-    if first.recipe.image_size < SMALLEST:
-        raise UserError(f"{first.name}: images of {first.recipe.image_size} pixels; SSIM needs {SMALLEST} or more")
+    if size < SMALLEST:
+        raise UserError(f"{first.name}: images of {size} pixels; SSIM needs {SMALLEST} or more")
     return entries
 
 
@@ -118,24 +105,18 @@ def choose(data: Images, count: int | None, *, seed: int, least: int, recipe: Re
     if not least <= count <= len(images):
         raise UserError(f"--images {count}: {data} has {len(images):,}; allowed: {least} to {len(images)}")
 
-    def shuffled(size: int) -> Tensor:
-        return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    def shuffled(some: ImageSet) -> Tensor:
+        return torch.randperm(len(some), generator=torch.Generator().manual_seed(seed))
 
-    order_A = shuffled(len(images))
-    chosen = Chosen(images, order_A[:count].sort().values)
+    order_A = shuffled(images)
+    chosen = images.take(order_A[:count])
     if len(images) >= 2 * count:
-        others_A = order_A[count : 2 * count].sort().values
-        return evolve(chosen, others=images, others_A=others_A, between="other images of the same set")
-    if (other := other_split(data)) is not None:
-        try:
-            others = open_images(other, registry, recipe=recipe)
-        except UserError:  # a data set need not have two splits
-            return chosen
-        if len(others) >= count:
-            between = f"images of the {others.description.partition(':')[0]}"
-            others_A = shuffled(len(others))[:count].sort().values
-            return evolve(chosen, others=others, others_A=others_A, between=between)
-    return chosen
+        return Chosen(chosen, images.take(order_A[count : 2 * count]), "other images of the same set")
+    others = other_images(data, registry, recipe=recipe)
+    if others is None or len(others) < count:
+        return Chosen(chosen)
+    between = f"images of the {others.description.partition(':')[0]}"
+    return Chosen(chosen, others.take(shuffled(others)[:count]), between)
 
 
 def compare_tokenizers(
@@ -151,75 +132,67 @@ def compare_tokenizers(
     Raises:
         UserError: an image cannot be read. Stopped: a signal came.
     """
-    count, extractor, paired = len(chosen.indices_A), context.extractor, reference is None
-    real_AF = features_of(chosen.images, context, "originals", indices_A=chosen.indices_A).features_AF
+    count, extractor, paired = len(chosen.images), context.extractor, reference is None
+    real_AF = features_of(chosen.images, context, "originals").features_AF
     if reference is not None:
         against, some_AF, what = reference, real_AF, "the originals themselves, to the reference"
     else:
         # Without vectors, and so without a kernel distance: it takes the sets to be drawn independently, and an image
         # and its own reconstruction would bring it below zero.
         gaussian = Gaussian.of(real_AF, extractor=extractor.identity)
-        reference = Reference(f"the same {count:,} images", gaussian, None, notes=rank_notes(count, extractor))
+        reference = Reference(f"the same {count:,} images", gaussian, notes=rank_notes(count, extractor))
         if chosen.others is None:
-            against, some_AF = Reference("half", Gaussian.of(real_AF[::2]), None), real_AF[1::2]
+            against, some_AF = Reference("half", Gaussian.of(real_AF[::2])), real_AF[1::2]
             what = "one half of the images, to the other"
         else:
-            others = features_of(chosen.others, context, "real images for the floor", indices_A=chosen.others_A)
+            others = features_of(chosen.others, context, "real images for the floor")
             against, some_AF, what = reference, others.features_AF, f"{count:,} {chosen.between}, to the originals"
-    meters = {entry.name: TokenizerMeter(entry.tokenizer, extractor, seed=seed) for entry in entries}
-    _reconstruct(meters, chosen, context)
-    scores = {name: meter.scores(context.processes) for name, meter in meters.items()}
+    meters = [TokenizerMeter(entry.tokenizer, extractor, seed=seed) for entry in entries]
 
-    def distances() -> tuple[Floor, dict[str, dict[str, Scores]]]:
-        return Floor(distances_of(some_AF, against), what), {
-            name: {way: distances_of(found.features_AF, reference) for way, found in result.ways.items()}
-            for name, result in scores.items()
-        }
+    def work(positions_B: Tensor, pixels_B3HW: Tensor) -> int:
+        for meter in meters:
+            meter.add(as_saved(pixels_B3HW.to(context.processes.device)), positions_B)
+        return len(positions_B)
 
-    floor, apart = context.processes.on_main(distances)
-    return Comparison(chosen, reference, paired, floor, apart, scores)
+    over_batches(chosen.images, context, "reconstructing", work)
+    told = [_told(entry, meter, reference, context) for entry, meter in zip(entries, meters, strict=True)]
+    floor = context.processes.on_main(lambda: Floor(distances_of(some_AF, against), what))
+    return Comparison(reference, paired, floor, told)
 
 
-def _reconstruct(meters: Mapping[str, TokenizerMeter], chosen: Chosen, context: EvalContext) -> None:
-    """Put this process's images through every meter.
+def _told(entry: Entry, meter: TokenizerMeter, reference: Reference, context: EvalContext) -> dict[str, Any]:
+    found = meter.scores(context.processes)
 
-    Raises:
-        UserError, Stopped: see `compare_tokenizers`.
-    """
-    count, processes, show = len(chosen.indices_A), context.processes, context.show("reconstructing")
-    per_image = sum(2 if isinstance(meter.tokenizer, ContinuousTokenizer) else 1 for meter in meters.values())
+    def of(way: dict[str, Tensor]) -> dict[str, float | None]:
+        distances = distances_of(way["features"], reference)
+        means = {name: float(way[name].double().mean()) for name in ("psnr", "ssim", "perceptual")}
+        return {"frechet": distances.frechet, "kernel": distances.kernel, **means}
 
-    def work() -> None:
-        mine = own_positions(count, context)
-        wanted = chosen.indices_A[torch.cat(mine)] if mine else chosen.indices_A[:0]
-        batches = chosen.images.batches(wanted, batch_size=context.batch_size, workers=context.workers)
-        done = 0
-        for positions_B, pixels_B3HW in zip(mine, batches, strict=True):
-            real_B3HW = as_saved(pixels_B3HW.to(processes.device))
-            for meter in meters.values():
-                meter.add(real_B3HW, positions_B)
-            done += len(positions_B)
-            if processes.is_main:
-                shown = min(done * processes.world, count) * per_image
-                show(shown, count * per_image, shown)
-            if context.signals.requested:
-                return
-
-    together(context, work)
+    return {
+        "name": entry.name,
+        "type": entry.type,
+        "weights_sha256": entry.weights_sha256,
+        "parameters": sum(parameter.numel() for parameter in entry.tokenizer.parameters()),
+        "grid": str(entry.tokenizer.grid),
+        "reconstructions": context.processes.on_main(lambda: {name: of(way) for name, way in found.ways.items()}),
+        "codes": found.codes,
+        "latents": found.latents,
+    }
 
 
 def reconstruct_few(
-    entries: Sequence[Entry], chosen: Chosen, context: EvalContext, *, seed: int, count: int
+    entries: Sequence[Entry], images: ImageSet, context: EvalContext, *, seed: int, count: int
 ) -> dict[str, Tensor]:
     """A few images, evenly spread, and each tokenizer's reconstructions of them, uint8, by name: rows of a picture."""
-    size = len(chosen.indices_A)
-    positions_B = torch.linspace(0, size - 1, min(count, size)).long()  # sets often come class after class
-    pixels_B3HW = torch.cat(list(chosen.images.batches(chosen.indices_A[positions_B])))
+    positions_B = torch.linspace(
+        0, len(images) - 1, min(count, len(images))
+    ).long()  # sets often come class after class
+    pixels_B3HW = torch.cat(list(images.batches(positions_B)))
     rows = {"original": pixels_B3HW}
     for entry in entries:
         meter = TokenizerMeter(entry.tokenizer, context.extractor, seed=seed)
         found = meter.add(as_saved(pixels_B3HW.to(context.processes.device)), positions_B)
-        rows |= {row_name(entry.name, way): images.cpu() for way, images in found.items()}
+        rows |= {row_name(entry.name, way): decoded.cpu() for way, decoded in found.items()}
     return rows
 
 
