@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,11 +29,8 @@ def dataset_pieces(
     dataset: ImageDataset, settings: CacheSettings, shards: Sequence[int], *, workers: int
 ) -> Iterator[Piece]:
     """The images of some shards, loaded ahead by `workers` processes."""
-    return read_ahead(partial(_read, dataset, settings), settings.batches(shards, len(dataset)), workers=workers)
-
-
-def _read(dataset: ImageDataset, settings: CacheSettings, rows: range) -> Piece:
-    return _piece(settings, rows, [_attempt(dataset.__getitem__, row) for row in rows])
+    wanted = ((rows, rows) for rows in settings.batches(shards, len(dataset)))
+    return read_ahead(partial(_load, dataset.__getitem__, settings.image_size), wanted, workers=workers)
 
 
 @define(eq=False)
@@ -43,54 +39,50 @@ class StreamPieces:
 
     Args:
         stop: whether to end before the stream does.
-        threads: that decode.
+        workers: processes that decode.
     """
 
     stream: ImageStream
     settings: CacheSettings
     wanted: Callable[[int], bool]
     stop: Callable[[], bool] = lambda: False
-    threads: int = 1
+    workers: int = 0
     #: images read so far
     count: int = 0
 
     def __iter__(self) -> Iterator[Piece]:
+        size = self.settings.image_size
+        return read_ahead(partial(_load, partial(_decode, size), size), self._batches(), workers=self.workers)
+
+    def _batches(self) -> Iterator[tuple[range, list[EncodedImage]]]:
         held: list[EncodedImage] = []
         per_shard, batch = self.settings.rows_per_shard, self.settings.batch
-        with ThreadPoolExecutor(max(1, self.threads), "mixar-decode") as pool:
-            for image in self.stream:
-                if self.stop():
-                    return
-                shard, row = divmod(self.count, per_shard)
-                self.count += 1
-                if self.wanted(shard):
-                    held.append(image)
-                    if (row + 1) % batch == 0 or row + 1 == per_shard:
-                        yield self._decoded(held, pool)
-                        held = []
-            if held:
-                yield self._decoded(held, pool)
-
-    def _decoded(self, held: list[EncodedImage], pool: ThreadPoolExecutor) -> Piece:
-        decode = partial(_attempt, lambda image: (image.pixels(self.settings.image_size), image.label))
-        return _piece(self.settings, range(self.count - len(held), self.count), pool.map(decode, held))
+        for image in self.stream:
+            if self.stop():
+                return
+            shard, row = divmod(self.count, per_shard)
+            self.count += 1
+            if self.wanted(shard):
+                held.append(image)
+                if (row + 1) % batch == 0 or row + 1 == per_shard:
+                    yield range(self.count - len(held), self.count), held
+                    held = []
+        if held:
+            yield range(self.count - len(held), self.count), held
 
 
-def _attempt(read: Callable[[Any], tuple[Tensor, int]], wanted: Any) -> tuple[Tensor, int] | str:
-    """An image and its label, or why there is none."""
-    try:
-        return read(wanted)
-    except UserError as error:
-        return str(error)
+def _decode(size: int, image: EncodedImage) -> tuple[Tensor, int]:
+    return image.pixels(size), image.label
 
 
-def _piece(settings: CacheSettings, rows: range, found: Iterable[tuple[Tensor, int] | str]) -> Piece:
-    images = [torch.empty(0, 3, settings.image_size, settings.image_size, dtype=torch.uint8)]
-    labels, unreadable = list[int](), dict[int, str]()
-    for row, each in zip(rows, found, strict=True):
-        if isinstance(each, str):
-            unreadable[row] = each
+def _load(read: Callable[[Any], tuple[Tensor, int]], size: int, wanted: tuple[range, Sequence[Any]]) -> Piece:
+    images, labels, unreadable = [torch.empty(0, 3, size, size, dtype=torch.uint8)], list[int](), dict[int, str]()
+    for row, item in zip(*wanted, strict=True):
+        try:
+            image, label = read(item)
+        except UserError as error:
+            unreadable[row] = str(error)
         else:
-            images.append(each[0][None])
-            labels.append(each[1])
-    return Piece(rows, LoadedRows(torch.cat(images), torch.tensor(labels, dtype=torch.int64), unreadable))
+            images.append(image[None])
+            labels.append(label)
+    return Piece(wanted[0], LoadedRows(torch.cat(images), torch.tensor(labels, dtype=torch.int64), unreadable))

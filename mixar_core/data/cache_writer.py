@@ -88,7 +88,7 @@ def write_cache(
 
     Args:
         stop: whether to end between two batches; the same call goes on.
-        workers: loader processes (for a stream: threads) of each process.
+        workers: loader processes of each process.
         progress: told how many of this process's images are encoded, and of how many (None: not known).
 
     Raises:
@@ -105,7 +105,7 @@ def write_cache(
         streamed = total = images = None
         if data.stream is not None:
             pieces = streamed = StreamPieces(
-                data.stream, settings, lambda n: n % world == rank and n not in kept, stop=stop, threads=workers
+                data.stream, settings, lambda n: n % world == rank and n not in kept, stop=stop, workers=workers
             )
         else:
             total = settings.shards(len(data))

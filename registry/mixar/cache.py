@@ -97,7 +97,7 @@ def make_cache(
     Args:
         folder: new or empty, or one that was begun with the same arguments.
         seed: of samples.
-        workers: loader processes (for a stream: threads) of each process.
+        workers: loader processes of each process.
         device: None: this process's GPU if there is one, or else the CPU.
         progress: told how many of this process's images are encoded, and of how many (None: not known).
 

@@ -56,7 +56,7 @@ def test_a_stream_becomes_the_same_cache(tmp_path: Path, world):
     folder, about = tmp_path / "stream", plan()
     begun(folder, about)
     for rank in range(world):
-        pieces = StreamPieces(Roll(COUNT), about, lambda number, rank=rank: number % world == rank, threads=2)
+        pieces = StreamPieces(Roll(COUNT), about, lambda number, rank=rank: number % world == rank, workers=2)
         assert write_shards(folder, about, tokenizers(), pieces, device=CPU, max_unreadable=1)[0]
         assert pieces.count == COUNT
     index = finish(folder, about, 4, max_unreadable=1)

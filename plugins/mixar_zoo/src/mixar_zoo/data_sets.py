@@ -23,10 +23,14 @@ class NoSettings:
 class _InPackage(ImageDataset):
     """The encoded images and labels of a split of a file of this package, a few megabytes, in memory."""
 
-    def __init__(self, file: Path, *, split: str, image_size: int) -> None:
+    name: str
+
+    def __init__(self, config: NoSettings, *, split: str, image_size: int) -> None:
         names_of_split(split)
-        self._name, self.image_size = f"{file.stem}, {split}", image_size
-        table = pq.read_table(file, columns=["image", "label"], filters=[("split", "==", split)])
+        self._name, self.image_size = f"{self.name}, {split}", image_size
+        table = pq.read_table(
+            DATA / f"{self.name}.parquet", columns=["image", "label"], filters=[("split", "==", split)]
+        )
         features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
         self.class_names = tuple(features["label"]["names"])
         self.num_classes = len(self.class_names)
@@ -47,12 +51,10 @@ class _InPackage(ImageDataset):
 class Emoji64(_InPackage):
     """3,812 emoji, 64x64 over white, by two vendors, in 9 categories (3,380 to train on, 432 for validation)."""
 
-    def __init__(self, config: NoSettings, *, split: str, image_size: int) -> None:
-        super().__init__(DATA / "emoji64.parquet", split=split, image_size=image_size)
+    name = "emoji64"
 
 
 class Digits(_InPackage):
     """5,000 MNIST digits, 32x32, white on black (4,000 to train on, 1,000 for validation, balanced)."""
 
-    def __init__(self, config: NoSettings, *, split: str, image_size: int) -> None:
-        super().__init__(DATA / "digits.parquet", split=split, image_size=image_size)
+    name = "digits"
