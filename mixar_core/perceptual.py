@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from typing import Self
 
 import torch
 from attrs import frozen
@@ -56,6 +57,10 @@ class FeatureExtractor(nn.Module, ABC):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: statistics of its norms are part of its weights."""
+        return super().train(False)
 
     @abstractmethod
     def forward(self, images_B3HW: Tensor) -> Tensor:

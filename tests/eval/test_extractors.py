@@ -42,8 +42,7 @@ def test_vectors_are_float32_frozen_and_deterministic(extractor):
 def whole() -> torch.nn.Module:
     """timm's network with the same weights, as it comes."""
     network = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
-    weights = efficientnet_lite0._weights(efficientnet_lite0._weights_path())
-    network.load_state_dict(efficientnet_lite0._renamed(weights, network))
+    efficientnet_lite0._load(network, efficientnet_lite0._weights_path())
     return network.requires_grad_(False)
 
 
@@ -93,9 +92,10 @@ def test_missing_and_wrong_weights_are_user_errors(tmp_path, monkeypatch):
         efficientnet_lite0._weights_path()
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(UserError, match="unreadable weights"):
-        efficientnet_lite0._weights(tmp_path / "cut.pth")
+        efficientnet_lite0._load(torch.nn.Linear(2, 2), tmp_path / "cut.pth")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="other weights"):
-        efficientnet_lite0._renamed([torch.zeros(1)], torch.nn.Linear(2, 2))
+        efficientnet_lite0._load(torch.nn.Linear(2, 2), tmp_path / "other.pth")
 
 
 class Trap:

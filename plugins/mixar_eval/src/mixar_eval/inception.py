@@ -67,8 +67,7 @@ class Inception(FeatureExtractor):
                 f"{PUBLISHED_SHA256[:16]}...; unknown_weights=true takes it, and reports then call nothing comparable"
             )
         self.network = _network(content, config.weights_file)
-        self.requires_grad_(False)
-        self.train(False)
+        self.eval().requires_grad_(False)
 
     @property
     def label(self) -> str:
@@ -78,11 +77,6 @@ class Inception(FeatureExtractor):
     def weights_digest(self) -> str:
         """Of the file, as others publish it too."""
         return self.sha256
-
-    def train(self, mode: bool = True) -> Inception:
-        """Stays in evaluation mode: its batch norm statistics are part of the weights."""
-        super().train(False)
-        return self
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Feature vectors (B, 2048), float32 also under autocast, of the images rounded to 256 levels."""

@@ -53,8 +53,7 @@ class TimmExtractor(FeatureExtractor):
         self.register_buffer("std_311", torch.tensor(described["std"])[:, None, None], persistent=False)
         self.mean_311: Tensor
         self.std_311: Tensor
-        self.requires_grad_(False)
-        self.train(False)
+        self.eval().requires_grad_(False)
 
     @property
     def label(self) -> str:
@@ -64,11 +63,6 @@ class TimmExtractor(FeatureExtractor):
     def weights_digest(self) -> str:
         """Of the file."""
         return self.sha256
-
-    def train(self, mode: bool = True) -> TimmExtractor:
-        """Stays in evaluation mode."""
-        super().train(False)
-        return self
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Pooled feature vectors (B, F), float32 also under autocast."""
