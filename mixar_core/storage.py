@@ -138,9 +138,8 @@ PATIENCE = 120.0
 class FolderLock:
     """Keeps a second run out of a folder, until it is closed or this process ends, however it ends.
 
-    A POSIX lock: NFS knows it, and loader processes, which may outlive a killed run by seconds, do not inherit it. (It
-    is freed as well when its process opens the file again and closes it.) Where a file system has no locks, nobody is
-    kept out. Of several processes that share a run only the main one takes it.
+    A POSIX lock: NFS knows it, and loader processes, which may outlive a killed run by seconds, do not inherit it.
+    Where a file system has no locks, nobody is kept out. Of processes that share a run only the main one takes it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -154,31 +153,29 @@ class FolderLock:
             UserError: another process keeps it (says which), or the folder is not there, or cannot be written.
         """
         end, announced = time.monotonic() + PATIENCE, False
-        with writing(self.path):
-            while self._file is None:
+        while self._file is None:
+            with writing(self.path):
                 file = self.path.open("a+")
                 holder = _lock(file)
-                if holder is None and _is_at(file, self.path):  # else its last owner removed it meanwhile
+                if holder is None and _is_at(file, self.path):
                     self._file = file
-                    break
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                    file.flush()
+                    return
                 file.close()
-                if holder is None:
-                    continue
-                works = f"{self.path.parent}: {holder} works in it"
-                if time.monotonic() >= end:
-                    raise UserError(
-                        f"{works}; wait for its end, or stop it; if its machine is gone, remove {self.path}"
-                    )
-                if not announced:
-                    print(f"{works}; waiting up to {PATIENCE:.0f} s for its end", file=sys.stderr, flush=True)
-                    announced = True
-                time.sleep(1.0)
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            self._file.flush()
+            if holder is None:  # its last owner removed it meanwhile
+                continue
+            works = f"{self.path.parent}: {holder} works in it"
+            if time.monotonic() >= end:
+                raise UserError(f"{works}; wait for its end, or stop it; if its machine is gone, remove {self.path}")
+            if not announced:
+                print(f"{works}; waiting up to {PATIENCE:.0f} s for its end", file=sys.stderr, flush=True)
+                announced = True
+            time.sleep(1.0)
 
     def close(self) -> None:
-        """Let others in. Nothing happens where it was not taken."""
+        """Let others in, where it was taken."""
         if self._file is not None:
             self.path.unlink(missing_ok=True)
             self._file.close()

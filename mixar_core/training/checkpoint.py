@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from mixar_core.training.settings import TrainingConfig
 # A run of one process needs no process group, and torch says so at every save.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-\d{8,}")
 _SHOWN = 3
 #: What a checkpoint holds: by folder, then by name.
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -50,16 +50,13 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
-    root = folder / "checkpoints"
-    found = [path for path in root.iterdir() if _NAME.fullmatch(path.name)] if root.is_dir() else []
-    return sorted(found, key=checkpoint_step)
+    found = (folder / "checkpoints").glob("step-*")
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=checkpoint_step)
 
 
 def checkpoint_step(path: Path) -> int:
     """Steps done at a checkpoint."""
-    match = _NAME.fullmatch(path.name)
-    assert match is not None, path
-    return int(match[1])
+    return int(path.name.removeprefix("step-"))
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, list[str]]:
@@ -91,8 +88,9 @@ def load_tensors(path: Path, into: Tensors, processes: Processes) -> None:
         UserError: the checkpoint holds other names or shapes.
     """
     for part, tensors in into.items():
-        stored = stored_shapes(path / part)
-        own = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        stored, own = (
+            {name: tuple(tensor.shape) for name, tensor in each.items()} for each in (stored_in(path / part), tensors)
+        )
         wrong = [name for name in sorted({*stored, *own}) if stored.get(name) != own.get(name)]
         if wrong:
             named = ", ".join(f"{n} was {stored.get(n, 'absent')}, is {own.get(n, 'absent')}" for n in wrong[:_SHOWN])
@@ -108,20 +106,17 @@ def read_sharded(folder: Path) -> dict[str, Tensor]:
         UserError: a file of it is missing or no whole safetensors file.
     """
     try:
-        tensors = {name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in _known(folder)}
+        tensors = stored_in(folder, device="cpu")
         load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     except (OSError, SafetensorError, CheckpointException) as error:
         raise UserError(f"{folder} is not a checkpoint's folder: {_reason(error)}") from error
     return tensors
 
 
-def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in one of a checkpoint's folders."""
-    return {name: tuple(about.size) for name, about in _known(folder)}
-
-
-def _known(folder: Path) -> Iterable[tuple[str, Any]]:
-    return HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata.items()
+def stored_in(folder: Path, *, device: str = "meta") -> dict[str, Tensor]:
+    """Tensors like those in one of a checkpoint's folders, without their values."""
+    known: Any = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {n: torch.empty(about.size, dtype=about.properties.dtype, device=device) for n, about in known.items()}
 
 
 class Checkpoints:

@@ -9,23 +9,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from attrs import define, field
+
 from mixar_core.distributed import Processes
 from mixar_core.storage import write_text, writing
 
 T = TypeVar("T")
 
 
+@define
 class Meter:
-    """Means of losses, and times, since the last report; what happens between steps is not counted."""
+    """Sums of losses, and times, of the steps since the last report; what happens between steps is not counted."""
 
-    def __init__(self) -> None:
-        self._started, self._waits = 0.0, False
-        self.clear()
-
-    def clear(self) -> None:
-        """Start anew."""
-        self.steps, self.seconds, self.waited = 0, 0.0, 0.0
-        self._sums: dict[str, float] = {}
+    steps: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    sums: dict[str, float] = field(factory=dict)
+    _started: float = 0.0
+    _waits: bool = False
 
     def next(self, batches: Iterator[T]) -> T:
         """A step begins, by waiting for its batch."""
@@ -43,11 +44,7 @@ class Meter:
         """The step is done."""
         self.steps += 1
         self.seconds += time.perf_counter() - self._started
-        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in losses.items()}
-
-    def losses(self) -> dict[str, float]:
-        """Means over the steps."""
-        return {name: value / self.steps for name, value in self._sums.items()}
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
 
 
 class RunLog:

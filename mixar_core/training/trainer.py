@@ -30,7 +30,7 @@ from mixar_core.training.checkpoint import (
     load_tensors,
     newest_checkpoint,
     read_run,
-    stored_shapes,
+    stored_in,
 )
 from mixar_core.training.engine import Engine, Gradients
 from mixar_core.training.guards import where_it_began
@@ -116,13 +116,13 @@ class Trainer:
         callbacks: Sequence[Callback],
         processes: Processes,
     ) -> None:
-        images = len(cache) if cache is not None else len(train_set or ())
-        if images == 0:
+        data = train_set if cache is None else cache
+        if data is None or (images := len(data)) == 0:
             raise UserError("data: the training split has no images")
         # refuses a batch that is not to be shared out, before anything is written
         BatchShard.of(config.batch_size, rank=processes.rank, world=processes.world)
         self.objective, self.config, self.folder, self.processes = objective, config, folder, processes
-        self.train_set, self.validation_set, self.cache = train_set, validation_set, cache
+        self.data, self.train_set, self.validation_set = data, train_set, validation_set
         self.steps, self.warmup = config.total_steps(images), config.total_warmup(images)
         #: what a resumed run must share with the one it goes on with
         self.settings = config.fingerprint() | {
@@ -155,9 +155,7 @@ class Trainer:
         if checkpoint is not None:
             self._load(checkpoint)
         processes.on_main(self._forget)
-        data = self.train_set if self.cache is None else self.cache
-        assert data is not None
-        self.source = make_source(self.objective, data, config, processes)
+        self.source = make_source(self.objective, self.data, config, processes)
         self.validation: Source | None = None
         if self.validation_set is not None and config.evaluate_every:
             self.validation = make_source(self.objective, self.validation_set, config, processes, validation=True)
@@ -200,7 +198,7 @@ class Trainer:
                 f"{self.processes.world}: the same batches and draws, but sums are rounded in another order",
                 file=sys.stderr,
             )
-        self.engine.expect(stored_shapes(checkpoint / "optimizer"), steps_done=self.done)
+        self.engine.expect(stored_in(checkpoint / "optimizer"), steps_done=self.done)
         load_tensors(checkpoint, self.engine.state(), self.processes)
 
     def _forget(self) -> None:
@@ -227,7 +225,7 @@ class Trainer:
             precision=self.config.precision,
             device=self.processes.device,
             flop_per_image=flop_per_image,
-            waiting=self.meter.waiting,
+            waiting=lambda: self.meter.waiting(),
         )
         # what a callback cannot do in one process ends the run in all
         self.processes.together(lambda: self._tell(lambda each: each.on_start(info), fatal=UserError))
@@ -299,8 +297,9 @@ class Trainer:
     # ---------------------------------------------------------------- between steps
 
     def _report(self, norm: float) -> None:
-        meter, self.last_losses = self.meter, self.meter.losses()
+        meter, self.meter = self.meter, Meter()
         waited = max(self.processes.all_gather(meter.waited))  # the slowest loader holds all of them up
+        self.last_losses = {name: value / meter.steps for name, value in meter.sums.items()}
         figures: dict[str, Any] = {
             "losses": self.last_losses,
             "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
@@ -308,10 +307,9 @@ class Trainer:
             "images_per_second": meter.steps * self.config.batch_size / meter.seconds,
             "waiting_share": min(1.0, waited / meter.seconds),
         }
-        left = (self.steps - self.done) * meter.seconds / meter.steps
-        meter.clear()
         if self.processes.is_main:
             self.log.write("train", self.done, **figures)
+        left = (self.steps - self.done) * meter.seconds / meter.steps
         report = StepReport(step=self.done, seconds_left=left, **figures)
         self._tell(lambda each: each.on_step(self.info, report))
 
@@ -338,7 +336,7 @@ class Trainer:
         if not (self.callbacks.want_previews and needed):
             return
         device = self.processes.device
-        data = next(data for data in (self.validation_set, self.train_set, self.cache) if data is not None)
+        data = next(data for data in (self.validation_set, self.train_set, self.data) if data is not None)
         images = preview_images(self.objective, data, self.config, device)
         noise = step_noise(Stream.PREVIEW, seed=VALIDATION_SEED, step=0, device=device)
         self.objective.eval()
