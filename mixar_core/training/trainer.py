@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ from mixar_core.training.log import Meter, RunLog, Unreadable
 from mixar_core.training.objective import Objective
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.sources import VALIDATION_SEED, make_source, preview_images, shared_batches
+
+#: What a run leaves at its end: averaged, and as they are.
+WEIGHTS = ("weights.safetensors", "weights_raw.safetensors")
 
 
 @frozen(eq=False)
@@ -95,7 +99,7 @@ def train(
     processes = join_processes(device)
     with StopSignals() as signals, naming_lost_processes(processes), tf32_where(config.precision, processes.device):
         trainer = Trainer(objective, train_set, validation_set, config, folder, cache, callbacks, processes)
-        with closing(trainer):
+        with closing(trainer.lock), closing(trainer.checkpoints):  # nothing is written once others are let in
             trainer.prepare(files or {}, resume=resume)
             result = trainer.run(signals, flop_per_image=flop_per_image)
     processes.leave()
@@ -139,11 +143,6 @@ class Trainer:
         )
         self.done = 0
         self.last_losses: Mapping[str, float] = {}
-
-    def close(self) -> None:
-        """Let others into the folder, once nothing writes into it any more."""
-        self.checkpoints.close()
-        self.lock.close()
 
     # ---------------------------------------------------------------- before the first step
 
@@ -204,7 +203,7 @@ class Trainer:
     def _forget(self) -> None:
         """What steps yet to be done will write anew; finished weights would be taken for newer than a checkpoint."""
         self.log.forget_after(self.done)
-        for name in ("weights.safetensors", "weights_raw.safetensors") if self.done < self.steps else ():
+        for name in WEIGHTS if self.done < self.steps else ():
             with writing(self.folder / name):
                 (self.folder / name).unlink(missing_ok=True)
         self.checkpoints.clean(self.done)
@@ -228,18 +227,17 @@ class Trainer:
             waiting=lambda: self.meter.waiting(),
         )
         # what a callback cannot do in one process ends the run in all
-        self.processes.together(lambda: self._tell(lambda each: each.on_start(info), fatal=UserError))
+        self.processes.together(
+            lambda: self.callbacks.call(self.done, lambda each: each.on_start(info), fatal=UserError)
+        )
         try:
             self._steps(signals)
-        except BaseException as error:
-            failure = error
-            self._tell(lambda each: each.on_failure(info, self.done, failure))
+        except BaseException as caught:
+            error = caught  # a lambda cannot hold the name that `except` binds
+            self.callbacks.call(self.done, lambda each: each.on_failure(info, self.done, error))
             raise
-        self._tell(lambda each: each.on_end(info, self.done))
+        self.callbacks.call(self.done, lambda each: each.on_end(info, self.done))
         return Result(self.folder, self.done, self.steps, self.last_losses, time.perf_counter() - started)
-
-    def _tell(self, hook: Callable[[Callback], None], **how: Any) -> None:
-        self.callbacks.call(self.done, hook, **how)
 
     def _steps(self, signals: StopSignals) -> None:
         """The training loop."""
@@ -311,7 +309,7 @@ class Trainer:
             self.log.write("train", self.done, **figures)
         left = (self.steps - self.done) * meter.seconds / meter.steps
         report = StepReport(step=self.done, seconds_left=left, **figures)
-        self._tell(lambda each: each.on_step(self.info, report))
+        self.callbacks.call(self.done, lambda each: each.on_step(self.info, report))
 
     @torch.no_grad()
     def _evaluate(self, source: Source) -> None:
@@ -327,7 +325,7 @@ class Trainer:
         self.last_losses = losses
         if self.processes.is_main:
             self.log.write("validation", self.done, losses=losses)
-        self._tell(lambda each: each.on_evaluation(self.info, self.done, losses))
+        self.callbacks.call(self.done, lambda each: each.on_evaluation(self.info, self.done, losses))
 
     @torch.no_grad()
     def _preview(self) -> None:
@@ -342,7 +340,7 @@ class Trainer:
         self.objective.eval()
         with self.engine.ema.swapped(), self.engine.gathered(), self.engine.autocast():
             rows = {name: row.float().cpu() for name, row in self.objective.preview(images, noise=noise).items()}
-        self._tell(lambda each: each.on_preview(self.info, self.done, rows))
+        self.callbacks.call(self.done, lambda each: each.on_preview(self.info, self.done, rows))
 
     def _announce(self) -> None:
         """Tell callbacks of the checkpoints that became complete."""
@@ -352,28 +350,23 @@ class Trainer:
             for path in paths:
                 callback.on_checkpoint(self.info, checkpoint_step(path), path)
 
-        self._tell(tell)
+        self.callbacks.call(self.done, tell)
 
     @torch.no_grad()
     def _finish(self) -> None:
         """Let the objective measure what belongs beside the weights, and write both sets of them."""
-        self.objective.eval()
-        with self.engine.ema.swapped():
-            self._export("weights.safetensors")
-        self._export("weights_raw.safetensors")
-
-    def _export(self, name: str) -> None:
-        objective, config = self.objective, self.config
-        if self.train_set is not None and objective.finish_images:
-            batches = shared_batches(
-                self.train_set,
-                objective.finish_images,
-                self.processes,
-                batch_size=config.micro_batch or self.source.share.rows,
-                workers=config.workers,
-                max_unreadable=config.max_unreadable,
-            )
-            with self.engine.gathered():
-                objective.finish(batches, self.processes.sum)
-        weights = self.engine.whole_weights()
-        self.processes.on_main(lambda: write_weights(self.folder / name, weights))
+        objective, config = self.objective.eval(), self.config
+        for name in WEIGHTS:
+            with self.engine.ema.swapped() if name == WEIGHTS[0] else nullcontext():
+                if self.train_set is not None and objective.finish_images:
+                    batches = shared_batches(
+                        self.train_set,
+                        objective.finish_images,
+                        self.processes,
+                        batch_size=config.micro_batch or self.source.share.rows,
+                        workers=config.workers,
+                        max_unreadable=config.max_unreadable,
+                    )
+                    with self.engine.gathered():
+                        objective.finish(batches, self.processes.sum)
+                self.processes.on_main(partial(write_weights, self.folder / name, self.engine.whole_weights()))

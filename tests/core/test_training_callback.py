@@ -9,7 +9,7 @@ import torch
 
 from mixar_core.errors import UserError
 from mixar_core.training.callback import Callback, Callbacks, RunInfo, StepReport
-from tests.core.training_toys import toy_run
+from tests.core.training_toys import ToyObjective, toy_run
 
 REPORT = StepReport(7, {"loss": 0.5}, 1e-4, 2.0, 10.0, 1.0, 0.01)
 
@@ -87,6 +87,18 @@ def test_the_end_by_an_error_is_an_end(tmp_path):
     watch = Watch()
     Callbacks([watch]).call(3, lambda each: each.on_failure(info(tmp_path), 3, ValueError()))
     assert watch.seen == ["end"]
+
+
+def test_the_error_that_ends_a_run_is_told(tmp_path):
+    told = []
+
+    class Told(Callback):
+        def on_failure(self, run, step, error):
+            told.append((step, error))
+
+    with pytest.raises(UserError, match="step 4: not finite") as caught:
+        toy_run(tmp_path / "run", objective=ToyObjective(bad_step=3), callbacks=[Told()])
+    assert told == [(3, caught.value)]
 
 
 class Everywhere(Watch):
