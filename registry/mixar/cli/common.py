@@ -56,6 +56,12 @@ def _device_that_is_there(value: str | None) -> str | None:
     return value
 
 
+def _go_offline(wanted: bool) -> bool:
+    if wanted:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return wanted
+
+
 Steps = Annotated[
     int | None, typer.Option("--steps", callback=at_least(1), help="Sampling steps; default: the recipe's.")
 ]
@@ -79,13 +85,10 @@ Precision = Annotated[
     typer.Option("--precision", help="What is computed in; bf16 is about twice as fast and draws other images."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing: hf:// files come from this machine's cache.")]
-
-
-def go_offline() -> None:
-    """Fetch nothing from here on, as with HF_HUB_OFFLINE=1."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", callback=_go_offline, help="Fetch nothing: hf:// files come from this machine's cache."),
+]
 
 
 def command_line(*words: object) -> str:
@@ -116,7 +119,7 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in right else "left", overflow="fold")
     for row in rows:

@@ -13,7 +13,7 @@ import typer
 from typer.models import CommandInfo, TyperInfo
 
 from mixar.cli.cache import cache_command
-from mixar.cli.common import NoPlugin, Offline, go_offline
+from mixar.cli.common import NoPlugin, Offline
 from mixar.cli.inspect import plugins_command, recipe_app, recipes_command
 from mixar.cli.sample import sample_command
 from mixar.cli.train import train_command
@@ -67,8 +67,6 @@ def root(
 ) -> None:
     """MixAR: masked autoregressive image generation in a continuous latent space, guided by discrete tokens."""
     context.obj = list(no_plugin or ())
-    if offline:
-        go_offline()
 
 
 def main() -> None:

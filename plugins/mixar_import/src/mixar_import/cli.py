@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mixar.cli.common import NoPlugin, Offline, as_path, command_line, go_offline, open_registry, print_table
+from mixar.cli.common import NoPlugin, Offline, as_path, command_line, open_registry, print_table
 
 weights_app = typer.Typer(
     no_args_is_help=True,
@@ -68,8 +68,6 @@ def import_command(
     """
     from mixar_import.imports import import_weights
 
-    if offline:
-        go_offline()
     done = import_weights(
         kind,
         file,
