@@ -16,11 +16,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixar.api import evaluate
     from mixar.assembly import System, build
     from mixar.generation import Generation
     from mixar.model import Model, load
-    from mixar.plugins import Part, Registry, hookimpl, plugin_manager
+    from mixar.plugins import Part, Registry, evaluate, hookimpl, plugin_manager
     from mixar.recipe import PartChoice, Recipe, load_recipe
     from mixar.run import train
     from mixar_core.errors import UserError
@@ -47,11 +46,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "mixar.api": ("evaluate",),
     "mixar.assembly": ("System", "build"),
     "mixar.generation": ("Generation",),
     "mixar.model": ("Model", "load"),
-    "mixar.plugins": ("Part", "Registry", "hookimpl", "plugin_manager"),
+    "mixar.plugins": ("Part", "Registry", "evaluate", "hookimpl", "plugin_manager"),
     "mixar.recipe": ("PartChoice", "Recipe", "load_recipe"),
     "mixar.run": ("train",),
     "mixar_core.errors": ("UserError",),

@@ -13,7 +13,7 @@ from torch import nn
 from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
 from mixar.hub import is_file
 from mixar.plugins import Registry, plugin_manager
-from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, checked_recipe, read_plain
+from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, read_plain
 from mixar_core.backbone import Backbone
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.dataset import ImageDataset, class_misfit
@@ -74,7 +74,9 @@ def build(
     Raises:
         UserError: two parts do not fit, weights do not fit a part, or the device is not there.
     """
-    registry, recipe, device = registry or plugin_manager(), checked_recipe(recipe), available_device(device)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe {recipe!r}: not a Recipe, which mixar.load_recipe makes of a name or path")
+    registry, device = registry or plugin_manager(), available_device(device)
     if meta or not checked:
         _check_prior_model(recipe, registry)
         with torch.device("meta"):

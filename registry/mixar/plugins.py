@@ -269,6 +269,24 @@ def _unless_broken(plugin: Plugin, take: Callable[[Plugin], Plugin]) -> Plugin:
         return attrs.evolve(plugin, problem=one_line(error))
 
 
+def evaluate(*args: Any, **kwargs: Any) -> Any:
+    """Measure images against a reference: `mixar_eval.evaluate`, which comes with the package mixar-eval.
+
+    Raises:
+        UserError: that package is not installed, or this is a worker process that is still being started.
+    """
+    from mixar_core.distributed import refuse_while_starting
+
+    refuse_while_starting()
+    function = load_plugins()[0].hook.mixar_evaluate()
+    if function is None:
+        raise UserError(
+            "mixar.evaluate comes with the package mixar-eval, which is not installed; in a checkout: "
+            "pip install ./plugins/mixar_eval"
+        )
+    return function(*args, **kwargs)
+
+
 def load_plugins(*, blocked: Sequence[str] = ()) -> tuple[pluggy.PluginManager, list[Plugin]]:
     """pluggy's manager with every plugin that can be imported, and all plugins, those that cannot with the reason.
 

@@ -145,8 +145,6 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
     plain = placed(plain, folder if own else Path.cwd(), own=own)
     if parent is None:
         return plain
-    if not isinstance(parent, str):
-        raise UserError(f"{where}: extends: {parent!r} is not a recipe's name or path")
     with said_of(f"{where}: extends"):
         base = registry.find_recipe(Text(parent, folder))
     inherited = read_plain(base, registry, _seen=(*_seen, path.resolve()))
@@ -247,11 +245,9 @@ def _choice(value: Any, path: str, kind: str, registry: Registry, *, user: str =
         raise UserError(f"required {user}; {known}")
     if not isinstance(value, Mapping):
         raise UserError(f"{bare(value)!r} is not a mapping with a type")
-    settings = dict(value)
+    settings = {name: item for name, item in value.items() if name != "weights" or bare(item) is not None}
     weights = settings.pop("weights", None)
-    if bare(weights) is None:
-        weights = None
-    else:
+    if weights is not None:
         weights, settings = _weights(weights, settings, path, registry)
     if "type" not in settings:
         raise UserError(f"{path}.type: required, and not there; {known}")
@@ -265,14 +261,10 @@ def _weights(weights: Any, settings: dict[str, Any], key: str, registry: Registr
     where = f"{key}.weights"
     if key not in TRAINABLE:
         raise UserError(f"{where}: only {', '.join(TRAINABLE)} have weights of their own")
-    if not isinstance(weights, str):
-        raise UserError(f"{where}: {weights!r} is not a model's name, a model folder or a .safetensors file")
-    if is_file(weights) and "type" not in settings:
-        raise UserError(f"{key}.type: required where weights is a file ({weights}), which does not say its type")
     with said_of(where):
-        path = None if weights.startswith(PREFIX) else path_of(weights, holding="recipe.yaml")
-    place = str(weights if path is None else path)
-    if is_file(weights):
+        path = None if str(weights).startswith(PREFIX) else path_of(weights, holding="recipe.yaml")
+    place = str(path or weights)
+    if is_file(place):
         return place, settings
     try:
         plain = read_plain(registry.find_model(weights) / "recipe.yaml", registry)
@@ -289,13 +281,6 @@ def _weights(weights: Any, settings: dict[str, Any], key: str, registry: Registr
     if settings.get("type") != own.get("type"):
         raise UserError(f"{key}.type: {settings['type']} is not the type of {weights}, which is {own['type']}")
     return place, settings
-
-
-def checked_recipe(recipe: Any) -> Recipe:
-    """The recipe, or a UserError where it is something else."""
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"recipe {recipe!r}: not a Recipe, which mixar.load_recipe makes of a name or path")
-    return recipe
 
 
 def to_plain(recipe: Recipe) -> dict[str, Any]:

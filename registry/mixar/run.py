@@ -17,7 +17,7 @@ from mixar.cost import training_flop_per_image
 from mixar.folder import PROVENANCE, RECIPE, read_provenance, sha256, versions
 from mixar.memory import check_memory
 from mixar.plugins import Registry, plugin_manager
-from mixar.recipe import TRAINABLE, Recipe, checked_recipe, load_recipe, to_plain, to_yaml
+from mixar.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar.structure import differences, flat
 from mixar.text import first_of, tell
 from mixar_core.distributed import own_device
@@ -51,10 +51,10 @@ def train(
     Raises:
         UserError: the recipe does not say how long to train, its parts or data do not fit, or see `trainer.train`.
     """
-    registry, folder, training = registry or plugin_manager(), user_path(folder), checked_recipe(recipe).training
+    registry, folder = registry or plugin_manager(), user_path(folder)
+    planned, training = build(recipe, registry, meta=True), recipe.training
     if training is None:
         raise UserError(f"recipe {recipe.name}: training: required to train, and not there; set steps or epochs of it")
-    planned = build(recipe, registry, meta=True)
     frozen_files = _frozen_files(planned, registry)
     if resume:
         _check_recipe(folder, recipe, registry)
