@@ -297,6 +297,14 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def standing_alone(recipe: Recipe) -> Recipe:
+    """The recipe with what a shipped one says of data that are not there yet meaning the same from anywhere."""
+    if recipe.data is None:
+        return recipe
+    config = structure(placed(unstructure(recipe.data.config), Path.cwd()), type(recipe.data.config))
+    return attrs.evolve(recipe, data=attrs.evolve(recipe.data, config=config))
+
+
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
     return strict_yaml.dump(to_plain(recipe))

@@ -71,9 +71,9 @@ def show_command(
 
     Example: `mixar recipe show mixar_l --set injector.type=dc-ca > mine.yaml`
     """
-    from mixar.recipe import load_recipe, to_plain, to_yaml
+    from mixar.recipe import load_recipe, standing_alone, to_plain, to_yaml
 
-    resolved = load_recipe(recipe, registry=open_registry(context, no_plugin), overrides=settings or ())
+    resolved = standing_alone(load_recipe(recipe, registry=open_registry(context, no_plugin), overrides=settings or ()))
     if as_json:
         print_json(to_plain(resolved))
     else:
