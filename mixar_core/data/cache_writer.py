@@ -297,15 +297,16 @@ def finish(folder: Path, settings: CacheSettings, shards: int, *, max_unreadable
     notes = [_read(_note_path(folder, number), Note) for number in range(shards)]
     skipped = tuple(each for note in notes for each in note.skipped)
     check_unreadable({each.index: each.reason for each in skipped}, max_unreadable)
-    statistics, values = None, sum(note.values for note in notes)
-    count = sum(note.shard.rows for note in notes)
+    count, statistics = sum(note.shard.rows for note in notes), None
     if count == 0:
         raise UserError(f"{folder}: the data have no image that can be read")
     if settings.latent_shape is not None:
-        mean = [sum(each) / values for each in zip(*(note.sums for note in notes), strict=True)]
-        square = [sum(each) / values for each in zip(*(note.squares for note in notes), strict=True)]
-        std = [max(0.0, s - m**2) ** 0.5 for s, m in zip(square, mean, strict=True)]
-        statistics = ChannelStatistics(tuple(mean), tuple(std))
+        values = sum(note.values for note in notes)
+        mean, square = (
+            numpy.sum(each, axis=0) / values for each in ([n.sums for n in notes], [n.squares for n in notes])
+        )
+        std = numpy.sqrt(numpy.maximum(0.0, square - mean**2))
+        statistics = ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
     index = CacheIndex(settings, count, tuple(note.shard for note in notes), statistics, skipped)
     write_text(folder / INDEX, index.to_json())
     rmtree(folder / PROGRESS)

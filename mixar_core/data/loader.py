@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from mixar_core.data.dataset import ImageDataset
@@ -36,6 +36,7 @@ class BatchShard:
         return cls(rank * (total // world), total // world, total)
 
 
+@frozen
 class ShuffledOrder:
     """The endless order of a data set of `size` images: epoch after epoch, each a permutation by (seed, epoch).
 
@@ -43,10 +44,9 @@ class ShuffledOrder:
     batch may reach into the next epoch, or, where it is larger than the data set, over several.
     """
 
-    def __init__(self, size: int, batch_size: int, *, seed: int) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self._epoch = -1
-        self._permutation = torch.empty(0, dtype=torch.int64)
+    size: int
+    batch_size: int
+    seed: int = field(kw_only=True)
 
     def indices(self, step: int) -> Tensor:
         """Image indices (batch_size,) of batch `step`, int64."""
@@ -60,10 +60,12 @@ class ShuffledOrder:
 
     def permutation(self, epoch: int) -> Tensor:
         """All indices in this epoch's order, (size,)."""
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, Stream.ORDER))
-            self._epoch, self._permutation = epoch, torch.randperm(self.size, generator=generator)
-        return self._permutation
+        return _permutation(self.size, seed_of(self.seed, epoch, Stream.ORDER))
+
+
+@lru_cache(maxsize=4)
+def _permutation(size: int, seed: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
 
 
 @frozen(eq=False)

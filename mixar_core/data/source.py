@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import torch
+from attrs import define, field
 from torch import Tensor
 
 from mixar_core.data.cache import TOKENS, TokenCache
@@ -30,6 +31,7 @@ Read = Callable[[Iterable[Wanted]], Iterator[LoadedRows] | Iterator[CachedTokens
 AHEAD = 2
 
 
+@define(eq=False)
 class Source:
     """Batches of a process, step by step, on its device.
 
@@ -38,29 +40,26 @@ class Source:
         order: which rows each step sees.
         share: this process's part of them.
         flip: whether rows are mirrored with probability 1/2, by the order's seed.
-        unreadable: what could not be read before.
     """
 
-    def __init__(
-        self,
-        read: Read,
-        order: ShuffledOrder,
-        share: BatchShard,
-        *,
-        device: torch.device,
-        flip: bool = False,
-        unreadable: dict[int, str] | None = None,
-    ) -> None:
-        self.read, self.order, self.share, self.seed = read, order, share, order.seed
-        self.device, self.flip = device, flip
-        #: images that could not be read so far, index -> the reason; the next readable image stands in for each
-        self.unreadable = {} if unreadable is None else unreadable
+    read: Read
+    order: ShuffledOrder
+    share: BatchShard
+    device: torch.device = field(kw_only=True)
+    flip: bool = field(default=False, kw_only=True)
+    #: images that could not be read so far, index -> the reason; the next readable image stands in for each
+    unreadable: dict[int, str] = field(factory=dict, kw_only=True)
+
+    @property
+    def seed(self) -> int:
+        """That of the order and the mirroring."""
+        return self.order.seed
 
     def batches(self, first: int, end: int) -> Iterator[Batch]:
         """The batches of steps `first` up to `end`."""
         for found in self.read(self.wanted(step) for step in range(first, end)):
             if isinstance(found, LoadedRows):
-                self.unreadable |= found.unreadable
+                self.unreadable.update(found.unreadable)
             yield found.to(self.device)
 
     def wanted(self, step: int) -> Wanted:

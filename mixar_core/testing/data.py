@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,16 +31,9 @@ def check_dataset(data: ImageDataset, *, image_size: int) -> None:
     expect(all(note and "\n" not in note for note in data.notes), f"notes are not lines of text: {data.notes}")
     expect(len(labels) == size, f"labels() has {len(labels)} entries for {size} images")
     expect(all(type(label) is int for label in labels), "labels() holds something else than int")
-    expect(len(data.class_names) == data.num_classes, "class_names has not one name a class")
-    allowed = range(data.num_classes) if data.num_classes else (NO_CLASS,)
+    allowed = _allowed_labels(data)
     expect(set(labels) <= set(allowed), f"labels() holds {sorted(set(labels) - set(allowed))[:3]}")
-    try:
-        data[size]
-    except IndexError:
-        pass
-    else:
-        raise AssertionError("an index behind the end raises no IndexError")
-
+    _expect_error(IndexError, lambda: data[size], "an index behind the end")
     copy = pickle.loads(pickle.dumps(data))
     expect(len(copy) == size and copy.labels() == labels, "it does not survive pickling into loader workers")
     for index in sorted({0, size // 2, size - 1}):
@@ -58,17 +51,25 @@ def _check_stream(data: ImageDataset, stream: ImageStream) -> None:
     images = list(stream)
     expect(bool(images), "it has no image, and so cannot be checked")
     expect([image.data for image in stream] == [image.data for image in images], "a second pass has another order")
-    expect(len(data.class_names) == data.num_classes, "class_names has not one name a class")
-    allowed = range(data.num_classes) if data.num_classes else (NO_CLASS,)
+    allowed = _allowed_labels(data)
     for image in images:
         expect(type(image.data) is bytes and bool(image.where), f"{image} has no bytes, or no name for errors")
         expect(type(image.label) is int and image.label in allowed, f"{image.where} has label {image.label}")
     for what, access in (("len", lambda: len(data)), ("an image", lambda: data[0]), ("labels", lambda: data.labels())):
-        try:
-            access()
-        except UserError:
-            continue
-        raise AssertionError(f"{what} of a stream raises no UserError")
+        _expect_error(UserError, access, f"{what} of a stream")
+
+
+def _allowed_labels(data: ImageDataset) -> Sequence[int]:
+    expect(len(data.class_names) == data.num_classes, "class_names has not one name a class")
+    return range(data.num_classes) if data.num_classes else (NO_CLASS,)
+
+
+def _expect_error(kind: type[Exception], access: Callable[[], object], what: str) -> None:
+    try:
+        access()
+    except kind:
+        return
+    raise AssertionError(f"{what} raises no {kind.__name__}")
 
 
 def check_extractor(make: Callable[[], FeatureExtractor]) -> None:
