@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from typing import Any
 
 import yaml
@@ -12,21 +11,19 @@ from mixar.text import one_line
 from mixar_core.errors import UserError
 
 # YAML 1.2's core schema. PyYAML follows 1.1, where 1e-4 is text, `on` is true, 010 is eight and 1:30 is ninety.
-_SCALARS = (
-    ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("tag:yaml.org,2002:int", r"^[-+]?[0-9]+$", list("-+0123456789")),
-    (
-        "tag:yaml.org,2002:float",
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
-        list("-+0123456789."),
-    ),
-)
+_NUMBER = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+_SCALARS = {
+    "null": re.compile(r"(?:~|null|Null|NULL|)$"),
+    "bool": re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"),
+    "int": re.compile(r"[-+]?[0-9]+$"),
+    "float": re.compile(rf"(?:{_NUMBER}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+}
+_RESOLVERS = {None: [(f"tag:yaml.org,2002:{name}", pattern) for name, pattern in _SCALARS.items()]}
 _STANDS_FOR = "\ue000"
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers = _RESOLVERS
 
 
 class _NoComments(_Loader):
@@ -42,27 +39,22 @@ class _NoComments(_Loader):
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers = _RESOLVERS
 
     def ignore_aliases(self, data: Any) -> bool:
         """A value that stands twice is written twice."""
         return True
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key} stands twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(node.value)  # PyYAML's own reads 010 as eight
+        if not isinstance(key, str) or key in made:
+            problem = f"key {key} stands twice" if isinstance(key, str) else f"key {key!r} is not text"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        made[key] = loader.construct_object(value_node, deep=True)
+    return made
 
 
 def _text(dumper: _Dumper, value: str) -> yaml.Node:
@@ -76,13 +68,9 @@ def _list(dumper: _Dumper, value: list[Any] | tuple[Any, ...]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=not nested)
 
 
-for _tag, _pattern, _first in _SCALARS:
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_tag, re.compile(_pattern), _first)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))  # PyYAML's own reads 010 as eight
 _Dumper.add_representer(str, _text)
-_Dumper.add_multi_representer(str, _text)  # text that knows more of itself
 _Dumper.add_representer(list, _list)
 _Dumper.add_representer(tuple, _list)
 
@@ -103,7 +91,7 @@ def load(text: str, *, where: str, comments: bool = True) -> Any:
 
 def is_text(word: str) -> bool:
     """Whether YAML reads an unquoted word as text, and not as null, a boolean or a number."""
-    return not any(re.match(pattern, word) for _, pattern, _ in _SCALARS)
+    return not any(pattern.match(word) for pattern in _SCALARS.values())
 
 
 def dump(value: Any) -> str:
