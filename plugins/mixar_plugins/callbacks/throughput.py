@@ -82,16 +82,14 @@ class Throughput(Callback):
         steps, self._last = report.step - self._last, report.step
         seconds = steps * run.batch_size / report.images_per_second
         self._reports.append((steps, seconds, seconds * report.waiting_share))
-        figures = {
-            "images_per_second": report.images_per_second,
+        new = {
             "steps_per_second": report.images_per_second / run.batch_size,
             "mfu": self._mfu(run, report.images_per_second),
-            "waiting_share": report.waiting_share,
             "gpu_memory_gb": _gpu_memory_gb(run.device),
         }
-        self._log.write("throughput", report.step, **{k: v and round(v, 5) for k, v in figures.items()})
-        new = ("steps_per_second", "mfu", "gpu_memory_gb")
-        report.extra.update({name: value for name in new if (value := figures[name]) is not None})
+        known = {"images_per_second": report.images_per_second, "waiting_share": report.waiting_share}
+        self._log.write("throughput", report.step, **{k: v and round(v, 5) for k, v in (known | new).items()})
+        report.extra.update({name: value for name, value in new.items() if value is not None})
 
     def on_end(self, run: RunInfo, step: int) -> None:
         if not self._reports:

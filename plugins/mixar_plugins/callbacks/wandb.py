@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import yaml
-from attrs import frozen
+from attrs import asdict, frozen
 from torch import Tensor
 
 from mixar_core.errors import UserError
@@ -56,10 +56,7 @@ class WandB(Callback):
         kept, recipe = run.folder / "wandb_id.txt", run.folder / "recipe.yaml"
         known = kept.read_text(encoding="utf-8").strip() if run.first_step and kept.is_file() else None
         self.run = self.package.init(
-            project=self.config.project,
-            name=self.config.name or run.name,
-            group=self.config.group,
-            mode=self.config.mode,
+            **asdict(self.config) | {"name": self.config.name or run.name},
             dir=str(run.folder),
             id=known,
             resume="allow" if known else None,
