@@ -6,8 +6,10 @@ and attention; norms, activations and softmax are left out, as is usual. A backw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,12 +101,16 @@ def _figure(run: Callable[[], object], factor: float = 1.0) -> Figure:
     return figure(lambda: factor * _gflop(run))
 
 
+def _gflop_at(counts: Iterable[int], run: Callable[[int], object], wanted: Sequence[int]) -> float:
+    """Of one run at each of the `wanted` numbers, summed: of a polynomial in them, which runs at `counts` tell."""
+    measured = sorted(set(counts))
+    told = [_gflop(partial(run, count)) for count in measured]
+    return float(np.polyval(np.polyfit(measured, told, len(measured) - 1), wanted).sum())
+
+
 def _gflop_of_steps(run: Callable[[int | None], object], steps: int | None) -> float:
-    """Of a sampler, whose FLOP are affine in its steps: where these are known, two short runs tell."""
-    if steps is None or steps <= 2:
-        return _gflop(lambda: run(steps))
-    one, two = _gflop(lambda: run(1)), _gflop(lambda: run(2))
-    return one + (two - one) * (steps - 1)
+    """Of a sampler, whose FLOP are affine in its steps."""
+    return _gflop(lambda: run(None)) if steps is None else _gflop_at((1, 2), run, [steps])
 
 
 # ---------------------------------------------------------------- by part
@@ -148,10 +154,15 @@ def _sampling(system: System) -> dict[str, Figure]:
             z_uncond_RD = z_RD if guided else None
             return head.sample(z_RD, z_uncond_RD=z_uncond_RD, cfg=settings.cfg, steps=steps, noise=Noise.seeded(0))
 
+        def run_backbone(masked: int) -> object:
+            return trained_passes(system, masked)["backbone"]()
+
         left = [tokens, *masked_after_step(tokens, settings.steps)]
-        masked = [now for now, then in pairwise(left) if then < now]
+        masked = sorted(now for now, then in pairwise(left) if then < now)
+        # attention is quadratic in the number of masked tokens and all else linear: three passes tell
+        few = masked[0], masked[len(masked) // 2], masked[-1]
         head_steps = settings.head_steps or _own(head, "sampling_steps")
-        costs["backbone"] = figure(lambda: (1 + guided) * _backbone_gflop(system, masked))
+        costs["backbone"] = figure(lambda: (1 + guided) * _gflop_at(few, run_backbone, masked))
         costs["head"] = figure(lambda: tokens * _gflop_of_steps(draw_token, head_steps))
     if prior is not None and (model is None or model.injector.needs_codes):
 
@@ -164,16 +175,6 @@ def _sampling(system: System) -> dict[str, Figure]:
     return {**costs, decoder: _figure(lambda: _decode(system))}
 
 
-def _backbone_gflop(system: System, masked: Sequence[int]) -> float:
-    """One pass each over one image of which so many tokens are not known, summed.
-
-    Attention is quadratic in their number and all else linear, so that three passes tell of any number of them.
-    """
-    counts = sorted({max(masked), sorted(masked)[len(masked) // 2], min(masked)})
-    told = [_gflop(trained_passes(system, count)["backbone"]) for count in counts]
-    return float(np.polyval(np.polyfit(counts, told, len(counts) - 1), masked).sum())
-
-
 def _decode(system: System) -> Tensor:
     """An image, from latents or, where there is no continuous tokenizer, from codes."""
     continuous, discrete = system.continuous_tokenizer, system.discrete_tokenizer
@@ -184,10 +185,9 @@ def _decode(system: System) -> Tensor:
     return discrete.decode(codes_of(discrete.grid.tokens))
 
 
-def _own(part: object, setting: str) -> int | None:
-    """A part's own number of steps, where its config has one."""
-    steps: int | None = getattr(getattr(part, "config", None), setting, None)
-    return steps
+def _own(part: object, setting: str) -> Any:
+    """A part's own number of steps, or None where its config has none."""
+    return getattr(getattr(part, "config", None), setting, None)
 
 
 # ---------------------------------------------------------------- parameters, tokens, sampling's memory

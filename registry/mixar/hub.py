@@ -29,11 +29,6 @@ def is_file(weights: str) -> bool:
     return weights.startswith(PREFIX) or weights.endswith(".safetensors")
 
 
-def offline() -> bool:
-    """Whether nothing may be fetched: HF_HUB_OFFLINE is set, which `--offline` does."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
 def fetch(name: str) -> HubFile:
     """The file behind `hf://owner/name/file[@revision]`, from the cache or downloaded into it.
 
@@ -57,22 +52,21 @@ def fetch(name: str) -> HubFile:
         errors.RemoteEntryNotFoundError: f"{repository} has no file {file} at revision {revision}",
         errors.HFValidationError: "",  # says itself what is wrong with the name
     }
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")  # which `--offline` sets
     cached = None
     try:
         cached = try_to_load_from_cache(repository, file, revision=revision)
-        if not (isinstance(cached, str) and (offline() or _COMMIT.fullmatch(revision))):
-            if offline():
-                raise UserError(f"{name}: not in the cache of this machine, and offline")
+        if not (offline or (isinstance(cached, str) and _COMMIT.fullmatch(revision))):
             # Asked for first: the download itself would try for half a minute to reach a hub that cannot be reached.
             get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), library_name="mixar")
             cached = hf_hub_download(repository, file, revision=revision, library_name="mixar")
-    except UserError:
-        raise
     except Exception as error:  # no connection: the classes are the HTTP client's, which changes with the library
         said = next((text or one_line(error) for kind, text in refusals.items() if isinstance(error, kind)), None)
         if said is None and not isinstance(cached, str):
             said = f"not in the cache of this machine, and cannot be fetched: {one_line(error)}"
         if said is not None:
             raise UserError(f"{name}: {said}") from error
-    commit = re.search("/snapshots/([^/]+)/", Path(str(cached)).as_posix())  # where the cache keeps a commit's files
-    return HubFile(Path(str(cached)), commit[1] if commit else "")
+    if not isinstance(cached, str):
+        raise UserError(f"{name}: not in the cache of this machine, and offline")
+    commit = re.search("/snapshots/([^/]+)/", Path(cached).as_posix())  # where the cache keeps a commit's files
+    return HubFile(Path(cached), commit[1] if commit else "")

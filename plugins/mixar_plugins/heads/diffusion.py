@@ -68,7 +68,7 @@ class DiffusionHead(ContinuousHead):
             z: (..., D); target, eps: (..., C); t: int64 (...) in [0, 1000).
         """
         xt = self.tables.diffuse(target, t, eps)
-        out = self.net(xt, self.net.embed_time(t), self.net.cond_embed(z)).float()
+        out = self.net(xt, self.net.time_embed(t), self.net.cond_embed(z)).float()
         predicted, variance = out.chunk(2, dim=-1)
         mse = ((eps - predicted) ** 2).mean(dim=-1)
         return mse, self.tables.variational_bound(target, xt, t, predicted.detach(), variance)
@@ -89,10 +89,10 @@ class DiffusionHead(ContinuousHead):
         conditions = [z_RD] if z_uncond_RD is None or not guided else [z_RD, z_uncond_RD]
         z, timesteps = torch.cat(conditions), torch.tensor(process.timesteps, device=z_RD.device)
         # a step's time embedding is the same for every row, and a row's condition for every step: computed once
-        embedded = exact = self.net.embed_time(timesteps), self.net.cond_embed(z)
+        embedded = exact = self.net.time_embed(timesteps), self.net.cond_embed(z)
         if embedded[1].dtype != torch.float32:  # under autocast
             with full_precision(z.device):
-                exact = self.net.embed_time(timesteps), self.net.cond_embed(z.float())
+                exact = self.net.time_embed(timesteps), self.net.cond_embed(z.float())
         shape = (z_RD.shape[0], self.token_dim)
         x = noise.normal(shape, z_RD.device, name="head_init")
         for k in reversed(range(len(process))):
@@ -119,25 +119,17 @@ class DenoisingMLP(nn.Module):
         self.input_proj = nn.Linear(token_dim, width)
         self.res_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
         self.final_layer = FinalLayer(width, 2 * token_dim)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initialise as MAR: Xavier-uniform; time embedding normal(0.02); modulations and output zero."""
+        # As MAR: Xavier-uniform; time embedding normal(0.02); modulations and output zero.
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in self.time_embed.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
-        zero = [module.adaLN_modulation[1] for module in (*self.res_blocks, self.final_layer)]
-        for layer in (*zero, self.final_layer.linear):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def embed_time(self, t: Tensor) -> Tensor:
-        """Embeddings (..., width) of timesteps (...)."""
-        return self.time_embed(t)
+        for parameter in self.time_embed.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+        for block in (*self.res_blocks, self.final_layer):
+            nn.init.zeros_(block.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
         """(..., C) to (..., 2C): noise first, then variance; `time` and `cond` are embedded already."""

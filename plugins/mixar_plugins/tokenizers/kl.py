@@ -89,8 +89,14 @@ class KLAutoencoder(ContinuousTokenizer):
             attention = 2**level in config.decoder_attention
             return Level(width, out, config.blocks + 1, attention, config.norm, double=level > 0)
 
-        def middle(width: int) -> Middle:
-            return Middle(width, config)
+        def middle(width: int) -> nn.Module:
+            return nn.Sequential(
+                OrderedDict(
+                    block_1=ResidualBlock(width, width, config.norm),
+                    attn_1=Attention(width) if config.mid_attention else nn.Identity(),
+                    block_2=ResidualBlock(width, width, config.norm),
+                )
+            )
 
         conv_in = nn.Conv2d(3, config.channels, 3, padding=1)
         self.encoder = Encoder(conv_in, widths, down, middle, out=2 * channels, kernel=3)
@@ -139,19 +145,6 @@ class Level(nn.Module):
             if self.attn:
                 hidden_BCHW = self.attn[index](hidden_BCHW)
         return self.upsample(self.downsample(hidden_BCHW))
-
-
-class Middle(nn.Module):
-    """Two residual blocks at the lowest resolution with attention between them."""
-
-    def __init__(self, width: int, config: KLConfig) -> None:
-        super().__init__()
-        self.block_1 = ResidualBlock(width, width, config.norm)
-        self.attn_1 = Attention(width) if config.mid_attention else nn.Identity()
-        self.block_2 = ResidualBlock(width, width, config.norm)
-
-    def forward(self, hidden_BCHW: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(hidden_BCHW)))
 
 
 class Attention(nn.Module):

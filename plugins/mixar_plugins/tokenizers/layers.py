@@ -54,16 +54,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.conv_in = conv_in
         steps = pairwise([conv_in.out_channels, *widths])
-        self.down = nn.ModuleList(make_level(index, *step) for index, step in enumerate(steps))
+        self.down = nn.Sequential(*(make_level(index, *step) for index, step in enumerate(steps)))
         self.mid = make_middle(widths[-1])
         self.norm_out = make_norm("group", widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], out, kernel, padding=kernel // 2)
 
-    def forward(self, hidden_BCHW: Tensor) -> Tensor:
-        hidden_BCHW = self.conv_in(hidden_BCHW)
-        for level in self.down:
-            hidden_BCHW = level(hidden_BCHW)
-        return self.conv_out(F.silu(self.norm_out(self.mid(hidden_BCHW))))
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        hidden_BCHW = self.mid(self.down(self.conv_in(images_B3HW)))
+        return self.conv_out(F.silu(self.norm_out(hidden_BCHW)))
 
 
 class Decoder(nn.Module):
