@@ -17,7 +17,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
-from torch.optim import AdamW
 
 from mixar_core.blocks import Block
 from mixar_core.data.source import Batch, Source
@@ -190,11 +189,10 @@ class Engine:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, by folder and name, sharing memory with this object."""
-        return {
-            "raw": self.objective.trained.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer, self.objective.trained),
-        }
+        trained, moments = self.objective.trained, self.optimizer.state
+        named = [(name, moments[p].items()) for name, p in trained.named_parameters() if p in moments]
+        optimizer = {f"{key}.{name}": value for name, kept in named for key, value in kept}  # exp_avg.head.weight
+        return {"raw": trained.state_dict(), "ema": self.ema.state_dict(), "optimizer": optimizer}
 
     def expect(self, stored: Collection[str], *, steps_done: int) -> None:
         """Make room for the optimizer's tensors of these names, so that a checkpoint can be loaded into `state()`."""
@@ -261,17 +259,8 @@ def sharded_blocks(trained: nn.Module) -> list[nn.Module]:
         block
         for blocks in lists
         for block in blocks
-        if any(True for _ in block.children()) and not any(isinstance(m, nn.ModuleList) for m in block.modules())
+        if [*block.children()] and not any(isinstance(inner, nn.ModuleList) for inner in block.modules())
     ]
-
-
-def optimizer_tensors(optimizer: AdamW, module: nn.Module) -> dict[str, Tensor]:
-    """AdamW's state as tensors, named by moment and parameter: `exp_avg.head.weight`."""
-    return {
-        f"{key}.{name}": value
-        for name, parameter in module.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
 
 
 def add(sums: dict[str, Tensor], losses: Losses, weight: float) -> None:

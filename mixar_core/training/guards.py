@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,12 @@ def _watched(root: nn.Module) -> Iterator[list[str]]:
     """Collects, in the order in which they appear, the modules inside whose output is not finite."""
     seen: list[str] = []
 
-    def hook(name: str) -> Any:
-        def look(module: nn.Module, arguments: Any, output: Any) -> None:
-            several = output if isinstance(output, tuple | list) else (output,)
-            if any(isinstance(value, Tensor) and not _is_finite(value) for value in several):
-                seen.append(f"output of {name} ({type(module).__name__})")
+    def look(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+        several = output if isinstance(output, tuple | list) else (output,)
+        if any(isinstance(value, Tensor) and not _is_finite(value) for value in several):
+            seen.append(f"output of {name} ({type(module).__name__})")
 
-        return look
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in root.named_modules() if name]
+    handles = [module.register_forward_hook(partial(look, name)) for name, module in root.named_modules() if name]
     try:
         yield seen
     finally:

@@ -52,8 +52,15 @@ class Reconstruction(Objective):
 
     takes_tokens = False
 
-    def __init__(self, extractor: FeatureExtractor | None, config: ReconstructionConfig) -> None:
+    def __init__(
+        self,
+        tokenizer: ContinuousTokenizer | DiscreteTokenizer,
+        extractor: FeatureExtractor | None,
+        config: ReconstructionConfig,
+    ) -> None:
         super().__init__()
+        self.trained = self.tokenizer = tokenizer
+        self.finish_images = config.statistics_images if isinstance(tokenizer, ContinuousTokenizer) else 0
         if config.perceptual_weight and extractor is None:
             raise ValueError("reconstruction.perceptual_weight is set, and there is no extractor")
         self.config = config
@@ -76,12 +83,7 @@ class Reconstruction(Objective):
 class ContinuousReconstruction(Reconstruction):
     """A continuous tokenizer: reconstruction from a sample of the posterior, and its KL divergence."""
 
-    def __init__(
-        self, tokenizer: ContinuousTokenizer, extractor: FeatureExtractor | None, config: ReconstructionConfig
-    ) -> None:
-        super().__init__(extractor, config)
-        self.trained = self.tokenizer = tokenizer
-        self.finish_images = config.statistics_images
+    tokenizer: ContinuousTokenizer
 
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
         """Terms: reconstruction, psnr, perceptual, kl (nats an image)."""
@@ -116,11 +118,7 @@ class ContinuousReconstruction(Reconstruction):
 class DiscreteReconstruction(Reconstruction):
     """A discrete tokenizer: reconstruction from the code vectors, and what the quantizer asks for."""
 
-    def __init__(
-        self, tokenizer: DiscreteTokenizer, extractor: FeatureExtractor | None, config: ReconstructionConfig
-    ) -> None:
-        super().__init__(extractor, config)
-        self.trained = self.tokenizer = tokenizer
+    tokenizer: DiscreteTokenizer
 
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
         """Terms: reconstruction, psnr, perceptual, the quantizer's by its names, codes_in_use.

@@ -111,10 +111,7 @@ class TrainingConfig:
 
     def total_steps(self, images: int) -> int:
         """Optimizer steps of the run on a split of `images`."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return max(1, math.ceil(self.epochs * images / self.batch_size))
+        return self.steps or max(1, math.ceil((self.epochs or 0.0) * images / self.batch_size))
 
     def total_warmup(self, images: int) -> int:
         """Warm-up steps on a split of `images`."""
