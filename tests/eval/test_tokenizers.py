@@ -90,22 +90,26 @@ def test_distances_are_to_the_originals_or_to_a_reference(family: Path, tmp_path
         return compare_tokenizers(entries, chosen, context, **more)
 
     found = compare()
-    assert seen == 2 * [(8, 12), (12, 12)] and found.floor.scores.count == 6 and "half" in found.floor.what
+    floor = found.to_json()["floor"]
+    assert seen == 2 * [(8, 12), (12, 12)] and floor["images"] == 6 and "half" in floor["between"]
     originals = torch.cat(list(chosen.images.batches()))
     real = extractor(originals.float() / 127.5 - 1)
     meter = TokenizerMeter(entries[0].tokenizer, extractor, seed=0)
     decoded = extractor(as_saved(meter.add(as_saved(originals), torch.arange(12))["codes"]))
-    codes = found.tokenizers[0]["reconstructions"]["codes"]
+    codes = found.to_json()["tokenizers"][0]["reconstructions"]["codes"]
     assert codes["frechet"] == pytest.approx(frechet_distance(decoded, real), rel=1e-6)
     assert codes["kernel"] is None  # an image and its reconstruction are no independent draws
     other = open_reference(str(write_pngs(tmp_path / "others", pixels(9, seed=5))), context)
     against = compare(reference=other)
-    assert against.tokenizers[0]["reconstructions"]["codes"]["kernel"] == pytest.approx(
+    assert against.to_json()["tokenizers"][0]["reconstructions"]["codes"]["kernel"] == pytest.approx(
         kernel_distance(decoded, other.features_AF)
     )
-    assert found.paired and not against.paired
-    assert against.reference is other and "to the reference" in against.floor.what
-    assert against.floor.scores.frechet == pytest.approx(frechet_distance(real, other.features_AF), rel=1e-6)
+    unpaired = "the reference is not the originals"
+    assert unpaired not in found.reasons and unpaired in against.reasons
+    told = against.to_json()
+    assert told["reference"]["description"] == other.description and "to the reference" in told["floor"]["between"]
+    apart = told["floor"]["distances"]["frechet"]
+    assert apart == pytest.approx(frechet_distance(real, other.features_AF), rel=1e-6)
     rows = reconstruct_few(entries, chosen.images, context, seed=0, count=3)
     assert list(rows) == ["original", entries[0].name] and torch.equal(rows["original"], originals[[0, 5, 11]])
 

@@ -20,8 +20,7 @@ from mixar_core.errors import UserError
 from mixar_core.masking import masked_after_step
 from mixar_core.model import SamplingConfig
 from mixar_eval.context import EvalContext
-from mixar_eval.plots import Curves, draw_panels
-from mixar_eval.points import measure_points
+from mixar_eval.points import Curves, draw_panels, measure_points
 from mixar_eval.references import Reference
 from mixar_eval.report import Report, Section, distance_names, number, readable
 

@@ -14,8 +14,7 @@ from mixar.model import Model
 from mixar.sampling import Plan
 from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
-from mixar_eval.plots import Curves, draw_panels
-from mixar_eval.points import AXES, Point, measure_points, setting_of, short
+from mixar_eval.points import AXES, Curves, Point, draw_panels, measure_points, setting_of, short
 from mixar_eval.references import Reference
 from mixar_eval.report import Report, Section, distance_names, number, readable
 

@@ -14,15 +14,23 @@ from mixar.model import load
 from mixar.plugins import Registry
 from mixar.recipe import Recipe
 from mixar_core.errors import UserError
+from mixar_core.perceptual import FeatureExtractor
+from mixar_core.pictures import rows_picture
 from mixar_core.tokenizer import Tokenizer
 from mixar_eval.context import EvalContext
 from mixar_eval.distances import Gaussian
 from mixar_eval.features import as_saved, features_of, over_batches
 from mixar_eval.images import Images, ImageSet, open_images, other_images
+from mixar_eval.protocol import CLASSES, basic_reasons
 from mixar_eval.references import Reference, rank_notes
-from mixar_eval.scores import Floor, distances_of
+from mixar_eval.report import Report, described
+from mixar_eval.scores import distances_of
 from mixar_eval.tokenizer_meter import TokenizerMeter
+from mixar_eval.tokenizer_report import codes_section, latents_section, reconstructions_section
 
+#: reconstruction FIDs are published of all 50,000 validation images
+PROTOCOL = "published reconstruction FID of ImageNet 256"
+PICTURE = "reconstructions.png"
 #: pixels that SSIM's window needs
 SMALLEST = 11
 
@@ -45,22 +53,6 @@ class Chosen:
     images: ImageSet
     others: ImageSet | None = None
     between: str = ""
-
-
-@frozen(eq=False)
-class Comparison:
-    """Everything measured.
-
-    Args:
-        reference: what reconstructions are measured against. paired: whether that is their originals.
-        floor: real images against other real ones at the same count: what no tokenizer is expected to pass.
-        tokenizers: what the report says of each, as plain values.
-    """
-
-    reference: Reference
-    paired: bool
-    floor: Floor
-    tokenizers: list[dict[str, Any]]
 
 
 def open_tokenizers(names: Sequence[str], registry: Registry, device: torch.device) -> list[Entry]:
@@ -120,33 +112,29 @@ def choose(data: Images, count: int | None, *, seed: int, least: int, recipe: Re
 
 
 def compare_tokenizers(
-    entries: Sequence[Entry], chosen: Chosen, context: EvalContext, *, reference: Reference | None = None, seed: int = 0
-) -> Comparison:
-    """Reconstruct and measure; every process calls this with the same arguments.
+    entries: Sequence[Entry],
+    chosen: Chosen,
+    context: EvalContext,
+    *,
+    reference: Reference | None = None,
+    seed: int = 0,
+    shown: int = 10,
+) -> Report:
+    """Reconstruct, measure and report; every process calls this with the same arguments.
 
     Args:
         entries: tokenizers on the processes' device, all of one image size.
         reference: what reconstructions are measured against; None: their originals, as reconstruction FID has it.
-        seed: of the samples from continuous tokenizers' posteriors.
+        seed: of the samples from continuous tokenizers' posteriors, and of how the images were chosen.
+        shown: images in the picture.
 
     Raises:
         UserError: an image cannot be read. Stopped: a signal came.
     """
-    count, extractor, paired = len(chosen.images), context.extractor, reference is None
-    real_AF = features_of(chosen.images, context, "originals").features_AF
-    if reference is not None:
-        against, some_AF, what = reference, real_AF, "the originals themselves, to the reference"
-    else:
-        # Without vectors, and so without a kernel distance: it takes the sets to be drawn independently, and an image
-        # and its own reconstruction would bring it below zero.
-        gaussian = Gaussian.of(real_AF, extractor=extractor.identity)
-        reference = Reference(f"the same {count:,} images", gaussian, notes=rank_notes(count, extractor))
-        if chosen.others is None:
-            against, some_AF = Reference("half", Gaussian.of(real_AF[::2])), real_AF[1::2]
-            what = "one half of the images, to the other"
-        else:
-            others = features_of(chosen.others, context, "real images for the floor")
-            against, some_AF, what = reference, others.features_AF, f"{count:,} {chosen.between}, to the originals"
+    images, extractor = chosen.images, context.extractor
+    real_AF = features_of(images, context, "originals").features_AF
+    reasons = _reasons(images, extractor, paired=reference is None)
+    reference, of_floor, some_AF, between = _compared(chosen, real_AF, reference, context)
     meters = [TokenizerMeter(entry.tokenizer, extractor, seed=seed) for entry in entries]
 
     def work(positions_B: Tensor, pixels_B3HW: Tensor) -> int:
@@ -154,10 +142,75 @@ def compare_tokenizers(
             meter.add(as_saved(pixels_B3HW.to(context.processes.device)), positions_B)
         return len(positions_B)
 
-    over_batches(chosen.images, context, "reconstructing", work)
-    told = [_told(entry, meter, reference, context) for entry, meter in zip(entries, meters, strict=True)]
-    floor = context.processes.on_main(lambda: Floor(distances_of(some_AF, against), what))
-    return Comparison(reference, paired, floor, told)
+    over_batches(images, context, "reconstructing", work)
+    tokenizers = [_told(entry, meter, reference, context) for entry, meter in zip(entries, meters, strict=True)]
+    floor = context.processes.on_main(lambda: distances_of(some_AF, of_floor))
+    apart = {"frechet": floor.frechet, "kernel": floor.kernel}
+    rows = {
+        row_name(tokenizer["name"], way): found
+        for tokenizer in tokenizers
+        for way, found in tokenizer["reconstructions"].items()
+    }
+    pictures = {}
+    if context.processes.is_main:
+        few = reconstruct_few(entries, images, context, seed=seed, count=shown)
+        pictures[PICTURE] = rows_picture(few, scale=max(1, 96 // images.height))
+    return Report(
+        title=f"Tokenizers: {', '.join(entry.name for entry in entries)}",
+        protocol=PROTOCOL,
+        reasons=reasons,
+        figures={f"{row}: {key}": value for row, found in rows.items() for key, value in found.items()},
+        plain={
+            "images": {"count": len(images), "of": images.description, "size": images.height},
+            "seed": seed,
+            "extractor": described(extractor),
+            "reference": {"description": reference.description, "notes": list(reference.notes)},
+            "floor": {"distances": apart, "images": floor.count, "between": between},
+            "tokenizers": tokenizers,
+        },
+        sections=[
+            reconstructions_section(
+                rows | {f"floor: {between}": apart},
+                extractor,
+                f"{len(images):,} images, chosen by seed {seed}, of the {images.description}.",
+                reference=reference.description,
+                has_kernel=reference.features_AF is not None,
+            ),
+            *codes_section(tokenizers),
+            *latents_section(tokenizers),
+        ],
+        made=context.made(),
+        notes=[*images.notes, *reference.notes],
+        pictures=pictures,
+    )
+
+
+def _reasons(images: ImageSet, extractor: FeatureExtractor, *, paired: bool) -> list[str]:
+    """Why not. That 50,000 validation images of 1,000 classes are ImageNet's is not asked, since no file says it."""
+    reasons = basic_reasons(images, extractor, None if paired else "the reference is not the originals")
+    if images.split != "validation":
+        reasons.append("the images are not known to be a whole validation split")
+    if (classes := len(images.class_names)) != CLASSES:
+        reasons.append(f"{classes:,} classes and not {CLASSES:,}")
+    return reasons
+
+
+def _compared(
+    chosen: Chosen, real_AF: Tensor, reference: Reference | None, context: EvalContext
+) -> tuple[Reference, Reference, Tensor, str]:
+    """The reference; and of the floor: what it is measured against, the real images' features, and which those are."""
+    if reference is not None:
+        return reference, reference, real_AF, "the originals themselves, to the reference"
+    # Without vectors, and so without a kernel distance: it takes the sets to be drawn independently, and an image and
+    # its own reconstruction would bring it below zero.
+    count, extractor = len(real_AF), context.extractor
+    gaussian = Gaussian.of(real_AF, extractor=extractor.identity)
+    originals = Reference(f"the same {count:,} images", gaussian, notes=rank_notes(count, extractor))
+    if chosen.others is None:
+        half = Reference("half", Gaussian.of(real_AF[::2]))
+        return originals, half, real_AF[1::2], "one half of the images, to the other"
+    others_AF = features_of(chosen.others, context, "real images for the floor").features_AF
+    return originals, originals, others_AF, f"{count:,} {chosen.between}, to the originals"
 
 
 def _told(entry: Entry, meter: TokenizerMeter, reference: Reference, context: EvalContext) -> dict[str, Any]:
