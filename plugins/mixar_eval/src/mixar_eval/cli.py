@@ -7,34 +7,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mixar.cli import common
-from mixar.cli.common import (
-    Batch,
-    Cfg,
-    Device,
-    Json,
-    NoPlugin,
-    Precision,
-    Raw,
-    Set,
-    Steps,
-    Temperature,
-    as_path,
-    at_least,
-)
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
     from mixar.model import Model
     from mixar_eval.context import EvalContext
-    from mixar_eval.references import Reference
     from mixar_eval.report import Report
 
-Number = TypeVar("Number", int, float)
 ReferenceText = Annotated[
     str,
     typer.Option(
@@ -49,12 +33,12 @@ ExtractorText = Annotated[
     typer.Option("--extractor", metavar="NAME", help="As `inception:weights_file=FILE`; `mixar plugins` lists them."),
 ]
 Out = Annotated[
-    Path, typer.Option("--out", metavar="DIR", parser=as_path, help="Folder of the report, and of samples.")
+    Path, typer.Option("--out", metavar="DIR", parser=common.as_path, help="Folder of the report, and of samples.")
 ]
-Seed = Annotated[int, typer.Option("--seed", callback=at_least(0), help="Of the samples.")]
-Workers = Annotated[int, typer.Option("--workers", callback=at_least(0), help="Processes that load images, each.")]
-
-
+Seed = Annotated[int, typer.Option("--seed", callback=common.at_least(0), help="Of the samples.")]
+Workers = Annotated[
+    int, typer.Option("--workers", callback=common.at_least(0), help="Processes that load images, each.")
+]
 #: drawn of a model where nothing is said: what published figures are of
 COUNT = 50_000
 
@@ -75,24 +59,24 @@ def generation_command(
     ],
     reference: ReferenceText,
     count: Annotated[
-        int | None, typer.Option(callback=at_least(2), help="Images to draw of a model; default: 50,000.")
+        int | None, typer.Option(callback=common.at_least(2), help="Images to draw of a model; default: 50,000.")
     ] = None,
     extractor: ExtractorText = "efficientnet-lite0",
     out: Out = Path("runs/eval_generation"),
-    steps: Steps = None,
-    cfg: Cfg = None,
-    temperature: Temperature = None,
+    steps: common.Steps = None,
+    cfg: common.Cfg = None,
+    temperature: common.Temperature = None,
     seed: Seed = 0,
     random_labels: Annotated[
         bool, typer.Option("--random-labels", help="Draw each image's class at random, instead of all equally often.")
     ] = False,
-    raw: Raw = False,
-    precision: Precision = "float32",
-    batch: Batch = 64,
+    raw: common.Raw = False,
+    precision: common.Precision = "float32",
+    batch: common.Batch = 64,
     workers: Workers = 0,
-    device: Device = None,
-    as_json: Json = False,
-    no_plugin: NoPlugin = None,
+    device: common.Device = None,
+    as_json: common.Json = False,
+    no_plugin: common.NoPlugin = None,
 ) -> None:
     """FID, Inception Score, KID, precision and recall, with all that they depend on, in report.json and report.md.
 
@@ -103,7 +87,7 @@ def generation_command(
     `mixar eval generation theirs.npz --reference data.npz`
     """
     settings = {"steps": steps, "cfg": cfg, "temperature": temperature}
-    with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
+    with measuring(context) as run:
         from mixar_eval import generation, images, references, report
 
         run.processes.on_main(
@@ -111,9 +95,11 @@ def generation_command(
         )
         title, labels = f"Generation: {Path(samples).name}", "random" if random_labels else "balanced"
         if generation.is_model(samples, run.registry):
-            model = load_model(samples, run, raw=raw, precision=precision)
+            model = load_model(samples, run, context)
             plan = generation.plan(model, count=count or COUNT, batch=batch, seed=seed, labels=labels, **settings)
-            against = reference_for(reference, model, run)
+            against = references.open_reference(
+                reference, run, recipe=model.recipe, num_classes=model.recipe.num_classes
+            )
             there = generation.draw_samples(model, plan, out / generation.SAMPLES, run)
         else:
             flags = {f"--{name}": value is not None for name, value in settings.items()}
@@ -126,7 +112,7 @@ def generation_command(
             generation.check_square(there, samples)
             against = references.open_reference(reference, run, image_size=there.height)
         found = generation.measure(there, against, run, cache=out / generation.FEATURES, title=title)
-        publish(found, out, run, as_json=as_json, brief=True)
+        publish(found, run, context, brief=True)
 
 
 @eval_app.command("tokenizer")
@@ -144,7 +130,7 @@ def tokenizer_command(
         ),
     ] = "data:validation",
     images: Annotated[
-        int | None, typer.Option(callback=at_least(4), help="How many of them, at random; default: all.")
+        int | None, typer.Option(callback=common.at_least(4), help="How many of them, at random; default: all.")
     ] = None,
     reference: Annotated[
         str | None,
@@ -154,15 +140,15 @@ def tokenizer_command(
     ] = None,
     extractor: ExtractorText = "efficientnet-lite0",
     out: Out = Path("runs/eval_tokenizer"),
-    shown: Annotated[int, typer.Option(callback=at_least(1), help="Images in the picture.")] = 10,
+    shown: Annotated[int, typer.Option(callback=common.at_least(1), help="Images in the picture.")] = 10,
     seed: Annotated[
-        int, typer.Option(callback=at_least(0), help="Of the choice of images, and of sampled latents.")
+        int, typer.Option(callback=common.at_least(0), help="Of the choice of images, and of sampled latents.")
     ] = 0,
-    batch: Batch = 16,
+    batch: common.Batch = 16,
     workers: Workers = 0,
-    device: Device = None,
-    as_json: Json = False,
-    no_plugin: NoPlugin = None,
+    device: common.Device = None,
+    as_json: common.Json = False,
+    no_plugin: common.NoPlugin = None,
 ) -> None:
     """Reconstruct real images with tokenizers, and measure what is lost: distances, PSNR, SSIM, codes, latents.
 
@@ -171,7 +157,7 @@ def tokenizer_command(
     `torchrun --nproc-per-node 8 -m mixar eval tokenizer runs/kl --extractor
     inception:weights_file=inception.pth`
     """
-    with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
+    with measuring(context) as run:
         from mixar_eval import references, report, tokenizers
 
         run.processes.on_main(lambda: report.check_folder(out, tokenizers.PICTURE))
@@ -180,7 +166,7 @@ def tokenizer_command(
         chosen = tokenizers.choose(data, images, seed=seed, least=4, recipe=recipe, registry=run.registry)
         against = None if reference is None else references.open_reference(reference, run, recipe=recipe)
         found = tokenizers.compare_tokenizers(entries, chosen, run, reference=against, seed=seed, shown=shown)
-        publish(found, out, run, as_json=as_json)
+        publish(found, run, context)
 
 
 @eval_app.command("statistics")
@@ -193,20 +179,22 @@ def statistics_command(
             help="Real images: data:train (of --recipe), NAME:SPLIT, a folder of PNGs, an .npz of images.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", parser=as_path, help="An .npz file, to give as --reference.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", parser=common.as_path, help="An .npz file, to give as --reference.")
+    ],
     recipe: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Whose data and image size these are: name or path.")
     ] = None,
-    settings: Set = None,
+    settings: common.Set = None,
     size: Annotated[
-        int | None, typer.Option(callback=at_least(1), help="Side of the images of NAME:SPLIT without a recipe.")
+        int | None, typer.Option(callback=common.at_least(1), help="Side of the images of NAME:SPLIT without a recipe.")
     ] = None,
     extractor: ExtractorText = "efficientnet-lite0",
-    batch: Batch = 64,
+    batch: common.Batch = 64,
     workers: Workers = 0,
-    device: Device = None,
+    device: common.Device = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
-    no_plugin: NoPlugin = None,
+    no_plugin: common.NoPlugin = None,
 ) -> None:
     """Mean and covariance of real images' features, and of up to 50,000 images the features, in a file for --reference.
 
@@ -220,7 +208,7 @@ def statistics_command(
         raise UserError(f"--out {out}: is there already; give another, or --force to replace it")
     if settings and recipe is None:
         raise UserError("--set: changes a recipe's settings; give --recipe")
-    with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
+    with measuring(context) as run:
         from mixar.recipe import load_recipe
         from mixar_eval.references import open_reference
 
@@ -240,27 +228,28 @@ def guidance_command(
     ],
     reference: ReferenceText,
     count: Annotated[
-        int | None, typer.Option(callback=at_least(50), help="Images of each row; default: 50,000.")
+        int | None, typer.Option(callback=common.at_least(50), help="Images of each row; default: 50,000.")
     ] = None,
     steps: Annotated[
         str, typer.Option(metavar="A,B", help="Numbers of steps, a row for each; default: each recipe's.")
     ] = "",
     cfg: Annotated[
-        float | None, typer.Option(callback=at_least(0), help="Guidance scale of all; default: each recipe's.")
+        float | None, typer.Option(callback=common.at_least(0), help="Guidance scale of all; default: each recipe's.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(callback=at_least(0), help="Scale of the noise of all; default: each recipe's.")
+        float | None,
+        typer.Option(callback=common.at_least(0), help="Scale of the noise of all; default: each recipe's."),
     ] = None,
     extractor: ExtractorText = "efficientnet-lite0",
     out: Out = Path("runs/eval_guidance"),
     seed: Seed = 0,
-    raw: Raw = False,
-    precision: Precision = "float32",
-    batch: Batch = 64,
+    raw: common.Raw = False,
+    precision: common.Precision = "float32",
+    batch: common.Batch = 64,
     workers: Workers = 0,
-    device: Device = None,
-    as_json: Json = False,
-    no_plugin: NoPlugin = None,
+    device: common.Device = None,
+    as_json: common.Json = False,
+    no_plugin: common.NoPlugin = None,
 ) -> None:
     """The paper's comparison: no guidance, DC-Mix, DC-SA, DC-CA; distance against tokens, parameters and time.
 
@@ -269,13 +258,13 @@ def guidance_command(
     `mixar eval guidance runs/mar runs/dc_mix runs/dc_sa runs/dc_ca --steps 16,64 --count 5000 --reference data:train`
     """
     step_counts = numbers(steps, int, "--steps")
-    with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
-        from mixar_eval import generation, guidance, points, report
+    with measuring(context) as run:
+        from mixar_eval import generation, guidance, points, references, report
 
         names = [Path(name).name for name in models]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"two models are called {twice}; rows and folders are named after them")
-        loaded = {Path(name).name: load_model(name, run, raw=raw, precision=precision) for name in models}
+        loaded = {Path(name).name: load_model(name, run, context) for name in models}
         guidance.check_models(loaded)
         run.processes.on_main(lambda: report.check_folder(out, points.POINTS, guidance.TABLE, guidance.PICTURE))
         plans = {
@@ -285,9 +274,10 @@ def guidance_command(
             for name, model in loaded.items()
             for some in step_counts or [model.recipe.sampling.steps]
         }
-        against = reference_for(reference, next(iter(loaded.values())), run)
+        recipe = next(iter(loaded.values())).recipe
+        against = references.open_reference(reference, run, recipe=recipe, num_classes=recipe.num_classes)
         found = guidance.compare_guidance(loaded, plans, out / points.POINTS, against, run)
-        publish(found, out, run, as_json=as_json)
+        publish(found, run, context)
 
 
 @eval_app.command("sweep")
@@ -295,7 +285,7 @@ def sweep_command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model folder, or a shipped model's name.")],
     reference: ReferenceText,
-    budget: Annotated[int, typer.Option(callback=at_least(1), help="Images to draw in all, over all points.")],
+    budget: Annotated[int, typer.Option(callback=common.at_least(1), help="Images to draw in all, over all points.")],
     cfg: Annotated[str, typer.Option(metavar="A,B", help="Guidance scales; default: the recipe's.")] = "",
     temperature: Annotated[str, typer.Option(metavar="A,B", help="Temperatures; default: the recipe's.")] = "",
     steps: Annotated[str, typer.Option(metavar="A,B", help="Numbers of steps; default: the recipe's.")] = "",
@@ -306,13 +296,13 @@ def sweep_command(
     extractor: ExtractorText = "efficientnet-lite0",
     out: Out = Path("runs/eval_sweep"),
     seed: Seed = 0,
-    raw: Raw = False,
-    precision: Precision = "float32",
-    batch: Batch = 64,
+    raw: common.Raw = False,
+    precision: common.Precision = "float32",
+    batch: common.Batch = 64,
     workers: Workers = 0,
-    device: Device = None,
-    as_json: Json = False,
-    no_plugin: NoPlugin = None,
+    device: common.Device = None,
+    as_json: common.Json = False,
+    no_plugin: common.NoPlugin = None,
 ) -> None:
     """Measure a model over a grid of settings, each point with the same share of a budget of images.
 
@@ -321,50 +311,43 @@ def sweep_command(
     `mixar eval sweep emoji64 --cfg 1,1.5,2,3 --temperature 0.6,1 --budget 4000 --reference data:train`
     """
     axes = numbers(cfg, float, "--cfg"), numbers(temperature, float, "--temperature"), numbers(steps, int, "--steps")
-    with measuring(context, no_plugin, extractor, device, batch, workers, out) as run:
+    with measuring(context) as run:
         import attrs
 
-        from mixar_eval import generation, points, report
+        from mixar_eval import generation, points, references, report
         from mixar_eval import sweep as sweeps
 
-        loaded = load_model(model, run, raw=raw, precision=precision)
+        loaded = load_model(model, run, context)
         plans = sweeps.grid(loaded, generation.plan(loaded, count=budget, batch=batch, seed=seed), *axes)
         if len(plans) < 2:
             raise UserError("nothing to sweep over: give several values of --cfg, --temperature or --steps")
         each = points.images_per_point(budget, len(plans), loaded.recipe.num_classes)
         plans = {name: attrs.evolve(plan, count=each) for name, plan in plans.items()}
         run.processes.on_main(lambda: report.check_folder(out, points.POINTS, sweeps.TABLE, sweeps.PICTURE))
-        against = reference_for(reference, loaded, run)
+        against = references.open_reference(reference, run, recipe=loaded.recipe, num_classes=loaded.recipe.num_classes)
         title = f"Sweep of {Path(model).name}"
         found = sweeps.sweep(loaded, plans, out / points.POINTS, against, run, by=by, title=title)
-        publish(found, out, run, as_json=as_json)
+        publish(found, run, context)
 
 
 @contextmanager
-def measuring(
-    context: typer.Context,
-    no_plugin: list[str] | None,
-    extractor: str,
-    device: str | None,
-    batch: int,
-    workers: int,
-    out: Path,
-) -> Iterator[EvalContext]:
-    """What a command measures with. Told to stop, it says how to go on."""
+def measuring(context: typer.Context) -> Iterator[EvalContext]:
+    """What a command measures with, by the options that all have in common. Told to stop, it says how to go on."""
     from mixar.cli.progress import Phases
     from mixar_core.distributed import PATIENT, StopSignals, join_processes, naming_lost_processes
     from mixar_eval.context import EvalContext, Stopped
     from mixar_eval.extractors import open_extractor
 
-    registry = common.open_registry(context, no_plugin)
-    processes = join_processes(device, timeout=PATIENT)
+    given = context.params
+    registry = common.open_registry(context, given["no_plugin"])
+    processes = join_processes(given["device"], timeout=PATIENT)
     with StopSignals() as signals, naming_lost_processes(processes), Phases() as show:
         run = EvalContext(
             registry=registry,
-            extractor=open_extractor(extractor, registry, device=processes.device),
+            extractor=open_extractor(given["extractor"], registry, device=processes.device),
             processes=processes,
-            batch_size=batch,
-            workers=workers,
+            batch_size=given["batch"],
+            workers=given["workers"],
             signals=signals,
             show=show,
             command=shlex.join(["mixar", *sys.argv[1:]]),
@@ -373,38 +356,33 @@ def measuring(
             yield run
         except Stopped:
             if processes.is_main:
-                print(f"stopped; what was finished is in {out}, and the same command goes on")
+                print(f"stopped; what was finished is in {given['out']}, and the same command goes on")
     processes.leave()
 
 
-def load_model(name: str, run: EvalContext, *, raw: bool, precision: Any) -> Model:
-    """The model of this name, on this process's device."""
+def load_model(name: str, run: EvalContext, context: typer.Context) -> Model:
+    """The model of this name, with the weights and the precision that were asked for."""
     from mixar.model import load
 
-    weights: Literal["ema", "raw"] = "raw" if raw else "ema"
+    weights: Any = "raw" if context.params["raw"] else "ema"
+    precision = context.params["precision"]
     return load(name, device=run.processes.device, weights=weights, precision=precision, registry=run.registry)
 
 
-def reference_for(text: str, model: Model, run: EvalContext) -> Reference:
-    """The reference that `text` names, for images of this model."""
-    from mixar_eval.references import open_reference
-
-    return open_reference(text, run, recipe=model.recipe, num_classes=model.recipe.num_classes or None)
-
-
-def publish(report: Report, out: Path, run: EvalContext, *, as_json: bool, brief: bool = False) -> None:
+def publish(report: Report, run: EvalContext, context: typer.Context, *, brief: bool = False) -> None:
     """Write a report, and print it."""
+    out = context.params["out"]
     if not run.processes.is_main:
         return
     report.save(out)
-    if as_json:
+    if context.params["as_json"]:
         common.print_json(report.to_json())
     else:
         print(report.brief() if brief else report.to_markdown())
         print(f"report: {out / 'report.md'}")
 
 
-def numbers(text: str, kind: type[Number], option: str) -> list[Number]:
+def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
     """Numbers separated by commas; none in an empty text."""
     try:
         return [kind(item) for item in text.split(",")] if text else []

@@ -23,9 +23,6 @@ def open_extractor(text: str, registry: Registry, *, device: torch.device | str 
 
     Args:
         text: `efficientnet-lite0`, or for example `inception:weights_file=/data/inception.pth`.
-
-    Raises:
-        UserError: there is no such part or setting, or its weights are missing.
     """
     name, _, settings = text.partition(":")
     part = registry.part("extractor", name.strip())
@@ -37,9 +34,6 @@ def part_config(cls: type, text: str, *, where: str) -> Any:
     """A part's config from `setting=value,setting=value`.
 
     Where a setting is text, what is written is taken as it stands: a path may have commas, ` #`, or be a number.
-
-    Raises:
-        UserError: there is no such setting, or a value is not allowed; `where` begins the message.
     """
     plain = {}
     for item in _NEXT.split(text) if text else ():

@@ -93,11 +93,7 @@ def features_of(images: ImageSet, context: EvalContext, what: str, *, cache: Pat
 
 
 def gaussian_of(images: ImageSet, context: EvalContext, what: str) -> Gaussian:
-    """The Gaussian of a set of many images, none of whose features are kept.
-
-    Raises:
-        UserError, Stopped: see `features_of`.
-    """
+    """The Gaussian of a set of many images, none of whose features are kept."""
     total = GaussianSum(context.extractor.feature_dim)
 
     def work(positions_B: Tensor, pixels_B3HW: Tensor) -> int:

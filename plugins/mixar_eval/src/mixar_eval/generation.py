@@ -34,11 +34,7 @@ SAMPLES, FEATURES, PICTURE = "samples", "features", "samples.png"
 
 
 def is_model(text: str, registry: Registry) -> bool:
-    """Whether this names a model, and not images.
-
-    Raises:
-        UserError: it names neither, or could be either.
-    """
+    """Whether this names a model, and not images; refuses what is neither, or could be either."""
     path, models = user_path(text), registry.models()
     if (path / "recipe.yaml").is_file():
         return True
@@ -60,9 +56,6 @@ def plan(model: Model, *, count: int, batch: int, seed: int, labels: Any = "bala
     Args:
         labels: balanced or random.
         settings: steps, cfg, temperature; None: the recipe's.
-
-    Raises:
-        UserError: a setting is not allowed.
     """
     return Plan(count, batch, seed, model.settings(**settings), all_classes(model), labels)
 
@@ -153,11 +146,7 @@ def measure(
 
 
 def check_square(images: ImageSet, what: str) -> None:
-    """See that images are square.
-
-    Raises:
-        UserError: they are not.
-    """
+    """Refuse images that are not square."""
     if images.height != images.width:
         raise UserError(f"{what}: images of {images.width}x{images.height}; needed: square ones")
 

@@ -30,11 +30,7 @@ _SETTINGS = ("steps", "cfg", "cfg_schedule", "temperature")
 
 
 def check_models(models: Mapping[str, Model]) -> None:
-    """See that models can be compared.
-
-    Raises:
-        UserError: one is no MixAR, or they are of different sizes or classes.
-    """
+    """Refuse what is no MixAR, and models of different sizes or classes."""
     one = next(iter(models.values()))
     first = one.recipe
     for name, model in models.items():
@@ -94,9 +90,6 @@ def compare_guidance(
 
     Args:
         plans: by model's name and number of steps, all of as many images.
-
-    Raises:
-        UserError: see `draw_samples`. Stopped: a signal came.
     """
     jobs = {f"{name}_steps-{steps}": (name, models[name], plan) for (name, steps), plan in plans.items()}
     found = measure_points(jobs, folder, reference, context)

@@ -109,11 +109,7 @@ def _checked(path: Path, size: tuple[int, int] | None) -> tuple[int, int]:
 
 
 class ArrayImages(ImageDataset):
-    """uint8 images (N, H, W, 3) in memory or in an `.npz`, with a label each if they are known.
-
-    Raises:
-        UserError: they are not of `image_size`.
-    """
+    """uint8 images (N, H, W, 3) in memory or in an `.npz`, with a label each if they are known."""
 
     def __init__(
         self, array: NpzArray | numpy.ndarray, labels: Sequence[int] | None, *, where: str, image_size: int | None
@@ -139,11 +135,7 @@ class ArrayImages(ImageDataset):
 
 
 def npz_images(path: Path, *, image_size: int | None = None) -> ArrayImages:
-    """Images in an `.npz` as ADM's evaluation suite has them: `arr_0` uint8 (N, H, W, 3), labels `arr_1` if known.
-
-    Raises:
-        UserError: it is no such file, or the images are of another size.
-    """
+    """Images in an `.npz` as ADM's evaluation suite has them: `arr_0` uint8 (N, H, W, 3), labels `arr_1` if known."""
     array, labels = NpzArray(path, "arr_0"), None
     if array.dtype != numpy.uint8:
         raise UserError(f"{path}: arr_0 is {array.dtype}; needed: uint8, 0 to 255")

@@ -71,11 +71,7 @@ class ImageSet:
         return evolve(self, rows=rows, labels=labels, split=self.split if len(rows) == len(self) else None)
 
     def batches(self, indices: Tensor | None = None, batch_size: int = 64, workers: int = 0) -> Iterator[Tensor]:
-        """Images uint8 (B, 3, H, W) at `indices`, in that order; all of them by default.
-
-        Raises:
-            UserError: one cannot be read.
-        """
+        """Images uint8 (B, 3, H, W) at `indices`, in that order; all of them by default."""
         wanted = torch.arange(len(self)) if indices is None else indices
         wanted = wanted if self.rows is None else self.rows[wanted]
         for loaded in load_batches(self.data, [some.tolist() for some in wanted.split(batch_size)], workers=workers):
@@ -110,7 +106,7 @@ def open_images(
     *,
     recipe: Recipe | None = None,
     image_size: int | None = None,
-    num_classes: int | None = None,
+    num_classes: int = 0,
     option: str = "--data",
 ) -> ImageSet:
     """The images that `source` is, or names.
@@ -122,7 +118,7 @@ def open_images(
             `arr_1`; from Python also uint8 images (N, 3, H, W), what `Model.generate` gives, or a data set.
         recipe: the evaluated model's, if there is one.
         image_size: side that the images must have; None: that of the first one of a folder or file.
-        num_classes: labels must be below it; None: any.
+        num_classes: labels must be below it; 0: any.
         option: how an error names where `source` came from.
 
     Raises:
@@ -140,10 +136,9 @@ def open_images(
         found = _of_data(source, where, "{count} images of {size}")
     else:
         found = _of_array(source, size, where)
-    wrong = [label for label in found.labels or () if num_classes is not None and not NO_CLASS <= label < num_classes]
+    wrong = [label for label in found.labels or () if num_classes and not NO_CLASS <= label < num_classes]
     if wrong:
-        allowed = f"0 to {num_classes - 1}" if num_classes else "none, the model has no classes"
-        raise UserError(f"{where}: label {min(wrong)} is out of range; allowed: {allowed}")
+        raise UserError(f"{where}: label {min(wrong)} is out of range; allowed: 0 to {num_classes - 1}")
     return found
 
 

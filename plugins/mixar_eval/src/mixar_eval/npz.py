@@ -21,11 +21,7 @@ _LOCAL_HEADER = 30  # bytes of a zip member's local header before its name and e
 
 
 def array_names(path: Path) -> tuple[str, ...]:
-    """The names of an `.npz` file's arrays.
-
-    Raises:
-        UserError: it is none, or cut off.
-    """
+    """The names of an `.npz` file's arrays."""
     with _reading(path, "not an .npz file, or cut off"), zipfile.ZipFile(path) as archive:
         return tuple(name.removesuffix(".npy") for name in archive.namelist())
 

@@ -90,11 +90,7 @@ def short(value: float | None) -> str:
 
 
 def images_per_point(budget: int, points: int, classes: int) -> int:
-    """How many images each point gets of a budget, the same number of every class where there are enough.
-
-    Raises:
-        UserError: they are too few to say anything.
-    """
+    """How many images each point gets of a budget, as many of every class where there are enough; refuses too few."""
     each = budget // points
     if each < FEWEST:
         raise UserError(
@@ -111,9 +107,6 @@ def measure_points(
 
     Args:
         jobs: of each point by its folder's name, the model's name, the model and the plan; all of as many images.
-
-    Raises:
-        UserError: see `draw_samples`. Stopped: a signal came.
     """
     plan = next(iter(jobs.values()))[2]
     floor = floor_at(plan.count, reference, context)

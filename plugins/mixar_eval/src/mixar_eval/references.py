@@ -62,11 +62,7 @@ class Reference:
         return () if self.images is None else self.images.class_names
 
     def save(self, path: Path) -> None:
-        """Write all of it to an `.npz` that `open_reference` reads: statistics, and the vectors where there are any.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        """Write all of it to an `.npz` that `open_reference` reads: statistics, and the vectors where there are any."""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         self.gaussian.save(path, features_AF=self.features_AF)
@@ -78,7 +74,7 @@ def open_reference(
     *,
     recipe: Recipe | None = None,
     image_size: int | None = None,
-    num_classes: int | None = None,
+    num_classes: int = 0,
     option: str = "--reference",
 ) -> Reference:
     """The reference that `source` is, or names, seen through the extractor; every process makes the same call.

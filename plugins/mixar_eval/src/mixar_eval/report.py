@@ -110,11 +110,7 @@ class Report:
 
 
 def check_folder(folder: Path, *known: str) -> None:
-    """See that a folder is new, empty, or of an earlier call of the same kind: a report, and what is `known`.
-
-    Raises:
-        UserError: it holds something else.
-    """
+    """Refuse a folder that holds something else than an earlier report of the same kind, and what is `known`."""
     names = (*known, f"{REPORT}.json", f"{REPORT}.md")
     if folder.is_dir():
         strange = sorted(e.name for e in folder.iterdir() if e.name not in names and not e.name.endswith(".unfinished"))

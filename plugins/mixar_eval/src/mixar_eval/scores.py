@@ -106,11 +106,7 @@ class Floor:
 
 
 def distances_of(features_AF: Tensor, reference: Reference) -> Scores:
-    """The distances alone; the kernel distance only to a reference that has vectors.
-
-    Raises:
-        ValueError: the set is too small, or its features do not compare.
-    """
+    """The distances alone; the kernel distance only to a reference that has vectors."""
     kernel = None if reference.features_AF is None else kernel_distance(features_AF, reference.features_AF)
     return Scores(len(features_AF), frechet_of(Gaussian.of(features_AF), reference.gaussian), kernel)
 
@@ -168,11 +164,7 @@ def floor_of(reference: Reference, count: int, others: Features | None = None) -
 
 
 def floor_at(count: int, reference: Reference, context: EvalContext) -> Floor | None:
-    """The floor at `count` images: from the reference's other split, where it has as many, or from the reference.
-
-    Raises:
-        UserError, Stopped: see `features_of`.
-    """
+    """The floor at `count` images: from the reference's other split, where it has as many, or from the reference."""
     others, found = reference.others, None
     if others is not None and len(others) >= count:
         order_A = torch.randperm(len(others), generator=torch.Generator().manual_seed(SEED))

@@ -27,11 +27,7 @@ _NO_KERNEL = "--by kernel: needs a reference with images, these are statistics a
 def grid(
     model: Model, plan: Plan, cfg: Sequence[float], temperature: Sequence[float], steps: Sequence[int]
 ) -> dict[str, Plan]:
-    """A plan for every combination of the values, by name; an axis without any stays as the recipe has it.
-
-    Raises:
-        UserError: a value is not allowed.
-    """
+    """A plan for every combination of the values, by name; an axis without any stays as the recipe has it."""
     found: dict[str, Plan] = {}  # without repetitions, in order
     axes: tuple[Sequence[Any], ...] = (steps or [None], temperature or [None], cfg or [None])
     for some_steps, some_temperature, some_cfg in product(*axes):
@@ -51,12 +47,7 @@ def sweep(
     by: By = "frechet",
     title: str = "Sweep",
 ) -> Report:
-    """Draw and measure every plan, and report which is best; every process calls this.
-
-    Raises:
-        UserError: see `draw_samples`; or there is no kernel distance to compare by.
-        Stopped: a signal came.
-    """
+    """Draw and measure every plan, and report which is best; every process calls this."""
     if by == "kernel" and reference.features_AF is None:
         raise UserError(_NO_KERNEL)
     jobs = {name: (model.recipe.name, model, plan) for name, plan in plans.items()}
@@ -79,11 +70,7 @@ def sweep(
 
 
 def score(point: Point, by: By) -> float:
-    """What is compared, lower is better.
-
-    Raises:
-        UserError: it was not measured.
-    """
+    """What is compared, lower is better."""
     value: float | None = getattr(point.scores, by)
     if value is None:
         raise UserError(_NO_KERNEL)

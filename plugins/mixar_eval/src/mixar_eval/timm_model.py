@@ -70,11 +70,7 @@ class TimmExtractor(FeatureExtractor):
             return self.network(self._seen(images_B3HW))
 
     def maps(self, images_B3HW: Tensor) -> list[Tensor]:
-        """Maps (B, F_i, H_i, W_i), shallow to deep, of the images resized to `size`.
-
-        Raises:
-            UserError: timm cannot take this model's maps.
-        """
+        """Maps (B, F_i, H_i, W_i), shallow to deep, of the images resized to `size`."""
         if not hasattr(self.network, "forward_intermediates"):
             raise UserError(f"extractor timm: {self.config.model} gives no feature maps; vectors only")
         return self.network.forward_intermediates(self._seen(images_B3HW), intermediates_only=True)

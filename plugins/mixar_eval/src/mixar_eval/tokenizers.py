@@ -56,11 +56,7 @@ class Chosen:
 
 
 def open_tokenizers(names: Sequence[str], registry: Registry, device: torch.device) -> list[Entry]:
-    """The tokenizers of these models: a shipped name, a model folder or a run; both of a MixAR.
-
-    Raises:
-        UserError: there is no such model, or they are of different image sizes.
-    """
+    """The tokenizers of these models: a shipped name, a model folder or a run; both of a MixAR."""
     entries: list[Entry] = []
     for name in dict.fromkeys(names):
         model = load(name, device=device, registry=registry)
@@ -88,9 +84,6 @@ def choose(data: Images, count: int | None, *, seed: int, least: int, recipe: Re
 
     Args:
         count: None: all there are. least: of which there must be so many.
-
-    Raises:
-        UserError: there are too few.
     """
     images = open_images(data, registry, recipe=recipe)
     count = len(images) if count is None else count
@@ -127,9 +120,6 @@ def compare_tokenizers(
         reference: what reconstructions are measured against; None: their originals, as reconstruction FID has it.
         seed: of the samples from continuous tokenizers' posteriors, and of how the images were chosen.
         shown: images in the picture.
-
-    Raises:
-        UserError: an image cannot be read. Stopped: a signal came.
     """
     images, extractor = chosen.images, context.extractor
     real_AF = features_of(images, context, "originals").features_AF
