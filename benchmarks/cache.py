@@ -20,12 +20,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import mixar
 from mixar.assembly import build, open_data
 from mixar.cache import make_cache
+from mixar.cli.common import print_table
 from mixar.plugins import plugin_manager
 from mixar.recipe import Recipe
 from mixar.run import make_objective
@@ -106,13 +105,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cache_benchmark"), help="new or empty folder")
     arguments = parser.parse_args()
 
-    folder, console = arguments.out / "cache", Console()
+    folder = arguments.out / "cache"
     made = make_cache(mixar.load_recipe(arguments.recipe), folder, plugin_manager(), device=arguments.device)
     cache = TokenCache.open(folder)
     assert cache.index is not None
     about, rate = cache.index, f"{made.encoded / made.seconds:.0f} images/s" if made.encoded else "written before"
     size, counted = sum(shard.bytes for shard in about.shards), about.count * about.settings.row_bytes
-    console.print(
+    print(
         f"{about.count:,} images in {size:,} bytes ({rate}); by arithmetic {about.count:,} x "
         f"{about.settings.row_bytes:,} = {counted:,}, and {size - counted:,} for headers"
     )
@@ -130,14 +129,12 @@ def main() -> None:
             trained(resolved(arguments, where, **overrides), arguments.out / name / kind, arguments.device)
             for kind, where in kinds.items()
         ]
-    table = Table(title=f"seconds a step, {arguments.recipe}, {arguments.device}")
-    for column in ("", "images", "waiting", "cache", "waiting", "ratio"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, ((slow, slow_waits), (fast, fast_waits)) in rows.items():
-        table.add_row(
-            name, f"{slow:.4f}", f"{slow_waits:.1%}", f"{fast:.4f}", f"{fast_waits:.1%}", f"{slow / fast:.1f}"
-        )
-    console.print(table)
+    shown = [
+        (name, f"{slow:.4f}", f"{slow_waits:.1%}", f"{fast:.4f}", f"{fast_waits:.1%}", f"{slow / fast:.1f}")
+        for name, ((slow, slow_waits), (fast, fast_waits)) in rows.items()
+    ]
+    columns = ("", "images", "waiting", "cache", "waiting", "ratio")
+    print_table(f"seconds a step, {arguments.recipe}, {arguments.device}", columns, shown, right=range(1, 6))
     figures = {"steps": rows, "bytes": size, "bytes_by_arithmetic": counted}
     (arguments.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -154,11 +154,7 @@ class CacheIndex:
 
 
 def read_index(path: Path) -> CacheIndex:
-    """Read an index.json.
-
-    Raises:
-        UserError: it is not one, or of a version that is not known.
-    """
+    """Read an index.json, of a version that is known."""
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         found = (plain.pop("format"), plain.pop("version"))

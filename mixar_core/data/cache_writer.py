@@ -110,9 +110,10 @@ def write_cache(
         else:
             total = settings.shards(len(data))
             missing = [number for number in range(total) if number not in kept]
-            processes.on_main(lambda: _check_disk(folder, settings, _images(settings, missing, data)))
-            images = _images(settings, missing[rank::world], data)
-            pieces = dataset_pieces(data, settings, missing[rank::world], workers=workers)
+            shards = missing[rank::world]
+            rows, images = (sum(map(len, settings.batches(each, len(data)))) for each in (missing, shards))
+            processes.on_main(lambda: _check_disk(folder, settings, rows))
+            pieces = dataset_pieces(data, settings, shards, workers=workers)
         progress(0, images)
         ended = write_shards(
             folder,
@@ -128,13 +129,9 @@ def write_cache(
         encoded, seconds = sum(all_encoded), time.perf_counter() - started
         if not all(all_whole):
             return Caching(None, len(noted_shards(folder)), total, encoded, seconds)
-        shards = settings.shards(len(data) if streamed is None else streamed.count)
-        index = processes.on_main(lambda: finish(folder, settings, shards, max_unreadable=max_unreadable))
-        return Caching(index, shards, shards, encoded, seconds)
-
-
-def _images(settings: CacheSettings, shards: Sequence[int], data: ImageDataset) -> int:
-    return sum(map(len, settings.batches(shards, len(data))))
+        total = settings.shards(len(data) if streamed is None else streamed.count)
+        index = processes.on_main(lambda: finish(folder, settings, total, max_unreadable=max_unreadable))
+        return Caching(index, total, total, encoded, seconds)
 
 
 def _check_disk(folder: Path, settings: CacheSettings, images: int) -> None:
@@ -147,14 +144,7 @@ def _check_disk(folder: Path, settings: CacheSettings, images: int) -> None:
 
 
 def begin(folder: Path, settings: CacheSettings, lock: FolderLock) -> CacheIndex | None:
-    """Prepare a folder for writing, for one process; the index, if the cache is there and finished.
-
-    Args:
-        lock: the folder's; taken where there is something to write.
-
-    Raises:
-        UserError: the folder holds something else, or a cache with other settings, or another process has the lock.
-    """
+    """Prepare a folder for writing and lock it, for one process; the index, if the cache is there and finished."""
     progress = folder / PROGRESS
     if (folder / INDEX).is_file():
         index = read_index(folder / INDEX)
@@ -214,9 +204,6 @@ def write_shards(
 
     Returns:
         Whether all were written (or it was told to `stop` before the last one), and how many images were encoded.
-
-    Raises:
-        UserError: a file cannot be written, or more than `max_unreadable` images cannot be read.
     """
     held, shard, encoded, unreadable = list[dict[str, Tensor]](), -1, 0, dict[int, str]()
     for piece in pieces:
@@ -289,11 +276,7 @@ def _sums(settings: CacheSettings, tensors: Mapping[str, Tensor]) -> tuple[int, 
 
 
 def finish(folder: Path, settings: CacheSettings, shards: int, *, max_unreadable: int = 0) -> CacheIndex:
-    """Write index.json over all shards, for one process, and remove what was noted on the way.
-
-    Raises:
-        UserError: a shard is missing, no image is left, or more than `max_unreadable` were left out.
-    """
+    """Write index.json over all shards, for one process, and remove what was noted on the way."""
     notes = [_read(_note_path(folder, number), Note) for number in range(shards)]
     skipped = tuple(each for note in notes for each in note.skipped)
     check_unreadable({each.index: each.reason for each in skipped}, max_unreadable)

@@ -61,10 +61,7 @@ def read_ahead(
 
 
 class _Loading(Dataset):
-    """A data set whose item is a whole batch.
-
-    A UserError travels as a value: raised in a worker, it would reach the user wrapped in a traceback's text.
-    """
+    """A UserError travels as a value: raised in a worker, it would reach the user wrapped in a traceback's text."""
 
     def __init__(self, load: Callable[[Any], Any]) -> None:
         self.load = load
@@ -100,12 +97,8 @@ def _end(workers: Iterable[BaseProcess]) -> None:
 
 @cache
 def check_start() -> None:
-    """See that a new process can start where it runs the main script again; else the first worker would be waited for.
-
-    Raises:
-        UserError: it cannot.
-    """
-    process = multiprocessing.Process(target=_nothing)
+    """See that a process can start where it runs the main script again; else the first worker would be waited for."""
+    process = multiprocessing.Process(target=bool)  # does nothing
     process.start()
     process.join()
     if process.exitcode:
@@ -113,7 +106,3 @@ def check_start() -> None:
             "training.workers: a loader process ended before it began; each runs the script again on this system: put "
             'what starts training under `if __name__ == "__main__":`'
         )
-
-
-def _nothing() -> None:
-    pass

@@ -130,7 +130,10 @@ def make_cache(
         },
         source={**_plain_config(recipe.data), "images": None if data.stream is not None else len(data)},
     )
-    tokenizers = _load_tokenizers(recipe, registry, continuous is not None, discrete is not None)
+    tokenizers = FrozenTokenizers(
+        None if continuous is None else _trained(recipe, registry, "continuous_tokenizer"),
+        None if discrete is None else _trained(recipe, registry, "discrete_tokenizer"),
+    )
     processes = join_processes(device, timeout=PATIENT)
     with StopSignals() as signals, naming_lost_processes(processes):
         made = write_cache(
@@ -148,23 +151,17 @@ def make_cache(
     return made
 
 
-def _load_tokenizers(recipe: Recipe, registry: Registry, continuous: bool, discrete: bool) -> FrozenTokenizers:
-    """The recipe's tokenizers alone, with their weights."""
-
-    def load(key: str) -> Any:
-        module, choice = construct(recipe, registry, key, image_size=recipe.image_size), getattr(recipe, key)
-        if choice.weights is not None:
-            load_into(module, read_tensors(weights_of(recipe, key, registry)), where=f"{key} ({choice.weights})")
-        elif any(True for _ in module.parameters()):
-            raise UserError(
-                f"recipe {recipe.name}: {key}.weights: required, because a cache keeps what a trained tokenizer makes; "
-                "give a model's name, a model folder or a .safetensors file"
-            )
-        return module
-
-    return FrozenTokenizers(
-        load("continuous_tokenizer") if continuous else None, load("discrete_tokenizer") if discrete else None
-    )
+def _trained(recipe: Recipe, registry: Registry, key: str) -> Any:
+    """A tokenizer of the recipe alone, with its weights."""
+    module, choice = construct(recipe, registry, key, image_size=recipe.image_size), getattr(recipe, key)
+    if choice.weights is not None:
+        load_into(module, read_tensors(weights_of(recipe, key, registry)), where=f"{key} ({choice.weights})")
+    elif any(True for _ in module.parameters()):
+        raise UserError(
+            f"recipe {recipe.name}: {key}.weights: required, because a cache keeps what a trained tokenizer makes; "
+            "give a model's name, a model folder or a .safetensors file"
+        )
+    return module
 
 
 def needed_tokenizers(system: System) -> tuple[ContinuousTokenizer | None, DiscreteTokenizer | None]:

@@ -192,11 +192,7 @@ def open_rows(
 ) -> tuple[Any, list[str]]:
     """The split's rows of the columns that `config` names and those to `keep`, images not decoded; and its files.
 
-    Args:
-        reading: settings of the format's reader.
-
-    Raises:
-        UserError: see HuggingFaceDataset.
+    `reading` are settings of the format's reader.
     """
     datasets, home = import_datasets(), os.path.expanduser
     asked = {key: getattr(config, key) for key in ("path", "name", "revision", "data_dir", "cache_dir")} | reading
@@ -271,11 +267,7 @@ def check_columns(needed: Mapping[str, str], columns: Sequence[str], where: str)
 
 
 def read_schema(file: str) -> Any:
-    """The Arrow schema of a Parquet or Arrow file.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """The Arrow schema of a Parquet or Arrow file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -291,11 +283,7 @@ def read_schema(file: str) -> Any:
 
 
 def check_names(files: Iterable[str], label_column: str | None) -> None:
-    """See that local Parquet and Arrow files name their classes alike: `datasets` takes the first one's names for all.
-
-    Raises:
-        UserError: they do not, or one is unreadable.
-    """
+    """See that local Parquet and Arrow files name their classes alike: `datasets` takes the first names for all."""
     read = import_datasets().Features.from_arrow_schema
     local = [file for file in files if file.endswith((".parquet", ".arrow")) and not is_url(file)]
     names = [(file, getattr(read(read_schema(file)).get(label_column), "names", ())) for file in local]
