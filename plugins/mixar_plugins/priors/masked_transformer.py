@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +34,6 @@ from mixar_plugins.priors.transformer import Transformer, init_weights, layer_no
 _positive = validators.ge(1)
 _not_negative = validators.ge(0.0)
 _share = validators.and_(validators.ge(0.0), validators.lt(1.0))
-_mask_schedule = validators.in_(get_args(MaskSchedule))
-_annealing = validators.in_(get_args(GuidanceAnnealing))
 
 
 @frozen(kw_only=True)
@@ -68,11 +65,11 @@ class MaskBitConfig:
     dropout: float = field(default=0.1, validator=_share)
     class_dropout: float = field(default=0.1, validator=_share)
     label_smoothing: float = field(default=0.1, validator=_share)
-    train_mask_schedule: MaskSchedule = field(default="arccos", validator=_mask_schedule)
+    train_mask_schedule: MaskSchedule = "arccos"
     steps: int = field(default=64, validator=_positive)
-    mask_schedule: MaskSchedule = field(default="arccos", validator=_mask_schedule)
+    mask_schedule: MaskSchedule = "arccos"
     guidance_scale: float = 7.1
-    guidance_annealing: GuidanceAnnealing = field(default="cosine", validator=_annealing)
+    guidance_annealing: GuidanceAnnealing = "cosine"
     scale_pow: float = 3.0
     softmax_temperature: float = field(default=1.0, validator=_not_negative)
     sampling_annealing: bool = False
@@ -95,9 +92,9 @@ class MaskGitConfig(MaskBitConfig):
     heads: int = field(default=8, validator=_positive)
     mlp_dim: int = field(default=3072, validator=_positive)
     splits: int = field(default=1, validator=_positive)
-    train_mask_schedule: MaskSchedule = field(default="cosine", validator=_mask_schedule)
+    train_mask_schedule: MaskSchedule = "cosine"
     steps: int = field(default=8, validator=_positive)
-    mask_schedule: MaskSchedule = field(default="cosine", validator=_mask_schedule)
+    mask_schedule: MaskSchedule = "cosine"
     guidance_scale: float = 0.0
     randomize_temperature: float = field(default=4.5, validator=_not_negative)
 

@@ -32,8 +32,7 @@ class ConvConfig(QuantizerWeights):
         norm: of the residual blocks; `none` for small tokenizers trained here.
         input_shortcut: where the width changes, add the block's input as usual, not its output again as published
             (see ResidualBlock); for tokenizers trained here.
-        legacy: list the decoder's levels from full resolution down, as MaskGIT's released file does. The function is
-            the same.
+        legacy: list the decoder's levels from full resolution down, as MaskGIT's file does; the function is the same.
         commitment_weight, entropy_weight, entropy_temperature, entropy_gamma: see QuantizerWeights.
     """
 
@@ -42,7 +41,7 @@ class ConvConfig(QuantizerWeights):
         default=(1, 1, 2, 2, 4), validator=validators.and_(validators.min_len(1), validators.deep_iterable(_positive))
     )
     blocks: int = field(default=2, validator=_positive)
-    downsample: Literal["conv", "pool"] = field(default="conv", validator=validators.in_(("conv", "pool")))
+    downsample: Literal["conv", "pool"] = "conv"
     norm: Norm = field(default="group", validator=validators.in_(("group", "none")))
     input_shortcut: bool = False
     legacy: bool = False

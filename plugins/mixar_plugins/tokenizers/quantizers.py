@@ -161,15 +161,10 @@ class LookupQuantizer(Quantizer):
 def code_entropies(
     totals: Callable[[Tensor], tuple[Tensor, Tensor]], encoded_RE: Tensor, *, codes: int
 ) -> tuple[Tensor, Tensor]:
-    """Entropies in nats of the tokens' distributions over codes: a token's on average, and the average token's.
+    """Mean entropy of the tokens' distributions over codes, and entropy of the mean distribution, in nats: () each.
 
     Args:
-        totals: Quantizer.entropy_totals.
-        encoded_RE: encoder outputs, R tokens.
-        codes: entries of a token's distribution.
-
-    Returns:
-        mean_r H(p_r) and H(mean_r p_r), scalars.
+        totals: Quantizer.entropy_totals, of encoder outputs (R, E) over `codes` codes.
     """
     pieces = encoded_RE.split(max(1, TABLE_ENTRIES // codes))
     if len(pieces) > 1:

@@ -121,18 +121,17 @@ def fill(
     if not names:
         raise UserError("no recipe is shipped for files of this kind; give --recipe NAME|PATH, one of its sizes")
     tensors, _ = importer.translate(found[0].tensors, statistics)
-    wanted = {name: (name, [*overrides]) for name in names}
-    if recipe is None and (sizes := importer.sizes(tensors)):
-        wanted[f"{names[0]} with {', '.join(sizes)}"] = names[0], [*sizes, *overrides]
+    own_sizes = importer.sizes(tensors) if recipe is None else []
 
     def built(name: str, over: Sequence[str]) -> System:
         return build(load_recipe(name, over, registry=registry), registry, meta=True)
 
     systems: dict[str, System] = {}
     refused: dict[str, UserError] = {}
-    for label, (name, over) in wanted.items():
+    for name, sizes in [*((name, []) for name in names), *([(names[0], own_sizes)] if own_sizes else [])]:
+        label = f"{name} with {', '.join(sizes)}" if sizes else name
         try:
-            systems[label] = built(name, over)
+            systems[label] = built(name, [*sizes, *overrides])
         except UserError as error:
             refused[label] = error
     for state in found:
