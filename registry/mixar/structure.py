@@ -69,7 +69,7 @@ def unstructure(value: Any) -> dict[str, Any]:
     def plain(_: Any, __: Any, item: Any) -> Any:
         return str(item) if isinstance(item, Path) else item.value if isinstance(item, Enum) else item
 
-    return attrs.asdict(value, value_serializer=plain)
+    return attrs.asdict(value, filter=lambda field, _: field.init, value_serializer=plain)
 
 
 def flat(plain: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -133,9 +133,9 @@ def _read(value: Any, cls: Any, path: str) -> Any:
     return kind(value)
 
 
-def _each(values: Iterable[tuple[str, Any, Any, Any]]) -> list[Any]:
-    """The values of a collection, each given as (path, plain value, type, `is_path`); with all their problems."""
-    made, problems = [], []
+def _each(values: Iterable[tuple[str, Any, Any, Any]], problems: Sequence[str] = ()) -> list[Any]:
+    """The values of a collection, each given as (path, plain value, type, `is_path`); or all problems, after these."""
+    made, problems = [], [*problems]
     for path, value, cls, is_path in values:
         try:
             made.append(structure(value, cls, path=path, is_path=is_path))
@@ -154,14 +154,8 @@ def _instance(value: Any, cls: type, path: str) -> Any:
     lacking = [name for name, field in fields.items() if field.default is attrs.NOTHING and name not in value]
     problems += [f"{_join(path, name)}: required, and not there" for name in lacking]
     types, there = get_type_hints(cls), [field for name, field in fields.items() if name in value]
-    made: list[Any] = []
-    try:
-        made = _each((_join(path, f.name), value[f.name], types[f.name], f.metadata.get("path")) for f in there)
-    except Invalid as invalid:
-        problems += invalid.problems
-    if problems:
-        raise Invalid(problems)
-    return cls(**{field.alias: item for field, item in zip(there, made, strict=True)})
+    items = ((_join(path, f.name), value[f.name], types.get(f.name, Any), f.metadata.get("path")) for f in there)
+    return cls(**dict(zip((field.alias for field in there), _each(items, problems), strict=True)))
 
 
 def _first_that_fits(value: Any, members: Sequence[Any], path: str) -> Any:

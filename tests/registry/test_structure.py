@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixar.structure import Invalid, structure, unstructure
+
+
+class Color(Enum):
+    RED = "red"
 
 
 @frozen
@@ -71,6 +76,21 @@ def test_no_value_of_another_type_is_cast(name: str, data: st.DataObject) -> Non
     else:
         with pytest.raises(Invalid, match=name):
             structure({name: wrong}, Outer)
+
+
+def test_only_what_can_be_set_is_written_and_read() -> None:
+    @frozen
+    class Derived:
+        _own: int = 1
+        color: Color | None = None
+        twice: int = field(init=False, default=2)
+
+    made = Derived(own=3, color=Color.RED)
+    assert unstructure(made) == {"_own": 3, "color": "red"} and structure(unstructure(made), Derived) == made
+    with pytest.raises(Invalid, match="twice: unknown key"):
+        structure({"twice": 2}, Derived)
+    with pytest.raises(Invalid, match="color: 'blue' is not a valid"):
+        structure({"color": "blue"}, Derived)
 
 
 @pytest.mark.parametrize(
