@@ -27,7 +27,6 @@ from mixar_core.training.checkpoint import list_checkpoints, read_sharded
 RECIPE, WEIGHTS, PROVENANCE = "recipe.yaml", "weights.safetensors", "provenance.json"
 #: averaged weights, or those of the last step
 Kind = Literal["ema", "raw"]
-_LISTED = 5
 
 
 def find_weights(weights: str, registry: Registry) -> Path:
@@ -78,7 +77,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -
     module.load_state_dict(dict(tensors), strict=True)
 
 
-def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str, listed: int | None = _LISTED) -> None:
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str, listed: int | None = 5) -> None:
     """See that a state dict is this module's, which may be on the meta device.
 
     Args:
@@ -88,16 +87,18 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str, l
         UserError: it is not.
     """
     own = module.state_dict()
-    missing = [name for name in own if name not in tensors]
-    unexpected = [name for name in tensors if name not in own]
-    misshapen = [
-        f"{name} ({_shape(tensors[name])}, not {_shape(own[name])})"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
+    wrong = {
+        "missing": [name for name in own if name not in tensors],
+        "unexpected": [name for name in tensors if name not in own],
+        "of another shape": [
+            f"{name} ({_shape(tensors[name])}, not {_shape(tensor)})"
+            for name, tensor in own.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ],
+    }
     complaints = [
         f"{len(names)} {what}: {', '.join(names[:listed])}{', ...' if len(names) > len(names[:listed]) else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        for what, names in wrong.items()
         if names
     ]
     if complaints:
@@ -141,13 +142,12 @@ def save_model(
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """What provenance.json says; empty where there is none."""
-    path = folder / PROVENANCE
-    if not path.is_file():
-        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+        raise UserError(f"{folder / PROVENANCE}: cannot be read: {one_line(error)}") from error
     return found if isinstance(found, dict) else {}
 
 

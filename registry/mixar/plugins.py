@@ -193,10 +193,9 @@ class Registry:
         path = path_of(name_or_path, holding="recipe.yaml")
         if path is None:
             return self._only(str(name_or_path), self.models(), "model")
-        if not path.is_dir():
-            raise UserError(f"model {path}: no such folder")
         if not (path / "recipe.yaml").is_file():
-            raise UserError(f"model {path}: a model or run folder has a recipe.yaml, this one has none")
+            lacks = "a model or run folder has a recipe.yaml, this one has none" if path.is_dir() else "no such folder"
+            raise UserError(f"model {path}: {lacks}")
         return path
 
     def _only(self, name: str, known: Mapping[str, list[Path]], what: str) -> Path:
@@ -308,7 +307,8 @@ def load_plugins(*, blocked: Sequence[str] = ()) -> tuple[pluggy.PluginManager, 
             manager.register(module, name=plugin.name)
             _check_hooks(manager, module)
         except Exception:
-            manager.unregister(name=plugin.name)
+            if manager.has_plugin(plugin.name):
+                manager.unregister(name=plugin.name)
             raise
         return plugin
 

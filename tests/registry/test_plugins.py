@@ -157,6 +157,16 @@ def test_a_broken_plugin_is_reported_and_the_others_load(install: Install, code:
         registry.part("callback", "bell")
 
 
+def test_one_module_under_two_names_is_loaded_once(install: Install, tmp_path: Path) -> None:
+    install("bell-shop", "bells", GOOD.replace("NAME", '"bell"'))
+    (entries,) = tmp_path.glob("*.dist-info/entry_points.txt")
+    entries.write_text(entries.read_text() + entries.read_text().splitlines()[1].replace("bells", "chimes"))
+    registry = plugin_manager()
+    (broken,) = registry.broken
+    assert broken.name == "chimes" and "already registered" in str(broken.problem)
+    assert registry.plugin_of(registry.part("callback", "bell")).name == "bells"
+
+
 def test_a_blocked_plugin_must_exist() -> None:
     with pytest.raises(UserError, match="did you mean builtin"):
         plugin_manager(blocked=["builtins"])
