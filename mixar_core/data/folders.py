@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import defaultdict, deque
 from functools import cache
 from pathlib import Path
 
@@ -79,67 +79,56 @@ def list_images(folder: Path) -> ImageFiles:
         UserError: a folder cannot be read.
     """
     try:
-        return _Walk(folder).walk()
+        return _walk(folder)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
 
 
-class _Walk:
-    """One walk: real files and folders first and links after them, so that what is there wins over links to it."""
+def _walk(root: Path) -> ImageFiles:
+    """Real files and folders first and links after them, so that what is there wins over links to it."""
+    seen = {_identity(os.stat(each)) for each in (root, *root.resolve().parents)}
+    files, left_out = list[str](), defaultdict[str, list[str]](list)
+    folders, links = deque([""]), deque[str]()
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.files, self.left_out = os.fspath(root), list[str](), dict[str, list[str]]()
-        self.folders, self.links = deque([""]), deque[str]()
-        above = (os.stat(each) for each in (root, *root.resolve().parents))
-        self.seen = {(each.st_dev, each.st_ino) for each in above}
+    def take(path: str, identity: tuple[int, int] | None = None) -> None:
+        """A path; `identity` is that of a file which is known to be one, and to be new."""
+        whole = os.path.join(root, path)
+        if identity is None:
+            if not os.path.exists(whole):
+                return left_out["link to nothing"].append(path)
+            identity = _identity(os.stat(whole))
+            if identity in seen:
+                return left_out["linked a second time"].append(path)
+            if os.path.isdir(whole):
+                seen.add(identity)
+                return folders.append(path)
+            if not os.path.isfile(whole):
+                return left_out["neither file nor folder"].append(path)
+        ending = os.path.splitext(path)[1].lower()
+        if ending not in image_endings():
+            return left_out[ending or "without an ending"].append(path)
+        seen.add(identity)
+        files.append(path)
 
-    def walk(self) -> ImageFiles:
-        while self.folders or self.links:
-            if self.folders:
-                self.read(self.folders.popleft())
-            else:
-                self.take(self.links.popleft())
-        left_out = {kind: tuple(sorted(paths)) for kind, paths in sorted(self.left_out.items())}
-        return ImageFiles(tuple(sorted(self.files)), data_folders(self.root), left_out)
-
-    def read(self, folder: str) -> None:
-        whole = os.path.join(self.root, folder)
-        device = os.stat(whole).st_dev
-        with os.scandir(whole) as entries:
+    while folders or links:
+        if not folders:
+            take(links.popleft())
+            continue
+        folder = folders.popleft()
+        device = os.stat(root / folder).st_dev
+        with os.scandir(root / folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path = os.path.join(folder, entry.name)
                 if is_hidden(entry.name):
-                    self.leave("hidden" if entry.name.startswith(".") else "folder of a system", path)
+                    left_out["hidden" if entry.name.startswith(".") else "folder of a system"].append(path)
                 elif entry.is_symlink():
-                    self.links.append(path)
-                elif entry.is_file() and (device, entry.inode()) not in self.seen:
-                    self.file(path, (device, entry.inode()))  # known without another look at the disk, file by file
-                else:
-                    self.take(path)
+                    links.append(path)
+                else:  # without another look at the disk, file by file; some file systems give all the same number
+                    new = entry.is_file() and (device, entry.inode()) not in seen
+                    take(path, (device, entry.inode()) if new else None)
+    kinds = {kind: tuple(sorted(paths)) for kind, paths in sorted(left_out.items())}
+    return ImageFiles(tuple(sorted(files)), data_folders(root), kinds)
 
-    def take(self, path: str) -> None:
-        """A folder, a link, or a file whose inode seems to be known (some file systems give all the same)."""
-        whole = os.path.join(self.root, path)
-        if not os.path.exists(whole):
-            return self.leave("link to nothing", path)
-        status = os.stat(whole)
-        identity = (status.st_dev, status.st_ino)
-        if identity in self.seen:
-            self.leave("linked a second time", path)
-        elif os.path.isdir(whole):
-            self.seen.add(identity)
-            self.folders.append(path)
-        elif os.path.isfile(whole):
-            self.file(path, identity)
-        else:
-            self.leave("neither file nor folder", path)
 
-    def file(self, path: str, identity: tuple[int, int]) -> None:
-        ending = os.path.splitext(path)[1].lower()
-        if ending not in image_endings():
-            return self.leave(ending or "without an ending", path)
-        self.seen.add(identity)
-        self.files.append(path)
-
-    def leave(self, kind: str, path: str) -> None:
-        self.left_out.setdefault(kind, []).append(path)
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
