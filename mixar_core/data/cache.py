@@ -203,11 +203,11 @@ class TokenCache:
         self._starts = rows.cumsum(0)  # rows before each shard, and their total
         self._open: dict[int, dict[str, Tensor]] = {}
         first, about = self._tensors(0), None if index is None else index.settings
-        self.settings = about
+        self.settings, self._shapes = about, {key: tensor.shape[1:] for key, tensor in first.items()}
         self.has_codes, self.flip = "codes" in first, bool(first.keys() & {"latents_flip", "codes_flip"})
         #: what latents are, and (C, h, w) of raw ones; None: there are none
         self.stores: Stores | None = "samples" if about is None else about.stores
-        self.latent_shape = tuple(first["latents"].shape[1:]) if about is None else about.latent_shape
+        self.latent_shape = tuple(self._shapes["latents"]) if about is None else about.latent_shape
         #: 0 for an unlabelled set; in the published form the largest label and one, and mere numbers as names
         self.num_classes = int(self.labels().max()) + 1 if about is None else about.num_classes
         self.class_names = tuple(map(str, range(self.num_classes))) if about is None else about.class_names
@@ -263,16 +263,15 @@ class TokenCache:
         tensor_B = 2 * shard_B + flip_B
         order_B = tensor_B.argsort()
         groups, counts = tensor_B[order_B].unique_consecutive(return_counts=True)
-        found: dict[str, Tensor] = {}
+        found = {
+            key: torch.empty(len(indices_B), *shape, dtype=torch.float32 if key == "latents" else torch.int64)
+            for key, shape in self._shapes.items()
+            if key in (*kinds, "labels")
+        }
         for group, places in zip(groups.tolist(), order_B.split(counts.tolist()), strict=True):
             tensors, mirrored = self._tensors(group // 2), "_flip" if group % 2 else ""
-            for key in (*kinds, "labels"):
-                if key in tensors:
-                    tensor = tensors[key if key == "labels" else key + mirrored]
-                    if key not in found:
-                        dtype = torch.float32 if key == "latents" else torch.int64
-                        found[key] = torch.empty(len(indices_B), *tensor.shape[1:], dtype=dtype)
-                    found[key][places] = tensor[row_B[places]].to(found[key].dtype)
+            for key, rows in found.items():
+                rows[places] = tensors[key if key == "labels" else key + mirrored][row_B[places]].to(rows.dtype)
         return CachedTokens(self._posterior(found.get("latents")), found.get("codes"), found["labels"])
 
     def _posterior(self, latents: Tensor | None) -> Posterior | None:
@@ -324,9 +323,7 @@ def _published_shard(path: Path) -> Shard:
 
 
 def _check_size(path: Path, size: int) -> None:
-    try:
-        there = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; the cache's {INDEX} names it") from error
-    if there != size:
+    if not path.is_file():
+        raise UserError(f"{path}: No such file; the cache's {INDEX} names it")
+    if (there := path.stat().st_size) != size:
         raise UserError(f"{path} has {there} bytes, not {size}: it is truncated or was changed; make the cache anew")
