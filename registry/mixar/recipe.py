@@ -78,7 +78,7 @@ class Recipe:
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     training: TrainingConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
-    callbacks: tuple[PartChoice, ...] = field(default=(), metadata={"kind": "callback", "many": True})
+    callbacks: tuple[PartChoice, ...] = field(default=(), metadata={"kind": "callback"})
 
 
 #: recipe key -> kind of part
@@ -101,7 +101,6 @@ _RELEVANT: dict[str, tuple[str, ...]] = {
     "prior": (),
 }
 _DEFAULT_CALLBACKS = ("throughput", "stall-watch", "progress", "tensorboard", "sample-grid")
-_DEFAULT_EXTRACTOR = "efficientnet-lite0"
 
 
 def load_recipe(
@@ -214,7 +213,7 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
     if trains == "mixar":
         values.setdefault("injector", {"type": "none"})
     if isinstance(loss, Mapping) and bare(loss.get("perceptual_weight")):
-        values.setdefault("extractor", {"type": _DEFAULT_EXTRACTOR})
+        values.setdefault("extractor", {"type": "efficientnet-lite0"})
     for key, kind in PART_KEYS.items():
         value = values.get(key)
         if key == "callbacks" and isinstance(value, list):

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
-def choices(names: Iterable[str], wanted: str = "", *, limit: int = 24) -> str:
+def choices(names: Iterable[str], wanted: str = "") -> str:
     """What could have been meant: close matches of `wanted` first, then the names there are, on one line."""
     known = sorted(names)
     if not known:
         return "there are none"
     close = get_close_matches(wanted, known, n=3, cutoff=0.6)
-    listed = ", ".join(known[:limit]) + (f", ... ({len(known)} in all)" if len(known) > limit else "")
+    listed = ", ".join(known[:24]) + (f", ... ({len(known)} in all)" if len(known) > 24 else "")
     return f"did you mean {' or '.join(close)}? allowed: {listed}" if close else f"allowed: {listed}"
 
 
@@ -25,15 +25,15 @@ def tell(*lines: str) -> None:
             print(line, file=sys.stderr)
 
 
-def one_line(error: BaseException, *, limit: int = 300) -> str:
+def one_line(error: BaseException) -> str:
     """An exception's message on one line, with its class where the message alone says little."""
-    message = " ".join(str(error).split())[:limit]
+    message = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def first_of(items: Sequence[str], *, limit: int = 4) -> str:
-    """The first few, and how many more there are."""
-    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+def first_of(items: Sequence[str]) -> str:
+    """The first four, and how many more there are."""
+    return ", ".join(items[:4]) + (f" and {len(items) - 4} more" if len(items) > 4 else "")
 
 
 def shortened(value: object, *, limit: int = 40) -> str:
