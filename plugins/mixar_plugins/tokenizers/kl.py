@@ -22,12 +22,13 @@ from mixar_core.errors import UserError
 from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.types import Posterior
 from mixar_plugins.tokenizers.layers import (
-    Decoder,
     DoublingConv,
-    Encoder,
     HalvingConv,
     Norm,
+    Resample,
     ResidualBlock,
+    decoder,
+    encoder,
     make_norm,
     stride_of,
 )
@@ -80,27 +81,37 @@ class KLAutoencoder(ContinuousTokenizer):
         super().__init__(image_size=image_size, stride=stride, latent_channels=config.latent_channels)
         self.config = config
         channels, widths = config.latent_channels, [config.channels * factor for factor in config.channel_multipliers]
+        levels, last = range(len(widths)), len(widths) - 1
+        encoded, decoded = [config.channels, *widths], [*widths[1:], widths[-1]]  # what enters each level
 
-        def down(level: int, width: int, out: int) -> Level:
-            attention = 2**level in config.encoder_attention
-            return Level(width, out, config.blocks, attention, config.norm, halve=2**level < stride)
+        def down(n: int) -> Level:
+            resample: Resample = "halve" if n < last else None
+            return Level(encoded[n], widths[n], config.norm, config.blocks, 2**n in config.encoder_attention, resample)
 
-        def up(level: int, width: int, out: int) -> Level:
-            attention = 2**level in config.decoder_attention
-            return Level(width, out, config.blocks + 1, attention, config.norm, double=level > 0)
+        def up(n: int) -> Level:
+            resample: Resample = "double" if n > 0 else None
+            attention = 2**n in config.decoder_attention
+            return Level(decoded[n], widths[n], config.norm, config.blocks + 1, attention, resample)
 
-        def middle(width: int) -> nn.Module:
-            return nn.Sequential(
-                OrderedDict(
-                    block_1=ResidualBlock(width, width, config.norm),
-                    attn_1=Attention(width) if config.mid_attention else nn.Identity(),
-                    block_2=ResidualBlock(width, width, config.norm),
-                )
-            )
+        def middle() -> nn.Module:
+            first = ResidualBlock(widths[-1], widths[-1], config.norm)
+            attention = Attention(widths[-1]) if config.mid_attention else nn.Identity()
+            second = ResidualBlock(widths[-1], widths[-1], config.norm)
+            return nn.Sequential(OrderedDict(block_1=first, attn_1=attention, block_2=second))
 
-        conv_in = nn.Conv2d(3, config.channels, 3, padding=1)
-        self.encoder = Encoder(conv_in, widths, down, middle, out=2 * channels, kernel=3)
-        self.decoder = Decoder(channels, widths, up, middle, backwards=True)
+        self.encoder = encoder(
+            nn.Conv2d(3, config.channels, 3, padding=1),
+            [down(n) for n in levels],
+            middle(),
+            nn.Conv2d(widths[-1], 2 * channels, 3, padding=1),
+        )
+        self.decoder = decoder(
+            nn.Conv2d(channels, widths[-1], 3, padding=1),
+            middle(),
+            [up(n) for n in reversed(levels)],
+            nn.Conv2d(widths[0], 3, 3, padding=1),
+            backwards=True,
+        )
         self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
         self.latent_mean_C.fill_(config.latent_mean)
@@ -122,22 +133,12 @@ class KLAutoencoder(ContinuousTokenizer):
 class Level(nn.Module):
     """Residual blocks at one resolution, each followed by attention or none; then half, twice or the same size."""
 
-    def __init__(
-        self,
-        width: int,
-        out: int,
-        blocks: int,
-        attention: bool,
-        norm: Norm,
-        *,
-        halve: bool = False,
-        double: bool = False,
-    ) -> None:
+    def __init__(self, width: int, out: int, norm: Norm, blocks: int, attention: bool, resample: Resample) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResidualBlock(width if i == 0 else out, out, norm) for i in range(blocks))
         self.attn = nn.ModuleList(Attention(out) for _ in range(blocks if attention else 0))
-        self.downsample = nn.Sequential(OrderedDict(conv=HalvingConv(out))) if halve else nn.Identity()
-        self.upsample = nn.Sequential(OrderedDict(conv=DoublingConv(out))) if double else nn.Identity()
+        self.downsample = nn.Sequential(OrderedDict(conv=HalvingConv(out))) if resample == "halve" else nn.Identity()
+        self.upsample = nn.Sequential(OrderedDict(conv=DoublingConv(out))) if resample == "double" else nn.Identity()
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
         for index, block in enumerate(self.block):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from mixar_core.errors import UserError
 
 #: `group` as published; `none` for small tokenizers, which train faster and sharper without.
 Norm = Literal["group", "none"]
-#: Makes a level of its index, 0 at full resolution, the width that enters it and the width that leaves it.
-MakeLevel = Callable[[int, int, int], nn.Module]
+#: What a level does to the size at its end.
+Resample = Literal["halve", "double"] | None
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
@@ -38,59 +38,31 @@ def stride_of(channel_multipliers: Sequence[int], image_size: int, part: str) ->
     return stride
 
 
-class Encoder(nn.Module):
-    """Image (B, 3, H, W) to (B, out, h, w). `widths` are those of the levels, from full resolution down."""
-
-    def __init__(
-        self,
-        conv_in: nn.Conv2d,
-        widths: Sequence[int],
-        make_level: MakeLevel,
-        make_middle: Callable[[int], nn.Module],
-        *,
-        out: int,
-        kernel: int,
-    ) -> None:
-        super().__init__()
-        self.conv_in = conv_in
-        steps = pairwise([conv_in.out_channels, *widths])
-        self.down = nn.Sequential(*(make_level(index, *step) for index, step in enumerate(steps)))
-        self.mid = make_middle(widths[-1])
-        self.norm_out = make_norm("group", widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], out, kernel, padding=kernel // 2)
-
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        hidden_BCHW = self.mid(self.down(self.conv_in(images_B3HW)))
-        return self.conv_out(F.silu(self.norm_out(hidden_BCHW)))
+def encoder(conv_in: nn.Conv2d, levels: Sequence[nn.Module], mid: nn.Module, conv_out: nn.Conv2d) -> nn.Module:
+    """Image (B, 3, H, W) to (B, out, h, w); `levels` from full resolution down."""
+    norm = make_norm("group", conv_out.in_channels)
+    down = nn.Sequential(*levels)
+    return nn.Sequential(
+        OrderedDict(conv_in=conv_in, down=down, mid=mid, norm_out=norm, act=nn.SiLU(), conv_out=conv_out)
+    )
 
 
-class Decoder(nn.Module):
-    """(B, channels, h, w) to image (B, 3, H, W). `up` runs to full resolution; `backwards`, it is listed from there."""
+def decoder(
+    conv_in: nn.Conv2d, mid: nn.Module, levels: Sequence[nn.Module], conv_out: nn.Conv2d, *, backwards: bool
+) -> nn.Module:
+    """(B, in, h, w) to image (B, 3, H, W); `levels` run to full resolution; `backwards`, `up` lists them from there."""
+    norm = make_norm("group", conv_out.in_channels)
+    up = Backwards(*levels[::-1]) if backwards else nn.Sequential(*levels)
+    return nn.Sequential(OrderedDict(conv_in=conv_in, mid=mid, up=up, norm_out=norm, act=nn.SiLU(), conv_out=conv_out))
 
-    def __init__(
-        self,
-        channels: int,
-        widths: Sequence[int],
-        make_level: MakeLevel,
-        make_middle: Callable[[int], nn.Module],
-        *,
-        backwards: bool,
-    ) -> None:
-        super().__init__()
-        self.backwards = backwards
-        self.conv_in = nn.Conv2d(channels, widths[-1], 3, padding=1)
-        self.mid = make_middle(widths[-1])
-        entering = [*widths[1:], widths[-1]]
-        levels = [make_level(index, entering[index], widths[index]) for index in reversed(range(len(widths)))]
-        self.up = nn.ModuleList(levels[::-1] if backwards else levels)
-        self.norm_out = make_norm("group", widths[0])
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+class Backwards(nn.Sequential):
+    """Runs its last module first."""
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
-        hidden_BCHW = self.mid(self.conv_in(hidden_BCHW))
-        for level in reversed(self.up) if self.backwards else self.up:
-            hidden_BCHW = level(hidden_BCHW)
-        return self.conv_out(F.silu(self.norm_out(hidden_BCHW)))
+        for module in reversed(self):
+            hidden_BCHW = module(hidden_BCHW)
+        return hidden_BCHW
 
 
 class ResidualBlock(nn.Module):

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import Quantized
-from mixar_plugins.tokenizers.layers import Decoder, DoublingConv, Encoder, HalvingConv, Norm, ResidualBlock, stride_of
+from mixar_plugins.tokenizers.layers import (
+    DoublingConv,
+    HalvingConv,
+    Norm,
+    Resample,
+    ResidualBlock,
+    decoder,
+    encoder,
+    stride_of,
+)
 from mixar_plugins.tokenizers.quantizers import LookupFreeQuantizer, LookupQuantizer, Quantizer, QuantizerWeights
 
 _positive = validators.ge(1)
@@ -76,19 +85,21 @@ class ConvTokenizer(DiscreteTokenizer):
         super().__init__(image_size=image_size, stride=stride, codebook_size=quantizer.codes, code_width=code_width)
         self.config = config
         widths = [config.channels * factor for factor in config.channel_multipliers]
-
-        def down(level: int, width: int, out: int) -> Stage:
-            return Stage(width, out, config, halve=2**level < stride)
-
-        def up(level: int, width: int, out: int) -> Stage:
-            return Stage(width, out, config, double=level > 0)
-
-        def middle(width: int) -> Stage:
-            return Stage(width, width, config)
-
-        conv_in = nn.Conv2d(3, config.channels, 3, padding=1, bias=False)
-        self.encoder = Encoder(conv_in, widths, down, middle, out=code_width, kernel=1)
-        self.decoder = Decoder(code_width, widths, up, middle, backwards=config.legacy)
+        levels, last = range(len(widths)), len(widths) - 1
+        encoded, decoded = [config.channels, *widths], [*widths[1:], widths[-1]]  # what enters each level
+        self.encoder = encoder(
+            nn.Conv2d(3, config.channels, 3, padding=1, bias=False),
+            [Stage(encoded[n], widths[n], config, "halve" if n < last else None) for n in levels],
+            Stage(widths[-1], widths[-1], config),
+            nn.Conv2d(widths[-1], code_width, 1),
+        )
+        self.decoder = decoder(
+            nn.Conv2d(code_width, widths[-1], 3, padding=1),
+            Stage(widths[-1], widths[-1], config),
+            [Stage(decoded[n], widths[n], config, "double" if n else None) for n in reversed(levels)],
+            nn.Conv2d(widths[0], 3, 3, padding=1),
+            backwards=config.legacy,
+        )
         self.quantizer = quantizer
         if config.norm == "none":  # 1.6x faster on CPU; a group norm would change the layout back and forth
             self.to(memory_format=torch.channels_last)
@@ -124,7 +135,7 @@ class VQTokenizer(ConvTokenizer):
 class Stage(nn.Module):
     """Residual blocks at one resolution; then half or twice the size, or neither."""
 
-    def __init__(self, width: int, out: int, config: ConvConfig, *, halve: bool = False, double: bool = False) -> None:
+    def __init__(self, width: int, out: int, config: ConvConfig, resample: Resample = None) -> None:
         super().__init__()
         self.res_blocks = nn.ModuleList(
             ResidualBlock(
@@ -132,9 +143,12 @@ class Stage(nn.Module):
             )
             for index in range(config.blocks)
         )
-        halving = HalvingConv(out) if halve and config.downsample == "conv" else nn.AvgPool2d(2)
-        self.down_conv = halving if halve else nn.Identity()
-        self.upsample_conv = DoublingConv(out) if double else nn.Identity()
+        self.down_conv: nn.Module = nn.Identity()
+        self.upsample_conv: nn.Module = nn.Identity()
+        if resample == "halve":
+            self.down_conv = HalvingConv(out) if config.downsample == "conv" else nn.AvgPool2d(2)
+        elif resample == "double":
+            self.upsample_conv = DoublingConv(out)
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
         for block in self.res_blocks:
