@@ -99,14 +99,18 @@ def names_of_split(split: str) -> tuple[str, ...]:
     return SPLIT_NAMES[split]
 
 
+def has_names(classes: Sequence[str]) -> bool:
+    """Whether classes are known by name: their own label numbers (0 .. n-1) in place of names say nothing."""
+    return list(classes) != [str(label) for label in range(len(classes))]
+
+
 def class_misfit(names: Sequence[str], others: Sequence[str]) -> str | None:
     """Where two lists of class names part, in words; None where they agree, or where either says mere numbers.
 
-    Names that are their own label numbers (0 .. n-1) stand for "not known". Unicode's forms of a name are one name.
+    Unicode's forms of a name are one name.
     """
-    for mine in (names, others):
-        if not mine or list(mine) == [str(label) for label in range(len(mine))]:
-            return None
+    if not (has_names(names) and has_names(others)):
+        return None
     if len(names) != len(others):
         return f"{len(names)} classes against {len(others)}"
     pairs = enumerate(zip(*([normalize("NFC", name) for name in each] for each in (names, others)), strict=True))

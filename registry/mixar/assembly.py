@@ -16,7 +16,7 @@ from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, read_plain
 from mixar_core.backbone import Backbone
 from mixar_core.data.cache import TokenCache
-from mixar_core.data.dataset import ImageDataset, class_misfit
+from mixar_core.data.dataset import ImageDataset, class_misfit, has_names
 from mixar_core.distributed import available_device
 from mixar_core.errors import UserError, said_of
 from mixar_core.head import ContinuousHead
@@ -208,11 +208,6 @@ def compare_classes(recipe: Recipe, names: Mapping[str, Sequence[str]]) -> list[
                 f"only one of {one} and {other} names its classes: {labels}; see that a label means the same in both"
             )
     return notes
-
-
-def has_names(classes: Sequence[str]) -> bool:
-    """Whether classes are known by name: numbers in place of names say nothing."""
-    return list(classes) != [str(label) for label in range(len(classes))]
 
 
 # ---------------------------------------------------------------- what fits what

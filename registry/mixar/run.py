@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from mixar.assembly import System, build, compare_classes, construct, data_notes, has_names, open_data, weights_of
+from mixar.assembly import System, build, compare_classes, construct, data_notes, open_data, weights_of
 from mixar.cache import open_cache
 from mixar.cost import training_flop_per_image
 from mixar.folder import PROVENANCE, RECIPE, read_provenance, sha256, versions
@@ -20,6 +20,7 @@ from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar.structure import differences, flat
 from mixar.text import first_of, tell
+from mixar_core.data.dataset import has_names
 from mixar_core.distributed import own_device
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
