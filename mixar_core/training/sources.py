@@ -81,13 +81,7 @@ def preview_images(
 
 
 def shared_batches(
-    dataset: ImageDataset,
-    count: int,
-    processes: Processes,
-    *,
-    batch_size: int,
-    workers: int = 0,
-    max_unreadable: int = 0,
+    dataset: ImageDataset, count: int, config: TrainingConfig, processes: Processes
 ) -> Iterator[tuple[ImageBatch, int]]:
     """At most `count` images of a data set, drawn at random, each once: this process's batches of them.
 
@@ -97,7 +91,8 @@ def shared_batches(
     order = ShuffledOrder(len(dataset), 1, seed=VALIDATION_SEED).permutation(0)[:count]
     mine = order[processes.rank :: processes.world]
     padding = order[: -(-len(order) // processes.world) - len(mine)]
-    every = torch.cat([mine, padding])
-    found = each_once(dataset, every, batch_size=batch_size, workers=workers, max_unreadable=max_unreadable)
+    size = config.micro_batch or config.batch_size // processes.world
+    indices, skipped = torch.cat([mine, padding]), config.max_unreadable
+    found = each_once(dataset, indices, batch_size=size, workers=config.workers, max_unreadable=skipped)
     for number, loaded in enumerate(found):
-        yield loaded.to(processes.device), min(len(loaded.labels_B), len(mine) - number * batch_size)
+        yield loaded.to(processes.device), min(len(loaded.labels_B), len(mine) - number * size)

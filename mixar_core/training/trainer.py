@@ -355,18 +355,11 @@ class Trainer:
     @torch.no_grad()
     def _finish(self) -> None:
         """Let the objective measure what belongs beside the weights, and write both sets of them."""
-        objective, config = self.objective.eval(), self.config
+        objective = self.objective.eval()
         for name in WEIGHTS:
             with self.engine.ema.swapped() if name == WEIGHTS[0] else nullcontext():
                 if self.train_set is not None and objective.finish_images:
-                    batches = shared_batches(
-                        self.train_set,
-                        objective.finish_images,
-                        self.processes,
-                        batch_size=config.micro_batch or self.source.share.rows,
-                        workers=config.workers,
-                        max_unreadable=config.max_unreadable,
-                    )
+                    batches = shared_batches(self.train_set, objective.finish_images, self.config, self.processes)
                     with self.engine.gathered():
                         objective.finish(batches, self.processes.sum)
                 self.processes.on_main(partial(write_weights, self.folder / name, self.engine.whole_weights()))

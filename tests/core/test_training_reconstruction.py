@@ -20,7 +20,7 @@ from mixar_core.training.reconstruction import (
 )
 from mixar_core.training.sources import shared_batches
 from mixar_core.types import ImageBatch, Losses, Posterior, Quantized
-from tests.core.training_toys import ToyImages, toy_run
+from tests.core.training_toys import ToyImages, toy_config, toy_run
 from tests.toys import PoolTokenizer, SignTokenizer
 
 
@@ -157,7 +157,8 @@ def statistics(
     tokenizer.posterior = counted
     objective = ContinuousReconstruction(tokenizer, None, ReconstructionConfig(statistics_images=limit))
     processes = Processes(rank, world, torch.device("cpu"))
-    objective.finish(shared_batches(data, objective.finish_images, processes, batch_size=2), reduce)
+    config = toy_config(micro_batch=2)
+    objective.finish(shared_batches(data, objective.finish_images, config, processes), reduce)
     return tokenizer, len(passes)
 
 
