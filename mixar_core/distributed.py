@@ -160,11 +160,10 @@ def own_device(device: torch.device | str | None = None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not str(device).startswith("cuda"):
         return available_device(device)
-    chosen = torch.device(device)
-    if chosen.index is not None:
+    if torch.device(device).index is not None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(f"device {chosen}: several processes cannot share a GPU; with `cuda` each has its own")
-        return chosen
+            raise UserError(f"device {device}: several processes cannot share a GPU; with `cuda` each has its own")
+        return torch.device(device)
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         raise UserError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
@@ -207,7 +206,7 @@ def join_processes(device: torch.device | str | None = None, *, timeout: timedel
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout or TIMEOUT)
     if not dist.is_initialized():
         return Processes(0, 1, device)
-    store: Any = None
+    store = None
     if timeout is not None and "MASTER_PORT" in os.environ:  # the one that they found each other through
         life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         whole = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
@@ -256,17 +255,14 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not self.requested:
             self.requested, self._first = True, now
         elif now - self._first > SAME_REQUEST:
-            self._restore()
+            self.__exit__()
             signal.raise_signal(number)
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
