@@ -61,15 +61,15 @@ def test_a_meter_measures_every_way_to_reconstruct_as_a_png_holds_it():
     for rows in torch.arange(6).split(4):
         decoded = meter.add(real[rows], rows)
     assert set(decoded) == {"mean", "sample"} and decoded["mean"].dtype == torch.uint8
-    found = meter.scores(ALONE)
+    ways, latents = meter.ways(ALONE), meter.counter.found(ALONE)
     expected = as_saved(tokenizer.decode(tokenizer.encode(real)))
-    torch.testing.assert_close(found.ways["mean"]["psnr"], psnr_B(real, expected))
-    torch.testing.assert_close(found.ways["mean"]["features"], Means()(expected))
-    assert found.ways["mean"]["ssim"].shape == found.ways["mean"]["perceptual"].shape == (6,)
-    assert found.codes is None and found.latents["values_per_image"] == 48
+    torch.testing.assert_close(ways["mean"]["psnr"], psnr_B(real, expected))
+    torch.testing.assert_close(ways["mean"]["features"], Means()(expected))
+    assert ways["mean"]["ssim"].shape == ways["mean"]["perceptual"].shape == (6,)
+    assert meter.counter.name == "latents" and latents["values_per_image"] == 48
     discrete = TokenizerMeter(SignTokenizer(), Means(), seed=0)
     assert set(discrete.add(real, torch.arange(6))) == {"codes"}
-    assert discrete.scores(ALONE).codes["codes"] == 96
+    assert discrete.counter.found(ALONE)["codes"] == 96
 
 
 def test_a_sample_depends_on_the_seed_and_the_images_position_alone():

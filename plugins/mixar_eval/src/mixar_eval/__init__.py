@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mixar import Part, hookimpl
@@ -18,15 +19,9 @@ __all__ = ["Report", "evaluate"]
 
 def __getattr__(name: str) -> Any:
     """`evaluate` and `Report`, imported when they are first used: `mixar --help` loads every plugin."""
-    if name == "evaluate":
-        from mixar_eval.evaluate import evaluate
-
-        return evaluate
-    if name == "Report":
-        from mixar_eval.report import Report
-
-        return Report
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"mixar_eval.{name.lower()}"), name)
 
 
 @hookimpl

@@ -26,7 +26,7 @@ from mixar_eval.features import features_of
 from mixar_eval.images import ImageSet, open_images
 from mixar_eval.protocol import PROTOCOL, ClassCounts, count_classes, reasons_against
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, described, distance_names, facts, inception_name, number
+from mixar_eval.report import Report, Section, described, facts, number, score_names
 from mixar_eval.scores import NEIGHBOURS, SPLITS, Floor, Scores, floor_at, scores_of
 
 #: what the folder of a report holds besides
@@ -163,7 +163,7 @@ def figures(scores: Scores) -> dict[str, float | None]:
 
 
 def _notes(images: ImageSet, missing: list[str], extractor: FeatureExtractor) -> list[str]:
-    notes, (frechet, kernel) = [], distance_names(extractor.gives_fid)
+    notes, (frechet, kernel, _) = [], score_names(extractor.gives_fid)
     if len(images) <= extractor.feature_dim:
         notes.append(
             f"{len(images):,} samples are few for vectors of {extractor.feature_dim:,} numbers: much of the {frechet} "
@@ -183,7 +183,7 @@ def _picture(images: ImageSet) -> Image.Image:
 
 
 def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtractor) -> Section:
-    (frechet, kernel), inception = distance_names(extractor.gives_fid), scores.inception
+    (frechet, kernel, inception_score), inception = score_names(extractor.gives_fid), scores.inception
     real: dict[str, float | None] = {} if floor is None else figures(floor.scores)
     column = "floor" if floor is None else f"floor: {floor.scores.count:,} real images"
     none = "there are no reference images at hand to measure it with"
@@ -197,7 +197,7 @@ def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtra
     rows = [
         (f"{frechet} (lower is better)", number(scores.frechet, 5), number(real.get("frechet"), 5)),
         (f"{kernel} (lower is better)", scores.kernel, real.get("kernel")),
-        (f"{inception_name(extractor.gives_fid)} (higher is better)", mean, None),
+        (f"{inception_score} (higher is better)", mean, None),
         ("precision", scores.precision, real.get("precision")),
         ("recall", scores.recall, real.get("recall")),
     ]

@@ -22,7 +22,7 @@ from mixar_core.model import SamplingConfig
 from mixar_eval.context import EvalContext
 from mixar_eval.points import Curves, draw_panels, measure_points
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, distance_names, number, readable
+from mixar_eval.report import Report, Section, number, readable, score_names
 
 TABLE, PICTURE = "guidance.csv", "guidance.png"
 #: of the settings, what a row says first
@@ -101,7 +101,7 @@ def compare_guidance(
         drawn = {key: point.drawn["plan"]["settings"][key] for key in _SETTINGS}
         rows.append({"injector": cost["injector"], "model": name, **drawn, **cost, **point.row()})
     below = [
-        f"Floor: {distance_names(gives_fid)[0]} {number(floor) or 'not known'} ({found.shared['floor']}).",
+        f"Floor: {score_names(gives_fid)[0]} {number(floor) or 'not known'} ({found.shared['floor']}).",
         "Encoder and decoder: length of the sequence in one pass, of the encoder at the first and the last step. "
         "Memory: tokens that every block's cross-attention looks at besides. Tokens: through both, over all steps, the "
         "second pass of classifier-free guidance included. Cost is of an image, seconds of one process, prior and "
@@ -132,4 +132,4 @@ def _plot(rows: Sequence[Mapping[str, Any]], *, gives_fid: bool, floor: float | 
             curve = panels.setdefault(across, {}).setdefault(f"{row['injector']} ({row['model']})", [])
             curve.append((place, row["frechet_distance"]))
     title = f"{rows[0]['images']:,} images each"
-    return draw_panels(panels, up=distance_names(gives_fid)[0], title=title, floor=floor)
+    return draw_panels(panels, up=score_names(gives_fid)[0], title=title, floor=floor)

@@ -152,19 +152,15 @@ def facts(plain: Mapping[str, Any]) -> list[dict[str, object]]:
 
 def readable(row: Mapping[str, Any], gives_fid: bool) -> dict[str, Any]:
     """A row of a CSV file, its columns named for people."""
-    columns = "frechet_distance", "kernel_distance", "inception_score"
-    names = dict(zip(columns, (*distance_names(gives_fid), inception_name(gives_fid)), strict=True))
+    names = dict(zip(("frechet_distance", "kernel_distance", "inception_score"), score_names(gives_fid), strict=True))
     return {names.get(key, key.replace("_", " ")): value for key, value in row.items()}
 
 
-def distance_names(gives_fid: bool) -> tuple[str, str]:
-    """What the Frechet and the kernel distance are called."""
-    return ("FID", "KID") if gives_fid else ("Frechet distance", "kernel distance")
-
-
-def inception_name(gives_fid: bool) -> str:
-    """What the Inception Score is called."""
-    return "Inception Score" if gives_fid else "Inception-like score"
+def score_names(gives_fid: bool) -> tuple[str, str, str]:
+    """What the Frechet distance, the kernel distance and the Inception Score are called."""
+    if gives_fid:
+        return "FID", "KID", "Inception Score"
+    return "Frechet distance", "kernel distance", "Inception-like score"
 
 
 def described(extractor: FeatureExtractor) -> dict[str, Any]:

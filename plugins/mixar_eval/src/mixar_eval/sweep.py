@@ -16,7 +16,7 @@ from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
 from mixar_eval.points import AXES, Curves, Point, draw_panels, measure_points, setting_of, short
 from mixar_eval.references import Reference
-from mixar_eval.report import Report, Section, distance_names, number, readable
+from mixar_eval.report import Report, Section, number, readable, score_names
 
 TABLE, PICTURE = "sweep.csv", "sweep.png"
 By = Literal["frechet", "kernel"]
@@ -88,7 +88,7 @@ def sweep_section(points: Sequence[Point], *, by: By, gives_fid: bool, floor: fl
     told = ", ".join(f"{axis} {short(value)}" for axis, value in best.setting.items())
     rows = [readable(point.row(), gives_fid) | {"": "best" if point is best else ""} for point in points]
     lines = [
-        f"**Best {distance_names(gives_fid)[by == 'kernel']}: {number(score(best, by))} at {told}.** "
+        f"**Best {score_names(gives_fid)[by == 'kernel']}: {number(score(best, by))} at {told}.** "
         f"Floor: {number(floor) or 'not known'} ({floor_is}).",
         "Points compare with each other, for all have the same number of images, seed, extractor and reference, "
         "and with nothing else. What is best at few images need not be at 50,000: measure the best few again.",
@@ -112,7 +112,7 @@ def plot_sweep(points: Sequence[Point], *, by: By, gives_fid: bool, floor: float
     best = best_of(points, by)
     return draw_panels(
         {across: curves},
-        up=distance_names(gives_fid)[by == "kernel"],
+        up=score_names(gives_fid)[by == "kernel"],
         title=f"{best.scores.count:,} images a point",
         marked=place(best),
         floor=floor,

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import torch
-from attrs import frozen
 from torch import Tensor
 
 from mixar_core.data.streams import seed_of
@@ -18,21 +17,6 @@ from mixar_core.pictures import to_uint8
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
 from mixar_core.types import Posterior
 from mixar_eval.features import as_saved
-
-
-@frozen(eq=False)
-class TokenizerScores:
-    """A tokenizer over a set.
-
-    Args:
-        ways: of each way to reconstruct, by name, what was measured of every image (A,): psnr, ssim, perceptual; and
-            the reconstructions' features (A, F).
-        codes: see `CodeCounter.found`. latents: see `LatentCounter.found`. One of them is None.
-    """
-
-    ways: dict[str, dict[str, Tensor]]
-    codes: dict[str, Any] | None
-    latents: dict[str, Any] | None
 
 
 class TokenizerMeter:
@@ -47,9 +31,13 @@ class TokenizerMeter:
     """
 
     def __init__(self, tokenizer: Tokenizer, extractor: FeatureExtractor, *, seed: int) -> None:
-        self.tokenizer, self.extractor, self.seed = tokenizer, extractor, seed
-        self.codes = CodeCounter(tokenizer) if isinstance(tokenizer, DiscreteTokenizer) else None
-        self.latents = LatentCounter(tokenizer) if isinstance(tokenizer, ContinuousTokenizer) else None
+        self.extractor, self.seed = extractor, seed
+        self.counter: CodeCounter | LatentCounter
+        if isinstance(tokenizer, DiscreteTokenizer):
+            self.counter = CodeCounter(tokenizer)
+        else:
+            assert isinstance(tokenizer, ContinuousTokenizer)
+            self.counter = LatentCounter(tokenizer)
         self._parts: list[tuple[list[int], dict[str, dict[str, Tensor]]]] = []
 
     @torch.no_grad()
@@ -60,7 +48,7 @@ class TokenizerMeter:
             each way's reconstructions, uint8.
         """
         decoded, measured = {}, {}
-        for way, decoded_B3HW in self._decoded(images_B3HW, positions_B).items():
+        for way, decoded_B3HW in self.counter.decoded(images_B3HW, positions_B, self.seed).items():
             decoded[way] = to_uint8(decoded_B3HW)
             pair = images_B3HW, as_saved(decoded[way])
             rows = {
@@ -73,44 +61,34 @@ class TokenizerMeter:
         self._parts.append((positions_B.tolist(), measured))
         return decoded
 
-    def scores(self, processes: Processes) -> TokenizerScores:
-        """What all processes found, in the order of the images' positions."""
+    def ways(self, processes: Processes) -> dict[str, dict[str, Tensor]]:
+        """What all processes measured of each way to reconstruct, in the order of the images' positions.
+
+        Returns:
+            of every image (A,): psnr, ssim, perceptual; and the reconstructions' features (A, F).
+        """
         parts = [part for some in processes.all_gather(self._parts) for part in some]
         order_A = torch.tensor([position for positions, _ in parts for position in positions]).argsort()
-        ways = {
+        return {
             way: {name: torch.cat([found[way][name] for _, found in parts])[order_A] for name in columns}
             for way, columns in parts[0][1].items()
-        }
-        codes = None if self.codes is None else self.codes.found(processes)
-        return TokenizerScores(ways, codes, None if self.latents is None else self.latents.found(processes))
-
-    def _decoded(self, images_B3HW: Tensor, positions_B: Tensor) -> dict[str, Tensor]:
-        tokenizer = self.tokenizer
-        if isinstance(tokenizer, DiscreteTokenizer):
-            assert self.codes is not None
-            codes_BN = tokenizer.encode(images_B3HW)
-            self.codes.add(codes_BN)
-            return {"codes": tokenizer.decode(codes_BN)}
-        assert isinstance(tokenizer, ContinuousTokenizer) and self.latents is not None
-        posterior = tokenizer.posterior(images_B3HW)
-        self.latents.add(posterior)
-        each = zip(posterior.mean_BChw.split(1), posterior.logvar_BChw.split(1), positions_B.tolist(), strict=True)
-        samples = [
-            tokenizer.sample_posterior(Posterior(mean, logvar), Noise.seeded(seed_of(self.seed, position)))
-            for mean, logvar, position in each
-        ]
-        return {
-            "mean": tokenizer.decode_raw(posterior.mean_BChw),
-            "sample": tokenizer.decode_raw(torch.cat(samples)),
         }
 
 
 class CodeCounter:
     """Counts codes batch by batch."""
 
+    name = "codes"
+
     def __init__(self, tokenizer: DiscreteTokenizer) -> None:
-        self.tokens = tokenizer.grid.tokens
+        self.tokenizer = tokenizer
         self.counts_V = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
+
+    def decoded(self, images_B3HW: Tensor, positions_B: Tensor, seed: int) -> dict[str, Tensor]:
+        """Reconstructions of a batch, whose codes are counted."""
+        codes_BN = self.tokenizer.encode(images_B3HW)
+        self.add(codes_BN)
+        return {"codes": self.tokenizer.decode(codes_BN)}
 
     def add(self, codes_BN: Tensor) -> None:
         """Count a batch's codes."""
@@ -133,7 +111,7 @@ class CodeCounter:
             "used": len(share_V),
             "codes": int(counts_V.sum()),
             "entropy_bits": entropy_bits,
-            "bits_per_image": self.tokens * math.log2(len(counts_V)),
+            "bits_per_image": self.tokenizer.grid.tokens * math.log2(len(counts_V)),
             "share_used": len(share_V) / len(counts_V),
             "perplexity": 2.0**entropy_bits,
         }
@@ -142,13 +120,26 @@ class CodeCounter:
 class LatentCounter:
     """Sums up posteriors batch by batch."""
 
+    name = "latents"
+
     def __init__(self, tokenizer: ContinuousTokenizer) -> None:
-        self.kept_2C = torch.stack([tokenizer.latent_mean_C, tokenizer.latent_std_C]).cpu().double()
-        self.values = tokenizer.latent_channels * tokenizer.grid.tokens
+        self.tokenizer = tokenizer
         #: sums of a sample's first and second moments
         self.sums_2C = torch.zeros(2, tokenizer.latent_channels, dtype=torch.float64)
         #: images, places (of all of them), and the sum of their KL divergences
         self.totals_3 = torch.zeros(3, dtype=torch.float64)
+
+    def decoded(self, images_B3HW: Tensor, positions_B: Tensor, seed: int) -> dict[str, Tensor]:
+        """Reconstructions of a batch, whose posteriors are taken in."""
+        posterior = self.tokenizer.posterior(images_B3HW)
+        self.add(posterior)
+        each = zip(posterior.mean_BChw.split(1), posterior.logvar_BChw.split(1), positions_B.tolist(), strict=True)
+        samples = [
+            self.tokenizer.sample_posterior(Posterior(mean, logvar), Noise.seeded(seed_of(seed, position)))
+            for mean, logvar, position in each
+        ]
+        ways = {"mean": posterior.mean_BChw, "sample": torch.cat(samples)}
+        return {way: self.tokenizer.decode_raw(latents_BChw) for way, latents_BChw in ways.items()}
 
     def add(self, posterior: Posterior) -> None:
         """Take in a batch's posteriors."""
@@ -170,9 +161,9 @@ class LatentCounter:
         images, places, kl = processes.sum(self.totals_3).cpu().tolist()
         mean_C, second_C = processes.sum(self.sums_2C).cpu() / places
         std_C = (second_C - mean_C.square()).clamp_min(0.0).sqrt()
-        kept_mean_C, kept_std_C = self.kept_2C
+        kept_mean_C, kept_std_C = (side.cpu() for side in (self.tokenizer.latent_mean_C, self.tokenizer.latent_std_C))
         return {
-            "values_per_image": self.values,
+            "values_per_image": self.tokenizer.latent_channels * self.tokenizer.grid.tokens,
             "kl_nats": kl / images,
             "kl_bits": kl / images / math.log(2.0),
             "mean": mean_C.tolist(),

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixar_core.perceptual import FeatureExtractor
-from mixar_eval.report import Section, distance_names
+from mixar_eval.report import Section, score_names
 
 
 def reconstructions_section(
     rows: Mapping[str, Mapping[str, Any]], extractor: FeatureExtractor, images: str, *, reference: str, has_kernel: bool
 ) -> Section:
     """What was measured of reconstructions, a row each by its name; of which `images`, and to which `reference`."""
-    frechet, kernel = distance_names(extractor.gives_fid)
+    frechet, kernel, _ = score_names(extractor.gives_fid)
     names = {"frechet": f"r{frechet}" if extractor.gives_fid else frechet, **({"kernel": kernel} if has_kernel else {})}
     names |= {"psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual"}
     return Section(

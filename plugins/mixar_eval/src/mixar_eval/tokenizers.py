@@ -204,7 +204,7 @@ def _compared(
 
 
 def _told(entry: Entry, meter: TokenizerMeter, reference: Reference, context: EvalContext) -> dict[str, Any]:
-    found = meter.scores(context.processes)
+    ways, counter = meter.ways(context.processes), meter.counter
 
     def of(way: dict[str, Tensor]) -> dict[str, float | None]:
         distances = distances_of(way["features"], reference)
@@ -217,9 +217,8 @@ def _told(entry: Entry, meter: TokenizerMeter, reference: Reference, context: Ev
         "weights_sha256": entry.weights_sha256,
         "parameters": sum(parameter.numel() for parameter in entry.tokenizer.parameters()),
         "grid": str(entry.tokenizer.grid),
-        "reconstructions": context.processes.on_main(lambda: {name: of(way) for name, way in found.ways.items()}),
-        "codes": found.codes,
-        "latents": found.latents,
+        "reconstructions": context.processes.on_main(lambda: {name: of(way) for name, way in ways.items()}),
+        "codes": None, "latents": None, counter.name: counter.found(context.processes),
     }
 
 
