@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,10 +23,9 @@ from mixar_eval.features import as_saved, features_of, over_batches
 from mixar_eval.images import Images, ImageSet, open_images, other_images
 from mixar_eval.protocol import CLASSES, basic_reasons
 from mixar_eval.references import Reference, rank_notes
-from mixar_eval.report import Report, described
+from mixar_eval.report import Report, Section, described, score_names
 from mixar_eval.scores import distances_of
 from mixar_eval.tokenizer_meter import TokenizerMeter
-from mixar_eval.tokenizer_report import codes_section, latents_section, reconstructions_section
 
 #: reconstruction FIDs are published of all 50,000 validation images
 PROTOCOL = "published reconstruction FID of ImageNet 256"
@@ -159,15 +158,15 @@ def compare_tokenizers(
             "tokenizers": tokenizers,
         },
         sections=[
-            reconstructions_section(
+            _reconstructions(
                 rows | {f"floor: {between}": apart},
                 extractor,
                 f"{len(images):,} images, chosen by seed {seed}, of the {images.description}.",
                 reference=reference.description,
                 has_kernel=reference.features_AF is not None,
             ),
-            *codes_section(tokenizers),
-            *latents_section(tokenizers),
+            *_codes(tokenizers),
+            *_latents(tokenizers),
         ],
         made=context.made(),
         notes=[*images.notes, *reference.notes],
@@ -218,8 +217,70 @@ def _told(entry: Entry, meter: TokenizerMeter, reference: Reference, context: Ev
         "parameters": sum(parameter.numel() for parameter in entry.tokenizer.parameters()),
         "grid": str(entry.tokenizer.grid),
         "reconstructions": context.processes.on_main(lambda: {name: of(way) for name, way in ways.items()}),
-        "codes": None, "latents": None, counter.name: counter.found(context.processes),
+        "codes": None,
+        "latents": None,
+        counter.name: counter.found(context.processes),
     }
+
+
+def _reconstructions(
+    rows: Mapping[str, Mapping[str, Any]], extractor: FeatureExtractor, images: str, *, reference: str, has_kernel: bool
+) -> Section:
+    """What was measured of reconstructions, a row each by its name; of which `images`, and to which `reference`."""
+    frechet, kernel, _ = score_names(extractor.gives_fid)
+    names = {"frechet": f"r{frechet}" if extractor.gives_fid else frechet, **({"kernel": kernel} if has_kernel else {})}
+    names |= {"psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual"}
+    return Section(
+        lines=[images],
+        rows=[
+            {"reconstruction": row, **{column: scores.get(key) for key, column in names.items()}}
+            for row, scores in rows.items()
+        ],
+        below=[
+            f"Distances are between feature vectors of {extractor.identity}, from the reconstructions to {reference}: "
+            f"lower is better. The last row is how far real images lie apart at the same count. The perceptual "
+            f"distance is LPIPS without learned weights, in the same extractor's maps."
+        ],
+    )
+
+
+def _codes(tokenizers: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """How discrete tokenizers use their codebooks, if there are any."""
+    rows = [
+        {
+            "tokenizer": tokenizer["name"],
+            "grid": tokenizer["grid"],
+            "bits an image": codes["bits_per_image"],
+            "codes in use": f"{codes['used']:,} of {codes['codebook_size']:,} ({codes['share_used']:.1%})",
+            "among": f"{codes['codes']:,} tokens",
+            "perplexity": codes["perplexity"],
+            "entropy, bits a code": codes["entropy_bits"],
+        }
+        for tokenizer in tokenizers
+        if (codes := tokenizer["codes"])
+    ]
+    return [Section("Codes", rows)] if rows else []
+
+
+def _latents(tokenizers: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """How the latents of continuous tokenizers are spread, if there are any."""
+
+    def spread(values: Sequence[float]) -> str:
+        return f"{min(values):.2f} to {max(values):.2f}"
+
+    rows = [
+        {
+            "tokenizer": tokenizer["name"],
+            "grid x channels": f"{tokenizer['grid']} x {len(latents['mean'])}",
+            "KL, bits an image": latents["kl_bits"],
+            "means, normalised": spread(latents["normalised_mean"]),
+            "deviations, normalised": spread(latents["normalised_std"]),
+        }
+        for tokenizer in tokenizers
+        if (latents := tokenizer["latents"])
+    ]
+    below = ["Normalised by the statistics that the tokenizer keeps: 0 and 1 where those fit these images."]
+    return [Section("Latents", rows, below=below)] if rows else []
 
 
 def reconstruct_few(
