@@ -54,14 +54,12 @@ def masked_after_steps(entries: int, steps: int, schedule: MaskSchedule) -> list
 
 def guidance_scales(scale: float, steps: int, annealing: GuidanceAnnealing, power: float) -> list[float]:
     """The guidance scale of each step, annealed from 0 (by cosine: (1 - cos(pi progress^power)) / 2) or constant."""
-    match annealing:
-        case "none":
-            factors = [1.0] * steps
-        case "linear":
-            factors = [step / steps for step in range(steps)]
-        case "cosine":
-            factors = [(1 - math.cos(math.pi * (step / steps) ** power)) / 2 for step in range(steps)]
-    return [scale * factor for factor in factors]
+    grown = {
+        "none": lambda progress: 1.0,
+        "linear": lambda progress: progress,
+        "cosine": lambda progress: (1 - math.cos(math.pi * progress**power)) / 2,
+    }
+    return [scale * grown[annealing](step / steps) for step in range(steps)]
 
 
 def gumbel(uniform: Tensor) -> Tensor:

@@ -21,22 +21,10 @@ from torch import Tensor, nn
 from mixar_core.errors import UserError
 from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.types import Posterior
-from mixar_plugins.tokenizers.layers import (
-    DoublingConv,
-    HalvingConv,
-    Norm,
-    Resample,
-    ResidualBlock,
-    decoder,
-    encoder,
-    make_norm,
-    stride_of,
-)
+from mixar_plugins.tokenizers import layers
 
 #: What the log-variance is clamped to, as published.
 LOGVAR_RANGE = (-30.0, 20.0)
-
-_positive = validators.ge(1)
 
 
 @frozen
@@ -55,16 +43,14 @@ class KLConfig:
         latent_mean, latent_std: where the latents' statistics start: a tokenizer trained here measures its own.
     """
 
-    latent_channels: int = field(default=16, validator=_positive)
-    channels: int = field(default=128, validator=_positive)
-    channel_multipliers: tuple[int, ...] = field(
-        default=(1, 1, 2, 2, 4), validator=validators.and_(validators.min_len(1), validators.deep_iterable(_positive))
-    )
-    blocks: int = field(default=2, validator=_positive)
+    latent_channels: int = field(default=16, validator=layers.positive)
+    channels: int = field(default=128, validator=layers.positive)
+    channel_multipliers: tuple[int, ...] = field(default=(1, 1, 2, 2, 4), validator=layers.multipliers)
+    blocks: int = field(default=2, validator=layers.positive)
     encoder_attention: tuple[int, ...] = (16,)
     decoder_attention: tuple[int, ...] = ()
     mid_attention: bool = True
-    norm: Norm = field(default="group", validator=validators.in_(("group", "none")))
+    norm: layers.Norm = field(default="group", validator=validators.in_(("group", "none")))
     latent_mean: float = 0.0
     latent_std: float = field(default=1.0, validator=validators.gt(0.0))
 
@@ -73,7 +59,7 @@ class KLAutoencoder(ContinuousTokenizer):
     """Convolutional autoencoder with a Gaussian bottleneck: MAR's KL-16 and VA-VAE."""
 
     def __init__(self, config: KLConfig, *, image_size: int) -> None:
-        stride = stride_of(config.channel_multipliers, image_size, "kl")
+        stride = layers.stride_of(config.channel_multipliers, image_size, "kl")
         allowed = [2**level for level in range(len(config.channel_multipliers))]
         for key in ("encoder_attention", "decoder_attention"):
             if unknown := set(getattr(config, key)).difference(allowed):
@@ -85,27 +71,27 @@ class KLAutoencoder(ContinuousTokenizer):
         encoded, decoded = [config.channels, *widths], [*widths[1:], widths[-1]]  # what enters each level
 
         def down(n: int) -> Level:
-            resample: Resample = "halve" if n < last else None
+            resample: layers.Resample = "halve" if n < last else None
             return Level(encoded[n], widths[n], config.norm, config.blocks, 2**n in config.encoder_attention, resample)
 
         def up(n: int) -> Level:
-            resample: Resample = "double" if n > 0 else None
+            resample: layers.Resample = "double" if n > 0 else None
             attention = 2**n in config.decoder_attention
             return Level(decoded[n], widths[n], config.norm, config.blocks + 1, attention, resample)
 
         def middle() -> nn.Module:
-            first = ResidualBlock(widths[-1], widths[-1], config.norm)
+            first = layers.ResidualBlock(widths[-1], widths[-1], config.norm)
             attention = Attention(widths[-1]) if config.mid_attention else nn.Identity()
-            second = ResidualBlock(widths[-1], widths[-1], config.norm)
+            second = layers.ResidualBlock(widths[-1], widths[-1], config.norm)
             return nn.Sequential(OrderedDict(block_1=first, attn_1=attention, block_2=second))
 
-        self.encoder = encoder(
+        self.encoder = layers.encoder(
             nn.Conv2d(3, config.channels, 3, padding=1),
             [down(n) for n in levels],
             middle(),
             nn.Conv2d(widths[-1], 2 * channels, 3, padding=1),
         )
-        self.decoder = decoder(
+        self.decoder = layers.decoder(
             nn.Conv2d(channels, widths[-1], 3, padding=1),
             middle(),
             [up(n) for n in reversed(levels)],
@@ -133,12 +119,17 @@ class KLAutoencoder(ContinuousTokenizer):
 class Level(nn.Module):
     """Residual blocks at one resolution, each followed by attention or none; then half, twice or the same size."""
 
-    def __init__(self, width: int, out: int, norm: Norm, blocks: int, attention: bool, resample: Resample) -> None:
+    def __init__(
+        self, width: int, out: int, norm: layers.Norm, blocks: int, attention: bool, resample: layers.Resample
+    ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(width if i == 0 else out, out, norm) for i in range(blocks))
+        self.block = nn.ModuleList(layers.ResidualBlock(width if i == 0 else out, out, norm) for i in range(blocks))
         self.attn = nn.ModuleList(Attention(out) for _ in range(blocks if attention else 0))
-        self.downsample = nn.Sequential(OrderedDict(conv=HalvingConv(out))) if resample == "halve" else nn.Identity()
-        self.upsample = nn.Sequential(OrderedDict(conv=DoublingConv(out))) if resample == "double" else nn.Identity()
+        self.downsample = self.upsample = nn.Sequential()
+        if resample == "halve":
+            self.downsample = nn.Sequential(OrderedDict(conv=layers.HalvingConv(out)))
+        elif resample == "double":
+            self.upsample = nn.Sequential(OrderedDict(conv=layers.DoublingConv(out)))
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
@@ -153,7 +144,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = make_norm("group", width)
+        self.norm = layers.make_norm("group", width)
         self.q = nn.Conv2d(width, width, 1)
         self.k = nn.Conv2d(width, width, 1)
         self.v = nn.Conv2d(width, width, 1)

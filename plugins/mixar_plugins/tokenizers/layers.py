@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
+from attrs import validators
 from torch import Tensor, nn
 
 from mixar_core.errors import UserError
@@ -16,6 +17,9 @@ from mixar_core.errors import UserError
 Norm = Literal["group", "none"]
 #: What a level does to the size at its end.
 Resample = Literal["halve", "double"] | None
+
+positive = validators.ge(1)
+multipliers: Any = validators.and_(validators.min_len(1), validators.deep_iterable(positive))
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:

@@ -14,19 +14,8 @@ from torch import Tensor, nn
 
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import Quantized
-from mixar_plugins.tokenizers.layers import (
-    DoublingConv,
-    HalvingConv,
-    Norm,
-    Resample,
-    ResidualBlock,
-    decoder,
-    encoder,
-    stride_of,
-)
+from mixar_plugins.tokenizers import layers
 from mixar_plugins.tokenizers.quantizers import LookupFreeQuantizer, LookupQuantizer, Quantizer, QuantizerWeights
-
-_positive = validators.ge(1)
 
 
 @frozen(kw_only=True)
@@ -45,13 +34,11 @@ class ConvConfig(QuantizerWeights):
         commitment_weight, entropy_weight, entropy_temperature, entropy_gamma: see QuantizerWeights.
     """
 
-    channels: int = field(default=128, validator=_positive)
-    channel_multipliers: tuple[int, ...] = field(
-        default=(1, 1, 2, 2, 4), validator=validators.and_(validators.min_len(1), validators.deep_iterable(_positive))
-    )
-    blocks: int = field(default=2, validator=_positive)
+    channels: int = field(default=128, validator=layers.positive)
+    channel_multipliers: tuple[int, ...] = field(default=(1, 1, 2, 2, 4), validator=layers.multipliers)
+    blocks: int = field(default=2, validator=layers.positive)
     downsample: Literal["conv", "pool"] = "conv"
-    norm: Norm = field(default="group", validator=validators.in_(("group", "none")))
+    norm: layers.Norm = field(default="group", validator=validators.in_(("group", "none")))
     input_shortcut: bool = False
     legacy: bool = False
 
@@ -60,7 +47,7 @@ class ConvConfig(QuantizerWeights):
 class LFQConfig(ConvConfig):
     """Settings of LFQTokenizer: those of ConvConfig and `bits`, bits a code (2^bits codes, 10 to 18 published)."""
 
-    bits: int = field(default=14, validator=validators.and_(_positive, validators.le(20)))
+    bits: int = field(default=14, validator=validators.and_(layers.positive, validators.le(20)))
 
 
 @frozen(kw_only=True)
@@ -72,28 +59,28 @@ class VQConfig(ConvConfig):
         code_width: length of a code vector.
     """
 
-    codebook_size: int = field(default=4096, validator=_positive)
-    code_width: int = field(default=64, validator=_positive)
+    codebook_size: int = field(default=4096, validator=layers.positive)
+    code_width: int = field(default=64, validator=layers.positive)
 
 
 class ConvTokenizer(DiscreteTokenizer):
     """Encoder, quantizer and decoder. The networks see pixels in [0, 1], as published; the interface's are [-1, 1]."""
 
     def __init__(self, config: ConvConfig, quantizer: Quantizer, *, image_size: int, part: str) -> None:
-        stride = stride_of(config.channel_multipliers, image_size, part)
+        stride = layers.stride_of(config.channel_multipliers, image_size, part)
         code_width = quantizer.width
         super().__init__(image_size=image_size, stride=stride, codebook_size=quantizer.codes, code_width=code_width)
         self.config = config
         widths = [config.channels * factor for factor in config.channel_multipliers]
         levels, last = range(len(widths)), len(widths) - 1
         encoded, decoded = [config.channels, *widths], [*widths[1:], widths[-1]]  # what enters each level
-        self.encoder = encoder(
+        self.encoder = layers.encoder(
             nn.Conv2d(3, config.channels, 3, padding=1, bias=False),
             [Stage(encoded[n], widths[n], config, "halve" if n < last else None) for n in levels],
             Stage(widths[-1], widths[-1], config),
             nn.Conv2d(widths[-1], code_width, 1),
         )
-        self.decoder = decoder(
+        self.decoder = layers.decoder(
             nn.Conv2d(code_width, widths[-1], 3, padding=1),
             Stage(widths[-1], widths[-1], config),
             [Stage(decoded[n], widths[n], config, "double" if n else None) for n in reversed(levels)],
@@ -135,10 +122,10 @@ class VQTokenizer(ConvTokenizer):
 class Stage(nn.Module):
     """Residual blocks at one resolution; then half or twice the size, or neither."""
 
-    def __init__(self, width: int, out: int, config: ConvConfig, resample: Resample = None) -> None:
+    def __init__(self, width: int, out: int, config: ConvConfig, resample: layers.Resample = None) -> None:
         super().__init__()
         self.res_blocks = nn.ModuleList(
-            ResidualBlock(
+            layers.ResidualBlock(
                 width if index == 0 else out, out, config.norm, bias=False, input_shortcut=config.input_shortcut
             )
             for index in range(config.blocks)
@@ -146,9 +133,9 @@ class Stage(nn.Module):
         self.down_conv: nn.Module = nn.Identity()
         self.upsample_conv: nn.Module = nn.Identity()
         if resample == "halve":
-            self.down_conv = HalvingConv(out) if config.downsample == "conv" else nn.AvgPool2d(2)
+            self.down_conv = layers.HalvingConv(out) if config.downsample == "conv" else nn.AvgPool2d(2)
         elif resample == "double":
-            self.upsample_conv = DoublingConv(out)
+            self.upsample_conv = layers.DoublingConv(out)
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
         for block in self.res_blocks:
