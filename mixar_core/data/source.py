@@ -78,11 +78,12 @@ def flips(step: int, *, seed: int, share: BatchShard) -> Tensor:
 
 def read_images(dataset: ImageDataset, *, workers: int = 0, pin: bool = False) -> Read:
     """Images read when they are wanted; `workers` and `pin` as `read_ahead` takes them."""
-    return partial(read_ahead, partial(_load, dataset), workers=workers, pin=pin)
+    load = partial(_load, dataset)  # lists: a tensor would travel to a process as a file
+    return lambda wanted: read_ahead(load, ((r.tolist(), f.tolist()) for r, f in wanted), workers=workers, pin=pin)
 
 
-def _load(dataset: ImageDataset, wanted: Wanted) -> LoadedRows:
-    return load_readable(dataset, wanted[0].tolist()).mirrored(wanted[1])
+def _load(dataset: ImageDataset, wanted: tuple[list[int], list[bool]]) -> LoadedRows:
+    return load_readable(dataset, wanted[0]).mirrored(torch.tensor(wanted[1]))
 
 
 def read_cache(cache: TokenCache, kinds: Collection[str] = TOKENS, *, workers: int = 0, pin: bool = False) -> Read:
