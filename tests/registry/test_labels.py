@@ -58,10 +58,9 @@ def test_whole_numbers_and_names_are_taken(labels: Any, numbers: list[int]) -> N
         *(True, [False], numpy.array([True, False]), torch.tensor([True]), numpy.bool_(True)),
         *(None, [None], [0, None], [[0]], [(1, 2)], numpy.eye(3, dtype=int), torch.ones(1, 1).long(), [torch.ones(1)]),
         *([torch.ones(1).long()], numpy.ma.masked_array([1, 2], [True, False]), 1j, b"ab", [b"cat"], object()),
-        *({0, 1}, {"cat": 1}, frozenset({"cat", "dog"}), [], (), numpy.array([], dtype=int), float("nan")),
+        *({0, 1}, {"cat": 1}, frozenset({"cat"}), [], (), numpy.array([], dtype=int), float("nan")),
         *([3], [-2], numpy.uint64(2**63), 10**30, "Cat", "0", ""),
     ],
-    ids=repr,
 )
 def test_everything_else_is_refused_in_one_line(labels: Any) -> None:
     with pytest.raises(UserError) as refused:
