@@ -20,15 +20,7 @@ from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Losses
-from mixar_plugins.priors.schedules import (
-    GuidanceAnnealing,
-    MaskSchedule,
-    draw,
-    guidance_scales,
-    gumbel,
-    mask_share,
-    masked_after_steps,
-)
+from mixar_plugins.priors import schedules
 from mixar_plugins.priors.transformer import Transformer, init_weights, layer_norm
 
 _positive = validators.ge(1)
@@ -65,11 +57,11 @@ class MaskBitConfig:
     dropout: float = field(default=0.1, validator=_share)
     class_dropout: float = field(default=0.1, validator=_share)
     label_smoothing: float = field(default=0.1, validator=_share)
-    train_mask_schedule: MaskSchedule = "arccos"
+    train_mask_schedule: schedules.MaskSchedule = "arccos"
     steps: int = field(default=64, validator=_positive)
-    mask_schedule: MaskSchedule = "arccos"
+    mask_schedule: schedules.MaskSchedule = "arccos"
     guidance_scale: float = 7.1
-    guidance_annealing: GuidanceAnnealing = "cosine"
+    guidance_annealing: schedules.GuidanceAnnealing = "cosine"
     scale_pow: float = 3.0
     softmax_temperature: float = field(default=1.0, validator=_not_negative)
     sampling_annealing: bool = False
@@ -92,9 +84,9 @@ class MaskGitConfig(MaskBitConfig):
     heads: int = field(default=8, validator=_positive)
     mlp_dim: int = field(default=3072, validator=_positive)
     splits: int = field(default=1, validator=_positive)
-    train_mask_schedule: MaskSchedule = "cosine"
+    train_mask_schedule: schedules.MaskSchedule = "cosine"
     steps: int = field(default=8, validator=_positive)
-    mask_schedule: MaskSchedule = "cosine"
+    mask_schedule: schedules.MaskSchedule = "cosine"
     guidance_scale: float = 0.0
     randomize_temperature: float = field(default=4.5, validator=_not_negative)
 
@@ -205,8 +197,8 @@ class MaskedTransformerPrior(DiscretePrior):
         shape = (len(labels_B), self.grid.tokens, config.splits)
         entries = shape[1] * shape[2]
         steps = min(steps, entries)
-        counts = masked_after_steps(entries, steps, config.mask_schedule)
-        scales = guidance_scales(cfg, steps, config.guidance_annealing, config.scale_pow)
+        counts = schedules.masked_after_steps(entries, steps, config.mask_schedule)
+        scales = schedules.guidance_scales(cfg, steps, config.guidance_annealing, config.scale_pow)
         tokens_BNS = torch.full(shape, self.mask_token, device=device)
         for step, (count, scale) in enumerate(zip(counts, scales, strict=True)):
             left = 1 - (step + 1) / steps
@@ -219,7 +211,7 @@ class MaskedTransformerPrior(DiscretePrior):
             if step == steps - 1:
                 break
             # What was drawn least confidently goes back to being masked; what was known stays.
-            jitter_BNS = gumbel(noise.uniform(shape, device, name="prior.confidence"))
+            jitter_BNS = schedules.gumbel(noise.uniform(shape, device, name="prior.confidence"))
             confidence_BNS = log_p_BNS + config.randomize_temperature * left * jitter_BNS
             confidence_BNS = confidence_BNS.masked_fill(~masked_BNS, torch.inf)
             # By rank and not by threshold as published: the counts hold under ties, too.
@@ -242,7 +234,7 @@ class MaskedTransformerPrior(DiscretePrior):
         config, device = self.config, codes_BN.device
         target_BNS = split_codes(codes_BN, bits=config.bits, splits=config.splits)
         batch = len(codes_BN)
-        share_B = mask_share(noise.uniform((batch,), device, name="prior.ratio"), config.train_mask_schedule)
+        share_B = schedules.mask_share(noise.uniform((batch,), device, name="prior.ratio"), config.train_mask_schedule)
         masked_BNS = noise.uniform(target_BNS.shape, device, name="prior.mask") < share_B[:, None, None]
         dropped_B = noise.uniform((batch,), device, name="prior.drop") < config.class_dropout
         logits_BNSV = self(
@@ -265,7 +257,7 @@ class MaskedTransformerPrior(DiscretePrior):
             drawn_BNS = log_p_BNSV.argmax(dim=-1)
         else:
             uniform_BNS = noise.uniform(log_p_BNSV.shape[:-1], log_p_BNSV.device, name="prior.draw")
-            drawn_BNS = draw(log_p_BNSV.exp(), uniform_BNS)
+            drawn_BNS = schedules.draw(log_p_BNSV.exp(), uniform_BNS)
         return drawn_BNS, log_p_BNSV.gather(-1, drawn_BNS[..., None]).squeeze(-1)
 
 
