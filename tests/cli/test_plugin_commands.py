@@ -57,6 +57,8 @@ def test_a_broken_one_takes_down_neither_help_nor_the_others(tmp_path: Path) -> 
         "late": GOOD,
         "takes_ours": HEADER + "    def sample(): print('mine')\n    app.command()(sample)\n",
         "takes_theirs": GOOD,
+        "without_a_name": HEADER + "    import typer\n    own = typer.Typer()\n    app.add_typer(own)\n"
+        "    @own.command()\n    def knock(): print('knock')\n    @own.command()\n    def bang(): print('bang')\n",
         "not_imported": "import there_is_no_such_module\n",
         "ends_at_once": "raise SystemExit('no licence')\n",
     }
@@ -70,6 +72,7 @@ def test_a_broken_one_takes_down_neither_help_nor_the_others(tmp_path: Path) -> 
     assert "command sample of plugin takes_ours is left out" in told.stderr
     assert "command ring of plugin takes_theirs is left out" in told.stderr
     assert mixar(tmp_path, "ring").stdout == "ding\n"
+    assert mixar(tmp_path, "bang").stdout == "bang\n"
     assert "Draw images" in mixar(tmp_path, "sample", "--help").stdout
 
 

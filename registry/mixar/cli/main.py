@@ -104,10 +104,9 @@ def add_commands(app: typer.Typer, manager: pluggy.PluginManager) -> list[str]:
     Each plugin fills a program of its own first, so that one that fails or takes a command's name spoils no other.
     """
     problems, plugins = [], manager.list_name_plugin()
-    taken = {name for name, _ in _named(app)}
+    taken = {name for names, _ in _named(app) for name in names}
     for name, plugin in plugins:
         own = typer.Typer()
-        own.callback()(lambda: None)
         others = [other for _, other in plugins if other is not plugin]
         try:
             manager.subset_hook_caller("mixar_commands", others)(app=own)
@@ -115,21 +114,33 @@ def add_commands(app: typer.Typer, manager: pluggy.PluginManager) -> list[str]:
         except (Exception, SystemExit) as error:  # whatever a third party's code raises must not take the others down
             problems.append(f"the commands of plugin {name} are left out: {one_line(error)}")
             continue
-        for command, brought in named:
-            if command in taken:
-                problems.append(f"command {command} of plugin {name} is left out: there is one of that name already")
-            elif isinstance(brought, CommandInfo):
-                app.registered_commands.append(brought)
+        for commands, brought in named:
+            if clash := ", ".join(sorted(taken & commands)):
+                problems.append(f"command {clash} of plugin {name} is left out: there is one of that name already")
             else:
-                app.registered_groups.append(brought)
-        taken |= {command for command, _ in named}
+                taken |= commands
+                _add(app, brought)
     return problems
 
 
-def _named(app: typer.Typer) -> list[tuple[str, CommandInfo | TyperInfo]]:
-    """The commands and groups of a program with their names; building it shows whether it can be built."""
-    group: Any = typer.main.get_command(app)  # its groups come first
-    return list(zip(group.commands, (*app.registered_groups, *app.registered_commands), strict=True))
+def _named(app: typer.Typer) -> list[tuple[set[str], CommandInfo | TyperInfo]]:
+    """What a program holds, with its names (a group without one lends its commands'); all of it can be built."""
+    every: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+    found = []
+    for brought in every:
+        alone = typer.Typer()
+        alone.callback()(lambda: None)
+        _add(alone, brought)
+        group: Any = typer.main.get_command(alone)
+        found.append(({*group.commands}, brought))
+    return found
+
+
+def _add(app: typer.Typer, brought: CommandInfo | TyperInfo) -> None:
+    if isinstance(brought, CommandInfo):
+        app.registered_commands.append(brought)
+    else:
+        app.registered_groups.append(brought)
 
 
 def _blocked(words: Sequence[str]) -> list[str]:
