@@ -26,12 +26,18 @@ def user_path(text: str | Path) -> Path:
     """A path as a person wrote it, in a recipe, an option or a call: `~` is the home folder, everywhere.
 
     Raises:
-        UserError: `~name` of nobody known here, or something that is no path.
+        UserError: it is empty, `~name` of nobody known here, too long for this system, or no path.
     """
+    if text == "":
+        raise UserError("an empty path; that of the working directory is .")
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
+        path.exists()  # says whether the system can look for it at all
+        return path
     except TypeError as error:
         raise UserError(f"{text!r}: not a path") from error
+    except OSError as error:
+        raise UserError(f"{str(text)[:100]}: {error.strerror}") from error
     except RuntimeError as error:
         raise UserError(f"{text}: {error}; write the folder out") from error
 

@@ -23,6 +23,7 @@ from mixar_core.head import ContinuousHead
 from mixar_core.injector import GuidanceInjector
 from mixar_core.model import MixAR
 from mixar_core.prior import DiscretePrior
+from mixar_core.storage import user_path
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.types import Grid
 
@@ -57,7 +58,7 @@ def build(
     device: torch.device | str = "cpu",
     meta: bool = False,
     load_weights: bool = True,
-    trained_weights: Path | None = None,
+    trained_weights: str | Path | None = None,
     data: ImageDataset | None = None,
     checked: bool = False,
 ) -> System:
@@ -89,7 +90,7 @@ def build(
         if module is not None and choice.weights is not None and not (key == recipe.trains and trained_weights):
             load_into(module, read_tensors(weights_of(recipe, key, registry)), where=_of(recipe, key))
     if trained_weights is not None:
-        load_into(system.trained, read_tensors(trained_weights), where=f"weights {trained_weights}")
+        load_into(system.trained, read_tensors(user_path(trained_weights)), where=f"weights {trained_weights}")
     for module in (system.continuous_tokenizer, system.discrete_tokenizer, system.prior, system.model):
         if module is not None:
             module.to(device).eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Integral, Real
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixar.text import choices, shortened
+from mixar.written import plain_values
 from mixar_core.errors import UserError
 from mixar_core.types import NO_CLASS
 
@@ -26,9 +27,9 @@ def class_numbers(labels: Labels, count: int, names: Sequence[str]) -> list[int]
     Args:
         count: of the model's classes. names: theirs, in label order; empty where they are not known.
     """
-    if isinstance(labels, bytes | Mapping | Set):
+    if isinstance(labels, bytes | bytearray | memoryview | Mapping | Set):
         raise UserError(f"labels are a {type(labels).__name__}; give a list: one image is drawn for each, in its order")
-    values = labels.tolist() if hasattr(labels, "tolist") else labels  # of numpy, torch, pandas
+    values = plain_values(labels, "labels")
     several = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
     if not several:
         raise UserError("no labels given; one image is drawn for each")
@@ -80,13 +81,13 @@ def split_names(text: str, names: Sequence[str]) -> list[str]:
     return ways[-1][0] if ways[-1] else [item.strip() for item in items]
 
 
-def checked_number(value: object, what: str, *, low: int, whole: bool = False) -> Any:
-    """A finite number, at least `low`, as a plain int or float; None stays None, anything else is refused."""
-    if value is None:
+def checked_number(value: object, what: str, *, low: int, whole: bool = False, needed: bool = False) -> Any:
+    """A finite number, at least `low`, as a plain int or float; None stays None unless it is `needed`."""
+    if value is None and not needed:
         return None
     number = _plain(value)
     good = isinstance(number, Integral if whole else Real) and not isinstance(number, bool)
-    if not good or not math.isfinite(number) or number < low:
+    if not good or not (whole or abs(number) <= sys.float_info.max) or number < low:
         raise UserError(
             f"{what}: {shortened(repr(value))}; allowed: a {'whole ' if whole else ''}number, {low} or more"
         )
@@ -96,7 +97,9 @@ def checked_number(value: object, what: str, *, low: int, whole: bool = False) -
 def code_tensor(codes: object, images: int | None, tokens: int, codebook_size: int) -> Tensor:
     """Codes int64 (B, N) of an array or tensor of whole numbers; `images` is what B must be, None: any."""
     try:
-        found = codes if isinstance(codes, Tensor) else torch.from_numpy(numpy.array(codes))
+        found = codes if isinstance(codes, Tensor) else torch.from_numpy(_native(numpy.asanyarray(codes)))
+        if found.layout != torch.strided or found.is_meta:
+            raise ValueError("sparse, or on the meta device")
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"codes are a {type(codes).__name__}; needed: whole numbers (B, {tokens})") from error
     whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
@@ -107,6 +110,17 @@ def code_tensor(codes: object, images: int | None, tokens: int, codebook_size: i
     if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < codebook_size:
         raise UserError(f"codes lie outside 0 to {codebook_size - 1}")
     return found
+
+
+def _native(array: numpy.ndarray) -> numpy.ndarray:
+    """A copy in this machine's order of bytes.
+
+    Raises:
+        ValueError: some values are masked.
+    """
+    if numpy.ma.is_masked(array):
+        raise ValueError("masked values")
+    return numpy.array(array, dtype=array.dtype.newbyteorder("="))
 
 
 def _plain(value: object) -> Any:

@@ -266,7 +266,7 @@ def batch_noise(seed: int, index: int) -> Noise:
 
 
 def _batches(images: int, seed: object, batch_size: object) -> list[tuple[slice, Noise]]:
-    first = checked_number(seed, "seed", low=0, whole=True)
+    first = checked_number(seed, "seed", low=0, whole=True, needed=True)
     size = checked_number(batch_size, "batch_size", low=1, whole=True) or images
     return [(slice(start, start + size), batch_noise(first, k)) for k, start in enumerate(range(0, images, size))]
 

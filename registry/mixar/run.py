@@ -19,7 +19,7 @@ from mixar.memory import check_memory
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar.structure import differences, flat
-from mixar.text import first_of, tell
+from mixar.text import first_of, shortened, tell
 from mixar_core.data.dataset import has_names
 from mixar_core.distributed import own_device
 from mixar_core.errors import UserError
@@ -80,6 +80,8 @@ def train(
     system = build(recipe, registry, data=train_set, checked=True)
     if callbacks is None:
         callbacks = [registry.part("callback", choice.type).component(choice.config) for choice in recipe.callbacks]
+    if not (isinstance(callbacks, list | tuple) and all(isinstance(each, Callback) for each in callbacks)):
+        raise UserError(f"callbacks {shortened(repr(callbacks))}: not a list of mixar_core Callbacks")
     provenance = {"trained_by": f"mixar train {recipe.name}", "versions": versions(), **facts}
     return run_trainer(
         make_objective(system, registry),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixar import strict_yaml
-from mixar.text import tell
+from mixar.text import shortened, tell
 from mixar_core.errors import UserError
 
 _PATH_ENDINGS = (".safetensors", ".yaml", ".yml")
@@ -70,7 +70,19 @@ def placed(value: Any, folder: Path, *, own: bool = True) -> Any:
         return {bare(key): placed(item, folder, own=own) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [placed(item, folder, own=own) for item in value]
-    return placed(value.tolist(), folder, own=own) if hasattr(value, "tolist") else value
+    return placed(plain_values(value, "value"), folder, own=own) if hasattr(value, "tolist") else value
+
+
+def plain_values(values: Any, what: str) -> Any:
+    """What numpy, torch or pandas hold as Python's own values; anything else as it is.
+
+    Raises:
+        UserError: it holds none that can be read: a tensor on the meta device, a sparse one.
+    """
+    try:
+        return values.tolist() if hasattr(values, "tolist") else values
+    except RuntimeError as error:
+        raise UserError(f"{what}: a {type(values).__name__} whose values cannot be read: {error}") from error
 
 
 def bare(value: Any) -> Any:
@@ -92,8 +104,6 @@ def located(text: str | Path) -> Path:
     """
     from mixar_core.storage import user_path  # comes with torch, and the program's --help needs neither
 
-    if text == "":
-        raise UserError("an empty path; that of the working directory is .")
     folder = text.folder if isinstance(text, Text) else Path.cwd()
     relative = user_path(text)
     path, working = folder / relative, Path.cwd() / relative
@@ -119,9 +129,9 @@ def path_of(text: str | Path, *, holding: str | None = None) -> Path | None:
         UserError: it is neither.
     """
     if not isinstance(text, str | Path):
-        raise UserError(f"{text!r}: neither a name nor a path")
+        raise UserError(f"{shortened(repr(text))}: neither a name nor a path")
     if isinstance(text, Path) or "/" in text or text.startswith(("~", ".")) or text.endswith(_PATH_ENDINGS):
         return located(text)
     seen = text if isinstance(text, Text) else Text(text)
-    is_folder = holding and seen and seen.own and (seen.folder / seen / holding).is_file()
+    is_folder = holding and seen and seen.own and os.path.isfile(seen.folder / seen / holding)
     return seen.folder / seen if is_folder else None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
@@ -101,6 +104,10 @@ def test_what_cannot_be_measured_is_one_line(tmp_path: Path) -> None:
         (good_ones[:1], "too few images: 1"),
         (good_ones[..., :8], "8x16; needed: square"),
         ([1, 2], "list is no set of images"),
+        (good_ones.to("meta"), "Tensor is no set of images"),
+        (good_ones.to_sparse(), "Tensor is no set of images"),
+        (numpy.ma.masked_array(good_ones.numpy(), mask=True), "MaskedArray is no set of images"),
+        ("", "an empty path"),
         (None, "NoneType is no set of images"),
         ("nowhere", "no such folder or .npz file"),
         ("data:train", "there is no model here"),
@@ -330,7 +337,11 @@ def test_class_folders_are_the_references_in_any_unicode_form(tmp_path: Path, re
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"batch_size": 0}, {"batch_size": 2.5}, {"workers": -1}, {"extractor": None}, {"device": "tpu"}]
+    "wrong",
+    [
+        *({"batch_size": 0}, {"batch_size": 2.5}, {"workers": -1}, {"extractor": None}, {"device": "tpu"}),
+        *({"batch_size": None}, {"workers": None}, {"recipe": 3}, {"image_size": True}, {"image_size": "16"}),
+    ],
 )
 def test_wrong_values_from_python_are_one_line(wrong: dict[str, object]) -> None:
     images = torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8)
@@ -353,3 +364,52 @@ def test_what_lies_beside_samples_is_left_out_with_a_word(family: Path, tmp_path
     images = open_images(tmp_path / "few", registry)
     assert len(images) == 4 and images.labels == [0, 0, 1, 1]
     assert images.notes == (f"{tmp_path / 'few'}: left out 1 images of others, such as extra.png",)
+
+
+SHARED = """
+import atexit, os, sys
+import numpy, torch.distributed
+import mixar
+from mixar_core.distributed import join_processes
+
+atexit.register(lambda: print("left" if not torch.distributed.is_initialized() else "still in the group"))
+if sys.argv[1] == "lost" and os.environ["RANK"] == "1":
+    join_processes()
+    os._exit(0)
+images = numpy.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=numpy.uint8)
+try:
+    print(f'{mixar.evaluate(images, images[::-1], extractor="efficientnet-lite0:size=32").figures["frechet"]:.6f}')
+except mixar.UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("ending", ["well", "lost"])
+def test_processes_that_evaluate_together_leave_together(tmp_path: Path, ending: str) -> None:
+    """They end the group they began, and name the ones that were lost, as the commands do."""
+    (tmp_path / "script.py").write_text(SHARED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "script.py", ending],
+            cwd=tmp_path,
+            env=os.environ
+            | place
+            | {"RANK": str(rank), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        first, second = (process.communicate(timeout=120)[0].splitlines() for process in both)
+    finally:
+        for process in both:
+            process.kill()
+    if ending == "well":
+        assert first == second and first[1] == "left"
+    else:
+        assert first[0].startswith("process 0 of 2: lost the others, look for their messages")

@@ -59,7 +59,8 @@ def test_whole_numbers_and_names_are_taken(labels: Any, numbers: list[int]) -> N
         *(None, [None], [0, None], [[0]], [(1, 2)], numpy.eye(3, dtype=int), torch.ones(1, 1).long(), [torch.ones(1)]),
         *([torch.ones(1).long()], numpy.ma.masked_array([1, 2], [True, False]), 1j, b"ab", [b"cat"], object()),
         *({0, 1}, {"cat": 1}, frozenset({"cat"}), [], (), numpy.array([], dtype=int), float("nan")),
-        *([3], [-2], numpy.uint64(2**63), 10**30, "Cat", "0", ""),
+        *([3], [-2], numpy.uint64(2**63), 10**30, "Cat", "0", "", bytearray(b"\0"), memoryview(b"\0")),
+        *(torch.tensor([1, 2]).to_sparse(), torch.ones(2, dtype=torch.int64, device="meta")),
     ],
 )
 def test_everything_else_is_refused_in_one_line(labels: Any) -> None:
@@ -156,10 +157,20 @@ def test_labels_may_be_given_more_than_once() -> None:
 def test_codes_are_taken_from_any_array_of_whole_numbers(model: mixar.Model) -> None:
     codes = model.sample_codes([0, 1], seed=3)
     wanted = model.generate([0, 1], seed=3, codes=codes).images
-    for same in (codes.numpy(), codes.numpy()[::1].astype("uint8"), codes.tolist(), codes.int(), tuple(codes.tolist())):
+    for same in (
+        codes.numpy(),
+        codes.numpy()[::1].astype("uint8"),
+        codes.tolist(),
+        codes.int(),
+        codes.numpy().astype(">i4"),
+    ):
         assert torch.equal(model.generate([0, 1], seed=3, codes=same).images, wanted)
         assert torch.equal(model.decode_codes(same), model.decode_codes(codes))
-    for wrong in (codes.float(), codes.bool(), codes[0], codes[None], codes.numpy() + 0.5, "codes", 3, [[1], [1, 2]]):
+    masked = numpy.ma.masked_array(codes.numpy(), mask=True)
+    for wrong in (
+        *(codes.float(), codes.bool(), codes[0], codes[None], codes.numpy() + 0.5, "codes", 3, [[1], [1, 2]]),
+        *(masked, codes.to_sparse(), codes.to("meta")),
+    ):
         for call in (
             lambda wrong=wrong: model.generate([0, 1], codes=wrong),
             lambda wrong=wrong: model.decode_codes(wrong),
@@ -174,7 +185,7 @@ def test_codes_are_taken_from_any_array_of_whole_numbers(model: mixar.Model) -> 
         *({"steps": 0}, {"steps": -3}, {"steps": 2.5}, {"steps": True}, {"steps": "4"}, {"steps": 2.0}),
         *({"cfg": -1}, {"cfg": float("nan")}, {"cfg": float("inf")}, {"cfg": "2"}, {"cfg": [2]}, {"cfg": True}),
         *({"temperature": -0.1}, {"temperature": "hot"}, {"batch_size": 0}, {"batch_size": -1}, {"batch_size": 1.5}),
-        *({"seed": -1}, {"seed": 0.5}, {"seed": "1"}, {"seed": True}),
+        *({"seed": -1}, {"seed": 0.5}, {"seed": "1"}, {"seed": True}, {"seed": None}, {"cfg": 10**400}),
     ],
     ids=str,
 )
@@ -236,6 +247,13 @@ def test_what_is_loaded_has_a_name_or_a_path(wrong: Any) -> None:
             load(wrong)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" + "y" * 5000, "x\0y", "/\0"])
+def test_a_name_that_no_file_can_have_is_one_line(name: str) -> None:
+    for load in (mixar.load, mixar.load_recipe):
+        with pytest.raises(UserError):
+            load(name)
+
+
 def test_what_is_trained_and_built_is_a_recipe_on_a_device_that_is_there(family: Path, tmp_path: Path) -> None:
     recipe = mixar.load_recipe(family / "recipes/continuous.yaml")
     for call, message in (
@@ -245,6 +263,11 @@ def test_what_is_trained_and_built_is_a_recipe_on_a_device_that_is_there(family:
         (lambda: mixar.train(recipe, 3), "3"),
         (lambda: mixar.train(recipe, tmp_path / "run", device="abacus"), "device abacus: not available here"),
         (lambda: mixar.build(recipe, device="abacus"), "device abacus: not available here"),
+        (lambda: mixar.build(recipe, trained_weights="no.safetensors"), "no.safetensors: no such file"),
+        (lambda: mixar.train(recipe, ""), "an empty path"),
+        (lambda: mixar.train(recipe, tmp_path / "run", callbacks="progress"), "callbacks 'progress'"),
+        (lambda: mixar.train(recipe, tmp_path / "run", callbacks=["progress"]), r"callbacks \['progress'\]"),
+        (lambda: mixar.load_recipe("digits_quick", {"training.steps": torch.ones(1, device="meta")}), "Tensor"),
     ):
         with pytest.raises(UserError, match=message):
             call()

@@ -8,8 +8,8 @@ import torch
 
 from mixar.labels import checked_number
 from mixar.plugins import plugin_manager
-from mixar.recipe import Recipe, load_recipe
-from mixar_core.distributed import PATIENT, join_processes
+from mixar.recipe import Recipe, checked_recipe, load_recipe
+from mixar_core.distributed import PATIENT, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import user_path
@@ -58,17 +58,23 @@ def evaluate(
         )
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe, registry=registry)
+    elif recipe is not None:
+        checked_recipe(recipe)
     processes = join_processes(device, timeout=PATIENT)
-    if isinstance(extractor, str):
-        extractor = open_extractor(extractor, registry, device=processes.device)
-    context = EvalContext(
-        registry=registry,
-        extractor=extractor.to(processes.device).eval(),
-        processes=processes,
-        batch_size=checked_number(batch_size, "batch_size", low=1, whole=True),
-        workers=checked_number(workers, "workers", low=0, whole=True),
-    )
-    images = open_images(samples, registry, recipe=recipe, image_size=image_size, option="samples")
-    check_square(images, "samples")
-    found = open_reference(reference, context, recipe=recipe, image_size=images.height, option="reference")
-    return measure(images, found, context, cache=None if cache is None else user_path(cache))
+    with naming_lost_processes(processes):
+        if isinstance(extractor, str):
+            extractor = open_extractor(extractor, registry, device=processes.device)
+        context = EvalContext(
+            registry=registry,
+            extractor=extractor.to(processes.device).eval(),
+            processes=processes,
+            batch_size=checked_number(batch_size, "batch_size", low=1, whole=True, needed=True),
+            workers=checked_number(workers, "workers", low=0, whole=True, needed=True),
+        )
+        size = checked_number(image_size, "image_size", low=1, whole=True)
+        images = open_images(samples, registry, recipe=recipe, image_size=size, option="samples")
+        check_square(images, "samples")
+        found = open_reference(reference, context, recipe=recipe, image_size=images.height, option="reference")
+        report = measure(images, found, context, cache=None if cache is None else user_path(cache))
+    processes.leave()
+    return report

@@ -210,8 +210,9 @@ def _of_path(path: Path, registry: Registry, size: int | None, where: str) -> Im
 
 def _of_array(source: Any, size: int | None, where: str) -> ImageSet:
     images, labels = (source.images, source.labels) if isinstance(source, Generation) else (source, None)
-    images = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
-    if not isinstance(images, numpy.ndarray):
+    if isinstance(images, Tensor) and images.layout == torch.strided and not images.is_meta:
+        images = images.detach().cpu().numpy()
+    if not isinstance(images, numpy.ndarray) or numpy.ma.is_masked(images):
         raise UserError(
             f"{where}: {type(images).__name__} is no set of images; give uint8 (N, 3, H, W), a path or words"
         )
