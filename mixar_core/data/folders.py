@@ -63,8 +63,8 @@ def data_folders(folder: str | Path) -> tuple[str, ...]:
         UserError: the folder cannot be read.
     """
     try:
-        with os.scandir(folder) as entries:
-            return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)))
+        with os.scandir(folder) as entries:  # a link that leads nowhere, or to itself, is none
+            return tuple(sorted(each.name for each in entries if os.path.isdir(each) and not is_hidden(each.name)))
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
 

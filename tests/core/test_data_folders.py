@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mixar_core.data.folders import image_endings, list_images
+from mixar_core.data.folders import data_folders, image_endings, list_images
 from mixar_core.errors import UserError
 
 NAMES = st.sampled_from(
@@ -90,6 +90,18 @@ def test_links_are_followed_and_everything_counts_once(tmp_path):
         "link to nothing": ("cat/gone.png", "dog/self.png"),
         "linked a second time": ("a", "cat/all", "cat/up", "dog/hard.png", "dog/x/2.png", "dog/y/deep"),
     }
+
+
+def test_links_to_each_other_are_left_out_at_any_depth(tmp_path):
+    (tmp_path / "cat").mkdir()
+    for folder in (tmp_path, tmp_path / "cat"):
+        (folder / "one").symlink_to("other")
+        (folder / "other").symlink_to("one")
+        (folder / "self").symlink_to("self")
+    found = list_images(tmp_path)
+    assert found.folders == ("cat",) and data_folders(tmp_path) == ("cat",)
+    names = ("one", "other", "self")
+    assert found.left_out == {"link to nothing": (*(f"cat/{name}" for name in names), *names)}
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path, monkeypatch):

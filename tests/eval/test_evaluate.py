@@ -334,6 +334,9 @@ def test_class_folders_are_the_references_in_any_unicode_form(tmp_path: Path, re
     write_pngs(tmp_path / "drawn/Cafe\u0301", pixels(2))
     images = open_images(tmp_path / "drawn", registry).named_as(["Bar", "Caf\u00e9"])
     assert images.labels == [1, 1] and images.class_names == ("Bar", "Caf\u00e9")
+    write_pngs(tmp_path / "drawn/Caf\u00e9", pixels(3))  # the same text in both forms is one class
+    images = open_images(tmp_path / "drawn", registry)
+    assert images.labels == [0] * 5 and images.class_names == ("Caf\u00e9",)
 
 
 @pytest.mark.parametrize(

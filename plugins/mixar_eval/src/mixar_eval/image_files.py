@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy
 import torch
@@ -65,8 +66,9 @@ class PngFolder(ImageDataset):
                     f"{folder}: {len(alone):,} images ({alone[0]}) beside folders with {len(inside):,} ({inside[0]}); "
                     "give a folder that has either"
                 )
-            self.class_names = listed.folders
-            self._labels = [listed.folders.index(file.split(os.sep)[0]) for file in files]
+            self.class_names = tuple(dict.fromkeys(normalize("NFC", name) for name in listed.folders))
+            label_of = {name: label for label, name in enumerate(self.class_names)}
+            self._labels = [label_of[normalize("NFC", file.split(os.sep)[0])] for file in files]
         self.folder, self._files, self.num_classes = folder, files, len(self.class_names)
         self.notes = [f"{folder}: {note}"] if note else []
         size = None if image_size is None else (image_size, image_size)
