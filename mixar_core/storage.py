@@ -31,7 +31,7 @@ def user_path(text: str | Path) -> Path:
     if text == "":
         raise UserError("an empty path; that of the working directory is .")
     try:
-        path = Path(text).expanduser()
+        path = Path(text).expanduser() if str(text)[:1] == "~" else Path(text)  # ./~ is a folder called so
         path.exists()  # says whether the system can look for it at all
         return path
     except TypeError as error:

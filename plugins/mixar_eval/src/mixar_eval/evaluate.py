@@ -8,7 +8,7 @@ import torch
 
 from mixar.labels import checked_number
 from mixar.plugins import plugin_manager
-from mixar.recipe import Recipe, checked_recipe, load_recipe
+from mixar.recipe import Recipe, load_recipe
 from mixar_core.distributed import PATIENT, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
@@ -58,8 +58,8 @@ def evaluate(
         )
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe, registry=registry)
-    elif recipe is not None:
-        checked_recipe(recipe)
+    elif not (recipe is None or isinstance(recipe, Recipe)):
+        raise UserError(f"recipe: {type(recipe).__name__}; allowed: a Recipe, or the name or path of one")
     processes = join_processes(device, timeout=PATIENT)
     with naming_lost_processes(processes):
         if isinstance(extractor, str):
