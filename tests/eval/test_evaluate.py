@@ -369,6 +369,18 @@ def test_what_lies_beside_samples_is_left_out_with_a_word(family: Path, tmp_path
     assert images.notes == (f"{tmp_path / 'few'}: left out 1 images of others, such as extra.png",)
 
 
+def test_a_setting_given_twice_is_refused(tmp_path: Path) -> None:
+    images = torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8)
+    with pytest.raises(UserError, match="size is given twice"):
+        mixar.evaluate(images, images, extractor="efficientnet-lite0:size=32,size=64")
+
+
+def test_too_few_images_for_a_tokenizer_are_not_asked_for(family: Path, tmp_path: Path) -> None:
+    write_pngs(tmp_path / "few", pixels(3))
+    line = refused("eval", "tokenizer", family / "models/continuous", "--data", "few", *QUICK, cwd=tmp_path)
+    assert "few: too few images: 3; a tokenizer is measured on 4 or more" in line
+
+
 SHARED = """
 import atexit, os, sys
 import numpy, torch.distributed

@@ -23,6 +23,7 @@ from mixar.recipe import Recipe, load_recipe, parse_overrides, to_yaml
 from mixar.structure import Invalid, structure
 from mixar.written import Text, located, path_of, placed, read_value
 from mixar_core.errors import UserError
+from mixar_core.storage import user_path
 
 REGISTRY = plugin_manager()
 
@@ -164,6 +165,7 @@ def test_paths_of_a_recipe_mean_the_same_from_everywhere(tmp_path: Path, path: s
 def test_home_is_home_in_every_path(tmp_path: Path, family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "tok").symlink_to(family / "models/continuous")
+    assert user_path("~/x") == tmp_path / "x" and user_path("./~/x") == Path("~/x")  # a folder called so
     (tmp_path / "base.yaml").write_text("extends: digits_quick\n")
     (tmp_path / "own.yaml").write_text("extends: ~/base.yaml\ncontinuous_tokenizer: {weights: ~/tok}\n")
     for recipe in (

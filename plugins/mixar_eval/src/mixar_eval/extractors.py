@@ -40,6 +40,8 @@ def part_config(cls: type, text: str, *, where: str) -> Any:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise UserError(f"{where}: {item!r} is not of the form setting=value")
+        if key.strip() in plain:
+            raise UserError(f"{where}: {key.strip()} is given twice")
         plain[key.strip()] = read_value(value, where=where)
     try:
         return structure(plain, cls)

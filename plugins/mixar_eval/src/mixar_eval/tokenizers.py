@@ -86,6 +86,8 @@ def choose(data: Images, count: int | None, *, seed: int, least: int, recipe: Re
     """
     images = open_images(data, registry, recipe=recipe)
     count = len(images) if count is None else count
+    if len(images) < least:
+        raise UserError(f"{data}: too few images: {len(images)}; a tokenizer is measured on {least} or more")
     if not least <= count <= len(images):
         raise UserError(f"--images {count}: {data} has {len(images):,}; allowed: {least} to {len(images)}")
 
