@@ -139,6 +139,7 @@ def test_contents_that_are_no_state_dict_are_named(tmp_path: Path, registry: Reg
         ({"model": {"a": 3}}, "'a' is of type int, not a tensor"),
         ({"model": {3: torch.zeros(1)}}, "'3' is of type Tensor"),
         ({"model": {"a": torch.zeros(2).to_sparse()}}, "stored in a way"),
+        ({"model": {"a": torch.zeros(2, device="meta")}}, "stored in a way"),
     ):
         torch.save(content, tmp_path / "x.ckpt")
         with pytest.raises(UserError, match=expected):

@@ -160,7 +160,7 @@ def other_split(source: object) -> str | None:
 def _of_words(text: str, registry: Registry, recipe: Recipe | None, size: int | None, where: str) -> ImageSet:
     head, colon, rest = text.partition(":")
     if head != DATA and not (colon and head in {part.name for part in registry.parts("dataset")}):
-        return _of_path(Path(text), registry, size, where)
+        return _of_path(text, registry, size, where)
     split, _, settings = rest.partition(",") if head != DATA else (rest if colon else "train", "", "")
     if split not in OTHER:
         raise UserError(f"{where}: no split {split!r}; {choices(OTHER, split)}")
@@ -178,9 +178,9 @@ def _of_words(text: str, registry: Registry, recipe: Recipe | None, size: int | 
     return evolve(_of_data(data, where, description, size), split=split)
 
 
-def _of_path(path: Path, registry: Registry, size: int | None, where: str) -> ImageSet:
+def _of_path(text: str | Path, registry: Registry, size: int | None, where: str) -> ImageSet:
     """A folder or an `.npz`, with how `mixar sample` says its images were drawn."""
-    path, drawn = user_path(path), None
+    path, drawn = user_path(text), None
     if path.is_dir():
         if (path / MANIFEST).is_file():
             manifest, plan = plan_of(path)
