@@ -19,12 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from mixar.generation import Generation, grid_picture, label_name
-from mixar.sampling import MANIFEST, Plan, manifest_beside, with_timing, write_manifest
+from mixar.sampling import MANIFEST, TIMING, Plan, manifest_beside, with_timing, write_manifest
 from mixar_core.errors import UserError
 from mixar_core.pictures import to_pil, write_png
 from mixar_core.storage import read_weights, write_weights, write_whole, writing
 
 _PICTURE = re.compile(r"(\d{3,})_.*\.png", re.DOTALL)
+#: what a folder of samples holds beside its pictures or chunks
+_BESIDE = (MANIFEST, TIMING, "grid.png", "codes_grid.png", "codes")
 _CHUNK = re.compile(r"chunk-(\d{6,})\.safetensors")
 
 
@@ -122,13 +124,30 @@ def write_folder(
         os.rename(new, folder)
 
 
+def check_ours(folder: Path) -> None:
+    """Refuse to replace a folder that holds what samples are not made of: --force never removes a person's files."""
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder}: holds something else than samples; give another")
+    strange = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name not in _BESIDE
+        and not path.name.startswith(".")
+        and not _CHUNK.fullmatch(path.name)
+        and picture_number(path.name) is None
+    )
+    if strange:
+        raise UserError(
+            f"{folder}: holds something else beside samples ({strange[0]}); move it, or give another folder"
+        )
+
+
 def check_folder(folder: Path, *, force: bool) -> None:
     """Refuse, before any work is done, a folder that samples cannot go to."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not force:
             raise UserError(f"--out {folder}: is there already and not empty; give another, or --force to replace it")
-        if not (folder / MANIFEST).is_file():  # --force must never remove what mixar did not write
-            raise UserError(f"{folder}: holds something else than samples; give another")
+        check_ours(folder)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder.parent).close()

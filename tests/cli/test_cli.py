@@ -173,6 +173,10 @@ def test_sampling_overwrites_only_samples_and_only_when_forced(family: Path, tmp
     (tmp_path / "home/thesis.tex").write_text("")
     assert "something else" in refused("sample", model, "--out", tmp_path / "home", "--force")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "out"]
+    (tmp_path / "out/thesis.tex").write_text("")
+    for words in (("--labels", "0"), ("--count", 2)):
+        assert "thesis.tex" in refused("sample", model, "--out", tmp_path / "out", *words, "--force")
+    assert len([*(tmp_path / "out").iterdir()]) == 4
 
 
 def test_a_link_to_a_folder_of_samples_stays_one(family: Path, tmp_path: Path) -> None:

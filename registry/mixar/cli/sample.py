@@ -175,13 +175,14 @@ def _draw_many(model: Model, plan: Plan, folder: Path, processes: Processes, *, 
     from mixar.cli.progress import progress_bar
     from mixar.generation import overview
     from mixar.sampling import MANIFEST, claim, describe, draw_chunks, manifest_beside
-    from mixar.stores import PNGStore, RawStore, pack_npz
+    from mixar.stores import PNGStore, RawStore, check_ours, pack_npz
     from mixar_core.distributed import StopSignals, naming_lost_processes
     from mixar_core.pictures import write_png
     from mixar_core.storage import writing
 
     def prepare() -> dict[str, Any]:
         if force and (folder / MANIFEST).is_file():
+            check_ours(folder)
             with writing(folder):
                 shutil.rmtree(folder.resolve())
         return claim(folder, describe(model, plan))
