@@ -298,8 +298,9 @@ def load_plugins(*, blocked: Sequence[str] = ()) -> tuple[pluggy.PluginManager, 
     for entry in entry_points(group=GROUP):
         by_name[entry.name].append(entry)
     for name in blocked:
-        if by_name.pop(name, None) is None:
+        if name not in by_name:
             raise UserError(f'--no-plugin: unknown plugin "{name}"; {choices(by_name, name)}')
+        manager.set_blocked(name)
 
     def load(plugin: Plugin) -> Plugin:
         module = by_name[plugin.name][0].load()
@@ -314,6 +315,8 @@ def load_plugins(*, blocked: Sequence[str] = ()) -> tuple[pluggy.PluginManager, 
 
     plugins = []
     for name, entries in sorted(by_name.items()):
+        if manager.is_blocked(name):
+            continue
         owners = sorted(f"{entry.dist.name} {entry.dist.version}" for entry in entries if entry.dist)
         if len(entries) > 1:
             raise UserError(
