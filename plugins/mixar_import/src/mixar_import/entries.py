@@ -167,9 +167,8 @@ def _beginnings(tensors: Mapping[str, Tensor]) -> str:
 def check_stored(tensors: Mapping[str, Tensor]) -> None:
     """Raise UserError unless all tensors are as weights are: dense, real, and all of their values in the file."""
     for name, value in tensors.items():
-        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
-            how = "without values" if value.is_meta else f"{value.layout}, {value.dtype}"
-            raise UserError(f"tensor {name} is stored in a way that weights are not ({how})")
+        if value.layout != torch.strided or value.is_quantized or value.is_complex():
+            raise UserError(f"tensor {name} is stored in a way that weights are not ({value.layout}, {value.dtype})")
         if value.device.type == "cpu" and value.untyped_storage().nbytes() < value.numel() * value.element_size():
             raise UserError(f"tensor {name} claims {value.numel()} values, more than the file holds for it")
 

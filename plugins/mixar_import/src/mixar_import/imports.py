@@ -80,6 +80,8 @@ def import_weights(
         facts["statistics"] = {**named, "sha256": sha256(at)}
     overrides = [*settings, f"{importer.tokenizer_key}.weights={json.dumps(tokenizer)}"] if tokenizer else settings
     try:
+        if empty := [name for name, tensor in tensors.items() if tensor.is_meta]:
+            raise UserError(f"tensor {empty[0]} is stored in a way that weights are not (without values)")
         found = state_dicts(tensors, importer, entry=entry, raw=raw)
         done = fill(importer, found, registry, recipe=recipe, overrides=overrides, statistics=latents)
         check_stored(done.tensors)
