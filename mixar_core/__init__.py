@@ -12,40 +12,56 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mixar_core.backbone import Backbone, BackboneState
+    from mixar_core.conditioner import Conditioner
     from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream, empty_classes
     from mixar_core.data.folders import list_images
     from mixar_core.data.images import read_image, to_rgb
     from mixar_core.errors import UserError
     from mixar_core.head import ContinuousHead
     from mixar_core.injector import Door, GuidanceInjector
+    from mixar_core.mixture import MASKED_CODE
     from mixar_core.model import MixAR
     from mixar_core.noise import Noise
     from mixar_core.perceptual import FeatureExtractor, Outputs
+    from mixar_core.plan import Plan, PlannedStep, Sampler, Task
     from mixar_core.prior import DiscretePrior
     from mixar_core.storage import user_path
     from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
     from mixar_core.training.callback import Callback, RunInfo, StepReport
     from mixar_core.types import (
         NO_CLASS,
+        Condition,
         DiscreteTokens,
+        DrawnCodes,
         Grid,
         Guidance,
         ImageBatch,
         Losses,
+        MaskSplit,
         Posterior,
         Quantized,
+        Step,
         TokenBatch,
+        TokenLayout,
+        Z,
     )
 
 __all__ = [
+    "MASKED_CODE",
     "NO_CLASS",
+    "Backbone",
+    "BackboneState",
     "Callback",
+    "Condition",
+    "Conditioner",
     "ContinuousHead",
     "ContinuousTokenizer",
     "DiscretePrior",
     "DiscreteTokenizer",
     "DiscreteTokens",
     "Door",
+    "DrawnCodes",
     "EncodedImage",
     "FeatureExtractor",
     "Grid",
@@ -55,16 +71,24 @@ __all__ = [
     "ImageDataset",
     "ImageStream",
     "Losses",
+    "MaskSplit",
     "MixAR",
     "Noise",
     "Outputs",
+    "Plan",
+    "PlannedStep",
     "Posterior",
     "Quantized",
     "RunInfo",
+    "Sampler",
+    "Step",
     "StepReport",
+    "Task",
     "TokenBatch",
+    "TokenLayout",
     "Tokenizer",
     "UserError",
+    "Z",
     "empty_classes",
     "list_images",
     "read_image",
@@ -73,29 +97,39 @@ __all__ = [
 ]
 
 _HOMES = {
+    "backbone": ("Backbone", "BackboneState"),
+    "conditioner": ("Conditioner",),
     "data.dataset": ("EncodedImage", "ImageDataset", "ImageStream", "empty_classes"),
     "data.folders": ("list_images",),
     "data.images": ("read_image", "to_rgb"),
     "errors": ("UserError",),
     "head": ("ContinuousHead",),
     "injector": ("Door", "GuidanceInjector"),
+    "mixture": ("MASKED_CODE",),
     "model": ("MixAR",),
     "noise": ("Noise",),
     "perceptual": ("FeatureExtractor", "Outputs"),
+    "plan": ("Plan", "PlannedStep", "Sampler", "Task"),
     "prior": ("DiscretePrior",),
     "storage": ("user_path",),
     "tokenizer": ("ContinuousTokenizer", "DiscreteTokenizer", "Tokenizer"),
     "training.callback": ("Callback", "RunInfo", "StepReport"),
     "types": (
         "NO_CLASS",
+        "Condition",
         "DiscreteTokens",
+        "DrawnCodes",
         "Grid",
         "Guidance",
         "ImageBatch",
         "Losses",
+        "MaskSplit",
         "Posterior",
         "Quantized",
+        "Step",
         "TokenBatch",
+        "TokenLayout",
+        "Z",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

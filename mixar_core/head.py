@@ -1,4 +1,4 @@
-"""Continuous heads: the distribution of one token's latent, given the backbone's vector z for it."""
+"""Continuous heads: the distribution of a step's tokens, given the backbone's vectors z for them."""
 
 from __future__ import annotations
 
@@ -7,36 +7,29 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from mixar_core.noise import Noise
+from mixar_core.types import Step, Z
 
 
 class ContinuousHead(nn.Module, ABC):
-    """p(x | z) of one token: x of length `token_dim` (C * patch_size^2), z of length D.
+    """p(x | z) of the K tokens of a step: each x of length `token_dim` (C * patch_size^2), z of length D.
 
-    Registered as a Part, a head is built as `Class(config, token_dim=..., width=D)`.
+    A head that draws each token for itself looks at `z.cond_BKD` and flattens inside; one that draws them together
+    also at `z.positions_BK`, and at what is known. Registered as a Part, a head is built as
+    `Class(config, token_dim=..., width=D, layout=TokenLayout)`, the layout being that of the continuous tokens.
     """
 
     token_dim: int
 
     @abstractmethod
-    def loss(self, z_BKD: Tensor, target_BKC: Tensor, *, noise: Noise) -> Tensor:
+    def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
         """Loss of each token (B, K), in float32 whatever the autocast. B counts images (rows of `noise`)."""
 
     @abstractmethod
-    def sample(
-        self,
-        z_RD: Tensor,
-        *,
-        z_uncond_RD: Tensor | None = None,
-        cfg: float = 1.0,
-        temperature: float = 1.0,
-        steps: int | None = None,
-        noise: Noise,
-    ) -> Tensor:
-        """Draw tokens (R, C).
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        """Draw the tokens (B, K, C), float32.
 
-        Args:
-            z_uncond_RD: what classifier-free guidance moves away from; None means no guidance.
-            cfg: guidance scale, 1 means none.
-            temperature: scale of the noise added on the way, 0 to 1 and above.
-            steps: sampling steps; None is what the config says.
+        `z.uncond_BKD` is what guidance of the scale `step.cfg` moves away from; None, or a scale of 1, means none.
+
+        Raises:
+            UserError: `step.solver` or `step.head_steps` is none of this head's.
         """

@@ -17,11 +17,13 @@ class GuidanceInjector(nn.Module, ABC):
     """Turns discrete tokens into `Guidance`.
 
     Registered as a Part, an injector is built as `Class(config, tokenizer=<DiscreteTokenizer or None>, width=D)`; the
-    tokenizer is there to be asked (grid, codebook_size, code_width) and must not become a submodule.
+    tokenizer is there to be asked (layout, codebook_size, code_width) and must not become a submodule.
     """
 
     #: The doors this injector opens. The backbone makes cross-attention blocks only where "memory" is among them.
     opens: ClassVar[frozenset[Door]]
+    #: Whether it is asked again before every step of sampling, because it looks at the share of tokens known.
+    follows: ClassVar[bool] = False
 
     @property
     def needs_codes(self) -> bool:

@@ -54,11 +54,26 @@ def random_orders(batch: int, tokens: int, *, noise: Noise, device: torch.device
     return noise.uniform((batch, tokens), device, name="orders").argsort(dim=1)
 
 
+def raster_orders(batch: int, tokens: int, *, device: torch.device | str) -> Tensor:
+    """The order that reveals row by row, (B, N) int64: as all orders, it ends with what is revealed first."""
+    return torch.arange(tokens - 1, -1, -1, device=device).expand(batch, -1)
+
+
 def split_by_order(orders_BN: Tensor, masked: int) -> MaskSplit:
     """Hide the first `masked` positions of each order. Index tensors come out ascending."""
     masked_BK = orders_BN[:, :masked].sort(dim=1).values
     visible_BU = orders_BN[:, masked:].sort(dim=1).values
     return MaskSplit(visible_BU=visible_BU, masked_BK=masked_BK)
+
+
+def take(x_BND: Tensor, positions_BK: Tensor) -> Tensor:
+    """The rows of (B, N, D) at positions (B, K): (B, K, D)."""
+    return x_BND.gather(1, positions_BK[..., None].expand(-1, -1, x_BND.shape[2]))
+
+
+def put(x_BND: Tensor, positions_BK: Tensor, rows_BKD: Tensor) -> Tensor:
+    """(B, N, D) with these rows (B, K, D) at positions (B, K)."""
+    return x_BND.scatter(1, positions_BK[..., None].expand_as(rows_BKD), rows_BKD.to(x_BND.dtype))
 
 
 def masked_after_step(tokens: int, steps: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal, cast
 
 import torch
@@ -12,23 +12,18 @@ from attrs.validators import ge, gt, in_, optional
 from einops import rearrange
 from torch import Tensor, nn
 
-from mixar_core.backbone import Backbone, take
+from mixar_core.backbone import Backbone
+from mixar_core.conditioner import Conditioner
 from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
 from mixar_core.injector import GuidanceInjector, check_guidance
-from mixar_core.masking import (
-    MaskingConfig,
-    cfg_at_step,
-    masked_after_step,
-    masked_count,
-    random_orders,
-    split_by_order,
-)
+from mixar_core.masking import MaskingConfig, put, random_orders, raster_orders, take
 from mixar_core.mixture import TIMixConfig, ti_mixture
 from mixar_core.noise import Noise
+from mixar_core.plan import Plan, Sampler, Task
 from mixar_core.prior import DiscretePrior
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.types import NO_CLASS, DiscreteTokens, Guidance, Losses, MaskSplit, TokenBatch
+from mixar_core.types import Condition, DiscreteTokens, DrawnCodes, Guidance, Losses, MaskSplit, TokenBatch, Z
 
 
 @frozen
@@ -74,11 +69,29 @@ class Generated:
     codes_BN: Tensor | None
 
 
-class MixAR(nn.Module):
-    """Backbone, injector and head (trained together) around frozen tokenizers and a frozen prior.
+@frozen(eq=False)
+class Kept:
+    """Continuous tokens that stay as they are while the others are drawn.
 
-    Without a discrete tokenizer and with an injector that opens no door, this is MAR. All that is trained, and all
-    that a MixAR's weights file holds, lives in `trained`; the frozen parts keep their own files.
+    Args:
+        latents_BChw: normalised; looked at only where kept.
+        positions_BK: of the tokens that are kept, int64, equally many in every image.
+    """
+
+    latents_BChw: Tensor
+    positions_BK: Tensor
+
+
+class MixAR(nn.Module):
+    """Backbone, injector and head around tokenizers and a prior.
+
+    Without a discrete tokenizer and with an injector that opens no door, this is MAR. What a MixAR's weights file holds
+    lives in `trained`: backbone, injector, head, and what else is trained with them. The other parts are frozen and
+    keep their own files.
+
+    Args:
+        also_trained: names of parts (`continuous_tokenizer`, `discrete_tokenizer`, `prior`, `conditioner`) that are
+            trained, too.
     """
 
     def __init__(
@@ -87,25 +100,29 @@ class MixAR(nn.Module):
         backbone: Backbone,
         injector: GuidanceInjector,
         head: ContinuousHead,
+        sampler: Sampler,
         continuous_tokenizer: ContinuousTokenizer,
         discrete_tokenizer: DiscreteTokenizer | None = None,
         prior: DiscretePrior | None = None,
+        conditioner: Conditioner | None = None,
         masking: MaskingConfig | None = None,
         ti_mix: TIMixConfig | None = None,
+        also_trained: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.trained = nn.ModuleDict({"backbone": backbone, "injector": injector, "head": head})
         self.continuous_tokenizer = continuous_tokenizer
         self.discrete_tokenizer = discrete_tokenizer
-        self.prior = prior
+        self.prior, self.conditioner, self.sampler = prior, conditioner, sampler
         self.masking, self.ti_mix = masking or MaskingConfig(), ti_mix or TIMixConfig()
+        self.trained.update({name: getattr(self, name) for name in also_trained})
         for part in self._frozen():
             part.requires_grad_(False)
         self.train(self.training)
 
     @property
     def backbone(self) -> Backbone:
-        """The masked autoregressive transformer."""
+        """The autoregressive transformer."""
         return cast(Backbone, self.trained["backbone"])
 
     @property
@@ -125,6 +142,10 @@ class MixAR(nn.Module):
             part.eval()
         return self
 
+    def condition(self, labels_B: Tensor) -> Condition:
+        """What images of these labels int64 (B,) are drawn for."""
+        return Condition(labels_B) if self.conditioner is None else self.conditioner(labels_B)
+
     # ---------------------------------------------------------------- training
 
     def loss(self, batch: TokenBatch, *, lam: float = 1.0, noise: Noise) -> Losses:
@@ -137,67 +158,106 @@ class MixAR(nn.Module):
         Returns:
             the mean over masked tokens of the head's loss.
         """
-        tokens_BNC = self.patchify(batch.latents_BChw)
-        size, device = len(batch), tokens_BNC.device
-        grid = self.backbone.grid
+        tokens_BNC, backbone = self.patchify(batch.latents_BChw), self.backbone
+        size, device, tokens = len(batch), tokens_BNC.device, backbone.layout.tokens
 
         ratio = self.masking.ratio(noise.scalar(name="ratio"))
-        orders_BN = random_orders(size, grid.tokens, noise=noise, device=device)
-        split = split_by_order(orders_BN, masked_count(ratio, grid.tokens))
-        dropped_B = noise.uniform((size,), device, name="label_drop") < self.backbone.config.label_dropout
-        labels_B = batch.labels_B.masked_fill(dropped_B, NO_CLASS)
+        if backbone.order == "raster":
+            orders_BN = raster_orders(size, tokens, device=device)
+        else:
+            orders_BN = random_orders(size, tokens, noise=noise, device=device)
+        split = backbone.split(orders_BN, ratio)
+        dropped_B = noise.uniform((size,), device, name="label_drop") < backbone.label_dropout
+        condition = self.condition(batch.labels_B)
 
-        codes_BN = batch.codes_BN
-        if codes_BN is not None and self.injector.needs_codes and lam < 1.0:
-            codes_BN = self.mixed_codes(codes_BN, split, batch.labels_B, lam=lam, noise=noise)
-        z_BND = self.backbone(tokens_BNC, split, labels_B, self.guidance(codes_BN))
+        codes = None if batch.codes_BN is None else DrawnCodes(batch.codes_BN)
+        if codes is not None and self.injector.needs_codes and lam < 1.0:
+            codes = self.mixed_codes(codes.codes_BN, split, condition, lam=lam, noise=noise)
+        guidance = self.guidance(codes, known=split.visible_BU.shape[1] / tokens)
+        z_BKD = backbone(tokens_BNC, split, condition.dropped(dropped_B), guidance)
 
-        z_BKD, target_BKC = take(z_BND, split.masked_BK), take(tokens_BNC, split.masked_BK)
-        loss_BK = self.head.loss(z_BKD, target_BKC, noise=noise)
+        z = Z(z_BKD, split.masked_BK, tokens_BNC=tokens_BNC, known_BN=~split.masked_BN)
+        loss_BK = self.head.loss(z, take(tokens_BNC, split.masked_BK), noise=noise)
         return Losses(total=loss_BK.mean())
 
     @torch.no_grad()
-    def mixed_codes(self, codes_BN: Tensor, split: MaskSplit, labels_B: Tensor, *, lam: float, noise: Noise) -> Tensor:
-        """Eq. 10-12: a share 1 - lambda of the masked positions takes what the prior predicts there."""
-        if self.prior is None:
-            raise UserError("TI-Mix (ti_mix.schedule other than constant) needs a prior; the recipe has none")
-        masked_BN = split.masked_BN
-        predicted_BN = self.prior.predict(codes_BN, masked_BN, labels_B, noise=noise)
-        rho_BN = noise.uniform(codes_BN.shape, codes_BN.device, name="rho")
-        return ti_mixture(codes_BN, predicted_BN, masked_BN, rho_BN, lam)
+    def mixed_codes(
+        self, codes_BN: Tensor, split: MaskSplit, condition: Condition, *, lam: float, noise: Noise
+    ) -> DrawnCodes:
+        """Eq. 10-12: a share 1 - lambda of the masked positions takes what the prior predicts there.
 
-    def guidance(self, codes_BN: Tensor | None) -> Guidance:
-        """What the injector makes of codes (B, N); empty for plain MAR.
+        Codes of a depth stand on one position together; in other layouts than these and a grid they stand on none.
+        """
+        if self.prior is None or not self.prior.predicts:
+            lacks = "a prior; the recipe has none" if self.prior is None else "a prior that can predict codes"
+            raise UserError(f"TI-Mix (ti_mix.schedule other than constant) needs {lacks}")
+        masked_BN = split.masked_BN.repeat_interleave(self.prior.layout.depth, dim=1)
+        predicted = self.prior.predict(codes_BN, masked_BN, condition, noise=noise)
+        rho_BN = noise.uniform(codes_BN.shape, codes_BN.device, name="rho")
+        mixed_BN = ti_mixture(codes_BN, predicted.codes_BN, masked_BN, rho_BN, lam)
+        if predicted.confidence_BN is None:
+            return DrawnCodes(mixed_BN)
+        certain_BN = torch.zeros_like(predicted.confidence_BN)
+        return DrawnCodes(mixed_BN, ti_mixture(certain_BN, predicted.confidence_BN, masked_BN, rho_BN, lam))
+
+    def guidance(self, codes: DrawnCodes | None, *, known: float = 0.0) -> Guidance:
+        """What the injector makes of codes; empty for plain MAR.
+
+        Args:
+            known: share of the continuous tokens that are known.
 
         Raises:
             UserError: there are no codes, or the injector opens other doors than it announced, or one in a wrong shape.
         """
-        if not self.injector.needs_codes:
+        injector, tokenizer = self.injector, self.discrete_tokenizer
+        if not injector.needs_codes:
             return Guidance()
-        if codes_BN is None or self.discrete_tokenizer is None:
-            raise UserError(f"injector {type(self.injector).__name__} needs codes, and there is no discrete_tokenizer")
-        with torch.no_grad():
-            vectors_BNE = self.discrete_tokenizer.code_vectors(codes_BN)
-        guidance: Guidance = self.injector(DiscreteTokens(codes_BN, vectors_BNE))
-        (images, tokens), encoder, decoder = codes_BN.shape, self.backbone.config.width, self.backbone.width
-        check_guidance(guidance, self.injector, images=images, tokens=tokens, fill_width=decoder, width=encoder)
+        if codes is None or tokenizer is None:
+            raise UserError(f"injector {type(injector).__name__} needs codes, and there is no discrete_tokenizer")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "discrete_tokenizer" in self.trained):
+            vectors_BNE = tokenizer.code_vectors(codes.codes_BN)
+            on_grid_BNE: Tensor | None = vectors_BNE
+            if tokenizer.layout.kind != "grid":
+                placed = tokenizer.layout.grid is not None
+                on_grid_BNE = tokenizer.vectors_on_grid(codes.codes_BN) if placed else None
+        tokens = DiscreteTokens(codes.codes_BN, vectors_BNE, on_grid_BNE, codes.confidence_BN, known)
+        guidance: Guidance = injector(tokens)
+        check_guidance(
+            guidance,
+            injector,
+            images=len(vectors_BNE),
+            tokens=self.backbone.layout.tokens,
+            fill_width=self.backbone.width,
+            width=self.backbone.guidance_width,
+        )
         return guidance
 
     # ---------------------------------------------------------------- sampling
 
     @torch.no_grad()
     def generate(
-        self, labels_B: Tensor, *, settings: SamplingConfig, noise: Noise, codes_BN: Tensor | None = None
+        self,
+        condition: Condition,
+        *,
+        settings: SamplingConfig,
+        noise: Noise,
+        codes_BN: Tensor | None = None,
+        given_BN: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> Generated:
-        """Images for labels: draw codes from the prior (unless given), fill in the latents, decode them."""
-        steps = self.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes_BN)
+        """Images for a condition: draw codes from the prior (unless given), fill in the latents, decode them."""
+        steps = self.generation_steps(
+            condition, settings=settings, noise=noise, codes_BN=codes_BN, given_BN=given_BN, kept=kept
+        )
         last = deque(steps, maxlen=1).pop()
         images = self.continuous_tokenizer.decode(last.latents_BChw)
         return Generated(images, last.latents_BChw, last.codes_BN)
 
     @torch.no_grad()
-    def sample_codes(self, labels_B: Tensor, *, settings: SamplingConfig, noise: Noise) -> Tensor:
-        """Codes (B, N) from the prior.
+    def sample_codes(
+        self, condition: Condition, *, settings: SamplingConfig, noise: Noise, given_BN: Tensor | None = None
+    ) -> DrawnCodes:
+        """Codes (B, N) from the prior, given ones (not MASKED_CODE) kept.
 
         Raises:
             UserError: there is no prior.
@@ -205,75 +265,116 @@ class MixAR(nn.Module):
         if self.prior is None:
             raise UserError("sampling with guidance needs codes: give them, or a recipe with a prior")
         return self.prior.sample(
-            labels_B,
+            condition,
             noise=noise,
             steps=settings.prior_steps,
             cfg=settings.prior_cfg,
             temperature=settings.prior_temperature,
+            given_BN=given_BN,
         )
 
     @torch.no_grad()
     def generation_steps(
-        self, labels_B: Tensor, *, settings: SamplingConfig, noise: Noise, codes_BN: Tensor | None = None
+        self,
+        condition: Condition,
+        *,
+        settings: SamplingConfig,
+        noise: Noise,
+        codes_BN: Tensor | None = None,
+        given_BN: Tensor | None = None,
+        kept: Kept | None = None,
     ) -> Iterator[GenerationStep]:
-        """The steps of `generate`, one at a time, for a progress bar or a viewer.
+        """The loop of `generate`, one step at a time, without decoding (MAR, Sec. 3.4): any plan, any backbone.
 
-        Every image has its own random order; a step fixes the same number of tokens in all (MAR, Sec. 3.4).
+        Args:
+            codes_BN: codes instead of those the prior draws.
+            given_BN: codes that the prior keeps and draws the others to; MASKED_CODE (-1) where it is to draw.
+            kept: tokens that are known from the start.
+
+        Raises:
+            UserError: guidance needs codes, and there is neither a prior nor codes; or the sampler cannot plan this.
         """
-        if codes_BN is None and self.injector.needs_codes:
-            codes_BN = self.sample_codes(labels_B, settings=settings, noise=noise)
-        guidance = self.guidance(codes_BN)
-        guided = settings.cfg != 1.0 and self.backbone.num_classes > 0
-        if guided:
-            guidance = guidance.repeat(2)
-            input_labels = torch.cat([labels_B, torch.full_like(labels_B, NO_CLASS)])
-        else:
-            input_labels = labels_B
+        codes = None if codes_BN is None else DrawnCodes(codes_BN)
+        if codes is None and self.injector.needs_codes:
+            codes = self.sample_codes(condition, settings=settings, noise=noise, given_BN=given_BN)
+            codes_BN = codes.codes_BN
+        images, tokens, device = len(condition), self.backbone.layout.tokens, condition.labels_B.device
+        known_BN = torch.zeros(images, tokens, dtype=torch.bool, device=device)
+        latents_BNC = torch.zeros(images, tokens, self.backbone.token_dim, device=device)
+        plan, known = self.plan(condition, settings, noise=noise, kept=kept, codes=codes), 0
+        if kept is not None:
+            known, kept_BKC = kept.positions_BK.shape[1], take(self.patchify(kept.latents_BChw), kept.positions_BK)
+            latents_BNC = put(latents_BNC, kept.positions_BK, kept_BKC)
+            known_BN = known_BN.scatter(1, kept.positions_BK, True)
 
-        batch, tokens = labels_B.shape[0], self.backbone.grid.tokens
-        latents_BNC = torch.zeros(batch, tokens, self.backbone.token_dim, device=labels_B.device)
-        orders_BN = random_orders(batch, tokens, noise=noise, device=labels_B.device)
-        masked, schedule = tokens, masked_after_step(tokens, settings.steps)
-        for index, masked_next in enumerate(schedule):
-            if masked_next < masked:
-                split = split_by_order(orders_BN, masked)
-                chosen_BK = orders_BN[:, masked_next:masked].sort(dim=1).values
-                z_BND = self._forward_for_sampling(latents_BNC, split, input_labels, guidance, guided)
-                z = take(z_BND, chosen_BK.repeat(2, 1) if guided else chosen_BK).flatten(0, 1)
-                z_RD, z_uncond_RD = z.chunk(2) if guided else (z, None)
-                drawn_RC = self.head.sample(
-                    z_RD,
-                    z_uncond_RD=z_uncond_RD,
-                    cfg=cfg_at_step(settings.cfg, tokens, masked_next, settings.cfg_schedule),
-                    temperature=settings.temperature,
-                    steps=settings.head_steps,
-                    noise=noise,
-                )
-                drawn_BKC = drawn_RC.unflatten(0, (batch, -1)).to(latents_BNC.dtype)
-                latents_BNC = latents_BNC.scatter(1, chosen_BK[..., None].expand_as(drawn_BKC), drawn_BKC)
-                masked = masked_next
-            known_BN = ~split_by_order(orders_BN, masked).masked_BN
-            yield GenerationStep(index, len(schedule), self.unpatchify(latents_BNC), known_BN, codes_BN)
+        guidance = self.guidance(codes, known=known / tokens)
+        guided = any(planned.step.cfg != 1.0 for planned in plan.steps)
+        state = self.backbone.start(condition, guidance, guided=guided)
+        if kept is not None:
+            state.reveal(kept.positions_BK, kept_BKC)
+        for index, planned in enumerate(plan.steps):
+            positions_BK, step = planned.positions_BK, planned.step
+            if self.injector.follows and index:
+                state.guidance = self.guidance(codes, known=known / tokens)
+            z = state.predict(positions_BK, step)._replace(tokens_BNC=latents_BNC, known_BN=known_BN)
+            drawn_BKC = self.project(self.head.sample(z, step, noise=noise))
+            state.reveal(positions_BK, drawn_BKC)
+            latents_BNC = put(latents_BNC, positions_BK, drawn_BKC)
+            if not step.redraw:
+                known_BN, known = known_BN.scatter(1, positions_BK, True), known + positions_BK.shape[1]
+            yield GenerationStep(index, len(plan), self.unpatchify(latents_BNC), known_BN, codes_BN)
+        if not plan.steps:  # all of it is kept
+            yield GenerationStep(0, 1, self.unpatchify(latents_BNC), known_BN, codes_BN)
 
-    def _forward_for_sampling(
-        self, latents_BNC: Tensor, split: MaskSplit, labels: Tensor, guidance: Guidance, guided: bool
-    ) -> Tensor:
-        if guided:
-            latents_BNC = latents_BNC.repeat(2, 1, 1)
-            split = MaskSplit(split.visible_BU.repeat(2, 1), split.masked_BK.repeat(2, 1))
-        return self.backbone(latents_BNC, split, labels, guidance)
+    def plan(
+        self,
+        condition: Condition,
+        settings: SamplingConfig,
+        *,
+        noise: Noise,
+        kept: Kept | None = None,
+        codes: DrawnCodes | None = None,
+    ) -> Plan:
+        """What the sampler plans for these settings; without a condition there is nothing to guide by."""
+        backbone, confidence_BN = self.backbone, None
+        if codes is not None and self.discrete_tokenizer is not None:
+            same = self.discrete_tokenizer.layout == backbone.layout
+            confidence_BN = codes.confidence_BN if same else None
+        conditional = backbone.num_classes > 0 or condition.vectors_BTF is not None
+        task = Task(
+            images=len(condition),
+            layout=backbone.layout,
+            device=condition.labels_B.device,
+            steps=settings.steps,
+            cfg=settings.cfg if conditional else 1.0,
+            cfg_schedule=settings.cfg_schedule,
+            temperature=settings.temperature,
+            head_steps=settings.head_steps,
+            order=backbone.order,
+            known_BK=None if kept is None else kept.positions_BK,
+            confidence_BN=confidence_BN,
+        )
+        return self.sampler.plan(task, noise=noise)
 
     # ---------------------------------------------------------------- shapes
 
     def patchify(self, latents_BChw: Tensor) -> Tensor:
         """Latents (B, C, h, w) to tokens (B, N, C * p^2), row by row."""
-        p = self.backbone.config.patch_size
+        p = self.backbone.patch_size
         return rearrange(latents_BChw, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
 
     def unpatchify(self, tokens_BNC: Tensor) -> Tensor:
         """Tokens (B, N, C * p^2) to latents (B, C, h, w)."""
-        p, grid = self.backbone.config.patch_size, self.backbone.grid
-        return rearrange(tokens_BNC, "b (h w) (c p q) -> b c (h p) (w q)", h=grid.height, w=grid.width, p=p, q=p)
+        p, shape = self.backbone.patch_size, self.backbone.layout.shape
+        return rearrange(tokens_BNC, "b (h w) (c p q) -> b c (h p) (w q)", h=shape.height, w=shape.width, p=p, q=p)
+
+    def project(self, tokens_BKC: Tensor) -> Tensor:
+        """Sampled tokens (B, K, C * p^2) as the continuous tokenizer lets them be."""
+        p2 = self.backbone.patch_size**2
+        projected = self.continuous_tokenizer.project(rearrange(tokens_BKC, "b k (c p) -> b k p c", p=p2))
+        return rearrange(projected, "b k p c -> b k (c p)")
 
     def _frozen(self) -> list[nn.Module]:
-        return [p for p in (self.continuous_tokenizer, self.discrete_tokenizer, self.prior) if p is not None]
+        parts = (self.continuous_tokenizer, self.discrete_tokenizer, self.prior, self.conditioner)
+        trained = set(map(id, self.trained.values()))
+        return [part for part in parts if part is not None and id(part) not in trained]

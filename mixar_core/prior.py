@@ -3,40 +3,64 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 from mixar_core.noise import Noise
-from mixar_core.types import Grid, Losses
+from mixar_core.types import Condition, DrawnCodes, Losses, TokenLayout
 
 
 class DiscretePrior(nn.Module, ABC):
-    """Draws codes for labels, and predicts codes at masked positions.
+    """Draws codes for a condition, and predicts codes at masked positions.
 
-    Labels are int64 (B,), in [0, num_classes) or NO_CLASS. Registered as a Part, a prior is built as
+    Registered as a Part, a prior is built as
     `Class(config, tokenizer=<DiscreteTokenizer>, num_classes=..., data=<Dataset or None>)`; the tokenizer is there to
-    be asked (grid, codebook) and must not become a submodule.
+    be asked (layout, codebook) and must not become a submodule.
     """
 
-    def __init__(self, *, grid: Grid, codebook_size: int, num_classes: int) -> None:
+    def __init__(self, *, layout: TokenLayout, codebook_size: int, num_classes: int) -> None:
         super().__init__()
-        self.grid, self.codebook_size, self.num_classes = grid, codebook_size, num_classes
+        self.layout, self.codebook_size, self.num_classes = layout, codebook_size, num_classes
 
     @abstractmethod
-    def sample(
+    def sample_steps(
         self,
-        labels_B: Tensor,
+        condition: Condition,
         *,
         noise: Noise,
         steps: int | None = None,
         cfg: float | None = None,
         temperature: float | None = None,
-    ) -> Tensor:
-        """Codes (B, N) for labels (B,). What is None is as the part's config says."""
+        given_BN: Tensor | None = None,
+    ) -> Iterator[DrawnCodes]:
+        """Draw codes (B, N), giving them after every step; the last are complete. What is None is as the config says.
 
-    @abstractmethod
-    def predict(self, codes_BN: Tensor, masked_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Tensor:
+        Args:
+            given_BN: codes that stay as they are and condition all others; MASKED_CODE (-1) where one is to be drawn.
+        """
+
+    def sample(
+        self,
+        condition: Condition,
+        *,
+        noise: Noise,
+        steps: int | None = None,
+        cfg: float | None = None,
+        temperature: float | None = None,
+        given_BN: Tensor | None = None,
+    ) -> DrawnCodes:
+        """What the last of `sample_steps` gives."""
+        drawn = self.sample_steps(
+            condition, noise=noise, steps=steps, cfg=cfg, temperature=temperature, given_BN=given_BN
+        )
+        return deque(drawn, maxlen=1).pop()
+
+    def predict(self, codes_BN: Tensor, masked_BN: Tensor, condition: Condition, *, noise: Noise) -> DrawnCodes:
         """Eq. 10-11: codes at masked positions become the prior's mask token, one forward pass predicts them.
+
+        Only TI-Mix asks for it: a prior without a mask token need not define it.
 
         Args:
             codes_BN: ground-truth codes; `masked_BN`: bool, True where the prior must not see them.
@@ -44,7 +68,13 @@ class DiscretePrior(nn.Module, ABC):
         Returns:
             codes (B, N): drawn from the prediction where masked, `codes_BN` elsewhere.
         """
+        raise NotImplementedError
 
     @abstractmethod
-    def loss(self, codes_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Losses:
-        """The prior's training loss; it masks codes and drops labels by itself. Raises TypeError if not trainable."""
+    def loss(self, codes_BN: Tensor, condition: Condition, *, noise: Noise) -> Losses:
+        """Its training loss; it masks codes and drops conditions by itself. Raises TypeError if not trainable."""
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it defines `predict`."""
+        return type(self).predict is not DiscretePrior.predict

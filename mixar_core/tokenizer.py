@@ -1,4 +1,4 @@
-"""Tokenizers: an image to tokens on a grid, and back. One abstract class a kind, continuous and discrete."""
+"""Tokenizers: an image to tokens, and back. One abstract class a kind, continuous and discrete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixar_core.noise import Noise
-from mixar_core.types import Grid, Posterior, Quantized
+from mixar_core.types import Grid, Posterior, Quantized, TokenLayout
 
 
 class Tokenizer(nn.Module, ABC):
@@ -22,13 +22,16 @@ class Tokenizer(nn.Module, ABC):
     stride: int
 
     @property
-    def grid(self) -> Grid:
-        """The token grid of an image of `image_size`."""
-        return Grid(self.image_size // self.stride, self.image_size // self.stride)
+    def layout(self) -> TokenLayout:
+        """Where an image's tokens stand: on a grid of `image_size / stride`, unless a tokenizer says otherwise."""
+        side = self.image_size // self.stride
+        return TokenLayout("grid", (Grid(side, side),))
 
 
 class ContinuousTokenizer(Tokenizer):
-    """Image <-> latents (B, C, h, w). The backbone sees them normalised, (raw - mean) / std per channel.
+    """Image <-> latents (B, C, h, w), h x w being `layout.shape`: its grid, or of other layouts a row of all tokens.
+
+    The backbone sees them normalised, (raw - mean) / std per channel.
 
     The statistics are buffers, so they travel with the weights: no magic scale anywhere else.
     """
@@ -67,6 +70,10 @@ class ContinuousTokenizer(Tokenizer):
         """(raw - mean) / std, per channel."""
         return (raw_BChw - self.latent_mean_C[:, None, None]) / self.latent_std_C[:, None, None]
 
+    def project(self, latents: Tensor) -> Tensor:
+        """What a sampled token becomes before it is known: (..., C), normalised. As it is, unless it lies on a sphere."""
+        return latents
+
     def decode(self, latents_BChw: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) to images (B, 3, H, W), clamped to [-1, 1]."""
         raw = latents_BChw * self.latent_std_C[:, None, None] + self.latent_mean_C[:, None, None]
@@ -74,7 +81,7 @@ class ContinuousTokenizer(Tokenizer):
 
 
 class DiscreteTokenizer(Tokenizer):
-    """Image <-> codes (B, N), int64 in [0, codebook_size), row by row; every code has a vector of length E."""
+    """Image <-> codes (B, N), int64 in [0, codebook_size), in the order of `layout`; every code has a vector of length E."""
 
     def __init__(self, *, image_size: int, stride: int, codebook_size: int, code_width: int) -> None:
         super().__init__()
@@ -91,7 +98,20 @@ class DiscreteTokenizer(Tokenizer):
 
     @abstractmethod
     def decode_vectors(self, vectors_BEhw: Tensor) -> Tensor:
-        """Code vectors on the grid (B, E, h, w) to images (B, 3, H, W), not clamped."""
+        """Vectors on the grid (B, E, h, w) to images (B, 3, H, W), not clamped; of a sequence h = 1 and w = N."""
+
+    def vectors_on_grid(self, codes_BN: Tensor) -> Tensor:
+        """One vector a place of `layout.grid`: (B, h * w, E). Those of a depth are summed; a pyramid says how it sums.
+
+        Raises:
+            TypeError: codes of this layout have no place.
+        """
+        vectors_BNE, layout = self.code_vectors(codes_BN), self.layout
+        if layout.kind == "depth":
+            return vectors_BNE.unflatten(1, (-1, layout.depth)).sum(dim=2)
+        if layout.kind != "grid":
+            raise TypeError(f"codes in a {layout} have no vectors on a grid")
+        return vectors_BNE
 
     def encode(self, images_B3HW: Tensor) -> Tensor:
         """Codes (B, N) of images (B, 3, H, W)."""
@@ -99,7 +119,8 @@ class DiscreteTokenizer(Tokenizer):
 
     def decode(self, codes_BN: Tensor) -> Tensor:
         """Images (B, 3, H, W), clamped to [-1, 1], of codes (B, N)."""
-        vectors_BNE = self.code_vectors(codes_BN)
-        grid = self.grid
+        grid = self.layout.grid
+        vectors_BNE = self.code_vectors(codes_BN) if grid is None else self.vectors_on_grid(codes_BN)
+        grid = grid or self.layout.shape
         vectors_BEhw = vectors_BNE.transpose(1, 2).unflatten(2, (grid.height, grid.width))
         return self.decode_vectors(vectors_BEhw).clamp(-1.0, 1.0)

@@ -6,19 +6,21 @@ Shape letters (a tensor's name ends in them, `codes_BN`):
     H  W  pixels                         h  w  the token grid's height and width
     C  channels of a continuous latent   E  length of a code vector
     D  width of the backbone             S  splits of a code     V  codes of one split
-    K  masked tokens (one count a batch) U  visible tokens, U = N - K
-    P  prefix tokens   M  memory tokens  R  rows handed to the head
+    K  masked tokens, or those of a step (one count a batch)   U  visible tokens, U = N - K
+    P  prefix tokens   M  memory tokens  T  vectors of a condition, or tokens of any sequence
     A  images of a set                   F  length of a feature vector   L  classes of an extractor
+    R  rows of anything
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
+from attrs.validators import ge, min_len
 from torch import Tensor
 
 #: The label that stands for "no class": what a dropped label becomes, and what an unconditional model is given.
@@ -39,6 +41,86 @@ class Grid:
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}"
+
+
+@frozen
+class TokenLayout:
+    """Where the N tokens of an image stand. Codes are (B, N) in every layout.
+
+    Args:
+        kind: `grid`: row by row. `depth`: a grid with `depth` tokens a place, those of a place in a row (residual
+            quantisation). `pyramid`: grids from coarse to fine, one after the other (VAR, HART). `sequence`: no place
+            in the image (TiTok).
+        scales: one grid; of a pyramid, all of them; of a sequence, one of 1 x length.
+        depth: tokens a place, of `depth`.
+    """
+
+    kind: Literal["grid", "depth", "pyramid", "sequence"]
+    scales: tuple[Grid, ...] = field(validator=min_len(1))
+    depth: int = field(default=1, validator=ge(1))
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, N."""
+        return self.depth * sum(grid.tokens for grid in self.scales)
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid (of a pyramid the finest) on which every token's vector has a place; a sequence has none."""
+        return None if self.kind == "sequence" else self.scales[-1]
+
+    @property
+    def shape(self) -> Grid:
+        """h x w of latents (B, C, h, w) of this layout: the grid, or one row of all tokens."""
+        return self.scales[0] if self.kind == "grid" else Grid(1, self.tokens)
+
+    def __str__(self) -> str:
+        scales = ", ".join(map(str, self.scales))
+        return {
+            "grid": f"grid {scales}",
+            "depth": f"grid {scales} of depth {self.depth}",
+            "pyramid": f"pyramid {scales}",
+        }.get(self.kind, f"sequence of {self.tokens}")
+
+
+@frozen(eq=False)
+class Condition:
+    """What images are drawn for: a class each, or vectors such as a text encoder gives, or both.
+
+    Args:
+        labels_B: int64, in [0, num_classes) or NO_CLASS.
+        vectors_BTF: float, or None where there are only labels.
+        mask_BT: bool, True where a vector counts; None: all do.
+    """
+
+    labels_B: Tensor
+    vectors_BTF: Tensor | None = None
+    mask_BT: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.labels_B.shape[0]
+
+    def dropped(self, where_B: Tensor) -> Condition:
+        """Without its condition where `where_B` (bool) says so: no class, and no vector counts."""
+        labels_B = self.labels_B.masked_fill(where_B, NO_CLASS)
+        if self.vectors_BTF is None:
+            return Condition(labels_B)
+        mask_BT = self.counting_BT() & ~where_B[:, None]
+        return Condition(labels_B, self.vectors_BTF, mask_BT)
+
+    def guided(self) -> Condition:
+        """A batch of twice the length, for classifier-free guidance: as it is, then all dropped."""
+        none = self.dropped(torch.ones_like(self.labels_B, dtype=torch.bool))
+        labels_B = torch.cat([self.labels_B, none.labels_B])
+        if self.vectors_BTF is None or none.mask_BT is None:
+            return Condition(labels_B)
+        return Condition(labels_B, self.vectors_BTF.repeat(2, 1, 1), torch.cat([self.counting_BT(), none.mask_BT]))
+
+    def counting_BT(self) -> Tensor:
+        """`mask_BT`, or one that is True everywhere; there must be vectors."""
+        assert self.vectors_BTF is not None
+        shape = self.vectors_BTF.shape[:2]
+        return self.labels_B.new_ones(shape, dtype=torch.bool) if self.mask_BT is None else self.mask_BT
 
 
 @frozen(eq=False)
@@ -70,10 +152,36 @@ class TokenBatch:
 
 @frozen(eq=False)
 class DiscreteTokens:
-    """The discrete tokens an injector sees: indices (int64) and their code vectors (float)."""
+    """The discrete tokens an injector sees.
+
+    Args:
+        codes_BN: int64. vectors_BNE: their code vectors, float.
+        on_grid_BNE: the vectors that stand on the latents' grid, N its tokens: those same of a grid of codes, summed of
+            a pyramid and of a depth. None of a sequence.
+        confidence_BN: log-probability that the prior gave each code, 0 for a code that is certain; None: all are.
+        known: share of the continuous tokens that are known, in [0, 1).
+    """
 
     codes_BN: Tensor
     vectors_BNE: Tensor
+    on_grid_BNE: Tensor | None = None
+    confidence_BN: Tensor | None = None
+    known: float = 0.0
+
+
+@frozen(eq=False)
+class DrawnCodes:
+    """What a prior draws or predicts.
+
+    Args:
+        codes_BN: int64; MASKED_CODE where a step of sampling has not drawn it yet.
+        confidence_BN: float32 log-probability of each code as it was drawn, 0 where it was given; None: not known.
+        features_BND: the prior's own output vectors, for what is conditioned on them; None: it has none.
+    """
+
+    codes_BN: Tensor
+    confidence_BN: Tensor | None = None
+    features_BND: Tensor | None = None
 
 
 @frozen(eq=False)
@@ -100,9 +208,10 @@ class Guidance:
 
 @frozen(eq=False)
 class MaskSplit:
-    """Which tokens are visible and which are masked, as ascending position indices (int64).
+    """Which tokens are visible and which are masked, as position indices (int64).
 
-    The counts are the same for every image of the batch, so no shape depends on a value.
+    Ascending, or where a backbone predicts one after the other in the order in which it does. The counts are the same
+    for every image of the batch, so no shape depends on a value.
     """
 
     visible_BU: Tensor
@@ -136,6 +245,43 @@ class Quantized:
     vectors_BEhw: Tensor
     codes_BN: Tensor
     losses: Mapping[str, Tensor]
+
+
+class Z(NamedTuple):
+    """What a backbone says of the tokens it was asked for, and all that a head may look at.
+
+    Args:
+        cond_BKD: an output vector for each token. uncond_BKD: what guidance moves away from; None: no guidance.
+        positions_BK: where these tokens stand, int64.
+        tokens_BNC: the continuous tokens that are known, whatever stands elsewhere; known_BN: bool, which these are.
+    """
+
+    cond_BKD: Tensor
+    positions_BK: Tensor
+    uncond_BKD: Tensor | None = None
+    tokens_BNC: Tensor | None = None
+    known_BN: Tensor | None = None
+
+
+@frozen
+class Step:
+    """How a step of sampling draws its tokens; the plan says which.
+
+    Args:
+        cfg: classifier-free guidance scale, 1 for none.
+        temperature: scale of the head's noise, 0 and above.
+        head_steps: of the head's sampler; None: as its config says.
+        solver: the head's, by name; None: as its config says.
+        refresh: whether a backbone that can reuse what it computed before is to compute all anew.
+        redraw: the tokens are known already; they are forgotten and drawn once more.
+    """
+
+    cfg: float = 1.0
+    temperature: float = 1.0
+    head_steps: int | None = None
+    solver: str | None = None
+    refresh: bool = True
+    redraw: bool = False
 
 
 class Losses(NamedTuple):

@@ -10,6 +10,7 @@ from mixar import Part, hookimpl
 @hookimpl
 def mixar_parts() -> list[Part]:
     """Every component of this package, by kind; imported here, so that `mixar --help` waits for no torch."""
+    from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
     from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
     from mixar_plugins.callbacks.sample_grid import SampleGrid, SampleGridConfig
     from mixar_plugins.callbacks.stall_watch import StallWatch, StallWatchConfig
@@ -26,6 +27,7 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
     from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
     from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
+    from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
     from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
     from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer, VQConfig, VQTokenizer
 
@@ -36,11 +38,13 @@ def mixar_parts() -> list[Part]:
         Part("prior", "maskbit", BitTokenPrior, MaskBitConfig),
         Part("prior", "maskgit", EmbeddingTokenPrior, MaskGitConfig),
         Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),
+        Part("backbone", "masked", MaskedBackbone, MaskedConfig),
         Part("injector", "none", NoGuidance, NoGuidanceConfig),
         Part("injector", "dc-mix", DCMix, DCMixConfig),
         Part("injector", "dc-sa", DCSA, CodeEmbeddingConfig),
         Part("injector", "dc-ca", DCCA, CodeEmbeddingConfig),
         Part("head", "diffusion", DiffusionHead, DiffusionHeadConfig),
+        Part("sampler", "cosine", CosineSampler, CosineConfig),
         Part("dataset", "parquet", ParquetDataset, ParquetConfig),
         Part("dataset", "image-folder", ImageFolder, ImageFolderConfig),
         Part("dataset", "datasets", HuggingFaceDataset, HuggingFaceConfig),

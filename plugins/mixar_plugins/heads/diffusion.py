@@ -12,9 +12,11 @@ from attrs.validators import and_, ge, gt, le, optional
 from torch import Tensor, nn
 
 from mixar_core.diffusion import TRAIN_STEPS, TrainTables, reverse_step, schedule
+from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
 from mixar_core.noise import Noise
 from mixar_core.precision import full_precision
+from mixar_core.types import Step, TokenLayout, Z
 
 FREQUENCIES = 256
 #: Steps of sampling that multiply errors by more than this are computed in float32: bfloat16's would drown the token.
@@ -45,20 +47,20 @@ class DiffusionHeadConfig:
 class DiffusionHead(ContinuousHead):
     """Diffusion over a token: cosine schedule, learned variance, respaced sampling."""
 
-    def __init__(self, config: DiffusionHeadConfig, *, token_dim: int, width: int) -> None:
+    def __init__(self, config: DiffusionHeadConfig, *, token_dim: int, width: int, layout: TokenLayout) -> None:
         super().__init__()
         self.config, self.token_dim = config, token_dim
         self.net = DenoisingMLP(token_dim=token_dim, cond_dim=width, width=config.width, depth=config.depth)
         self.tables = TrainTables()
 
-    def loss(self, z_BKD: Tensor, target_BKC: Tensor, *, noise: Noise) -> Tensor:
+    def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
         """Mean over `samples_per_token` noise levels of the mse and the variational bound: (B, K), float32."""
         samples = self.config.samples_per_token
         target = target_BKC.float()[:, None].expand(-1, samples, -1, -1)
-        z = z_BKD[:, None].expand(-1, samples, -1, -1)
+        z_BSKD = z.cond_BKD[:, None].expand(-1, samples, -1, -1)
         t = noise.integers(TRAIN_STEPS, target.shape[:-1], target.device, name="timesteps")
         eps = noise.normal(target.shape, target.device, name="diffusion")
-        mse, bound = self.token_losses(z, target, t, eps)
+        mse, bound = self.token_losses(z_BSKD, target, t, eps)
         return (mse + bound).mean(dim=1)
 
     def token_losses(self, z: Tensor, target: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,39 +75,33 @@ class DiffusionHead(ContinuousHead):
         mse = ((eps - predicted) ** 2).mean(dim=-1)
         return mse, self.tables.variational_bound(target, xt, t, predicted.detach(), variance)
 
-    def sample(
-        self,
-        z_RD: Tensor,
-        *,
-        z_uncond_RD: Tensor | None = None,
-        cfg: float = 1.0,
-        temperature: float = 1.0,
-        steps: int | None = None,
-        noise: Noise,
-    ) -> Tensor:
-        """Reverse diffusion over `steps` respaced steps: (R, C), float32; its noisiest steps in float32 throughout."""
-        process = schedule(steps or self.config.sampling_steps)
-        guided = z_uncond_RD is not None and cfg != 1.0
-        conditions = [z_RD] if z_uncond_RD is None or not guided else [z_RD, z_uncond_RD]
-        z, timesteps = torch.cat(conditions), torch.tensor(process.timesteps, device=z_RD.device)
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        """Reverse diffusion over `step.head_steps` respaced steps, its noisiest in float32 throughout: (B, K, C)."""
+        if step.solver not in (None, "ddpm"):
+            raise UserError(f"head diffusion has no solver {step.solver}; allowed: ddpm")
+        process = schedule(step.head_steps or self.config.sampling_steps)
+        guided = z.uncond_BKD is not None and step.cfg != 1.0
+        conditions = [z.cond_BKD] if z.uncond_BKD is None or not guided else [z.cond_BKD, z.uncond_BKD]
+        z_BKD, device = torch.cat(conditions), z.cond_BKD.device
+        timesteps = torch.tensor(process.timesteps, device=device)
         # a step's time embedding is the same for every row, and a row's condition for every step: computed once
-        embedded = exact = self.net.time_embed(timesteps), self.net.cond_embed(z)
+        embedded = exact = self.net.time_embed(timesteps), self.net.cond_embed(z_BKD)
         if embedded[1].dtype != torch.float32:  # under autocast
-            with full_precision(z.device):
-                exact = self.net.time_embed(timesteps), self.net.cond_embed(z.float())
-        shape = (z_RD.shape[0], self.token_dim)
-        x = noise.normal(shape, z_RD.device, name="head_init")
+            with full_precision(device):
+                exact = self.net.time_embed(timesteps), self.net.cond_embed(z_BKD.float())
+        shape = (*z.cond_BKD.shape[:2], self.token_dim)
+        x = noise.normal(shape, device, name="head_init")
         for k in reversed(range(len(process))):
             sensitive = process.error_gain(k) > MOST_GAIN_IN_BF16
             times, cond = exact if sensitive else embedded
             with full_precision(x.device) if sensitive else nullcontext():
-                out = self.net(x.repeat(2, 1) if guided else x, times[k], cond).float()
+                out = self.net(x.repeat(2, 1, 1) if guided else x, times[k], cond).float()
             eps, variance = out.chunk(2, dim=-1)
             if guided:
                 (eps, uncond), variance = eps.chunk(2), variance.chunk(2)[0]
-                eps = uncond + cfg * (eps - uncond)
-            added = noise.normal(shape, x.device, name="head_step") if k > 0 and temperature > 0.0 else None
-            x = reverse_step(process, k, x, eps, variance, added, temperature, self.config.clip)
+                eps = uncond + step.cfg * (eps - uncond)
+            added = noise.normal(shape, x.device, name="head_step") if k > 0 and step.temperature > 0.0 else None
+            x = reverse_step(process, k, x, eps, variance, added, step.temperature, self.config.clip)
         return x
 
 

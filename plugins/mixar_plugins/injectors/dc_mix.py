@@ -44,7 +44,8 @@ class DCMix(GuidanceInjector):
 
     def forward(self, tokens: DiscreteTokens) -> Guidance:
         """A fill (B, N, D): code vectors padded with zeros, or projected."""
-        vectors_BNE = tokens.vectors_BNE
+        vectors_BNE = tokens.on_grid_BNE
+        assert vectors_BNE is not None  # a recipe whose codes have no place is refused
         if self.proj is not None:
             return Guidance(fill_BND=self.proj(vectors_BNE))
         return Guidance(fill_BND=F.pad(vectors_BNE, (0, self.width - vectors_BNE.shape[2])))

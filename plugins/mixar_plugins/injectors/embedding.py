@@ -27,7 +27,7 @@ class CodeEmbedding(GuidanceInjector):
         if tokenizer is None:
             raise UserError("injectors dc-sa and dc-ca need a discrete_tokenizer; the recipe has none")
         self.embed = nn.Embedding(tokenizer.codebook_size, width)
-        self.pos_embed = nn.Parameter(torch.empty(1, tokenizer.grid.tokens, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, tokenizer.layout.tokens, width))
         nn.init.normal_(self.embed.weight, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.02)
 

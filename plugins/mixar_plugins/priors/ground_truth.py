@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
+from mixar_core.mixture import MASKED_CODE
 from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
 from mixar_core.tokenizer import DiscreteTokenizer
-from mixar_core.types import NO_CLASS, Losses
+from mixar_core.types import NO_CLASS, Condition, DrawnCodes, Losses
 
 #: classes that an error message lists
 _SHOWN = 24
@@ -35,19 +37,20 @@ class GroundTruthPrior(DiscretePrior):
         num_classes: int,
         data: ImageDataset | None = None,
     ) -> None:
-        super().__init__(grid=tokenizer.grid, codebook_size=tokenizer.codebook_size, num_classes=num_classes)
+        super().__init__(layout=tokenizer.layout, codebook_size=tokenizer.codebook_size, num_classes=num_classes)
         self._sources = (tokenizer, data)  # in a tuple, so that the tokenizer is not registered as a submodule
 
     @torch.no_grad()
-    def sample(
+    def sample_steps(
         self,
-        labels_B: Tensor,
+        condition: Condition,
         *,
         noise: Noise,
         steps: int | None = None,
         cfg: float | None = None,
         temperature: float | None = None,
-    ) -> Tensor:
+        given_BN: Tensor | None = None,
+    ) -> Iterator[DrawnCodes]:
         """Codes (B, N) of images drawn from the data, of any class where the label is NO_CLASS or there are no classes.
 
         The other arguments have no meaning here.
@@ -58,7 +61,7 @@ class GroundTruthPrior(DiscretePrior):
         tokenizer, data = self._sources
         if data is None:
             raise UserError("the prior ground-truth draws images, but the recipe names no data")
-        images = []
+        images, labels_B = [], condition.labels_B
         choices = noise.uniform((len(labels_B),), "cpu", name="prior.image")
         for label, choice in zip(labels_B.tolist(), choices.tolist(), strict=True):
             candidates = self._of_class.get(label if self.num_classes else NO_CLASS)
@@ -70,7 +73,10 @@ class GroundTruthPrior(DiscretePrior):
                     f"{', '.join(map(str, known[:_SHOWN])) or 'none'}{more}"
                 )
             images.append(data[candidates[int(choice * len(candidates))]][0])
-        return tokenizer.encode(torch.stack(images).to(labels_B.device).float() / 127.5 - 1.0)
+        codes_BN = tokenizer.encode(torch.stack(images).to(labels_B.device).float() / 127.5 - 1.0)
+        if given_BN is not None:
+            codes_BN = torch.where(given_BN == MASKED_CODE, codes_BN, given_BN)
+        yield DrawnCodes(codes_BN)
 
     @cached_property
     def _of_class(self) -> dict[int, list[int]]:
@@ -83,10 +89,10 @@ class GroundTruthPrior(DiscretePrior):
                 of_class.setdefault(label, []).append(index)
         return of_class
 
-    def predict(self, codes_BN: Tensor, masked_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Tensor:
+    def predict(self, codes_BN: Tensor, masked_BN: Tensor, condition: Condition, *, noise: Noise) -> DrawnCodes:
         """The truth: `codes_BN` as they are."""
-        return codes_BN
+        return DrawnCodes(codes_BN)
 
-    def loss(self, codes_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Losses:
+    def loss(self, codes_BN: Tensor, condition: Condition, *, noise: Noise) -> Losses:
         """Raises TypeError: there is nothing to train."""
         raise TypeError("the prior ground-truth has nothing to train")

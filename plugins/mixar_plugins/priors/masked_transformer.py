@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from mixar_core.codes import combine_codes, split_codes
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
+from mixar_core.mixture import MASKED_CODE
 from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
 from mixar_core.tokenizer import DiscreteTokenizer
-from mixar_core.types import NO_CLASS, Losses
+from mixar_core.types import NO_CLASS, Condition, DrawnCodes, Losses
 from mixar_plugins.priors import schedules
 from mixar_plugins.priors.transformer import Transformer, init_weights, layer_norm
 
@@ -105,7 +106,7 @@ class MaskedTransformerPrior(DiscretePrior):
         num_classes: int,
         data: ImageDataset | None = None,
     ) -> None:
-        grid = tokenizer.grid
+        layout = tokenizer.layout
         if tokenizer.codebook_size != 2**config.bits:
             raise UserError(
                 f"prior.bits is {config.bits}, that is {2**config.bits} codes; the discrete tokenizer has "
@@ -113,14 +114,14 @@ class MaskedTransformerPrior(DiscretePrior):
             )
         if config.stride != tokenizer.stride:
             raise UserError(f"prior.stride is {config.stride}; the discrete tokenizer's is {tokenizer.stride}")
-        super().__init__(grid=grid, codebook_size=tokenizer.codebook_size, num_classes=num_classes)
+        super().__init__(layout=layout, codebook_size=tokenizer.codebook_size, num_classes=num_classes)
         self.config = config
         #: V, codes of one split, and the index that stands for a masked entry
         self.split_size = self.mask_token = 2 ** (config.bits // config.splits)
 
         width = config.width
         self.class_emb = nn.Embedding(num_classes + 1, width)  # the last is "no class"
-        self.pos_emb = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, grid.tokens + 1, width), std=0.02))
+        self.pos_emb = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, layout.tokens + 1, width), std=0.02))
         self.first_layer = nn.Sequential(layer_norm(width), nn.Dropout(config.dropout))
         self.transformer = Transformer(
             width, config.depth, config.heads, config.mlp_dim, config.dropout, config.prenorm
@@ -151,29 +152,17 @@ class MaskedTransformerPrior(DiscretePrior):
         return self.unembed(self.last_layer(x)[:, :-1])
 
     @torch.no_grad()
-    def sample(
-        self,
-        labels_B: Tensor,
-        *,
-        noise: Noise,
-        steps: int | None = None,
-        cfg: float | None = None,
-        temperature: float | None = None,
-    ) -> Tensor:
-        """Codes (B, N) for labels (B,), by the published sampler. Arguments as in `sample_steps`."""
-        return [*self.sample_steps(labels_B, noise=noise, steps=steps, cfg=cfg, temperature=temperature)][-1]
-
-    @torch.no_grad()
     def sample_steps(
         self,
-        labels_B: Tensor,
+        condition: Condition,
         *,
         noise: Noise,
         steps: int | None = None,
         cfg: float | None = None,
         temperature: float | None = None,
-    ) -> Iterator[Tensor]:
-        """Codes (B, N) after each step, -1 where an entry is still masked; the last ones are complete.
+        given_BN: Tensor | None = None,
+    ) -> Iterator[DrawnCodes]:
+        """Codes (B, N) after each step of the published sampler, -1 where an entry is still masked.
 
         Args:
             steps: at most N * S are taken, because a step fixes at least one entry.
@@ -193,13 +182,20 @@ class MaskedTransformerPrior(DiscretePrior):
         if temperature < 0:
             raise UserError(f"the prior's temperature is {temperature}; it must be 0 or more")
 
-        labels_B = labels_B.to(device)
-        shape = (len(labels_B), self.grid.tokens, config.splits)
+        labels_B = condition.labels_B.to(device)
+        shape = (len(labels_B), self.layout.tokens, config.splits)
+        tokens_BNS = torch.full(shape, self.mask_token, device=device)
         entries = shape[1] * shape[2]
+        share_B1 = torch.ones(shape[0], 1, device=device)  # of the entries that are to be drawn
         steps = min(steps, entries)
+        if given_BN is not None:
+            known_BNS = (given_BN != MASKED_CODE)[..., None].expand(shape).to(device)
+            tokens_BNS = torch.where(known_BNS, self._entries(given_BN.to(device).clamp(min=0)), tokens_BNS)
+            unknown_B1 = (~known_BNS).flatten(1).sum(dim=1, keepdim=True)
+            share_B1, steps = unknown_B1 / entries, min(steps, int(unknown_B1.max()))
         counts = schedules.masked_after_steps(entries, steps, config.mask_schedule)
         scales = schedules.guidance_scales(cfg, steps, config.guidance_annealing, config.scale_pow)
-        tokens_BNS = torch.full(shape, self.mask_token, device=device)
+        drawn_p_BNS = torch.zeros(shape, device=device)
         for step, (count, scale) in enumerate(zip(counts, scales, strict=True)):
             left = 1 - (step + 1) / steps
             if annealed:
@@ -208,6 +204,7 @@ class MaskedTransformerPrior(DiscretePrior):
             drawn_BNS, log_p_BNS = self._draw(logits_BNSV, temperature, noise)
             masked_BNS = tokens_BNS == self.mask_token
             tokens_BNS = torch.where(masked_BNS, drawn_BNS, tokens_BNS)
+            drawn_p_BNS = torch.where(masked_BNS, log_p_BNS, drawn_p_BNS)
             if step == steps - 1:
                 break
             # What was drawn least confidently goes back to being masked; what was known stays.
@@ -215,31 +212,38 @@ class MaskedTransformerPrior(DiscretePrior):
             confidence_BNS = log_p_BNS + config.randomize_temperature * left * jitter_BNS
             confidence_BNS = confidence_BNS.masked_fill(~masked_BNS, torch.inf)
             # By rank and not by threshold as published: the counts hold under ties, too.
-            least = confidence_BNS.flatten(1).argsort(dim=1, stable=True)[:, :count]
-            tokens_BNS = tokens_BNS.flatten(1).scatter(1, least, self.mask_token).view(shape)
+            least = confidence_BNS.flatten(1).argsort(dim=1, stable=True)
+            again = torch.arange(entries, device=device) < (count * share_B1).floor()
+            again_BNS = torch.zeros_like(again).scatter(1, least, again).view(shape)
+            tokens_BNS = tokens_BNS.masked_fill(again_BNS, self.mask_token)
             codes_BN = combine_codes(tokens_BNS, bits=config.bits)
-            yield codes_BN.masked_fill((tokens_BNS == self.mask_token).any(dim=-1), -1)
-        yield combine_codes(tokens_BNS, bits=config.bits)
+            masked_BN = (tokens_BNS == self.mask_token).any(dim=-1)
+            yield DrawnCodes(codes_BN.masked_fill(masked_BN, MASKED_CODE), drawn_p_BNS.sum(dim=-1))
+        yield DrawnCodes(combine_codes(tokens_BNS, bits=config.bits), drawn_p_BNS.sum(dim=-1))
 
     @torch.no_grad()
-    def predict(self, codes_BN: Tensor, masked_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Tensor:
+    def predict(self, codes_BN: Tensor, masked_BN: Tensor, condition: Condition, *, noise: Noise) -> DrawnCodes:
         """Eq. 10-11: all splits of masked codes become the mask token, and one forward pass predicts them."""
-        tokens_BNS = split_codes(codes_BN, bits=self.config.bits, splits=self.config.splits)
-        tokens_BNS = tokens_BNS.masked_fill(masked_BN[..., None], self.mask_token)
-        drawn_BNS, _ = self._draw(self(tokens_BNS, labels_B), self.config.predict_temperature, noise)
-        return torch.where(masked_BN, combine_codes(drawn_BNS, bits=self.config.bits), codes_BN)
+        tokens_BNS = self._entries(codes_BN).masked_fill(masked_BN[..., None], self.mask_token)
+        drawn_BNS, log_p_BNS = self._draw(self(tokens_BNS, condition.labels_B), self.config.predict_temperature, noise)
+        drawn_BN = combine_codes(drawn_BNS, bits=self.config.bits)
+        confidence_BN = log_p_BNS.sum(dim=-1).masked_fill(~masked_BN, 0.0)
+        return DrawnCodes(torch.where(masked_BN, drawn_BN, codes_BN), confidence_BN)
 
-    def loss(self, codes_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Losses:
+    def _entries(self, codes_BN: Tensor) -> Tensor:
+        """Codes as entries (B, N, S)."""
+        return split_codes(codes_BN, bits=self.config.bits, splits=self.config.splits)
+
+    def loss(self, codes_BN: Tensor, condition: Condition, *, noise: Noise) -> Losses:
         """Masked cross-entropy as MaskBit trains it; see `masked_cross_entropy` for the terms."""
         config, device = self.config, codes_BN.device
-        target_BNS = split_codes(codes_BN, bits=config.bits, splits=config.splits)
+        target_BNS = self._entries(codes_BN)
         batch = len(codes_BN)
         share_B = schedules.mask_share(noise.uniform((batch,), device, name="prior.ratio"), config.train_mask_schedule)
         masked_BNS = noise.uniform(target_BNS.shape, device, name="prior.mask") < share_B[:, None, None]
         dropped_B = noise.uniform((batch,), device, name="prior.drop") < config.class_dropout
-        logits_BNSV = self(
-            target_BNS.masked_fill(masked_BNS, self.mask_token), labels_B.masked_fill(dropped_B, NO_CLASS)
-        )
+        labels_B = condition.dropped(dropped_B).labels_B
+        logits_BNSV = self(target_BNS.masked_fill(masked_BNS, self.mask_token), labels_B)
         return masked_cross_entropy(logits_BNSV, target_BNS, masked_BNS, label_smoothing=config.label_smoothing)
 
     def _guided(self, tokens_BNS: Tensor, labels_B: Tensor, scale: float) -> Tensor:
@@ -285,7 +289,7 @@ class EmbeddingTokenPrior(MaskedTransformerPrior):
 
     def _build(self, config: MaskBitConfig) -> None:
         self.tok_emb_list = nn.ModuleList(nn.Embedding(self.split_size + 1, config.width) for _ in range(config.splits))
-        self.bias = nn.ParameterList(torch.zeros(self.grid.tokens, self.split_size) for _ in range(config.splits))
+        self.bias = nn.ParameterList(torch.zeros(self.layout.tokens, self.split_size) for _ in range(config.splits))
 
     def embed(self, tokens_BNS: Tensor) -> Tensor:
         tables = zip(self.tok_emb_list, tokens_BNS.unbind(-1), strict=True)

@@ -1,0 +1,24 @@
+"""Conditioners: from labels to what else an image is drawn for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from mixar_core.types import Condition
+
+
+class Conditioner(nn.Module, ABC):
+    """Labels to a `Condition` with vectors, such as those of a text encoder; a label may number a class or a caption.
+
+    Registered as a Part, a conditioner is built as `Class(config, num_classes=...)`. Without one, the condition is
+    the labels alone.
+    """
+
+    #: F, the length of its vectors
+    width: int
+
+    @abstractmethod
+    def forward(self, labels_B: Tensor) -> Condition:
+        """The condition of labels int64 (B,), NO_CLASS among them; it has vectors (B, T, F)."""

@@ -1,0 +1,77 @@
+"""Plans and samplers: which tokens a step of sampling draws, and how."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from attrs import field, frozen
+from attrs.validators import ge
+from torch import Tensor
+
+from mixar_core.noise import Noise
+from mixar_core.types import Step, TokenLayout
+
+#: the order in which a backbone can predict: any, or only row by row
+Order = Literal["any", "raster"]
+
+
+@frozen(eq=False)
+class PlannedStep:
+    """One step: the positions (B, K) int64 of its tokens, K of 1 or more, and how they are drawn."""
+
+    positions_BK: Tensor
+    step: Step
+
+
+@frozen(eq=False)
+class Plan:
+    """All steps of sampling a batch. Together they name every token that is not known yet."""
+
+    steps: Sequence[PlannedStep]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@frozen(eq=False)
+class Task:
+    """What a plan is wanted for.
+
+    Args:
+        images: B. layout: of the continuous tokens. device: where index tensors are made.
+        steps: autoregressive steps at most, 1 or more.
+        cfg, cfg_schedule, temperature, head_steps: as in SamplingConfig; a cfg of 1 where there is no condition.
+        order: what the backbone can do.
+        known_BK: positions of the tokens that are given, int64, equally many in every image; None: none is.
+        confidence_BN: log-probability of the code that stands on each token's place, where there is such a code.
+    """
+
+    images: int
+    layout: TokenLayout
+    device: torch.device
+    steps: int = field(validator=ge(1))
+    cfg: float = 1.0
+    cfg_schedule: Literal["linear", "constant"] = "linear"
+    temperature: float = 1.0
+    head_steps: int | None = None
+    order: Order = "any"
+    known_BK: Tensor | None = None
+    confidence_BN: Tensor | None = None
+
+
+class Sampler(ABC):
+    """Makes plans. Registered as a Part, a sampler is built as `Class(config)`."""
+
+    #: Whether its plans go row by row, one token after the other, so that a causal raster backbone can follow them.
+    raster: bool = False
+
+    @abstractmethod
+    def plan(self, task: Task, *, noise: Noise) -> Plan:
+        """A plan for this task.
+
+        Raises:
+            UserError: it does not fit, for one an order that the backbone does not know.
+        """

@@ -1,0 +1,246 @@
+"""MAR's masked autoregressive transformer (Sec. 3.4 and 4.3), with three doors through which guidance comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from attrs import field, frozen
+from attrs.validators import and_, ge, gt, lt
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mixar_core.backbone import Backbone, BackboneState
+from mixar_core.blocks import Block
+from mixar_core.masking import put, take
+from mixar_core.mixture import dc_mixture
+from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
+from mixar_plugins.backbones.condition import ConditionEmbedding
+
+_share = and_(ge(0.0), lt(1.0))
+
+
+@frozen
+class MaskedConfig:
+    """Sizes of encoder and decoder. What is None for the decoder is as for the encoder, as in all published models.
+
+    Args:
+        width, depth, heads: of the encoder; MAR-B 768/12/12, MAR-L 1024/16/16, MAR-H 1280/20/16.
+        buffer: class tokens in front of the sequence (MAR: 64).
+        dropout, attention_dropout: MAR trains with 0.1 each.
+        label_dropout: share of labels dropped in training, for classifier-free guidance (MAR: 0.1).
+        patch_size: latents a token spans in each direction (1 in all published models).
+        activation_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+    """
+
+    width: int = field(default=1024, validator=gt(0))
+    depth: int = field(default=16, validator=gt(0))
+    heads: int = field(default=16, validator=gt(0))
+    decoder_width: int | None = None
+    decoder_depth: int | None = None
+    decoder_heads: int | None = None
+    mlp_ratio: float = field(default=4.0, validator=gt(0.0))
+    buffer: int = field(default=64, validator=gt(0))
+    dropout: float = field(default=0.1, validator=_share)
+    attention_dropout: float = field(default=0.1, validator=_share)
+    label_dropout: float = field(default=0.1, validator=_share)
+    patch_size: int = field(default=1, validator=gt(0))
+    activation_checkpointing: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        for width, heads in (
+            (self.width, self.heads),
+            (self.decoder_width or self.width, self.decoder_heads or self.heads),
+        ):
+            if width % heads:
+                raise ValueError(f"width {width} is not a multiple of heads {heads}")
+
+
+class MaskedBackbone(Backbone):
+    """MAR's transformer: an encoder over the visible tokens only, a decoder over all."""
+
+    def __init__(
+        self,
+        config: MaskedConfig,
+        *,
+        layout: TokenLayout,
+        token_dim: int,
+        num_classes: int,
+        memory: bool = False,
+        condition_width: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config, self.layout, self.token_dim, self.num_classes = config, layout, token_dim, num_classes
+        self.patch_size, self.label_dropout = config.patch_size, config.label_dropout
+        self.width, self.guidance_width = self.widths(config)
+        width, out_width = config.width, self.width
+        length = config.buffer + layout.tokens
+
+        self.class_emb = nn.Embedding(num_classes, width) if num_classes else None
+        #: stands for "no class", for classifier-free guidance
+        self.fake_latent = nn.Parameter(torch.empty(1, width))
+        self.z_proj = nn.Linear(token_dim, width)
+        self.z_proj_ln = nn.LayerNorm(width, eps=1e-6)
+        self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, length, width))
+        self.encoder_blocks = self._blocks(width, config.heads, config.depth, memory)
+        self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
+
+        self.decoder_embed = nn.Linear(width, out_width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, out_width))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, length, out_width))
+        self.decoder_blocks = self._blocks(
+            out_width, config.decoder_heads or config.heads, config.decoder_depth or config.depth, memory
+        )
+        self.decoder_norm = nn.LayerNorm(out_width, eps=1e-6)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, layout.tokens, out_width))
+        self.reset_parameters()
+        self.condition = ConditionEmbedding(condition_width, width) if condition_width else None
+
+    @classmethod
+    def widths(cls, config: MaskedConfig) -> tuple[int, int]:
+        """That of the decoder, and that of the encoder."""
+        return config.decoder_width or config.width, config.width
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Every block of encoder and decoder."""
+        yield from self.encoder_blocks
+        yield from self.decoder_blocks
+
+    def reset_parameters(self) -> None:
+        """Initialise as MAR: normal(0.02) for embeddings, Xavier-uniform for linear layers."""
+        embeddings: list[Tensor] = [
+            self.fake_latent,
+            self.mask_token,
+            self.encoder_pos_embed_learned,
+            self.decoder_pos_embed_learned,
+            self.diffusion_pos_embed_learned,
+        ]
+        if self.class_emb is not None:
+            embeddings.append(self.class_emb.weight)
+        for embedding in embeddings:
+            nn.init.normal_(embedding, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
+        """z (B, K, D) of the masked tokens."""
+        encoded = self.encode(tokens_BNC, split, condition, guidance)
+        return take(self.decode(encoded, split, guidance), split.masked_BK)
+
+    def start(self, condition: Condition, guidance: Guidance, *, guided: bool) -> MaskedState:
+        """Begin to sample."""
+        return MaskedState(self, condition, guidance)
+
+    def encode(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
+        """The encoder over [prefix, class buffer, visible tokens]: (B, P + buffer + U, D)."""
+        buffer = self.config.buffer
+        visible_BUD = self.z_proj(take(tokens_BNC, split.visible_BU))
+        class_B1D = self._class_embedding(condition.labels_B)[:, None].to(visible_BUD.dtype)
+        positions = self.encoder_pos_embed_learned
+        batch = tokens_BNC.shape[0]
+        x = torch.cat(
+            [
+                class_B1D + positions[:, :buffer],
+                visible_BUD + take(positions[:, buffer:].expand(batch, -1, -1), split.visible_BU),
+            ],
+            dim=1,
+        )
+        if guidance.prefix_BPD is not None:
+            x = torch.cat([guidance.prefix_BPD.to(x.dtype), x], dim=1)
+        if self.condition is not None:
+            x = torch.cat([self.condition(condition).to(x.dtype), x], dim=1)
+        x = self._run(self.encoder_blocks, self.z_proj_ln(x), guidance.memory_BMD)
+        return self.encoder_norm(x)
+
+    def decode(self, encoded: Tensor, split: MaskSplit, guidance: Guidance) -> Tensor:
+        """The decoder over [prefix, class buffer, all tokens]: z (B, N, D).
+
+        Masked positions hold the mask token (Eq. 8), or `guidance.fill_BND` where there is one (Eq. 9).
+        """
+        buffer, tokens = self.config.buffer, self.layout.tokens
+        x = self.decoder_embed(encoded)
+        prefix = x.shape[1] - buffer - split.visible_BU.shape[1]
+        head, visible_BUD = x[:, : prefix + buffer], x[:, prefix + buffer :]
+
+        full_BND = self.mask_token.to(x.dtype).expand(x.shape[0], tokens, -1)
+        if guidance.fill_BND is not None:
+            full_BND = dc_mixture(full_BND, guidance.fill_BND.to(x.dtype), split.masked_BN)
+        full_BND = put(full_BND, split.visible_BU, visible_BUD)
+
+        positions = self.decoder_pos_embed_learned
+        x = torch.cat(
+            [head[:, :prefix], head[:, prefix:] + positions[:, :buffer], full_BND + positions[:, buffer:]], dim=1
+        )
+        x = self._run(self.decoder_blocks, x, guidance.memory_BMD)
+        x = self.decoder_norm(x)[:, prefix + buffer :]
+        return x + self.diffusion_pos_embed_learned
+
+    def _class_embedding(self, labels_B: Tensor) -> Tensor:
+        if self.class_emb is None:
+            return self.fake_latent.expand(labels_B.shape[0], -1)
+        embedded_BD = self.class_emb(labels_B.clamp(min=0))
+        return torch.where(labels_B[:, None] >= 0, embedded_BD, self.fake_latent)
+
+    def _blocks(self, width: int, heads: int, depth: int, memory: bool) -> nn.ModuleList:
+        c = self.config
+        return nn.ModuleList(
+            Block(
+                width,
+                heads,
+                c.mlp_ratio,
+                attention_dropout=c.attention_dropout,
+                dropout=c.dropout,
+                memory_width=c.width if memory else None,
+            )
+            for _ in range(depth)
+        )
+
+    def _run(self, blocks: nn.ModuleList, x: Tensor, memory_BMD: Tensor | None) -> Tensor:
+        if memory_BMD is not None:
+            memory_BMD = memory_BMD.to(x.dtype)
+        for block in blocks:
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, memory_BMD, use_reentrant=False)
+            else:
+                x = block(x, memory_BMD)
+        return x
+
+
+class MaskedState(BackboneState):
+    """What is known so far; every prediction computes encoder and decoder anew."""
+
+    def __init__(self, backbone: MaskedBackbone, condition: Condition, guidance: Guidance) -> None:
+        self.backbone, self.condition, self.guidance = backbone, condition, guidance
+        shape, device = (len(condition), backbone.layout.tokens), condition.labels_B.device
+        self.tokens_BNC = torch.zeros(*shape, backbone.token_dim, device=device)
+        self.known_BN = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.known = 0
+
+    def predict(self, positions_BK: Tensor, step: Step) -> Z:
+        """z of these tokens. The visible ones are looked at in ascending order, however they became known."""
+        if step.redraw:
+            self.known_BN, self.known = (
+                self.known_BN.scatter(1, positions_BK, False),
+                self.known - positions_BK.shape[1],
+            )
+        order_BN = self.known_BN.int().argsort(dim=1, stable=True)
+        masked = order_BN.shape[1] - self.known
+        split = MaskSplit(visible_BU=order_BN[:, masked:], masked_BK=order_BN[:, :masked])
+        tokens_BNC, condition, guidance = self.tokens_BNC, self.condition, self.guidance
+        guided = step.cfg != 1.0
+        if guided:
+            tokens_BNC, condition, guidance = tokens_BNC.repeat(2, 1, 1), condition.guided(), guidance.repeat(2)
+            split = MaskSplit(split.visible_BU.repeat(2, 1), split.masked_BK.repeat(2, 1))
+        encoded = self.backbone.encode(tokens_BNC, split, condition, guidance)
+        z_BND = self.backbone.decode(encoded, split, guidance)
+        if not guided:
+            return Z(take(z_BND, positions_BK), positions_BK)
+        cond_BND, uncond_BND = z_BND.chunk(2)
+        return Z(take(cond_BND, positions_BK), positions_BK, take(uncond_BND, positions_BK))
+
+    def reveal(self, positions_BK: Tensor, tokens_BKC: Tensor) -> None:
+        """These tokens are known."""
+        self.tokens_BNC = put(self.tokens_BNC, positions_BK, tokens_BKC)
+        self.known_BN, self.known = self.known_BN.scatter(1, positions_BK, True), self.known + positions_BK.shape[1]
