@@ -51,7 +51,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def start(self, condition: Condition, guidance: Guidance, *, guided: bool) -> BackboneState:
-        """Begin to sample: no token is known. `guided`: whether some step will ask for guidance (a cfg other than 1)."""
+        """Begin to sample: no token is known. `guided`: whether a step will ask for guidance (a cfg other than 1)."""
 
     def blocks(self) -> Iterator[nn.Module]:
         """The blocks that are compiled one by one, and recomputed one by one under activation checkpointing."""

@@ -71,7 +71,7 @@ class ContinuousTokenizer(Tokenizer):
         return (raw_BChw - self.latent_mean_C[:, None, None]) / self.latent_std_C[:, None, None]
 
     def project(self, latents: Tensor) -> Tensor:
-        """What a sampled token becomes before it is known: (..., C), normalised. As it is, unless it lies on a sphere."""
+        """What a sampled token (..., C), normalised, becomes before it is known: itself, unless it lies on a sphere."""
         return latents
 
     def decode(self, latents_BChw: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class ContinuousTokenizer(Tokenizer):
 
 
 class DiscreteTokenizer(Tokenizer):
-    """Image <-> codes (B, N), int64 in [0, codebook_size), in the order of `layout`; every code has a vector of length E."""
+    """Image <-> codes (B, N), int64 in [0, codebook_size), as `layout` has them; a code has a vector of length E."""
 
     def __init__(self, *, image_size: int, stride: int, codebook_size: int, code_width: int) -> None:
         super().__init__()

@@ -6,17 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixar_core.backbone import Backbone, BackboneConfig
 from mixar_core.injector import GuidanceInjector
 from mixar_core.model import MixAR
 from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.types import Losses, Posterior, Quantized
+from mixar_core.types import Condition, DrawnCodes, Losses, Posterior, Quantized
+from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
 from mixar_plugins.injectors.embedding import DCCA, DCSA, CodeEmbeddingConfig
 from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
+from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
 
 
 class PoolTokenizer(ContinuousTokenizer):
@@ -57,14 +58,18 @@ class SignTokenizer(DiscreteTokenizer):
 class UniformPrior(DiscretePrior):
     """Knows nothing: every code is as likely."""
 
-    def sample(self, labels_B, *, noise: Noise, steps=None, cfg=None, temperature=None) -> Tensor:
-        return noise.integers(self.codebook_size, (len(labels_B), self.grid.tokens), labels_B.device)
+    def sample_steps(
+        self, condition: Condition, *, noise: Noise, steps=None, cfg=None, temperature=None, given_BN=None
+    ):
+        shape = (len(condition), self.layout.tokens)
+        codes_BN = noise.integers(self.codebook_size, shape, condition.labels_B.device)
+        yield DrawnCodes(codes_BN if given_BN is None else torch.where(given_BN < 0, codes_BN, given_BN))
 
-    def predict(self, codes_BN: Tensor, masked_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Tensor:
+    def predict(self, codes_BN: Tensor, masked_BN: Tensor, condition: Condition, *, noise: Noise) -> DrawnCodes:
         drawn = noise.integers(self.codebook_size, codes_BN.shape, codes_BN.device)
-        return torch.where(masked_BN, drawn, codes_BN)
+        return DrawnCodes(torch.where(masked_BN, drawn, codes_BN))
 
-    def loss(self, codes_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Losses:
+    def loss(self, codes_BN: Tensor, condition: Condition, *, noise: Noise) -> Losses:
         raise TypeError("the uniform prior has nothing to train")
 
 
@@ -83,21 +88,26 @@ def small_mixar(
     torch.manual_seed(seed)
     continuous, discrete = PoolTokenizer(image_size), SignTokenizer(image_size)
     inject = injector(name, discrete, 16)
-    config = BackboneConfig(
+    config = MaskedConfig(
         **({"width": 16, "depth": 2, "heads": 2, "buffer": 3, "dropout": 0.0, "attention_dropout": 0.0} | backbone)
     )
-    body = Backbone(config, grid=discrete.grid, token_dim=3, num_classes=num_classes, memory="memory" in inject.opens)
+    memory = "memory" in inject.opens
+    body = MaskedBackbone(config, layout=discrete.layout, token_dim=3, num_classes=num_classes, memory=memory)
     head = DiffusionHead(
-        DiffusionHeadConfig(depth=1, width=16, samples_per_token=2, sampling_steps=5), token_dim=3, width=body.width
+        DiffusionHeadConfig(depth=1, width=16, samples_per_token=2, sampling_steps=5),
+        token_dim=3,
+        width=body.width,
+        layout=discrete.layout,
     )
     for parameter in head.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
-    prior = UniformPrior(grid=discrete.grid, codebook_size=8, num_classes=num_classes)
+    prior = UniformPrior(layout=discrete.layout, codebook_size=8, num_classes=num_classes)
     return MixAR(
         backbone=body,
         injector=inject,
         head=head,
+        sampler=CosineSampler(CosineConfig()),
         continuous_tokenizer=continuous,
         discrete_tokenizer=discrete,
         prior=prior,

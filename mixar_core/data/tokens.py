@@ -84,6 +84,6 @@ class FrozenTokenizers(nn.Module):
             latents_BChw = self.continuous.normalise(self.continuous.sample_posterior(cached.posterior, noise))
         else:
             assert self.discrete is not None
-            grid = self.discrete.grid
-            latents_BChw = torch.zeros(len(cached), 0, grid.height, grid.width, device=cached.labels_B.device)
+            shape = self.discrete.layout.shape
+            latents_BChw = torch.zeros(len(cached), 0, shape.height, shape.width, device=cached.labels_B.device)
         return TokenBatch(latents_BChw, cached.codes_BN, cached.labels_B)

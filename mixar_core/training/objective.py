@@ -17,7 +17,7 @@ from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
 from mixar_core.tokenizer import DiscreteTokenizer
-from mixar_core.types import ImageBatch, Losses, TokenBatch
+from mixar_core.types import Condition, ImageBatch, Losses, TokenBatch
 
 
 class Objective(nn.Module, ABC):
@@ -124,16 +124,16 @@ class MixARObjective(Objective):
     @torch.no_grad()
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:
         """The images; where there are codes, these decoded alone, and samples from them; samples for the labels."""
-        model = self.model
+        model, condition = self.model, self.model.condition(images.labels_B)
         rows = {"real": images.images_B3HW}
         if self.tokenizers.discrete is not None:
             codes_BN = self.tokenizers.discrete.encode(images.images_B3HW)
             rows["codes alone"] = self.tokenizers.discrete.decode(codes_BN)
             rows["from true codes"] = model.generate(
-                images.labels_B, settings=self.sampling, noise=noise, codes_BN=codes_BN
+                condition, settings=self.sampling, noise=noise, codes_BN=codes_BN
             ).images_B3HW
         if model.prior is not None or not model.injector.needs_codes:
-            rows["sampled"] = model.generate(images.labels_B, settings=self.sampling, noise=noise).images_B3HW
+            rows["sampled"] = model.generate(condition, settings=self.sampling, noise=noise).images_B3HW
         return rows
 
     def no_weight_decay(self) -> Collection[str]:
@@ -142,8 +142,7 @@ class MixARObjective(Objective):
 
     def blocks(self) -> Iterator[nn.Module]:
         """Every block of the backbone, and the head's network."""
-        yield from self.model.backbone.encoder_blocks
-        yield from self.model.backbone.decoder_blocks
+        yield from self.model.backbone.blocks()
         yield from self.model.head.children()
 
 
@@ -161,12 +160,12 @@ class PriorObjective(Objective):
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
         """The prior's loss; it masks codes and drops labels by itself."""
         assert isinstance(batch, TokenBatch) and batch.codes_BN is not None
-        return self.prior.loss(batch.codes_BN, batch.labels_B, noise=noise)
+        return self.prior.loss(batch.codes_BN, Condition(batch.labels_B), noise=noise)
 
     @torch.no_grad()
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:
         """The images, what their codes decode to, and samples for their labels, decoded."""
-        sampled_BN = self.prior.sample(images.labels_B, noise=noise)
+        sampled_BN = self.prior.sample(Condition(images.labels_B), noise=noise).codes_BN
         return {
             "real": images.images_B3HW,
             "codes alone": self.tokenizer.decode(self.tokenizer.encode(images.images_B3HW)),

@@ -15,17 +15,20 @@ from mixar.hub import is_file
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, read_plain
 from mixar_core.backbone import Backbone
+from mixar_core.conditioner import Conditioner
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.dataset import ImageDataset, class_misfit, has_names
 from mixar_core.distributed import available_device
 from mixar_core.errors import UserError, said_of
 from mixar_core.head import ContinuousHead
 from mixar_core.injector import GuidanceInjector
+from mixar_core.masking import MaskingConfig
 from mixar_core.model import MixAR
+from mixar_core.plan import Sampler
 from mixar_core.prior import DiscretePrior
 from mixar_core.storage import user_path
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.types import Grid
+from mixar_core.types import Grid, TokenLayout
 
 
 @frozen(eq=False)
@@ -232,7 +235,7 @@ def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None) -> 
             raise UserError(f"recipe {recipe.name}: {_of(recipe, 'prior')} needs a discrete_tokenizer, there is none")
         prior = construct(recipe, registry, "prior", tokenizer=discrete, num_classes=recipe.num_classes, data=data)
         for what, other, theirs in (
-            ("grid", "discrete_tokenizer", discrete.grid),
+            ("layout", "discrete_tokenizer", discrete.layout),
             ("codebook_size", "discrete_tokenizer", discrete.codebook_size),
             ("num_classes", "num_classes", recipe.num_classes),
         ):
@@ -252,42 +255,85 @@ def _mixar(
     discrete: DiscreteTokenizer | None,
     prior: DiscretePrior | None,
 ) -> MixAR:
-    config, patch, latents = recipe.backbone, recipe.backbone.patch_size, continuous.grid
-    whole = latents.height % patch == 0 == latents.width % patch
-    _check(recipe, whole, "continuous_tokenizer", f"grid {latents}", "backbone", f"patch_size {patch}")
-    grid = Grid(latents.height // patch, latents.width // patch)
+    kind: type[Backbone] = registry.part("backbone", _chosen(recipe, "backbone").type).component
+    config, latents = _chosen(recipe, "backbone").config, continuous.layout
+    layout, patch = latents, getattr(config, "patch_size", 1)
+    if patch != 1:
+        grid = latents.grid if latents.kind == "grid" else None
+        whole = grid is not None and grid.height % patch == 0 == grid.width % patch
+        _check(recipe, whole, "continuous_tokenizer", str(latents), "backbone", f"patch_size {patch}")
+        assert grid is not None
+        layout = TokenLayout("grid", (Grid(grid.height // patch, grid.width // patch),))
     token_dim = continuous.latent_channels * patch**2
-    out_width = config.decoder_width or config.width
+    width, guidance_width = kind.widths(config)
+    masking = recipe.masking if kind.masks else MaskingConfig()
+    _check(recipe, recipe.masking == masking, "backbone", "a mask of everything", "masking", recipe.masking)
 
     # What stands in the decoder is as wide as the decoder; what the encoder attends to is as wide as the encoder.
     opens = registry.part("injector", _chosen(recipe, "injector").type).component.opens  # type: ignore[attr-defined]
-    widths = f"decoder_width {out_width} beside width {config.width}"
-    one_width = "fill" not in opens or len(opens) == 1 or out_width == config.width
+    widths = f"decoder_width {width} beside width {guidance_width}"
+    one_width = "fill" not in opens or len(opens) == 1 or width == guidance_width
     _check(recipe, one_width, "injector", f"doors {', '.join(sorted(opens))}", "backbone", widths)
     injector: GuidanceInjector = construct(
-        recipe, registry, "injector", tokenizer=discrete, width=out_width if "fill" in opens else config.width
+        recipe, registry, "injector", tokenizer=discrete, width=width if "fill" in opens else guidance_width
     )
     if injector.needs_codes:
-        codes = None if discrete is None else discrete.grid
-        patched = f"grid {grid}" + ("" if patch == 1 else f" (after patch_size {patch})")
-        schedule = f"schedule {recipe.ti_mix.schedule}"
-        _check(recipe, codes is not None, "injector", "need of codes", "discrete_tokenizer", "absence")
-        _check(recipe, codes == grid, "continuous_tokenizer", patched, "discrete_tokenizer", f"grid {codes}")
-        _check(recipe, prior is not None or recipe.ti_mix.lambda_at(1.0) >= 1, "ti_mix", schedule, "prior", "absence")
-    head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=out_width)
-    backbone = Backbone(
-        config, grid=grid, token_dim=token_dim, num_classes=recipe.num_classes, memory="memory" in injector.opens
+        _check_codes(recipe, injector, layout, patch, discrete, prior)
+    head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=width, layout=layout)
+    conditioner: Conditioner | None = None
+    if recipe.conditioner is not None:
+        conditioner = construct(recipe, registry, "conditioner", num_classes=recipe.num_classes)
+    sampler: Sampler = construct(recipe, registry, "sampler")
+    backbone: Backbone = construct(
+        recipe,
+        registry,
+        "backbone",
+        layout=layout,
+        token_dim=token_dim,
+        num_classes=recipe.num_classes,
+        memory="memory" in injector.opens,
+        condition_width=0 if conditioner is None else conditioner.width,
     )
+    order = f"order {backbone.order}"
+    _check(recipe, backbone.order == "any" or sampler.raster, "backbone", order, "sampler", "another order")
     return MixAR(
         backbone=backbone,
         injector=injector,
         head=head,
+        sampler=sampler,
         continuous_tokenizer=continuous,
         discrete_tokenizer=discrete,
         prior=prior,
-        masking=recipe.masking,
+        conditioner=conditioner,
+        masking=masking,
         ti_mix=recipe.ti_mix,
     )
+
+
+def _check_codes(
+    recipe: Recipe,
+    injector: GuidanceInjector,
+    layout: TokenLayout,
+    patch: int,
+    discrete: DiscreteTokenizer | None,
+    prior: DiscretePrior | None,
+) -> None:
+    """What lets codes in needs some; a fill and TI-Mix need each to stand on a place of the latents' grid."""
+    if discrete is None:
+        _check(recipe, False, "injector", "need of codes", "discrete_tokenizer", "absence")
+    assert discrete is not None
+    codes, mixed = discrete.layout, recipe.ti_mix.lambda_at(1.0) < 1
+    patched = str(layout) + ("" if patch == 1 else f" (after patch_size {patch})")
+    placed = codes.grid == layout.grid if layout.kind == "grid" else codes == layout
+    if "fill" in injector.opens:
+        _check(recipe, placed, "continuous_tokenizer", patched, "discrete_tokenizer", str(codes))
+    if mixed:
+        schedule = f"schedule {recipe.ti_mix.schedule}"
+        _check(recipe, prior is not None, "ti_mix", schedule, "prior", "absence")
+        predicts = prior is not None and prior.predicts
+        _check(recipe, predicts, "ti_mix", schedule, "prior", "that it cannot predict masked codes")
+        one_place = placed and codes.kind in ("grid", "depth", layout.kind)
+        _check(recipe, one_place, "ti_mix", f"{schedule}, latents on {patched}", "discrete_tokenizer", str(codes))
 
 
 def _check_prior_model(recipe: Recipe, registry: Registry) -> None:

@@ -120,7 +120,7 @@ def make_cache(
         dtype=dtype,
         seed=seed,
         latent_shape=None if continuous is None else _latent_shape(continuous),
-        tokens=None if discrete is None else discrete.grid.tokens,
+        tokens=None if discrete is None else discrete.layout.tokens,
         code_dtype=None if discrete is None else "int16" if discrete.codebook_size <= 2**15 else "int32",
         rows_per_shard=rows_per_shard,
         batch=batch,
@@ -191,4 +191,4 @@ def _plain_config(choice: PartChoice | None) -> dict[str, Any]:
 
 
 def _latent_shape(tokenizer: ContinuousTokenizer) -> tuple[int, int, int]:
-    return tokenizer.latent_channels, tokenizer.grid.height, tokenizer.grid.width
+    return tokenizer.latent_channels, tokenizer.layout.shape.height, tokenizer.layout.shape.width

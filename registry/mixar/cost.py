@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,22 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixar.assembly import System
-from mixar.memory import Figure, codes_of, figure, total, trained_passes, training_memory
+from mixar.memory import (
+    Figure,
+    checkpoints_activations,
+    codes_of,
+    drawn_codes,
+    figure,
+    masked_tokens,
+    total,
+    trained_passes,
+    training_memory,
+)
 from mixar_core.errors import UserError
-from mixar_core.masking import masked_after_step, masked_count
+from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
+from mixar_core.plan import PlannedStep
+from mixar_core.types import Condition, Step, Z
 
 META = torch.device("meta")
 #: a step in forward passes: forward and backward, and forward again where activations are recomputed
@@ -122,7 +133,7 @@ def _training(system: System, *, recomputed: bool = True) -> dict[str, Figure]:
     images_B3HW = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device=META)
     passes = trained_passes(system, _masked(system))
     costs = {part: _figure(run, FORWARDS_A_STEP) for part, run in passes.items()}
-    if recomputed and recipe.backbone.activation_checkpointing and model is not None:
+    if recomputed and model is not None and checkpoints_activations(recipe):
         costs["backbone"] = _figure(passes["backbone"], FORWARDS_CHECKPOINTED)
     if model is not None and continuous is not None:
         costs["continuous_tokenizer"] = _figure(lambda: continuous.posterior(images_B3HW))
@@ -132,9 +143,11 @@ def _training(system: System, *, recomputed: bool = True) -> dict[str, Figure]:
     if model is not None and needs_codes and prior is not None:
         mixed = recipe.ti_mix.lambda_at(1.0) < 1.0
         share = 1.0 - recipe.ti_mix.begin if mixed and recipe.ti_mix.lambda_at(0.0) == 1.0 else float(mixed)
-        codes_BN = codes_of(prior.grid.tokens)
+        codes_BN = codes_of(prior.layout.tokens)
         costs["prior"] = (
-            _figure(lambda: prior.predict(codes_BN, codes_BN == 0, codes_BN[:, 0], noise=noise), share) if mixed else 0
+            _figure(lambda: prior.predict(codes_BN, codes_BN == 0, Condition(codes_BN[:, 0]), noise=noise), share)
+            if mixed
+            else 0
         )
     return costs
 
@@ -142,32 +155,28 @@ def _training(system: System, *, recomputed: bool = True) -> dict[str, Figure]:
 def _sampling(system: System) -> dict[str, Figure]:
     """Of a tokenizer, encoding and decoding."""
     model, recipe, settings, prior = system.model, system.recipe, system.recipe.sampling, system.prior
+    noise = Noise.seeded(0)
     if model is None and recipe.trains != "prior":
         return {part: _figure(run) for part, run in trained_passes(system).items()}
     costs: dict[str, Figure] = {}
     if model is not None:
-        tokens, head = model.backbone.grid.tokens, model.head
-        guided = settings.cfg != 1.0 and recipe.num_classes > 0
-        z_RD = torch.zeros(1, model.backbone.width, device=META)
+        tokens, head = model.backbone.layout.tokens, model.head
+        z_BKD, position_BK = torch.zeros(1, 1, model.backbone.width, device=META), codes_of(1)
+        steps = [planned.step for planned in _plan(model, settings)]
+        guided = next((step for step in steps if step.cfg != 1.0), None)
+        z = Z(z_BKD, position_BK, None if guided is None else z_BKD)
 
-        def draw_token(steps: int | None) -> Tensor:
-            z_uncond_RD = z_RD if guided else None
-            return head.sample(z_RD, z_uncond_RD=z_uncond_RD, cfg=settings.cfg, steps=steps, noise=Noise.seeded(0))
+        def draw_token(head_steps: int | None) -> Tensor:
+            return head.sample(z, Step(1.0 if guided is None else guided.cfg, head_steps=head_steps), noise=noise)
 
-        def run_backbone(masked: int) -> object:
-            return trained_passes(system, masked)["backbone"]()
-
-        left = [tokens, *masked_after_step(tokens, settings.steps)]
-        masked = sorted(now for now, then in pairwise(left) if then < now)
-        # attention is quadratic in the number of masked tokens and all else linear: three passes tell
-        few = masked[0], masked[len(masked) // 2], masked[-1]
         head_steps = settings.head_steps or _own(head, "sampling_steps")
-        costs["backbone"] = figure(lambda: (1 + guided) * _gflop_at(few, run_backbone, masked))
+        costs["backbone"] = figure(lambda: _sampling_gflop(system, model))
         costs["head"] = figure(lambda: tokens * _gflop_of_steps(draw_token, head_steps))
     if prior is not None and (model is None or model.injector.needs_codes):
 
         def draw_codes(steps: int | None) -> Tensor:
-            return prior.sample(codes_of(1)[0], noise=Noise.seeded(0), steps=steps, cfg=settings.prior_cfg)
+            condition = Condition(codes_of(1)[0])
+            return prior.sample(condition, noise=noise, steps=steps, cfg=settings.prior_cfg).codes_BN
 
         prior_steps = settings.prior_steps or _own(prior, "steps")
         costs["prior"] = figure(lambda: _gflop_of_steps(draw_codes, prior_steps))
@@ -175,14 +184,46 @@ def _sampling(system: System) -> dict[str, Figure]:
     return {**costs, decoder: _figure(lambda: _decode(system))}
 
 
+def _plan(model: MixAR, settings: SamplingConfig) -> Sequence[PlannedStep]:
+    """The steps of sampling one image, with positions that have no value."""
+    return model.plan(model.condition(codes_of(1)[0]), settings, noise=Noise.seeded(0)).steps
+
+
+def _sampling_gflop(system: System, model: MixAR) -> float:
+    """Of the backbone, in all steps of sampling one image."""
+    backbone, condition = model.backbone, model.condition(codes_of(1)[0])
+    plan = _plan(model, system.recipe.sampling)
+    tokens_BNC = torch.zeros(1, backbone.layout.tokens, backbone.token_dim, device=META)
+    if not backbone.masks:  # each step computes little, and no two the same
+
+        def run() -> None:
+            guided = any(planned.step.cfg != 1.0 for planned in plan)
+            state = backbone.start(condition, model.guidance(drawn_codes(system)), guided=guided)
+            for planned in plan:
+                state.predict(planned.positions_BK, planned.step)
+                state.reveal(planned.positions_BK, tokens_BNC[:, : planned.positions_BK.shape[1]])
+
+        return _gflop(run)
+    halves: dict[int, int] = {}  # passes in all, by the number of tokens that are not known
+    left = backbone.layout.tokens
+    for planned in plan:
+        halves[left] = 1 + (planned.step.cfg != 1.0)
+        left -= 0 if planned.step.redraw else planned.positions_BK.shape[1]
+    masked = sorted(halves)
+    # attention is quadratic in the number of masked tokens and all else linear: three passes tell
+    few = masked[0], masked[len(masked) // 2], masked[-1]
+    wanted = [count for count in masked for _ in range(halves[count])]
+    return _gflop_at(few, lambda count: trained_passes(system, count)["backbone"](), wanted)
+
+
 def _decode(system: System) -> Tensor:
     """An image, from latents or, where there is no continuous tokenizer, from codes."""
     continuous, discrete = system.continuous_tokenizer, system.discrete_tokenizer
     if continuous is not None:
-        shape = (1, continuous.latent_channels, continuous.grid.height, continuous.grid.width)
+        shape = (1, continuous.latent_channels, continuous.layout.shape.height, continuous.layout.shape.width)
         return continuous.decode(torch.zeros(shape, device=META))
     assert discrete is not None
-    return discrete.decode(codes_of(discrete.grid.tokens))
+    return discrete.decode(codes_of(discrete.layout.tokens))
 
 
 def _own(part: object, setting: str) -> Any:
@@ -196,7 +237,7 @@ def _own(part: object, setting: str) -> Any:
 def _masked(system: System) -> int:
     """Tokens of a MixAR masked in training at the mean ratio."""
     model = system.model
-    return 0 if model is None else masked_count(system.recipe.masking.mean_ratio(), model.backbone.grid.tokens)
+    return 0 if model is None else masked_tokens(system, system.recipe.masking.mean_ratio())
 
 
 def _tokens(system: System) -> dict[str, int]:
@@ -204,15 +245,18 @@ def _tokens(system: System) -> dict[str, int]:
     model = system.model
     if model is None:
         return {}
-    masked, tokens = _masked(system), model.backbone.grid.tokens
+    masked, tokens = _masked(system), model.backbone.layout.tokens
     try:
-        prefix_BPD = model.guidance(codes_of(tokens)).prefix_BPD
+        prefix_BPD = model.guidance(drawn_codes(system)).prefix_BPD
     except UserError:  # it opens other doors than it announced
         raise
     except Exception:  # the costs say why
         return {}
-    front = system.recipe.backbone.buffer + (0 if prefix_BPD is None else prefix_BPD.shape[1])
-    last = ([tokens, *masked_after_step(tokens, system.recipe.sampling.steps)])[-2]
+    config = None if system.recipe.backbone is None else system.recipe.backbone.config
+    front = getattr(config, "buffer", 0) + (0 if prefix_BPD is None else prefix_BPD.shape[1])
+    if not model.backbone.masks:
+        return {"training_masked": masked, "training_decoder": front + tokens, "sampling_decoder": front + tokens}
+    last = _plan(model, system.recipe.sampling)[-1].positions_BK.shape[1]
     return {
         "training_masked": masked,
         "training_encoder": front + tokens - masked,

@@ -18,11 +18,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mixar.assembly import System
+from mixar.recipe import Recipe
 from mixar.text import one_line
 from mixar_core.errors import UserError
-from mixar_core.masking import masked_count, split_by_order
+from mixar_core.masking import split_by_order
 from mixar_core.noise import Noise
 from mixar_core.training.engine import sharded_blocks
+from mixar_core.types import Condition, DrawnCodes, Z
 
 #: kinds of memory that a run holds from its first step to its last; the rest comes and goes with each step
 STANDING = ("weights", "gradients", "adamw", "ema", "frozen_weights")
@@ -119,7 +121,7 @@ def check_memory(system: System, *, device: torch.device, processes: int = 1) ->
     if isinstance(needed, str) or needed * together <= capacity:
         return None
     advice = ["a smaller training.micro_batch", fsdp]
-    if system.model is not None and not system.recipe.backbone.activation_checkpointing:
+    if system.model is not None and not checkpoints_activations(system.recipe):
         advice.insert(1, "backbone.activation_checkpointing: true")
     return (
         f"{name}: training probably needs {_gb(needed * together)}{shared}, and there are {_gb(capacity)}; if it runs "
@@ -160,7 +162,25 @@ def codes_of(tokens: int) -> Tensor:
     return torch.zeros(1, tokens, dtype=torch.int64, device="meta")
 
 
+def drawn_codes(system: System) -> DrawnCodes | None:
+    """Codes of one image as a prior gives them, on the meta device."""
+    discrete = system.discrete_tokenizer
+    return None if discrete is None else DrawnCodes(codes_of(discrete.layout.tokens))
+
+
 # ---------------------------------------------------------------- activations
+
+
+def masked_tokens(system: System, ratio: float) -> int:
+    """Tokens that a MixAR's backbone predicts in a training step at this mask ratio."""
+    assert system.model is not None
+    backbone = system.model.backbone
+    return backbone.split(codes_of(backbone.layout.tokens), ratio).masked_BK.shape[1]
+
+
+def checkpoints_activations(recipe: Recipe) -> bool:
+    """Whether the backbone recomputes activations in the backward pass."""
+    return recipe.backbone is not None and getattr(recipe.backbone.config, "activation_checkpointing", False)
 
 
 def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], object]]:
@@ -175,18 +195,20 @@ def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], ob
 
     if model is not None:
         backbone = model.backbone
-        codes_BN = codes_of(backbone.grid.tokens)
-        tokens_BNC = torch.zeros(1, backbone.grid.tokens, backbone.token_dim, device="meta")
-        z_BKD = torch.zeros(1, masked, backbone.width, device="meta")
+        codes_BN = codes_of(backbone.layout.tokens)
+        tokens_BNC = torch.zeros(1, backbone.layout.tokens, backbone.token_dim, device="meta")
+        split = split_by_order(codes_BN, masked) if backbone.masks else backbone.split(codes_BN, 1.0)
+        z_BKD = torch.zeros(*split.masked_BK.shape, backbone.width, device="meta")
+        z = Z(z_BKD, split.masked_BK, tokens_BNC=tokens_BNC, known_BN=~split.masked_BN)
         return {
             "backbone": lambda: backbone(
-                tokens_BNC, split_by_order(codes_BN, masked), codes_BN[:, 0], model.guidance(codes_BN)
+                tokens_BNC, split, model.condition(codes_BN[:, 0]), model.guidance(drawn_codes(system))
             ),
-            "head": lambda: model.head.loss(z_BKD, tokens_BNC[:, :masked], noise=noise),
+            "head": lambda: model.head.loss(z, tokens_BNC[:, : z.positions_BK.shape[1]], noise=noise),
         }
     if recipe.trains == "prior":
         assert prior is not None
-        return {"prior": lambda: prior.loss(codes_of(prior.grid.tokens), codes_of(1)[0], noise=noise)}
+        return {"prior": lambda: prior.loss(codes_of(prior.layout.tokens), Condition(codes_of(1)[0]), noise=noise)}
     if recipe.trains == "continuous_tokenizer":
         assert continuous is not None
         return {recipe.trains: lambda: continuous.decode_raw(continuous.posterior(images_B3HW).mean_BChw)}
@@ -201,9 +223,9 @@ def _activations(system: System, processes: int) -> float:
         kept = _kept(system)
     else:
         ratios = {recipe.masking.ratio_min, recipe.masking.ratio_max}
-        kept, masked = max((_kept(system, m), m) for m in {masked_count(r, model.backbone.grid.tokens) for r in ratios})
-        if recipe.backbone.activation_checkpointing:
-            blocks = len(model.backbone.encoder_blocks) + len(model.backbone.decoder_blocks)
+        kept, masked = max((_kept(system, m), m) for m in {masked_tokens(system, r) for r in ratios})
+        if checkpoints_activations(recipe):
+            blocks = len(list(model.backbone.blocks()))
             kept += (_kept(system, masked, training=False) - kept) / blocks  # nothing is recomputed out of training
     images = 1
     if settings is not None:

@@ -24,6 +24,7 @@ from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.pictures import to_uint8
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
+from mixar_core.types import Condition
 
 Precision = Literal["float32", "bf16"]
 #: called with steps done and steps in all
@@ -129,7 +130,8 @@ class Model:
             progress(1, 1)
         else:
             with self._computing():
-                for step in model.generation_steps(labels_B, settings=settings, noise=noise, codes_BN=codes_BN):
+                condition = model.condition(labels_B)
+                for step in model.generation_steps(condition, settings=settings, noise=noise, codes_BN=codes_BN):
                     if keep_steps:
                         pictures.append(self._decoded(model.continuous_tokenizer, step.latents_BChw))
                     progress(step.index + 1, step.count)
@@ -228,13 +230,15 @@ class Model:
                 f"model {self.recipe.name}: has no prior to draw codes from; it trains {self.recipe.trains}"
             )
         with self._computing():
-            return self.system.prior.sample(
-                labels_B,
+            model = self.system.model
+            drawn = self.system.prior.sample(
+                Condition(labels_B) if model is None else model.condition(labels_B),
                 noise=noise,
                 steps=settings.prior_steps,
                 cfg=settings.prior_cfg,
                 temperature=settings.prior_temperature,
             )
+            return drawn.codes_BN
 
     def _computing(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -257,7 +261,7 @@ class Model:
             raise UserError(
                 f"model {self.recipe.name}: has no discrete_tokenizer, so it neither takes nor decodes codes"
             )
-        return code_tensor(codes, images, tokenizer.grid.tokens, tokenizer.codebook_size).to(self.device)
+        return code_tensor(codes, images, tokenizer.layout.tokens, tokenizer.codebook_size).to(self.device)
 
 
 def batch_noise(seed: int, index: int) -> Noise:

@@ -18,7 +18,6 @@ from mixar.plugins import Registry, plugin_manager
 from mixar.structure import Invalid, structure, unstructure
 from mixar.text import choices
 from mixar.written import Text, bare, path_of, placed, read_value
-from mixar_core.backbone import BackboneConfig
 from mixar_core.errors import UserError, said_of
 from mixar_core.masking import MaskingConfig
 from mixar_core.mixture import TIMixConfig
@@ -69,10 +68,12 @@ class Recipe:
     continuous_tokenizer: PartChoice | None = _part("continuous-tokenizer")
     discrete_tokenizer: PartChoice | None = _part("discrete-tokenizer")
     prior: PartChoice | None = _part("prior")
+    conditioner: PartChoice | None = _part("conditioner")
+    backbone: PartChoice | None = _part("backbone")
     injector: PartChoice | None = _part("injector")
     head: PartChoice | None = _part("head")
+    sampler: PartChoice | None = _part("sampler")
     extractor: PartChoice | None = _part("extractor")
-    backbone: BackboneConfig = BackboneConfig()
     masking: MaskingConfig = MaskingConfig()
     ti_mix: TIMixConfig = TIMixConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
@@ -88,14 +89,16 @@ TRAINABLE = ("continuous_tokenizer", "discrete_tokenizer", "prior")
 #: keys that must have a value; null is the same as silence for the others
 _PLAIN = ("name", "trains", "image_size", "num_classes", "summary", "accept_other_classes")
 _NEEDS: dict[str, tuple[str, ...]] = {
-    "mixar": ("continuous_tokenizer", "injector", "head"),
+    "mixar": ("continuous_tokenizer", "backbone", "injector", "head", "sampler"),
     "continuous_tokenizer": ("continuous_tokenizer",),
     "discrete_tokenizer": ("discrete_tokenizer",),
     "prior": ("discrete_tokenizer", "prior"),
 }
+#: the parts of a MixAR whose silence means these
+_DEFAULT_PARTS = {"backbone": "masked", "injector": "none", "sampler": "cosine"}
 #: what is written out whatever its value, beside training and callbacks; the rest where it is not the default
 _RELEVANT: dict[str, tuple[str, ...]] = {
-    "mixar": ("backbone", "masking", "ti_mix", "sampling"),
+    "mixar": ("masking", "ti_mix", "sampling"),
     "continuous_tokenizer": ("reconstruction",),
     "discrete_tokenizer": ("reconstruction",),
     "prior": (),
@@ -143,6 +146,8 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
     own = not registry.is_shipped(path) and not (path.name == "recipe.yaml" and (folder / "provenance.json").is_file())
     plain = placed(plain, folder if own else Path.cwd(), own=own)
     if parent is None:
+        if isinstance(plain.get("backbone"), Mapping):  # recipes of before there was a choice have no type
+            plain["backbone"] = {"type": _DEFAULT_PARTS["backbone"], **plain["backbone"]}
         return plain
     with said_of(f"{where}: extends"):
         base = registry.find_recipe(Text(parent, folder))
@@ -211,7 +216,8 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
     trains, loss = str(bare(values.get("trains"))), values.get("reconstruction")
     values.setdefault("callbacks", [{"type": name} for name in _DEFAULT_CALLBACKS if _is_at_hand(name, registry)])
     if trains == "mixar":
-        values.setdefault("injector", {"type": "none"})
+        for key, name in _DEFAULT_PARTS.items():
+            values.setdefault(key, {"type": name})
     if isinstance(loss, Mapping) and bare(loss.get("perceptual_weight")):
         values.setdefault("extractor", {"type": "efficientnet-lite0"})
     for key, kind in PART_KEYS.items():

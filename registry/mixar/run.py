@@ -140,7 +140,7 @@ def _frozen_files(system: System, registry: Registry) -> dict[str, Path]:
 #: what may change between a run and its resumption: the trainer looks at `training` itself, and what is computed again
 #: instead of kept is the same
 _FREE = re.compile(
-    r"(name|summary|training|callbacks|sampling|data|accept_other_classes)(\..*)?|backbone\.activation_checkpointing"
+    r"(name|summary|training|callbacks|sampling|sampler|data|accept_other_classes)(\..*)?|backbone\.activation_checkpointing"
 )
 
 

@@ -38,7 +38,7 @@ MANIFEST, TIMING = "sample.json", "timing.json"
 #: among the parts of a manifest only where codes are drawn from real images: how the data are called there
 REAL = "data"
 #: parts of a recipe that take part in sampling, besides those of PART_KEYS
-_SHAPING = ("trains", "image_size", "num_classes", "backbone")
+_SHAPING = ("trains", "image_size", "num_classes")
 #: of the manifest, what may differ between a run and its continuation
 _FREE = ("name", "versions", "device", "class_names", "continued")
 _LABELS = 1  # sub-stream of the seed for random labels; chunks use (seed, k) alone

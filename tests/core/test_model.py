@@ -10,13 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixar_core.backbone import take
 from mixar_core.errors import UserError
-from mixar_core.masking import random_orders, split_by_order
+from mixar_core.masking import put, random_orders, split_by_order, take
 from mixar_core.mixture import TIMixConfig
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
-from mixar_core.types import NO_CLASS, DiscreteTokens, Guidance, ImageBatch, TokenBatch
+from mixar_core.types import NO_CLASS, Condition, DiscreteTokens, DrawnCodes, Guidance, ImageBatch, TokenBatch, Z
 from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
 from tests.toys import SignTokenizer, small_mixar
 
@@ -32,7 +31,9 @@ def batch_of(model: MixAR, size: int = 3, seed: int = 0) -> TokenBatch:
 
 
 def z_of(model: MixAR, tokens, split, labels, codes):
-    return model.backbone(tokens, split, labels, model.guidance(codes))
+    """z at the masked positions of (B, N, D), zero elsewhere."""
+    z_BKD = model.backbone(tokens, split, Condition(labels), model.guidance(DrawnCodes(codes)))
+    return put(torch.zeros(*tokens.shape[:2], z_BKD.shape[2]), split.masked_BK, z_BKD)
 
 
 @pytest.mark.parametrize("name", INJECTORS)
@@ -77,7 +78,7 @@ def test_dc_mix_costs_nothing() -> None:
     lengths = {}
     for name, model in (("mar", mar), ("mix", mix)):
         seen = lengths[name] = []
-        for block in (*model.backbone.encoder_blocks, *model.backbone.decoder_blocks):
+        for block in model.backbone.blocks():
             block.register_forward_hook(lambda _m, args, _out, seen=seen: seen.append(args[0].shape[1]))
         model.loss(batch_of(model), noise=Noise.seeded(0))
     assert lengths["mix"] == lengths["mar"]
@@ -99,7 +100,8 @@ def test_the_gradient_reaches_masked_targets_only(name: str) -> None:
     split = split_by_order(random_orders(3, 16, noise=Noise.seeded(2), device="cpu"), 10)
     z = z_of(model, tokens, split, batch.labels_B, batch.codes_BN).detach().requires_grad_()
     target = tokens.clone().requires_grad_()
-    loss = model.head.loss(take(z, split.masked_BK), take(target, split.masked_BK), noise=Noise.seeded(3))
+    asked = Z(take(z, split.masked_BK), split.masked_BK)
+    loss = model.head.loss(asked, take(target, split.masked_BK), noise=Noise.seeded(3))
     loss.mean().backward()
     assert z.grad is not None and target.grad is not None
     for grad in (z.grad, target.grad):
@@ -129,7 +131,8 @@ def test_ti_mix_shows_the_model_the_priors_codes_at_masked_positions() -> None:
     batch = batch_of(model)
     split = split_by_order(random_orders(3, 16, noise=Noise.seeded(2), device="cpu"), 10)
     assert batch.codes_BN is not None
-    mixed = model.mixed_codes(batch.codes_BN, split, batch.labels_B, lam=0.0, noise=Noise.seeded(4))
+    condition = Condition(batch.labels_B)
+    mixed = model.mixed_codes(batch.codes_BN, split, condition, lam=0.0, noise=Noise.seeded(4)).codes_BN
     assert torch.equal(mixed[~split.masked_BN], batch.codes_BN[~split.masked_BN])
     assert not torch.equal(mixed, batch.codes_BN)
     at_one = model.loss(batch, lam=1.0, noise=Noise.seeded(5)).total
@@ -149,7 +152,7 @@ def test_ti_mix_without_a_prior_says_so() -> None:
 @pytest.mark.parametrize("num_classes", [0, 5])
 def test_generation_fills_every_token_once_and_repeats_by_seed(name: str, num_classes: int) -> None:
     model = small_mixar(name, num_classes=num_classes).eval()
-    labels = torch.tensor([0, 1, 2]) if num_classes else torch.full((3,), NO_CLASS)
+    labels = Condition(torch.tensor([0, 1, 2]) if num_classes else torch.full((3,), NO_CLASS))
     how = SamplingConfig(steps=6, cfg=2.0)
     steps = list(model.generation_steps(labels, settings=how, noise=Noise.seeded(7)))
     assert [s.index for s in steps] == list(range(6))
@@ -169,7 +172,8 @@ def test_labels_guidance_and_given_codes_steer_generation() -> None:
 
     def latents(label=0, cfg=1.0, codes=None):
         how = SamplingConfig(steps=3, cfg=cfg)
-        return model.generate(torch.tensor([label]), settings=how, noise=Noise.seeded(3), codes_BN=codes).latents_BChw
+        condition = Condition(torch.tensor([label]))
+        return model.generate(condition, settings=how, noise=Noise.seeded(3), codes_BN=codes).latents_BChw
 
     fixed = torch.zeros(1, 16, dtype=torch.long)
     assert not torch.equal(latents(codes=fixed), latents(1, codes=fixed))

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from mixar.plugins import plugin_manager
-from mixar_core.backbone import Backbone, BackboneConfig
 from mixar_core.diffusion import cosine_betas, schedule
 from mixar_core.masking import masked_after_step, split_by_order
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer
-from mixar_core.types import Grid, Guidance, Posterior
+from mixar_core.types import Condition, Grid, Guidance, Posterior, Step, TokenLayout, Z
 from mixar_import.importers import MarImporter
+from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
 from mixar_plugins.heads.diffusion import DiffusionHead
+from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
 from tests.parity.case import load_strictly
 
 
@@ -32,8 +33,9 @@ class Replay(Noise):
 
     def normal(self, shape: Sequence[int], device: torch.device | str, *, name: str = "") -> Tensor:
         drawn = self.queues[name].pop(0)
-        assert tuple(drawn.shape) == tuple(shape), f"{name}: {tuple(drawn.shape)} recorded, {tuple(shape)} asked for"
-        return drawn
+        rows = drawn.shape[0]  # the original's rows are images and their tokens, batch-major
+        assert (shape[0] * shape[1], *shape[2:]) == tuple(drawn.shape), f"{name}: {rows} rows, {tuple(shape)} asked for"
+        return drawn.view(*shape)
 
     def uniform(self, shape: Sequence[int], device: torch.device | str, *, name: str = "") -> Tensor:
         assert name == "orders"
@@ -54,8 +56,8 @@ def build(config: Mapping[str, Any]) -> MixAR:
     """The model of a case's constructor arguments."""
     side = config["img_size"] // config["vae_stride"]
     patch = config["patch_size"]
-    backbone = Backbone(
-        BackboneConfig(
+    backbone = MaskedBackbone(
+        MaskedConfig(
             width=config["encoder_embed_dim"],
             depth=config["encoder_depth"],
             heads=config["encoder_num_heads"],
@@ -66,7 +68,7 @@ def build(config: Mapping[str, Any]) -> MixAR:
             buffer=config["buffer_size"],
             patch_size=patch,
         ),
-        grid=Grid(side // patch, side // patch),
+        layout=TokenLayout("grid", (Grid(side // patch, side // patch),)),
         token_dim=config["vae_embed_dim"] * patch**2,
         num_classes=config["class_num"],
     )
@@ -80,12 +82,15 @@ def build(config: Mapping[str, Any]) -> MixAR:
         ),
         token_dim=backbone.token_dim,
         width=backbone.width,
+        layout=backbone.layout,
     )
     injector = none_part.component(none_part.config(), tokenizer=None, width=backbone.width)
     tokenizer = NoTokenizer(
         image_size=config["img_size"], stride=config["vae_stride"], latent_channels=config["vae_embed_dim"]
     )
-    return MixAR(backbone=backbone, head=head, injector=injector, continuous_tokenizer=tokenizer).eval()
+    sampler = CosineSampler(CosineConfig())
+    model = MixAR(backbone=backbone, head=head, injector=injector, sampler=sampler, continuous_tokenizer=tokenizer)
+    return model.eval()
 
 
 def load(model: MixAR, weights: Mapping[str, Tensor]) -> None:
@@ -126,14 +131,14 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
     """Everything the case expects, computed by this project from the case's inputs."""
     model = build(config)
     load(model, weights)
-    head = model.head
-    assert isinstance(head, DiffusionHead)
+    head, backbone = model.head, model.backbone
+    assert isinstance(head, DiffusionHead) and isinstance(backbone, MaskedBackbone)
     out: dict[str, Tensor] = {}
 
     tokens_BNC = model.patchify(io["latents"])
     split = split_by_order(io["orders"], int(io["mask"][0].sum()))
-    encoded = model.backbone.encode(tokens_BNC, split, io["labels"], Guidance())
-    z_BND = model.backbone.decode(encoded, split, Guidance())
+    encoded = backbone.encode(tokens_BNC, split, Condition(io["labels"]), Guidance())
+    z_BND = backbone.decode(encoded, split, Guidance())
     mse, bound = head.token_losses(z_BND.flatten(0, 1), tokens_BNC.flatten(0, 1), io["t"], io["noise"])
     mask = split.masked_BN.float()
     out |= {"tokens": tokens_BNC, "mask": mask, "encoder_out": encoded, "decoder_z": z_BND, "mse": mse, "vb": bound}
@@ -150,15 +155,12 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
         ("cfg25", 1.0, 1),
     ):
         noise = Replay(io["orders"], [io["head_init"]], io["head_noise"])
-        out[f"head_{name}"] = head.sample(
-            io["head_z"],
-            z_uncond_RD=None if uncond is None else io["head_z_uncond"],
-            cfg=1.0 if uncond is None else 2.5,
-            temperature=temperature,
-            noise=noise,
-        )
+        z_1RD, uncond_1RD = io["head_z"][None], None if uncond is None else io["head_z_uncond"][None]
+        z = Z(z_1RD, torch.arange(z_1RD.shape[1])[None], uncond_1RD)
+        step = Step(cfg=1.0 if uncond is None else 2.5, temperature=temperature)
+        out[f"head_{name}"] = head.sample(z, step, noise=noise)[0]
 
-    steps, tokens = int(io["iters"]), model.backbone.grid.tokens
+    steps, tokens = int(io["iters"]), backbone.layout.tokens
     left = [tokens, *masked_after_step(tokens, steps)]
     out["tokens_per_step"] = torch.tensor([a - b for a, b in pairwise(left)])
     for key, init, cfg, cfg_schedule in (
@@ -168,6 +170,6 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
     ):
         noise = Replay(io["orders"], [io[f"init_{init}_{i}"] for i in range(steps)])
         settings = SamplingConfig(steps=steps, cfg=cfg, cfg_schedule=cfg_schedule, temperature=0.0)
-        *_, last = model.generation_steps(io["labels"], settings=settings, noise=noise)
+        *_, last = model.generation_steps(Condition(io["labels"]), settings=settings, noise=noise)
         out[f"sampled_{key}"] = last.latents_BChw
     return out

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from attrs import evolve
 from PIL import Image
 
 from mixar.assembly import build
-from mixar.cost import META, estimate
+from mixar.cost import estimate
+from mixar.memory import drawn_codes
 from mixar.model import Model
 from mixar.plugins import Registry
 from mixar.sampling import Plan
@@ -57,8 +57,7 @@ def cost_of(model: Model, sampling: SamplingConfig, registry: Registry) -> dict[
     system = build(recipe, registry, meta=True)
     assert system.model is not None and recipe.injector is not None
     found = estimate(system)
-    codes_BN = torch.zeros(1, system.model.backbone.grid.tokens, dtype=torch.int64, device=META)
-    memory_BMD = system.model.guidance(codes_BN).memory_BMD
+    memory_BMD = system.model.guidance(drawn_codes(system)).memory_BMD
     front, decoder = found.tokens["sampling_encoder_first"], found.tokens["sampling_decoder"]
     tokens = before = decoder - front
     total = 0
