@@ -11,17 +11,25 @@ than once, also under `torch.device("meta")`; keep it small.
 
 from __future__ import annotations
 
+from mixar_core.testing.backbones import check_backbone
 from mixar_core.testing.data import check_callback, check_dataset, check_extractor
-from mixar_core.testing.parts import check_head, check_injector, check_prior
+from mixar_core.testing.injectors import check_conditioner, check_injector
+from mixar_core.testing.parts import check_head
+from mixar_core.testing.priors import check_prior
+from mixar_core.testing.samplers import check_plan, check_sampler
 from mixar_core.testing.tokenizers import check_continuous_tokenizer, check_discrete_tokenizer
 
 __all__ = [
+    "check_backbone",
     "check_callback",
+    "check_conditioner",
     "check_continuous_tokenizer",
     "check_dataset",
     "check_discrete_tokenizer",
     "check_extractor",
     "check_head",
     "check_injector",
+    "check_plan",
     "check_prior",
+    "check_sampler",
 ]

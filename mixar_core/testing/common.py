@@ -10,7 +10,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mixar_core.noise import Noise
 from mixar_core.tokenizer import Tokenizer
+from mixar_core.types import NO_CLASS
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -47,11 +49,14 @@ def expect_tensor(
 def expect_equal(message: str, first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, rtol: float = 0.0) -> None:
     """Equal tensors under equal names, to the bit unless `rtol` is given (relative to the largest value)."""
     for name, a in first.items():
-        b = second[name]
-        near = a.shape == b.shape and (
-            torch.equal(a, b) if not rtol else (a - b).abs().max() <= rtol * a.abs().max().clamp(min=1.0)
-        )
-        expect(bool(near), f"{name}: {message}")
+        expect(near(a, second[name], rtol=rtol), f"{name}: {message}")
+
+
+def near(a: Tensor, b: Tensor, *, rtol: float = 0.0) -> bool:
+    """Whether two tensors are equal, those of real numbers up to `rtol` of the largest value."""
+    if a.shape != b.shape or not rtol or not a.is_floating_point():
+        return torch.equal(a, b)
+    return bool((a - b).abs().max() <= rtol * a.abs().max().clamp(min=1.0))
 
 
 def expect_alone(found: Mapping[str, Tensor], alone: Mapping[str, Tensor], *, rtol: float = 1e-4) -> None:
@@ -83,6 +88,22 @@ def codes_of(codebook_size: int, tokens: int, device: str = "cpu") -> Tensor:
     """Codes (BATCH, tokens)."""
     generator = torch.Generator().manual_seed(_INPUT_SEED)
     return torch.randint(codebook_size, (BATCH, tokens), generator=generator).to(device)
+
+
+def labels_of(num_classes: int, device: str = "cpu") -> Tensor:
+    """Labels (BATCH,), the last of them "no class", as all are where there are none."""
+    labels_B = torch.full((BATCH,), NO_CLASS)
+    if num_classes:
+        labels_B[:-1] = torch.arange(BATCH - 1) % num_classes
+    return labels_B.to(device)
+
+
+def shares(*, seed: int = 0) -> list[tuple[slice, Noise]]:
+    """Rows of a batch and their noise, as two processes have them: all but the last, and the last."""
+    return [
+        (slice(first, until), Noise(torch.Generator().manual_seed(seed), first=first, total=BATCH))
+        for first, until in ((0, BATCH - 1), (BATCH - 1, BATCH))
+    ]
 
 
 def build(make: Callable[[], M], *, seed: int = 0) -> M:

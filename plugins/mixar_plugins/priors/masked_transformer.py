@@ -192,7 +192,7 @@ class MaskedTransformerPrior(DiscretePrior):
             known_BNS = (given_BN != MASKED_CODE)[..., None].expand(shape).to(device)
             tokens_BNS = torch.where(known_BNS, self._entries(given_BN.to(device).clamp(min=0)), tokens_BNS)
             unknown_B1 = (~known_BNS).flatten(1).sum(dim=1, keepdim=True)
-            share_B1, steps = unknown_B1 / entries, min(steps, int(unknown_B1.max()))
+            share_B1 = unknown_B1 / entries
         counts = schedules.masked_after_steps(entries, steps, config.mask_schedule)
         scales = schedules.guidance_scales(cfg, steps, config.guidance_annealing, config.scale_pow)
         drawn_p_BNS = torch.zeros(shape, device=device)

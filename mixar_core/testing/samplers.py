@@ -1,0 +1,146 @@
+"""The contract of samplers: plans that any loop can run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from attrs import evolve
+from torch import Tensor
+
+from mixar_core.errors import UserError
+from mixar_core.noise import Noise
+from mixar_core.plan import Plan, Sampler, Task
+from mixar_core.testing.common import BATCH, expect, normal, shares
+from mixar_core.types import Grid, TokenLayout
+
+#: of every kind; a sampler may refuse one that it cannot plan for
+LAYOUTS = (
+    TokenLayout("grid", (Grid(4, 4),)),
+    TokenLayout("grid", (Grid(3, 5),)),
+    TokenLayout("grid", (Grid(1, 1),)),
+    TokenLayout("depth", (Grid(2, 3),), depth=2),
+    TokenLayout("pyramid", (Grid(1, 1), Grid(2, 2), Grid(3, 3))),
+    TokenLayout("sequence", (Grid(1, 7),)),
+)
+
+
+def check_sampler(make: Callable[[], Sampler], *, layouts: Iterable[TokenLayout] = LAYOUTS) -> None:
+    """Raise AssertionError where a sampler breaks its contract.
+
+    Its plans name every token that is not known once, in steps of one token and more, whatever steps are asked for;
+    they pass on guidance, temperature and the head's steps; one seed gives one plan, also in the shares of several
+    processes; a backbone that goes row by row is followed, or refused with UserError, as is a layout.
+
+    Args:
+        make: builds one.
+        layouts: for which it is to plan; one of them at least it must not refuse.
+    """
+    planned = 0
+    for layout in layouts:
+        task = Task(images=BATCH, layout=layout, device=torch.device("cpu"), steps=4)
+        try:
+            plan_of(make(), task)
+        except UserError:
+            continue
+        planned += 1
+        for steps in (1, 2, layout.tokens, 3 * layout.tokens):
+            check_plan(make(), evolve(task, steps=steps))
+        for known in sorted({1, layout.tokens // 2, layout.tokens - 1, layout.tokens}):
+            known_BK = normal(BATCH, layout.tokens).argsort(dim=1)[:, :known]
+            check_plan(make(), evolve(task, known_BK=known_BK))
+        check_plan(make(), evolve(task, confidence_BN=-normal(BATCH, layout.tokens).square()))
+        _check_settings(make(), task)
+        _check_raster(make(), task)
+        _check_seeds(make(), task)
+        on_meta = make().plan(evolve(task, device=torch.device("meta")), noise=Noise.seeded(0))
+        expect(all(p.positions_BK.is_meta for p in on_meta.steps), "positions are not on the device that was asked for")
+    expect(planned > 0, "it refuses every layout")
+
+
+def plan_of(sampler: Sampler, task: Task, *, noise: Noise | None = None) -> Plan:
+    """A plan that draws from `noise` (by default of seed 0) and from nothing else."""
+    before = torch.get_rng_state()
+    plan = sampler.plan(task, noise=noise or Noise.seeded(0))
+    untouched = torch.equal(before, torch.get_rng_state())
+    expect(untouched, "random numbers come from torch's global generator, not `noise`")
+    return plan
+
+
+def check_plan(sampler: Sampler, task: Task) -> Plan:
+    """Raise AssertionError unless this task's plan draws every token that is not known once, and known ones never."""
+    plan, tokens = plan_of(sampler, task), task.layout.tokens
+    known_BN = torch.zeros(task.images, tokens, dtype=torch.bool)
+    if task.known_BK is not None:
+        known_BN.scatter_(1, task.known_BK, True)
+    kept_BN = known_BN.clone()
+    for index, planned in enumerate(plan.steps):
+        positions_BK, where = planned.positions_BK, f"step {index} of {len(plan)}"
+        expect(positions_BK.dtype == torch.int64, f"{where}: positions are {positions_BK.dtype}, not torch.int64")
+        rows, count = positions_BK.shape
+        expect(rows == task.images, f"{where}: positions of {rows} images; there are {task.images}")
+        expect(count > 0, f"{where} draws no token")
+        inside = 0 <= int(positions_BK.min()) and int(positions_BK.max()) < tokens
+        expect(inside, f"{where}: a position outside [0, {tokens})")
+        drawn_BN = torch.zeros_like(known_BN).scatter(1, positions_BK, True)
+        expect(bool((drawn_BN.sum(dim=1) == count).all()), f"{where} draws a token twice")
+        expect(not (drawn_BN & kept_BN).any(), f"{where} draws a token that is kept")
+        again = known_BN.gather(1, positions_BK)
+        if planned.step.redraw:
+            expect(bool(again.all()), f"{where} redraws a token that is not known")
+        else:
+            expect(not again.any(), f"{where} draws a token that is known already")
+        known_BN |= drawn_BN
+    missing = int((~known_BN).sum())
+    expect(not missing, f"{missing} tokens are never drawn")
+    return plan
+
+
+def _check_settings(sampler: Sampler, task: Task) -> None:
+    """Guidance between none and what is asked for, the temperature, the head's steps at most as asked for."""
+    unguided = plan_of(sampler, task)
+    expect(all(p.step.cfg == 1.0 for p in unguided.steps), "steps are guided although no guidance is asked for")
+    for schedule in ("linear", "constant"):
+        asked = evolve(task, cfg=3.0, cfg_schedule=schedule, temperature=0.5, head_steps=7)
+        steps = [planned.step for planned in plan_of(sampler, asked).steps]
+        scales = [step.cfg for step in steps]
+        expect(all(1.0 <= cfg <= 3.0 for cfg in scales), f"guidance of {scales}; 3.0 is asked for")
+        guided = any(cfg > 1.0 for cfg in scales) or (schedule == "linear" and len(scales) == 1)
+        expect(guided, "no step is guided although guidance is asked for")
+        constant = schedule != "constant" or all(cfg in (1.0, 3.0) for cfg in scales)
+        expect(constant, f"guidance of {scales}; the schedule is constant")
+        expect(all(step.temperature == 0.5 for step in steps), "the temperature asked for is not passed on")
+        passed = all(step.head_steps is not None and step.head_steps <= 7 for step in steps)
+        expect(passed, "the head's steps asked for are not passed on")
+
+
+def _check_raster(sampler: Sampler, task: Task) -> None:
+    """For a backbone that only goes row by row: row by row, or a refusal."""
+    known_BK = torch.arange(task.layout.tokens // 2).expand(BATCH, -1)
+    for asked in (evolve(task, order="raster"), evolve(task, order="raster", known_BK=known_BK)):
+        try:
+            plan = check_plan(sampler, asked)
+        except UserError:
+            continue
+        positions = [planned.positions_BK for planned in plan.steps if not planned.step.redraw]
+        order_BN = torch.cat([known_BK[:, :0], *positions], dim=1)
+        ascends = bool((order_BN.diff(dim=1) > 0).all())
+        expect(ascends, "the backbone predicts row by row only; the plan goes otherwise, and does not refuse")
+
+
+def _check_seeds(sampler: Sampler, task: Task) -> None:
+    asked = evolve(task, confidence_BN=-normal(BATCH, task.layout.tokens).square())
+    first, again = (_flat(plan_of(sampler, asked)) for _ in range(2))
+    expect(torch.equal(first, again), "one seed gives two plans")
+    parts = [_flat(plan_of(sampler, _rows(asked, rows), noise=noise)) for rows, noise in shares()]
+    expect(torch.equal(first, torch.cat(parts)), "a plan depends on how many processes share the batch")
+
+
+def _rows(task: Task, rows: slice) -> Task:
+    assert task.confidence_BN is not None
+    confidence_BN = task.confidence_BN[rows]
+    return evolve(task, images=len(confidence_BN), confidence_BN=confidence_BN)
+
+
+def _flat(plan: Plan) -> Tensor:
+    return torch.cat([planned.positions_BK for planned in plan.steps], dim=1)
