@@ -54,8 +54,8 @@ def check_head(make: Callable[[], ContinuousHead], *, width: int) -> None:
         for what, z, seed in (("seed", z_RD, 1), ("z", z_RD + 1, 0)):
             other = head.sample(z, noise=Noise.seeded(seed))
             expect(not torch.equal(found["sample"], other), f"another {what}, yet the same sample")
-        shares = [head.loss(z_BKD[part], target_BKC[part], noise=noise) for part, noise in shares()]
-        expect_equal("it depends on how many processes share the batch", {"loss": torch.cat(shares)}, found, rtol=1e-5)
+        shared = [head.loss(z_BKD[part], target_BKC[part], noise=noise) for part, noise in shares()]
+        expect_equal("it depends on how many processes share the batch", {"loss": torch.cat(shared)}, found, rtol=1e-5)
         with torch.autocast("cpu", torch.bfloat16):
             loss = head.loss(z_BKD.bfloat16(), target_BKC, noise=Noise.seeded(0))
     expect_tensor("loss under autocast", loss, (BATCH, tokens))

@@ -80,7 +80,7 @@ def check_plan(sampler: Sampler, task: Task) -> Plan:
         rows, count = positions_BK.shape
         expect(rows == task.images, f"{where}: positions of {rows} images; there are {task.images}")
         expect(count > 0, f"{where} draws no token")
-        inside = 0 <= int(positions_BK.min()) and int(positions_BK.max()) < tokens
+        inside = bool(((positions_BK >= 0) & (positions_BK < tokens)).all())
         expect(inside, f"{where}: a position outside [0, {tokens})")
         drawn_BN = torch.zeros_like(known_BN).scatter(1, positions_BK, True)
         expect(bool((drawn_BN.sum(dim=1) == count).all()), f"{where} draws a token twice")
@@ -115,16 +115,18 @@ def _check_settings(sampler: Sampler, task: Task) -> None:
 
 
 def _check_raster(sampler: Sampler, task: Task) -> None:
-    """For a backbone that only goes row by row: row by row, or a refusal."""
+    """For a backbone that only goes row by row: one token after the other, or a refusal; `raster` says which."""
     known_BK = torch.arange(task.layout.tokens // 2).expand(BATCH, -1)
     for asked in (evolve(task, order="raster"), evolve(task, order="raster", known_BK=known_BK)):
         try:
             plan = check_plan(sampler, asked)
         except UserError:
+            expect(not sampler.raster, "it says that it goes row by row (`raster`), yet refuses a backbone that does")
             continue
-        positions = [planned.positions_BK for planned in plan.steps if not planned.step.redraw]
-        order_BN = torch.cat([known_BK[:, :0], *positions], dim=1)
-        ascends = bool((order_BN.diff(dim=1) > 0).all())
+        expect(sampler.raster, "it follows a backbone that goes row by row, yet does not say so (`raster`)")
+        singly = all(planned.positions_BK.shape[1] == 1 for planned in plan.steps)
+        order_BN = torch.cat([known_BK[:, :0], *(planned.positions_BK for planned in plan.steps)], dim=1)
+        ascends = singly and bool((order_BN.diff(dim=1) > 0).all())
         expect(ascends, "the backbone predicts row by row only; the plan goes otherwise, and does not refuse")
 
 

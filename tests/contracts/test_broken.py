@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mixar_core.head import ContinuousHead
 from mixar_core.injector import GuidanceInjector
 from mixar_core.noise import Noise
+from mixar_core.prior import DiscretePrior
 from mixar_core.testing import (
     check_continuous_tokenizer,
     check_discrete_tokenizer,
@@ -18,7 +20,7 @@ from mixar_core.testing import (
     check_injector,
     check_prior,
 )
-from mixar_core.types import DiscreteTokens, Guidance, Posterior, Quantized
+from mixar_core.types import Condition, DiscreteTokens, DrawnCodes, Guidance, Losses, Posterior, Quantized
 from tests.toys import PoolTokenizer, SignTokenizer, UniformPrior
 
 WIDTH = 8
@@ -125,6 +127,32 @@ class OtherDoor(Injector):
     opens = frozenset({"prefix"})
 
 
+class Follower(Injector):
+    """Trusts codes less the more is known, and those less that are not certain."""
+
+    follows = True
+
+    def forward(self, tokens: DiscreteTokens) -> Guidance:
+        fill_BND = self.table(tokens.codes_BN) * (1 - tokens.known)
+        if tokens.confidence_BN is not None:
+            fill_BND = fill_BND * tokens.confidence_BN.exp()[..., None]
+        return Guidance(fill_BND=fill_BND)
+
+
+class Unfollowed(Follower):
+    follows = False
+
+
+class Ignorant(Injector):
+    follows = True
+
+
+class Distrustful(Injector):
+    def forward(self, tokens: DiscreteTokens) -> Guidance:
+        trust = 0.5 if tokens.confidence_BN is None else 1.0
+        return Guidance(fill_BND=self.table(tokens.codes_BN) * trust)
+
+
 class Blind(Injector):
     def forward(self, tokens: DiscreteTokens) -> Guidance:
         return Guidance(fill_BND=self.table(torch.zeros_like(tokens.codes_BN)))
@@ -132,11 +160,15 @@ class Blind(Injector):
 
 def test_broken_injectors_fail() -> None:
     tokenizer = SignTokenizer()
-    check_injector(Injector, tokenizer=tokenizer, width=WIDTH)
+    for good in (Injector, Follower):
+        check_injector(good, tokenizer=tokenizer, width=WIDTH)
     for make, message in (
         (lambda: Injector(tokenizer), "registered as its submodule tokenizer"),
         (OtherDoor, "opens ['fill'] but announces ['prefix']"),
         (Blind, "other codes, yet the same guidance"),
+        (Unfollowed, "it looks at the share known, yet does not follow it"),
+        (Ignorant, "it follows the sampling (`follows`), yet ignores the share known"),
+        (Distrustful, "no confidence is not as certain codes"),
     ):
         with pytest.raises(AssertionError, match=re.escape(message)):
             check_injector(make, tokenizer=tokenizer, width=WIDTH)
@@ -145,28 +177,108 @@ def test_broken_injectors_fail() -> None:
 
 
 class Meddling(UniformPrior):
-    def predict(self, codes_BN: Tensor, masked_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Tensor:
-        return noise.integers(self.codebook_size, codes_BN.shape, codes_BN.device)
+    def predict(self, codes_BN: Tensor, masked_BN: Tensor, condition: Condition, *, noise: Noise) -> DrawnCodes:
+        return DrawnCodes(noise.integers(self.codebook_size, codes_BN.shape, codes_BN.device))
 
 
 class Peeking(UniformPrior):
-    def predict(self, codes_BN: Tensor, masked_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Tensor:
-        return codes_BN
+    def predict(self, codes_BN: Tensor, masked_BN: Tensor, condition: Condition, *, noise: Noise) -> DrawnCodes:
+        return DrawnCodes(codes_BN)
 
 
-class Sharing(UniformPrior):
-    def sample(self, labels_B, *, noise: Noise, steps=None, cfg=None, temperature=None) -> Tensor:
-        codes_BN = super().sample(labels_B, noise=noise)
-        return (codes_BN + len(labels_B)) % self.codebook_size
+class Changed(UniformPrior):
+    """Draws something else than the right thing."""
+
+    def sample_steps(self, condition: Condition, *, given_BN=None, **settings) -> Iterator[DrawnCodes]:
+        for drawn in super().sample_steps(condition, given_BN=given_BN, **settings):
+            yield self.changed(drawn, condition, given_BN)
+
+    def changed(self, drawn: DrawnCodes, condition: Condition, given_BN: Tensor | None) -> DrawnCodes:
+        return drawn
+
+
+class Sharing(Changed):
+    def changed(self, drawn: DrawnCodes, condition: Condition, given_BN: Tensor | None) -> DrawnCodes:
+        codes_BN = (drawn.codes_BN + len(condition)) % self.codebook_size
+        return DrawnCodes(codes_BN if given_BN is None else torch.where(given_BN < 0, codes_BN, given_BN))
+
+
+class Overwriting(Changed):
+    def changed(self, drawn: DrawnCodes, condition: Condition, given_BN: Tensor | None) -> DrawnCodes:
+        return DrawnCodes((drawn.codes_BN + 1) % self.codebook_size)
+
+
+class Pasting(UniformPrior):
+    """It has learned something, yet given codes only replace what it drew."""
+
+    def __init__(self, **sizes) -> None:
+        super().__init__(**sizes)
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def loss(self, codes_BN: Tensor, condition: Condition, *, noise: Noise) -> Losses:
+        return Losses(self.weight.square())
+
+
+class Probability(Changed):
+    def changed(self, drawn: DrawnCodes, condition: Condition, given_BN: Tensor | None) -> DrawnCodes:
+        return DrawnCodes(
+            drawn.codes_BN, torch.full(drawn.codes_BN.shape, 1 / self.codebook_size, device=drawn.codes_BN.device)
+        )
+
+
+class Doubting(Changed):
+    def changed(self, drawn: DrawnCodes, condition: Condition, given_BN: Tensor | None) -> DrawnCodes:
+        device = drawn.codes_BN.device
+        return DrawnCodes(drawn.codes_BN, torch.full(drawn.codes_BN.shape, -1 / self.codebook_size, device=device))
+
+
+class Bare(UniformPrior):
+    def sample(self, condition: Condition, **settings):
+        return super().sample(condition, **settings).codes_BN
+
+
+class Unfinished(UniformPrior):
+    """What it samples is not what its steps end with."""
+
+    def sample_steps(self, condition: Condition, **settings) -> Iterator[DrawnCodes]:
+        for drawn in super().sample_steps(condition, **settings):
+            yield drawn
+            yield DrawnCodes(drawn.codes_BN.flip(1) if settings.get("given_BN") is None else drawn.codes_BN)
+
+    def sample(self, condition: Condition, **settings) -> DrawnCodes:
+        return next(self.sample_steps(condition, **settings))
+
+
+class Inventing(UniformPrior):
+    """Given nothing is not as without `given_BN`."""
+
+    def sample_steps(self, condition: Condition, *, given_BN=None, **settings) -> Iterator[DrawnCodes]:
+        for drawn in super().sample_steps(condition, **settings):
+            codes_BN = drawn.codes_BN
+            yield drawn if given_BN is None else DrawnCodes(torch.where(given_BN < 0, codes_BN.flip(1), given_BN))
+
+
+class WithoutPredict(UniformPrior):
+    """A prior without a mask token: it defines no `predict`."""
+
+    predict = DiscretePrior.predict
 
 
 def test_broken_priors_fail() -> None:
-    sizes = {"grid": SignTokenizer().grid, "codebook_size": 8, "num_classes": 5}
-    check_prior(lambda: UniformPrior(**sizes))
+    sizes = {"layout": SignTokenizer().layout, "codebook_size": 8, "num_classes": 5}
+    for good in (UniformPrior, WithoutPredict):
+        check_prior(lambda good=good: good(**sizes))
     for broken, message in (
         (Meddling, "changes codes that are not masked"),
         (Peeking, "must not see"),
         (Sharing, "how many processes share the batch"),
+        (Overwriting, "changes codes that are given"),
+        (Pasting, "other codes are given, yet the drawn ones are the same"),
+        (Probability, "sample's confidence reaches from 0.125"),
+        (Doubting, "confidence in codes that it was given is not 0"),
+        (Bare, "gives a Tensor, not DrawnCodes"),
+        (Unfinished, "the last of sample_steps is not what sample gives"),
+        (Inventing, "not as without `given_BN`"),
     ):
         with pytest.raises(AssertionError, match=message):
             check_prior(lambda broken=broken: broken(**sizes))

@@ -135,6 +135,23 @@ class GoesAnyway(Halves):
         return super().plan(evolve(task, order="any"), noise=noise)
 
 
+class GoesAnywayAndSaysSo(GoesAnyway):
+    raster = True
+
+
+class SaysRaster(Halves):
+    raster = True
+
+
+class KeepsQuiet(CosineSampler):
+    def __init__(self) -> None:
+        super().__init__(CosineConfig(order="raster", tokens_per_step=1))
+        self.raster = False
+
+    def plan(self, task: Task, *, noise: Noise) -> Plan:
+        return super().plan(evolve(task, order="any"), noise=noise)
+
+
 class OnTheHost(Halves):
     def order(self, task: Task, noise: Noise) -> Tensor:
         return super().order(evolve(task, device=torch.device("cpu")), noise)
@@ -162,7 +179,10 @@ class Refuses(Halves):
         (OwnHeadSteps, "the head's steps asked for are not passed on"),
         (GlobalRandom, "torch's global generator"),
         (CountsImages, "how many processes share the batch"),
-        (GoesAnyway, "row by row only"),
+        (GoesAnyway, "does not say so"),
+        (GoesAnywayAndSaysSo, "row by row only"),
+        (SaysRaster, "yet refuses a backbone that does"),
+        (KeepsQuiet, "does not say so"),
         (OnTheHost, "not on the device"),
         (Refuses, "refuses every layout"),
     ],

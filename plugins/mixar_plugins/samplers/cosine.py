@@ -39,16 +39,20 @@ class CosineSampler(Sampler):
 
     def __init__(self, config: CosineConfig) -> None:
         self.config = config
+        self.raster = config.order == "raster" and config.tokens_per_step == 1
 
     def plan(self, task: Task, *, noise: Noise) -> Plan:
         """A plan for this task.
 
         Raises:
-            UserError: the backbone goes row by row, and this order does not; or the order needs a grid.
+            UserError: the backbone goes row by row, and this plan does not; or the order needs a grid.
         """
         config, tokens = self.config, task.layout.tokens
-        if task.order == "raster" and config.order != "raster":
-            raise UserError(f"sampler.order: {config.order}; the backbone predicts in raster order only")
+        if task.order == "raster" and not self.raster:
+            raise UserError(
+                f"sampler: order {config.order}, tokens_per_step {config.tokens_per_step}; the backbone predicts row "
+                "by row: order raster, tokens_per_step 1"
+            )
         reveal_BN = reveal_order(config.order, task, noise=noise)
         if task.known_BK is not None:  # what is known is passed over; the others keep their order
             known_BN = torch.zeros_like(reveal_BN, dtype=torch.bool).scatter(1, task.known_BK, True)
