@@ -20,11 +20,13 @@ from mixar.plugins import plugin_manager
 from mixar_core import testing
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.tokenizer import DiscreteTokenizer
+from mixar_core.types import Grid, TokenLayout
 from tests import networks
 
 IMAGE_SIZE, WIDTH, TOKEN_DIM = 16, 16, 4
 CONV = {"channels": 32, "channel_multipliers": (1, 1, 2), "blocks": 1}  # 32: group norm has 32 groups
 LFQ = {**CONV, "bits": 6}
+MASKED = {"width": 16, "depth": 1, "heads": 2, "buffer": 2}
 PRIOR = {"bits": 6, "stride": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "steps": 4}
 
 
@@ -93,6 +95,10 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "maskgit": [{**PRIOR, "splits": 1}, {**PRIOR, "splits": 2}],
         "ground-truth": [{}],
     },
+    "backbone": {
+        "masked": [MASKED, {**MASKED, "decoder_width": 24, "decoder_depth": 1, "activation_checkpointing": True}],
+    },
+    "conditioner": {},
     "injector": {
         "none": [{}],
         "dc-mix": [{}, {"projection": True}],
@@ -100,6 +106,15 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "dc-ca": [{}],
     },
     "head": {"diffusion": [{"depth": 1, "width": 16, "samples_per_token": 2, "sampling_steps": 4}]},
+    "sampler": {
+        "cosine": [
+            {},
+            {"order": "raster"},
+            {"order": "raster", "tokens_per_step": 1},
+            {"order": "subsample"},
+            {"order": "halton", "tokens_per_step": 3},
+        ]
+    },
     "dataset": {
         "parquet": [write_parquet],
         "image-folder": [write_folder, write_unlabelled_folder],
@@ -206,6 +221,12 @@ def _check_injector(part: Part, config: Any, _: Path) -> None:
         part.component(config, tokenizer=None, width=WIDTH)
 
 
+def _check_backbone(part: Part, config: Any, _: Path) -> None:
+    for num_classes in (0, 3):
+        sizes = {"layout": TokenLayout("grid", (Grid(2, 4),)), "token_dim": TOKEN_DIM, "num_classes": num_classes}
+        testing.check_backbone(partial(part.component, config, **sizes))
+
+
 def _check_dataset(part: Part, config: Any, _: Path) -> None:
     for split in ("train", "validation"):
         testing.check_dataset(part.component(config, split=split, image_size=IMAGE_SIZE), image_size=IMAGE_SIZE)
@@ -222,6 +243,11 @@ CHECKS: Mapping[str, Callable[[Part, Any, Path], None]] = {
     "injector": _check_injector,
     "head": lambda part, config, _: testing.check_head(
         partial(part.component, config, token_dim=TOKEN_DIM, width=WIDTH), width=WIDTH
+    ),
+    "backbone": _check_backbone,
+    "sampler": lambda part, config, _: testing.check_sampler(partial(part.component, config)),
+    "conditioner": lambda part, config, _: testing.check_conditioner(
+        partial(part.component, config, num_classes=3), num_classes=3
     ),
     "dataset": _check_dataset,
     "extractor": lambda part, config, _: testing.check_extractor(partial(part.component, config)),
