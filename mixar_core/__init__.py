@@ -47,7 +47,12 @@ if TYPE_CHECKING:
         Z,
     )
 
+#: The version of these classes and values. A plugin says which one it was written for: `MIXAR_INTERFACE = 2` in its
+#: module. What changed from one to the next stands in docs/plugins.md.
+INTERFACE = 2
+
 __all__ = [
+    "INTERFACE",
     "MASKED_CODE",
     "NO_CLASS",
     "Backbone",

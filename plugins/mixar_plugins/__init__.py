@@ -6,6 +6,9 @@ from pathlib import Path
 
 from mixar import Part, hookimpl
 
+#: the version of mixar's interface that this was written for
+MIXAR_INTERFACE = 2
+
 
 @hookimpl
 def mixar_parts() -> list[Part]:

@@ -2,6 +2,8 @@
 
     from mixar import Part, hookimpl
 
+    MIXAR_INTERFACE = 2  # the version of `mixar_core` that the parts were written for
+
     @hookimpl
     def mixar_parts():
         return [Part("injector", "dc-sum", DCSum, DCSumConfig)]
@@ -91,6 +93,9 @@ class Hooks(Protocol):
 
 _HOOKS = [name for name in vars(Hooks) if name.startswith("mixar_")]
 
+
+#: in a word, what a part that was written for the interface before this one meets
+_CHANGED = "a Condition in place of labels, heads on (B, K, D), a prior's DrawnCodes, a tokenizer's layout"
 
 #: the kinds of parts that the core knows: name -> abstract class in mixar_core
 _OWN_KINDS = {
@@ -218,8 +223,8 @@ class Registry:
 def plugin_manager(*, blocked: Sequence[str] = ()) -> Registry:
     """Load every plugin of the entry-point group `mixar` but the `blocked` ones.
 
-    A plugin that cannot be imported, has a misspelt hook or offers something that is not a part is left out and
-    reported in `Registry.broken`; the others still load.
+    A plugin that cannot be imported, has a misspelt hook, offers something that is not a part, or parts that were
+    written for another interface, is left out and reported in `Registry.broken`; the others still load.
 
     Raises:
         UserError: one plugin name is used by two distributions, one part's name by two parts, or a blocked name is
@@ -338,6 +343,23 @@ def _check_hooks(manager: pluggy.PluginManager, module: ModuleType) -> None:
     except pluggy.PluginValidationError as error:
         unknown = next(caller.name for caller in callers if not caller.has_spec())
         raise TypeError(f'unknown hook "{unknown}"; {choices(_HOOKS, unknown)}') from error
+    if {"mixar_parts", "mixar_kinds"} & {caller.name for caller in callers}:
+        _check_interface(module)
+
+
+def _check_interface(module: ModuleType) -> None:
+    """See that parts were written for the abstract classes there are."""
+    written_for, ours = getattr(module, "MIXAR_INTERFACE", 1), mixar_core.INTERFACE
+    if written_for == ours:
+        return
+    if type(written_for) is not int or written_for < 1:
+        raise TypeError(f"MIXAR_INTERFACE is {written_for!r}, not the number of a version; this mixar has {ours}")
+    says = f"written for interface {written_for}, this mixar has {ours}"
+    if written_for > ours:
+        raise TypeError(f"{says}: upgrade mixar")
+    raise TypeError(
+        f"{says}: {_CHANGED}; docs/plugins.md says what to change before it declares MIXAR_INTERFACE = {ours}"
+    )
 
 
 def _checked(part: object, kinds: Mapping[str, type]) -> Part:

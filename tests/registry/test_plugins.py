@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mixar.plugins import plugin_manager
+import mixar_core
+from mixar.plugins import load_plugins, plugin_manager
 from mixar_core.errors import UserError
 
 Install = Callable[..., None]
@@ -20,6 +21,8 @@ GOOD = """
     from mixar_core.training.callback import Callback
     from mixar import hookimpl
     from mixar import Part
+
+    MIXAR_INTERFACE = 2
 
     @frozen
     class BellConfig:
@@ -44,6 +47,8 @@ INJECTOR = """
     from mixar import hookimpl
     from mixar import Part
 
+    MIXAR_INTERFACE = 2
+
     @frozen
     class Config:
         pass
@@ -58,6 +63,8 @@ INJECTOR = """
     def mixar_parts():
         return [Part("injector", "mine", Mine, Config)]
 """
+
+HOOK = "from mixar import UserError, hookimpl\nMIXAR_INTERFACE = 2\n@hookimpl\n"
 
 
 @pytest.fixture
@@ -125,13 +132,10 @@ def test_one_part_twice_of_one_plugin_is_refused(install: Install) -> None:
         (GOOD.replace("mixar_parts", "mixar_partz").replace("NAME", '"bell"'), "did you mean mixar_parts"),
         (GOOD.replace("NAME", '"Bell!"'), "lower-case"),
         (GOOD.replace("NAME", "1 / 0"), "ZeroDivisionError"),
-        ("from mixar import hookimpl\n@hookimpl\ndef mixar_kinds():\n    return 1 / 0", "ZeroDivisionError"),
-        (
-            "from mixar import UserError, hookimpl\n@hookimpl\ndef mixar_parts():\n    raise UserError('no bells')",
-            "no bells",
-        ),
-        ("from mixar import hookimpl\n@hookimpl\ndef mixar_kinds():\n    return 'bells'", "AttributeError"),
-        ("from mixar import hookimpl\n@hookimpl\ndef mixar_kinds():\n    return {'head': int}", 'kind "head" is there'),
+        (HOOK + "def mixar_kinds():\n    return 1 / 0", "ZeroDivisionError"),
+        (HOOK + "def mixar_parts():\n    raise UserError('no bells')", "no bells"),
+        (HOOK + "def mixar_kinds():\n    return 'bells'", "AttributeError"),
+        (HOOK + "def mixar_kinds():\n    return {'head': int}", 'kind "head" is there'),
         (GOOD.replace('"callback", NAME', '"callbak", "bell"'), "did you mean callback"),
         (GOOD.replace('"callback", NAME', '"head", "bell"'), "does not derive from ContinuousHead"),
         (GOOD.replace("@frozen", "").replace("NAME", '"bell"'), "not a frozen attrs class"),
@@ -155,6 +159,59 @@ def test_a_broken_plugin_is_reported_and_the_others_load(install: Install, code:
     assert registry.part("injector", "dc-mix")
     with pytest.raises(UserError, match="bell-shop"):  # what is missed may be what it would have brought
         registry.part("callback", "bell")
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        (None, "written for interface 1, this mixar has 2: a Condition in place of labels"),
+        ("1", "docs/plugins.md says what to change"),
+        ("3", "written for interface 3, this mixar has 2: upgrade mixar"),
+        ("'2'", "MIXAR_INTERFACE is '2', not the number of a version"),
+        ("True", "MIXAR_INTERFACE is True, not the number of a version"),
+        ("0", "MIXAR_INTERFACE is 0, not the number of a version"),
+        ("2.5", "MIXAR_INTERFACE is 2.5, not the number of a version"),
+    ],
+)
+@pytest.mark.parametrize("code", [GOOD, HOOK + "def mixar_kinds():\n    return {'bell': int}"])
+def test_parts_of_another_interface_are_left_out(
+    install: Install, declared: str | None, reason: str, code: str
+) -> None:
+    old = code.replace("MIXAR_INTERFACE = 2", "" if declared is None else f"MIXAR_INTERFACE = {declared}")
+    install("bell-shop", "bells", old.replace("NAME", '"bell"'))
+    registry = plugin_manager()
+    (broken,) = registry.broken
+    assert broken.distribution == "bell-shop 1.0" and not broken.parts and "bell" not in registry.kinds
+    assert broken.problem is not None and reason in broken.problem and "\n" not in broken.problem
+    assert registry.part("injector", "dc-mix")
+    with pytest.raises(UserError, match=r"bell-shop 1\.0 was not loaded"):
+        registry.part("callback", "bell")
+
+
+def test_recipes_and_commands_are_of_no_interface(install: Install, tmp_path: Path) -> None:
+    (tmp_path / "ring.yaml").write_text("summary: x\n")
+    hooks = """
+        from pathlib import Path
+        from mixar import hookimpl
+
+        @hookimpl
+        def mixar_recipe_folders():
+            return [Path(FOLDER)]
+
+        @hookimpl
+        def mixar_commands(app):
+            pass
+    """
+    install("bell-shop", "bells", hooks.replace("FOLDER", repr(str(tmp_path))))
+    registry = plugin_manager()
+    assert not registry.broken and registry.find_recipe("ring") == tmp_path / "ring.yaml"
+
+
+def test_our_own_packages_say_which_interface_they_were_written_for() -> None:
+    manager, plugins = load_plugins()
+    assert not [plugin for plugin in plugins if plugin.problem]
+    for plugin in plugins:
+        assert manager.get_plugin(plugin.name).MIXAR_INTERFACE == mixar_core.INTERFACE
 
 
 def test_one_module_under_two_names_is_loaded_once(install: Install, tmp_path: Path) -> None:

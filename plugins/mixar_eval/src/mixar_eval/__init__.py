@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mixar_eval.evaluate import evaluate as evaluate
     from mixar_eval.report import Report as Report
 
+#: the version of mixar's interface that this was written for
+MIXAR_INTERFACE = 2
+
 __all__ = ["Report", "evaluate"]
 
 

@@ -10,6 +10,9 @@ from mixar import Part, hookimpl
 if TYPE_CHECKING:
     import typer
 
+#: the version of mixar's interface that this was written for
+MIXAR_INTERFACE = 2
+
 
 @hookimpl
 def mixar_kinds() -> Mapping[str, type]:

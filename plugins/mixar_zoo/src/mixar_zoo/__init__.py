@@ -10,6 +10,8 @@ from mixar import Part, hookimpl
 if TYPE_CHECKING:
     import typer
 
+#: the version of mixar's interface that this was written for
+MIXAR_INTERFACE = 2
 _HERE = Path(__file__).parent
 
 
