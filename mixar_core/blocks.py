@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,17 +10,22 @@ from torch import Tensor, nn
 PLAIN_BELOW = 256
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Softmax attention over (B, heads, T, width): the fused kernel, or plain products for short sequences on CPU."""
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention over (B, heads, T, width): the fused kernel, or plain products for short sequences on CPU.
+
+    `mask` is bool (queries, keys), True where a query looks at a key; None: everywhere.
+    """
     if q.device.type == "cpu" and k.shape[2] < PLAIN_BELOW:
-        return plain_attention(q, k, v, dropout)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return plain_attention(q, k, v, dropout, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask: Tensor | None = None) -> Tensor:
     """Softmax attention written out."""
-    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
-    return F.dropout(weights, dropout) @ v
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        weights = weights.masked_fill(~mask, -torch.inf)
+    return F.dropout(weights.softmax(dim=-1), dropout) @ v
 
 
 class Attention(nn.Module):

@@ -1,0 +1,118 @@
+"""What transformers that look backwards share: rotary positions, and attention that remembers keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mixar_core.blocks import Attention, CrossAttention, Mlp, attend
+from mixar_core.types import TokenLayout
+
+
+def rotary_angles(layout: TokenLayout, width: int, *, base: float = 10000.0) -> Tensor:
+    """By what angles a head of `width` numbers is turned at each position: (N, width / 2) float32.
+
+    On a grid one half of them goes with the row and the other with the column (width must be a multiple of 4); in any
+    other layout all go with the position (RoFormer, arXiv 2104.09864, Eq. 14-15).
+    """
+    places_N = torch.arange(layout.tokens)
+    axes = [places_N]
+    if layout.kind == "grid":
+        across = layout.scales[0].width
+        axes = [places_N // across, places_N % across]
+    part = width // len(axes)
+    frequencies = base ** (-torch.arange(0, part, 2) / part)
+    return torch.cat([axis[:, None] * frequencies for axis in axes], dim=1)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn neighbouring numbers of x (..., width) as a pair by angles (..., width / 2), in float32."""
+    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.cos(), angles.sin()
+    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+class KeyValueCache:
+    """One block's keys and values, (B, heads, length, width) each, of at most `capacity` tokens."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def extended(self, k: Tensor, v: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
+        """What it holds for these rows, the first of its own, and these after it; not kept, the next overwrite them."""
+        batch, heads, count, width = k.shape
+        if self._held is None:
+            shape = batch, heads, self.capacity, width
+            self._held = k.new_empty(shape), v.new_empty(shape)
+        until = self.length + count
+        for held, new in zip(self._held, (k, v), strict=True):
+            held[:batch, :, self.length : until] = new
+        if keep:
+            self.length = until
+        return self._held[0][:batch, :, :until], self._held[1][:batch, :, :until]
+
+
+class CachedAttention(Attention):
+    """Self-attention where positions are angles, a mask says who looks at whom, and a cache holds what came before."""
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        angles: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        keep: bool = False,
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D).
+
+        Args:
+            angles: by which queries and keys are turned, (B or 1, T, width of a head / 2); None: not at all.
+            mask: bool (T, what the cache holds + T), True where a token looks; None: everywhere.
+            cache: what came before; `keep`: whether these tokens stay in it.
+        """
+        q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if angles is not None:
+            q, k = rotate(q, angles[:, None]), rotate(k, angles[:, None])
+        if cache is not None:
+            k, v = cache.extended(k, v, keep=keep)
+        out = attend(q, k, v, self.attention_dropout if self.training else 0.0, mask)
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+
+class CachedBlock(nn.Module):
+    """Pre-norm transformer block around it; with `memory_width`, cross-attention follows self-attention and MLP."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        *,
+        attention_dropout: float = 0.0,
+        dropout: float = 0.0,
+        memory_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = CachedAttention(width, heads, attention_dropout=attention_dropout, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio), dropout=dropout)
+        self.cross = None if memory_width is None else CrossAttention(width, memory_width, heads, dropout=dropout)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BMD: Tensor | None = None,
+        angles: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        keep: bool = False,
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D); the other arguments are those of `CachedAttention`."""
+        x_BTD = x_BTD + self.attn(self.norm1(x_BTD), angles, mask, cache, keep)
+        x_BTD = x_BTD + self.mlp(self.norm2(x_BTD))
+        if self.cross is not None and memory_BMD is not None:
+            x_BTD = self.cross(x_BTD, memory_BMD)
+        return x_BTD
