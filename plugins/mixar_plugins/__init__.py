@@ -13,6 +13,7 @@ MIXAR_INTERFACE = 2
 @hookimpl
 def mixar_parts() -> list[Part]:
     """Every component of this package, by kind; imported here, so that `mixar --help` waits for no torch."""
+    from mixar_plugins.backbones.causal import CausalBackbone, CausalConfig
     from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
     from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
     from mixar_plugins.callbacks.sample_grid import SampleGrid, SampleGridConfig
@@ -42,6 +43,7 @@ def mixar_parts() -> list[Part]:
         Part("prior", "maskgit", EmbeddingTokenPrior, MaskGitConfig),
         Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),
         Part("backbone", "masked", MaskedBackbone, MaskedConfig),
+        Part("backbone", "causal", CausalBackbone, CausalConfig),
         Part("injector", "none", NoGuidance, NoGuidanceConfig),
         Part("injector", "dc-mix", DCMix, DCMixConfig),
         Part("injector", "dc-sa", DCSA, CodeEmbeddingConfig),

@@ -11,13 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mixar.assembly import build as build_system
+from mixar.recipe import load_recipe
 from mixar_core.errors import UserError
 from mixar_core.masking import put, random_orders, raster_orders, split_by_order, take
+from mixar_core.model import Kept, MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.testing.common import build, normal
-from mixar_core.types import NO_CLASS, Condition, Grid, Guidance, MaskSplit, Step, TokenLayout
+from mixar_core.training.objective import MixARObjective
+from mixar_core.types import NO_CLASS, Condition, Grid, Guidance, ImageBatch, MaskSplit, Step, TokenLayout
 from mixar_plugins.backbones.causal import CausalBackbone, CausalConfig
 from mixar_plugins.backbones.transformer import rotary_angles, rotate
+from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
+from tests.toys import small_mixar
 
 GRID = TokenLayout("grid", (Grid(3, 4),))
 TOKENS, WIDTH, BATCH, CHANNELS = GRID.tokens, 16, 2, 3
@@ -47,7 +53,7 @@ MODELS = {
 def guidance_of(door: str, seed: int = 0) -> Guidance:
     length = {"none": 0, "fill": TOKENS, "prefix": 5, "memory": 7}[door]
     vectors = normal(BATCH, length, WIDTH, seed=seed)
-    return Guidance(**({} if door == "none" else {f"{door}_{'BND BPD BMD'.split()[DOORS.index(door) - 1]}": vectors}))
+    return Guidance(**({} if door == "none" else {f"{door}_{['BND', 'BPD', 'BMD'][DOORS.index(door) - 1]}": vectors}))
 
 
 def orders_of(order: str, seed: int = 0) -> Tensor:
@@ -258,3 +264,65 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 4"):
         CausalConfig(width=12, heads=2)
     assert CausalConfig(width=12, heads=2, positions="learned").heads == 2
+
+
+def causal_mixar(injector: str, sampler: CosineConfig, **changes) -> MixAR:
+    model = small_mixar(injector)
+    sizes = {"layout": model.backbone.layout, "token_dim": 3, "num_classes": 5, "memory": injector == "dc-ca"}
+    model.trained["backbone"] = build(lambda: CausalBackbone(evolve(SMALL, **changes), **sizes))
+    model.sampler = CosineSampler(sampler)
+    return model
+
+
+RASTER, RANDOM = CosineConfig(order="raster", tokens_per_step=1), CosineConfig(tokens_per_step=3)
+
+
+@pytest.mark.parametrize("injector", ["none", "dc-mix", "dc-sa", "dc-ca"])
+@pytest.mark.parametrize("order, sampler", [("raster", RASTER), ("random", RANDOM)])
+def test_a_mixar_trains_and_draws_with_it(injector: str, order: str, sampler: CosineConfig) -> None:
+    model = causal_mixar(injector, sampler, order=order)
+    images = ImageBatch(normal(3, 3, 16, 16).clamp(-1, 1), torch.tensor([0, 4, NO_CLASS]))
+    objective = MixARObjective(model, SamplingConfig(cfg=2.0)).train()
+    objective(
+        objective.tokenize(images, noise=Noise.seeded(0)), step=0, steps=1, noise=Noise.seeded(0)
+    ).total.backward()
+    assert [name for name, parameter in model.trained.named_parameters() if parameter.grad is None] == []
+    model.eval()
+    latents = normal(3, 3, 4, 4)
+    kept = Kept(latents, torch.arange(5).expand(3, -1))
+    before = torch.get_rng_state()
+    one, same = (
+        model.generate(Condition(images.labels_B), settings=SamplingConfig(cfg=2.0), noise=Noise.seeded(1), kept=kept)
+        for _ in range(2)
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(one.latents_BChw, same.latents_BChw) and one.latents_BChw.isfinite().all()
+    assert torch.equal(one.latents_BChw.flatten(2)[:, :, :5], latents.flatten(2)[:, :, :5])
+
+
+def test_a_plan_that_raster_order_cannot_follow_is_refused() -> None:
+    for config in (CosineConfig(), CosineConfig(order="raster"), evolve(RASTER, tokens_per_step=2)):
+        assert not CosineSampler(config).raster
+        with pytest.raises(UserError, match="predicts row by row"):
+            model = causal_mixar("none", config, order="raster").eval()
+            model.generate(CONDITION, settings=SamplingConfig(), noise=Noise.seeded(0))
+    assert CosineSampler(RASTER).raster
+
+
+def test_compiled_blocks_draw_the_same() -> None:
+    torch.compiler.reset()
+    settings, drawn = SamplingConfig(cfg=2.0), []
+    for compiled in (False, True):
+        model = causal_mixar("dc-ca", RANDOM).eval()
+        for block in model.backbone.blocks() if compiled else ():
+            block.compile(backend="eager", fullgraph=True)
+        drawn.append(model.generate(CONDITION, settings=settings, noise=Noise.seeded(0)).latents_BChw)
+    torch.compiler.reset()
+    torch.testing.assert_close(*drawn, atol=1e-4, rtol=1e-4)
+
+
+def test_the_shipped_recipe_fits(registry) -> None:
+    model = build_system(load_recipe("digits_causal", registry=registry), registry, meta=True).model
+    assert model is not None and isinstance(model.backbone, CausalBackbone)
+    with pytest.raises(UserError, match="order raster"):
+        build_system(load_recipe("digits_causal", {"backbone.order": "raster"}, registry=registry), registry, meta=True)
