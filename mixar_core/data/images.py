@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy
@@ -128,14 +128,33 @@ def read_image(source: Path | bytes, size: int, *, where: str, orient: bool = Fa
     Raises:
         UserError: the image cannot be read.
     """
+    with _reading(where):
+        pixels = numpy.array(center_crop(_opened(source, orient), size))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def open_rgb(source: Path | bytes | Image.Image, *, where: str, orient: bool = False) -> Image.Image:
+    """Decode an image, or take one that is open, as `read_image` does, and leave it whole.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
+    with _reading(where):
+        return to_rgb(source) if isinstance(source, Image.Image) else _opened(source, orient)
+
+
+def _opened(source: Path | bytes, orient: bool) -> Image.Image:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+        image = to_rgb(opened)
+        turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1)) if orient else None
+    return image if turn is None else image.transpose(turn)
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            image = to_rgb(opened)
-            if orient and (turn := _TURNS.get(opened.getexif().get(_ORIENTATION, 1))) is not None:
-                image = image.transpose(turn)
-            pixels = numpy.array(center_crop(image, size))
+        yield
     except UNREADABLE as error:
         # Pillow's message may name an object's address: keep it short.
         reason = "not an image Pillow knows" if "cannot identify" in str(error) else str(error)
         raise UserError(f"{where}: unreadable image: {reason or 'not enough memory for it'}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

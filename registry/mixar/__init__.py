@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mixar.assembly import System, build
+    from mixar.editing import Edited
     from mixar.generation import Generation
     from mixar.model import Model, load
     from mixar.plugins import Part, Registry, evaluate, hookimpl, plugin_manager
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = version("mixar")
 __all__ = [
+    "Edited",
     "Generation",
     "Model",
     "Part",
@@ -47,6 +49,7 @@ __all__ = [
 
 _HOMES = {
     "mixar.assembly": ("System", "build"),
+    "mixar.editing": ("Edited",),
     "mixar.generation": ("Generation",),
     "mixar.model": ("Model", "load"),
     "mixar.plugins": ("Part", "Registry", "evaluate", "hookimpl", "plugin_manager"),

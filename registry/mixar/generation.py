@@ -6,12 +6,20 @@ import math
 from collections.abc import Callable, Sequence
 
 import attrs
+import torch
 from PIL import Image
 from torch import Tensor
 
 from mixar.labels import checked_number
-from mixar_core.pictures import labelled_grid, legible, to_pil
+from mixar_core.data.streams import seed_of
+from mixar_core.errors import UserError
+from mixar_core.noise import Noise
+from mixar_core.pictures import labelled_grid, legible, to_pil, to_uint8
+from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.types import NO_CLASS
+
+#: called with steps done and steps in all
+Progress = Callable[[int, int], None]
 
 #: images in a picture of many at most, and in a row of it
 SHOWN, WIDEST = 64, 16
@@ -43,18 +51,43 @@ class Generation:
         return grid_picture(self.images, self.names, self.labels, columns=columns)
 
 
+def batch_noise(seed: int, index: int) -> Noise:
+    """The noise of the batch with this index: of no other batch, and the same wherever it is drawn."""
+    return Noise.seeded(seed_of(seed, index))
+
+
+@torch.no_grad()
+def decoded(tokenizer: ContinuousTokenizer | DiscreteTokenizer, coded: Tensor) -> Tensor:
+    """Images as uint8, on the CPU. One that is not finite would become a black one, and be measured as that."""
+    with torch.autocast(coded.device.type, enabled=False):
+        images_B3HW = tokenizer.decode(coded)
+    bad = ~images_B3HW.isfinite().flatten(1).all(dim=1)
+    if bad.any():
+        raise UserError(
+            f"{int(bad.sum())} of {len(bad)} images drawn are not finite: try float32, a bound on the head's x_0 "
+            "(head.clip), or other weights"
+        )
+    return to_uint8(images_B3HW).cpu()
+
+
 def label_name(label: int, names: Sequence[str]) -> str:
     """A class's name, or its number where names are not known."""
     return names[label] if 0 <= label < len(names) else ("no class" if label == NO_CLASS else str(label))
 
 
 def grid_picture(
-    images_B3HW: Tensor, names: Sequence[str], labels: Sequence[int] | None = None, *, columns: int | None = None
+    images_B3HW: Tensor,
+    names: Sequence[str],
+    labels: Sequence[int] | None = None,
+    *,
+    columns: int | None = None,
+    side: int = 96,
 ) -> Image.Image:
     """uint8 images (B, 3, H, W) in one picture, each with its name; small ones enlarged so that the name fits.
 
     Args:
         labels: numbers to show instead of names that the font has no letters for.
+        side: pixels an image is wide at least, as far as whole multiples go.
 
     Raises:
         UserError: `columns` is no whole number above zero.
@@ -62,7 +95,7 @@ def grid_picture(
     if labels is not None:
         names = [name if legible(name) else str(label) for name, label in zip(names, labels, strict=True)]
     columns = checked_number(columns, "columns", low=1, whole=True) or math.ceil(math.sqrt(len(names)))
-    return labelled_grid(images_B3HW, names, columns=columns, scale=max(1, 96 // images_B3HW.shape[-1]))
+    return labelled_grid(images_B3HW, names, columns=columns, scale=max(1, side // images_B3HW.shape[-1]))
 
 
 def overview(

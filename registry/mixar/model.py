@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,24 +11,20 @@ import torch
 from torch import Tensor
 
 from mixar.assembly import System, build, open_data
+from mixar.editing import Edited, Level, edit
 from mixar.folder import RECIPE, Kind, find_weights, read_provenance, weights_file
-from mixar.generation import Generation, label_name
+from mixar.generation import Generation, Progress, batch_noise, decoded, label_name
 from mixar.labels import Labels, checked_number, class_numbers, code_tensor
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import TRAINABLE, Recipe, load_recipe
 from mixar.text import choices
-from mixar_core.data.streams import seed_of
 from mixar_core.distributed import available_device
 from mixar_core.errors import UserError
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
-from mixar_core.pictures import to_uint8
-from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.types import Condition
+from mixar_core.types import NO_CLASS, Condition
 
 Precision = Literal["float32", "bf16"]
-#: called with steps done and steps in all
-Progress = Callable[[int, int], None]
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -85,7 +81,7 @@ class Model:
             UserError: no such class, a value that is not allowed, or the model draws no images.
         """
         labels_B, settings = self.labels(labels), self.settings(steps=steps, cfg=cfg, temperature=temperature)
-        codes_BN = None if codes is None else self._checked_codes(codes, len(labels_B))
+        codes_BN = None if codes is None else self.checked_codes(codes, len(labels_B))
         batches = _batches(len(labels_B), seed, batch_size)
         drawn = []
         for index, (rows, noise) in enumerate(batches):
@@ -104,6 +100,64 @@ class Model:
             names=tuple(label_name(number, self.class_names) for number in numbers),
             codes=None if used[0] is None else torch.cat(used),
             steps=torch.cat([torch.stack(each) for each in pictures], dim=1) if pictures[0] else None,
+        )
+
+    def edit(
+        self,
+        image: Any,
+        mask: Any = None,
+        labels: Labels = NO_CLASS,
+        *,
+        level: Level | None = None,
+        outside: bool = False,
+        place: Sequence[int] | None = None,
+        paste: bool = True,
+        feather: int | None = None,
+        steps: int | None = None,
+        cfg: float | None = None,
+        temperature: float | None = None,
+        seed: int = 0,
+        codes: Any = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Edited:
+        """Draw a region of an image anew. A token is drawn anew if any of its pixels lies in the region.
+
+        The latents of all other tokens stay as they are. Decoding changes their pixels nevertheless, so these come
+        from the input. What is drawn for an image depends on the seed and its place among the images, and on no other.
+
+        Args:
+            image, mask, outside, place: see `mixar.regions.make_canvas`; several in a list. One stands for all.
+            labels: one an image, or one for all: what is drawn. Several for one image: as many results.
+            level: both: codes and latents (the default where there are codes). latents: the codes are the image's own
+                (the default where there are none). codes: these alone, and `raw` is what they decode to; of a prior
+                this is the only level.
+            paste: take the pixels outside the region from the input. False: the result as decoded.
+            feather: pixels outside the region over which the input fades in; None: a quarter of a token's side.
+            steps, cfg, temperature: see `settings`; those of the prior at level codes.
+            codes: whole numbers (B, N) to stand for the image's own, at level latents.
+            batch_size: results at a time; None draws all at once that have as many tokens to draw.
+            progress: called after every step with steps done and steps in all.
+
+        Raises:
+            UserError: an image or mask cannot be read, or does not fit; the mask touches no pixel, or every token; or
+                the model cannot keep these tokens.
+        """
+        return edit(
+            self,
+            image,
+            mask,
+            labels,
+            level=level,
+            outside=outside,
+            place=place,
+            paste=paste,
+            feather=feather,
+            changes={"steps": steps, "cfg": cfg, "temperature": temperature},
+            seed=seed,
+            codes=codes,
+            batch_size=batch_size,
+            progress=progress,
         )
 
     @torch.no_grad()
@@ -125,17 +179,17 @@ class Model:
         model, pictures = self.system.model, []
         if model is None:
             if codes_BN is None:
-                codes_BN = self._draw_codes(labels_B, settings, noise)
+                codes_BN = self.draw_codes(labels_B, settings, noise)
             images_B3HW = self.decode_codes(codes_BN)
             progress(1, 1)
         else:
-            with self._computing():
+            with self.computing():
                 condition = model.condition(labels_B)
                 for step in model.generation_steps(condition, settings=settings, noise=noise, codes_BN=codes_BN):
                     if keep_steps:
-                        pictures.append(self._decoded(model.continuous_tokenizer, step.latents_BChw))
+                        pictures.append(decoded(model.continuous_tokenizer, step.latents_BChw))
                     progress(step.index + 1, step.count)
-            images_B3HW = pictures[-1] if pictures else self._decoded(model.continuous_tokenizer, step.latents_BChw)
+            images_B3HW = pictures[-1] if pictures else decoded(model.continuous_tokenizer, step.latents_BChw)
             codes_BN = step.codes_BN
         return images_B3HW, None if codes_BN is None else codes_BN.cpu(), pictures
 
@@ -157,7 +211,7 @@ class Model:
         labels_B = self.labels(labels)
         settings = self.settings(steps=steps, cfg=cfg, temperature=temperature, of_prior=True)
         batches = _batches(len(labels_B), seed, batch_size)
-        return torch.cat([self._draw_codes(labels_B[rows], settings, noise) for rows, noise in batches])
+        return torch.cat([self.draw_codes(labels_B[rows], settings, noise) for rows, noise in batches])
 
     @torch.no_grad()
     def decode_codes(self, codes: Any) -> Tensor:
@@ -166,9 +220,9 @@ class Model:
         Raises:
             UserError: there is none, or these are no codes of it.
         """
-        codes_BN = self._checked_codes(codes, None)
+        codes_BN = self.checked_codes(codes, None)
         assert self.system.discrete_tokenizer is not None
-        return self._decoded(self.system.discrete_tokenizer, codes_BN)
+        return decoded(self.system.discrete_tokenizer, codes_BN)
 
     def labels(self, labels: Labels) -> Tensor:
         """Class numbers int64 (B,) on the model's device, of numbers or names.
@@ -224,12 +278,19 @@ class Model:
         return "prior_" if self.system.model is None else ""
 
     @torch.no_grad()
-    def _draw_codes(self, labels_B: Tensor, settings: SamplingConfig, noise: Noise) -> Tensor:
+    def draw_codes(
+        self, labels_B: Tensor, settings: SamplingConfig, noise: Noise, given_BN: Tensor | None = None
+    ) -> Tensor:
+        """Codes (B, N) from the prior; of `given_BN` those that are not MASKED_CODE stay.
+
+        Raises:
+            UserError: there is no prior.
+        """
         if self.system.prior is None:
             raise UserError(
                 f"model {self.recipe.name}: has no prior to draw codes from; it trains {self.recipe.trains}"
             )
-        with self._computing():
+        with self.computing():
             model = self.system.model
             drawn = self.system.prior.sample(
                 Condition(labels_B) if model is None else model.condition(labels_B),
@@ -237,36 +298,26 @@ class Model:
                 steps=settings.prior_steps,
                 cfg=settings.prior_cfg,
                 temperature=settings.prior_temperature,
+                given_BN=given_BN,
             )
             return drawn.codes_BN
 
-    def _computing(self) -> torch.autocast:
+    def computing(self) -> torch.autocast:
+        """What all but the tokenizers run under."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def _decoded(self, tokenizer: ContinuousTokenizer | DiscreteTokenizer, coded: Tensor) -> Tensor:
-        """Images as uint8. One that is not finite would become a black one, and be measured as that."""
-        with torch.autocast(self.device.type, enabled=False):
-            images_B3HW = tokenizer.decode(coded)
-        bad = ~images_B3HW.isfinite().flatten(1).all(dim=1)
-        if bad.any():
-            raise UserError(
-                f"{int(bad.sum())} of {len(bad)} images drawn are not finite: try float32, a bound on the head's x_0 "
-                "(head.clip), or other weights"
-            )
-        return to_uint8(images_B3HW).cpu()
+    def checked_codes(self, codes: object, images: int | None) -> Tensor:
+        """Codes int64 (B, N) on the model's device; `images` is what B must be, None: any.
 
-    def _checked_codes(self, codes: object, images: int | None) -> Tensor:
+        Raises:
+            UserError: they are none of this model's.
+        """
         tokenizer = self.system.discrete_tokenizer
         if tokenizer is None:
             raise UserError(
                 f"model {self.recipe.name}: has no discrete_tokenizer, so it neither takes nor decodes codes"
             )
         return code_tensor(codes, images, tokenizer.layout.tokens, tokenizer.codebook_size).to(self.device)
-
-
-def batch_noise(seed: int, index: int) -> Noise:
-    """The noise of the batch with this index: of no other batch, and the same wherever it is drawn."""
-    return Noise.seeded(seed_of(seed, index))
 
 
 def _batches(images: int, seed: object, batch_size: object) -> list[tuple[slice, Noise]]:

@@ -19,7 +19,8 @@ from attrs.validators import ge, in_, min_len
 from torch import Tensor
 
 from mixar.folder import sha256, versions
-from mixar.model import Model, batch_noise, prior_draws_from_data
+from mixar.generation import batch_noise
+from mixar.model import Model, prior_draws_from_data
 from mixar.recipe import PART_KEYS, to_plain
 from mixar.structure import differences
 from mixar.text import first_of

@@ -26,7 +26,7 @@ from mixar_core.storage import read_weights, write_weights, write_whole, writing
 
 _PICTURE = re.compile(r"(\d{3,})_.*\.png", re.DOTALL)
 #: what a folder of samples holds beside its pictures or chunks
-_BESIDE = (MANIFEST, TIMING, "grid.png", "codes_grid.png", "codes")
+_BESIDE = (MANIFEST, TIMING, "grid.png", "codes_grid.png", "codes", "edit.png", "input.png", "mask.png", "raw")
 _CHUNK = re.compile(r"chunk-(\d{6,})\.safetensors")
 
 
@@ -94,7 +94,12 @@ def picture_number(file: str) -> int | None:
     return int(match[1]) if (match := _PICTURE.fullmatch(file)) else None
 
 
-def write_folder(
+def named_pictures(images_B3HW: Tensor, names: Sequence[str], place: str = "") -> dict[str, Image.Image]:
+    """uint8 images (B, 3, H, W) as `000_name.png`, in the folder `place`."""
+    return {f"{place}{name}": to_pil(image) for name, image in zip(picture_names(names), images_B3HW, strict=True)}
+
+
+def write_samples(
     folder: Path,
     drawn: Generation,
     manifest: Mapping[str, Any],
@@ -102,22 +107,26 @@ def write_folder(
     codes_alone: Tensor | None = None,
     columns: int | None = None,
 ) -> None:
-    """PNGs `000_name.png`, `grid.png` and MANIFEST; with `codes_alone` (uint8 images) `codes/` and `codes_grid.png`.
+    """PNGs `000_name.png`, `grid.png` and MANIFEST; with `codes_alone` (uint8 images) `codes/` and `codes_grid.png`."""
+    pictures: dict[str, Image.Image] = {}
+    for place, grid, images in (("", "grid.png", drawn.images), ("codes/", "codes_grid.png", codes_alone)):
+        if images is not None:
+            pictures |= named_pictures(images, drawn.names, place)
+            pictures[grid] = grid_picture(images, drawn.names, drawn.labels, columns=columns)
+    write_folder(folder, pictures, manifest)
 
-    The folder appears whole, or not at all.
-    """
+
+def write_folder(folder: Path, pictures: Mapping[str, Image.Image], manifest: Mapping[str, Any]) -> None:
+    """Pictures by the file's name, which may have one folder before it, and MANIFEST: all of them, or nothing."""
     folder = folder.resolve()  # a link to it stays one
     with (
         writing(folder),
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as scratch,
     ):
         new = Path(scratch) / "new"
-        (new / "codes" if codes_alone is not None else new).mkdir(parents=True)
-        for place, grid, images in ((new, "grid.png", drawn.images), (new / "codes", "codes_grid.png", codes_alone)):
-            if images is not None:
-                for name, image_3HW in zip(picture_names(drawn.names), images, strict=True):
-                    to_pil(image_3HW).save(place / name)
-                grid_picture(images, drawn.names, drawn.labels, columns=columns).save(new / grid)
+        for name, picture in pictures.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(new / name)
         write_manifest(new / MANIFEST, manifest)
         if folder.exists():
             os.rename(folder, Path(scratch) / "old")

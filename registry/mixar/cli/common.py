@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -15,11 +16,15 @@ import typer
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
+    from mixar.model import Model
     from mixar.plugins import Registry
 
 NoPlugin = Annotated[
     list[str] | None,
     typer.Option("--no-plugin", metavar="NAME", help="Leave out this plugin; may be given more than once."),
+]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run folder, a model folder, or a shipped model's name.")
 ]
 Set = Annotated[
     list[str] | None,
@@ -89,6 +94,18 @@ Offline = Annotated[
     bool,
     typer.Option("--offline", callback=_go_offline, help="Fetch nothing: hf:// files come from this machine's cache."),
 ]
+
+
+def asked_classes(model: Model, classes: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """Class numbers asked for; none where none are."""
+    from mixar.labels import split_names
+
+    names = [name for text in classes for name in split_names(text, model.class_names)]
+    numbers = [item.strip() for text in labels for item in text.split(",")]
+    if not all(re.fullmatch(r"[+-]?[0-9]+", number) for number in numbers):
+        raise UserError(f"--labels {','.join(labels)}: not whole numbers separated by commas")
+    wanted = [*names, *map(int, numbers)]
+    return model.labels(wanted).tolist() if wanted else []
 
 
 def command_line(*words: object) -> str:

@@ -14,6 +14,7 @@ from typer.models import CommandInfo, TyperInfo
 
 from mixar.cli.cache import cache_command
 from mixar.cli.common import NoPlugin, Offline
+from mixar.cli.edit import edit_command
 from mixar.cli.inspect import plugins_command, recipe_app, recipes_command
 from mixar.cli.sample import sample_command
 from mixar.cli.train import train_command
@@ -33,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("sample")(sample_command)
+app.command("edit")(edit_command)
 app.command("train")(train_command)
 app.command("cache")(cache_command)
 app.command("recipes")(recipes_command)

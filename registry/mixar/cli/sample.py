@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,12 +14,14 @@ from mixar.cli.common import (
     Batch,
     Cfg,
     Device,
+    ModelName,
     NoPlugin,
     Precision,
     Raw,
     Steps,
     Temperature,
     as_path,
+    asked_classes,
     at_least,
     open_registry,
 )
@@ -38,9 +38,7 @@ DEFAULT_CLASSES = 10
 
 def sample_command(
     context: typer.Context,
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run folder, a model folder, or a shipped model's name.")
-    ],
+    model: ModelName,
     classes: Annotated[
         list[str] | None,
         typer.Option(metavar="A,B", help="Class names, separated by commas; may be given more than once."),
@@ -126,7 +124,7 @@ def sample_command(
     loaded = load(
         model, device=processes.device, weights="raw" if raw else "ema", precision=precision, registry=registry
     )
-    asked, every = _asked(loaded, classes or (), labels or ()), all_classes(loaded)
+    asked, every = asked_classes(loaded, classes or (), labels or ()), all_classes(loaded)
     changes: dict[str, Any] = {"steps": steps, "cfg": cfg, "temperature": temperature}
     planned = partial(Plan, batch=batch, seed=seed, settings=loaded.settings(**changes))
     if count is None:
@@ -141,32 +139,20 @@ def sample_command(
     _draw_many(loaded, plan, folder, processes, npz=npz, force=force)
 
 
-def _asked(model: Model, classes: Sequence[str], labels: Sequence[str]) -> list[int]:
-    """Class numbers asked for; none where none are."""
-    from mixar.labels import split_names
-
-    names = [name for text in classes for name in split_names(text, model.class_names)]
-    numbers = [item.strip() for text in labels for item in text.split(",")]
-    if not all(re.fullmatch(r"[+-]?[0-9]+", number) for number in numbers):
-        raise UserError(f"--labels {','.join(labels)}: not whole numbers separated by commas")
-    wanted = [*names, *map(int, numbers)]
-    return model.labels(wanted).tolist() if wanted else []
-
-
 def _draw_few(
     model: Model, plan: Plan, folder: Path, changes: dict[str, Any], *, columns: int | None, codes_too: bool
 ) -> None:
     """Draw at once, into a folder that appears whole; `changes`: of the settings, for `Model.generate`."""
     from mixar.cli.progress import progress_bar
     from mixar.sampling import describe
-    from mixar.stores import write_folder
+    from mixar.stores import write_samples
 
     with progress_bar("sampling") as show:
         drawn = model.generate(plan.labels_N(), seed=plan.seed, batch_size=plan.batch, progress=show, **changes)
     if codes_too and drawn.codes is None:
         raise UserError(f"--codes-too: model {model.recipe.name} uses no discrete codes")
     alone = model.decode_codes(drawn.codes) if codes_too else None
-    write_folder(folder, drawn, describe(model, plan), codes_alone=alone, columns=columns)
+    write_samples(folder, drawn, describe(model, plan), codes_alone=alone, columns=columns)
     print(f"{plan.count} images in {folder}, all of them in {folder / 'grid.png'}")
 
 

@@ -1,0 +1,95 @@
+"""Codes that are given to a prior's sampler: they stay, and all others are drawn to them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mixar_core.mixture import MASKED_CODE
+from mixar_core.noise import Noise
+from mixar_core.types import Condition
+from mixar_plugins.priors.masked_transformer import (
+    BitTokenPrior,
+    EmbeddingTokenPrior,
+    MaskBitConfig,
+    MaskedTransformerPrior,
+)
+from tests.toys import SignTokenizer
+
+TOKENS, CODES = 16, 8
+
+
+def make(cls: type[MaskedTransformerPrior] = BitTokenPrior, **changes) -> MaskedTransformerPrior:
+    torch.manual_seed(0)
+    sizes = {"bits": 3, "stride": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "steps": 5, "splits": 3}
+    prior = cls(MaskBitConfig(**{**sizes, **changes}), tokenizer=SignTokenizer(), num_classes=2).eval()
+    for parameter in prior.parameters():  # so that logits are not flat
+        torch.nn.init.normal_(parameter, std=0.5)
+    return prior
+
+
+def some_codes(seed: int, share: float) -> Tensor:
+    """Two rows of codes, of which about this share is given."""
+    generator = torch.Generator().manual_seed(seed)
+    codes_BN = torch.randint(CODES, (2, TOKENS), generator=generator)
+    return codes_BN.masked_fill(torch.rand(2, TOKENS, generator=generator) >= share, MASKED_CODE)
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+    st.integers(1, 70),
+    st.sampled_from([1, 3]),
+    st.sampled_from([BitTokenPrior, EmbeddingTokenPrior]),
+)
+def test_given_codes_stay_at_every_step_and_the_others_are_drawn(seed, share, steps, splits, cls) -> None:
+    given_BN = some_codes(seed, share)
+    known_BN = given_BN != MASKED_CODE
+    prior, condition = make(cls, splits=splits), Condition(torch.tensor([0, 1]))
+    seen = list(prior.sample_steps(condition, noise=Noise.seeded(seed), steps=steps, given_BN=given_BN))
+    for drawn in seen:
+        assert torch.equal(drawn.codes_BN[known_BN], given_BN[known_BN])
+        assert not drawn.confidence_BN[known_BN].any()
+    assert seen[-1].codes_BN.min() >= 0 and seen[-1].codes_BN.max() < CODES
+    assert (seen[-1].confidence_BN[~known_BN] < 0).all()
+    assert len(seen) <= max(1, min(steps, splits * int((~known_BN).sum(dim=1).max())))
+
+
+@pytest.mark.parametrize("cls", [BitTokenPrior, EmbeddingTokenPrior])
+def test_every_prediction_sees_the_given_codes(cls, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, given_BN, seen = make(cls), some_codes(1, 0.5), []
+    forward = prior.forward
+    monkeypatch.setattr(prior, "forward", lambda tokens, labels: seen.append(tokens) or forward(tokens, labels))
+    prior.sample(Condition(torch.tensor([0, 1])), noise=Noise.seeded(2), cfg=0.0, given_BN=given_BN)
+    known_BN = given_BN != MASKED_CODE
+    entries_BNS = prior._entries(given_BN.clamp(min=0))
+    assert len(seen) == 5
+    for tokens_BNS in seen:
+        assert torch.equal(tokens_BNS[known_BN], entries_BNS[known_BN])
+    assert (seen[0][~known_BN] == prior.mask_token).all()
+
+
+def test_one_step_without_noise_is_the_likeliest_given_the_given() -> None:
+    prior, condition = make(splits=1), Condition(torch.tensor([0, 1]))
+    confidences = []
+    for seed in (1, 2):
+        given_BN = some_codes(seed, 1.0)
+        given_BN[:, 5:9] = MASKED_CODE
+        drawn = prior.sample(condition, noise=Noise.seeded(0), steps=1, cfg=0.0, temperature=0.0, given_BN=given_BN)
+        tokens_BNS = given_BN.masked_fill(given_BN == MASKED_CODE, prior.mask_token)[..., None]
+        best = prior(tokens_BNS, condition.labels_B)[:, 5:9, 0].log_softmax(dim=-1).max(dim=-1)
+        assert torch.equal(drawn.codes_BN[:, 5:9], best.indices)
+        torch.testing.assert_close(drawn.confidence_BN[:, 5:9], best.values)
+        confidences.append(best.values)
+    assert (confidences[0] != confidences[1]).all(), "other neighbours, other chances"
+
+
+def test_nothing_given_is_as_without() -> None:
+    prior, condition = make(), Condition(torch.tensor([0, 1]))
+    nothing_BN = torch.full((2, TOKENS), MASKED_CODE)
+    one, other = (prior.sample(condition, noise=Noise.seeded(3), given_BN=codes) for codes in (None, nothing_BN))
+    assert torch.equal(one.codes_BN, other.codes_BN)
