@@ -22,6 +22,7 @@ from mixar_core.testing.common import (
     unchanged,
 )
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
+from mixar_core.types import Grid
 
 
 def check_continuous_tokenizer(make: Callable[[], ContinuousTokenizer]) -> None:
@@ -43,10 +44,11 @@ def check_continuous_tokenizer(make: Callable[[], ContinuousTokenizer]) -> None:
                 "encode with noise": module.encode(images_B3HW, Noise.seeded(0)),
                 "decode_raw": module.decode_raw(latents_BChw),
                 "decode": module.decode(latents_BChw),
+                "project": module.project(_tokens_BNC(latents_BChw)),
             }
 
     tokenizer, found = check_module(make, exercise)
-    _check_grid(tokenizer)
+    _check_layout(tokenizer)
     state = tokenizer.state_dict()
     for name in ("latent_mean_C", "latent_std_C"):
         expect(name in state, f"{name} is not in the state dict: the statistics would not travel with the weights")
@@ -63,6 +65,12 @@ def check_continuous_tokenizer(make: Callable[[], ContinuousTokenizer]) -> None:
         raw = {"latents": found["encode"] * std + mean}
         expect_equal("encode is not (raw - mean) / std", raw, {"latents": found["posterior's mean"]}, rtol=1e-4)
         alone = {"encode": tokenizer.encode(images_B3HW[:1]), "decode": tokenizer.decode(latents_BChw[:1])}
+        tokens_BNC, projected = _tokens_BNC(latents_BChw), {"project": found["project"]}
+        expect_tensor("project", found["project"], tokens_BNC.shape)
+        again = {"project": tokenizer.project(found["project"])}
+        expect_equal("what is projected changes when it is projected again", projected, again, rtol=1e-4)
+        by_token = torch.stack([tokenizer.project(token_BC) for token_BC in tokens_BNC.unbind(1)], dim=1)
+        expect_equal("a token depends on those beside it", projected, {"project": by_token}, rtol=1e-4)
     expect_alone(found, alone)
 
     tokenizer.train()
@@ -81,29 +89,37 @@ def check_discrete_tokenizer(make: Callable[[], DiscreteTokenizer]) -> None:
 
     def exercise(module: DiscreteTokenizer, device: str) -> dict[str, Tensor]:
         images_B3HW = images_of(module, device)
-        codes_BN = codes_of(module.codebook_size, module.grid.tokens, device)
+        codes_BN = codes_of(module.codebook_size, module.layout.tokens, device)
         with unchanged(images=images_B3HW, codes=codes_BN):
             quantized = module.quantize(images_B3HW)
+            placed = {} if module.layout.grid is None else {"vectors_on_grid": module.vectors_on_grid(codes_BN)}
             return {
                 "quantize's vectors": quantized.vectors_BEhw,
                 "quantize's codes": quantized.codes_BN,
                 "encode": module.encode(images_B3HW),
                 "code_vectors": module.code_vectors(codes_BN),
                 "decode": module.decode(codes_BN),
+                **placed,
             }
 
     tokenizer, found = check_module(make, exercise)
-    _check_grid(tokenizer)
-    grid, width = tokenizer.grid, tokenizer.code_width
-    images_B3HW, codes_BN = images_of(tokenizer), codes_of(tokenizer.codebook_size, grid.tokens)
-    expect_tensor("quantize's vectors", found["quantize's vectors"], (BATCH, width, grid.height, grid.width))
+    _check_layout(tokenizer)
+    layout, width = tokenizer.layout, tokenizer.code_width
+    place = layout.grid or layout.shape
+    images_B3HW, codes_BN = images_of(tokenizer), codes_of(tokenizer.codebook_size, layout.tokens)
+    expect_tensor("quantize's vectors", found["quantize's vectors"], (BATCH, width, place.height, place.width))
     codes = (0, tokenizer.codebook_size - 1)
     for name in ("quantize's codes", "encode"):
-        expect_tensor(name, found[name], (BATCH, grid.tokens), dtype=torch.int64, within=codes)
-    expect_tensor("code_vectors", found["code_vectors"], (BATCH, grid.tokens, width))
+        expect_tensor(name, found[name], (BATCH, layout.tokens), dtype=torch.int64, within=codes)
+    expect_tensor("code_vectors", found["code_vectors"], (BATCH, layout.tokens, width))
+    if layout.grid is not None:
+        expect_tensor("vectors_on_grid", found["vectors_on_grid"], (BATCH, layout.grid.tokens, width))
     expect_tensor("decode", found["decode"], images_B3HW.shape, within=(-1.0, 1.0))
     with torch.no_grad():
-        by_code = tokenizer.code_vectors(found["quantize's codes"]).transpose(1, 2).unflatten(2, (grid.height, -1))
+        if layout.grid is None:
+            _expect_no_place(tokenizer, codes_BN)
+        vectors_of = tokenizer.code_vectors if layout.grid is None else tokenizer.vectors_on_grid
+        by_code = vectors_of(found["quantize's codes"]).transpose(1, 2).unflatten(2, (place.height, -1))
         vectors = {"quantize's vectors": found["quantize's vectors"]}
         expect_equal("they are not those of its codes, row by row", vectors, {"quantize's vectors": by_code}, rtol=1e-5)
         alone = {"encode": tokenizer.encode(images_B3HW[:1]), "decode": tokenizer.decode(codes_BN[:1])}
@@ -120,10 +136,30 @@ def check_discrete_tokenizer(make: Callable[[], DiscreteTokenizer]) -> None:
 
 
 def _latent_shape(tokenizer: ContinuousTokenizer) -> tuple[int, int, int, int]:
-    return BATCH, tokenizer.latent_channels, tokenizer.grid.height, tokenizer.grid.width
+    shape = tokenizer.layout.shape
+    return BATCH, tokenizer.latent_channels, shape.height, shape.width
 
 
-def _check_grid(tokenizer: Tokenizer) -> None:
+def _tokens_BNC(latents_BChw: Tensor) -> Tensor:
+    return latents_BChw.flatten(2).transpose(1, 2)
+
+
+def _check_layout(tokenizer: Tokenizer) -> None:
+    layout = tokenizer.layout
     expect(tokenizer.image_size % tokenizer.stride == 0, "the image's size is not a multiple of the stride")
+    expect(layout.kind == "pyramid" or len(layout.scales) == 1, f"a {layout.kind} has one grid, not {layout.scales}")
+    if layout.kind == "sequence":
+        expect(layout.scales[0].height == 1, f"a sequence is one row, not {layout.scales[0]}")
+        return
     side = tokenizer.image_size // tokenizer.stride
-    expect((tokenizer.grid.height, tokenizer.grid.width) == (side, side), "the grid is not image_size / stride")
+    expect(layout.grid == Grid(side, side), "the grid is not image_size / stride")
+    sizes = [grid.tokens for grid in layout.scales]
+    expect(sizes == sorted(set(sizes)), f"the scales do not rise: {', '.join(map(str, layout.scales))}")
+
+
+def _expect_no_place(tokenizer: DiscreteTokenizer, codes_BN: Tensor) -> None:
+    try:
+        tokenizer.vectors_on_grid(codes_BN)
+    except TypeError:
+        return
+    raise AssertionError("vectors_on_grid raises no TypeError, and its codes have no place")

@@ -34,11 +34,14 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
     from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
     from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer, VQConfig, VQTokenizer
+    from mixar_plugins.tokenizers.residual import PyramidConfig, PyramidTokenizer, RVQConfig, RVQTokenizer
 
     return [
         Part("continuous-tokenizer", "kl", KLAutoencoder, KLConfig),
         Part("discrete-tokenizer", "lfq", LFQTokenizer, LFQConfig),
         Part("discrete-tokenizer", "vq", VQTokenizer, VQConfig),
+        Part("discrete-tokenizer", "rvq", RVQTokenizer, RVQConfig),
+        Part("discrete-tokenizer", "pyramid", PyramidTokenizer, PyramidConfig),
         Part("prior", "maskbit", BitTokenPrior, MaskBitConfig),
         Part("prior", "maskgit", EmbeddingTokenPrior, MaskGitConfig),
         Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),

@@ -27,6 +27,7 @@ IMAGE_SIZE, WIDTH, TOKEN_DIM = 16, 16, 4
 CONV = {"channels": 32, "channel_multipliers": (1, 1, 2), "blocks": 1}  # 32: group norm has 32 groups
 LFQ = {**CONV, "bits": 6}
 MASKED = {"width": 16, "depth": 1, "heads": 2, "buffer": 2}
+VQ = {**CONV, "codebook_size": 32, "code_width": 8}
 PRIOR = {"bits": 6, "stride": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "steps": 4}
 
 
@@ -86,8 +87,13 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
     "discrete-tokenizer": {
         "lfq": [LFQ, {**LFQ, "norm": "none"}],
         "vq": [
-            {**CONV, "codebook_size": 32, "code_width": 8},
-            {**CONV, "codebook_size": 32, "code_width": 8, "legacy": True, "downsample": "pool"},
+            VQ,
+            {**VQ, "legacy": True, "downsample": "pool"},
+        ],
+        "rvq": [{**VQ, "depth": 3}, {**VQ, "depth": 2, "shared": False}],
+        "pyramid": [
+            {**VQ, "scales": (1, 2, 4), "smoothing": 2},
+            {**VQ, "scales": (1, 3, 4), "smoothing": 0, "shared": False, "upsample": "nearest"},
         ],
     },
     "prior": {

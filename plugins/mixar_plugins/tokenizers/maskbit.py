@@ -13,14 +13,14 @@ from attrs import field, frozen, validators
 from torch import Tensor, nn
 
 from mixar_core.tokenizer import DiscreteTokenizer
-from mixar_core.types import Quantized
+from mixar_core.types import Quantized, TokenLayout
 from mixar_plugins.tokenizers import layers
 from mixar_plugins.tokenizers.quantizers import LookupFreeQuantizer, LookupQuantizer, Quantizer, QuantizerWeights
 
 
 @frozen(kw_only=True)
 class ConvConfig(QuantizerWeights):
-    """Settings that `lfq` and `vq` share.
+    """Settings that all tokenizers on ConvTokenizer share.
 
     Args:
         channels: width at full resolution.
@@ -90,6 +90,11 @@ class ConvTokenizer(DiscreteTokenizer):
         self.quantizer = quantizer
         if config.norm == "none":  # 1.6x faster on CPU; a group norm would change the layout back and forth
             self.to(memory_format=torch.channels_last)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Where the quantizer puts its codes."""
+        return self.quantizer.layout(super().layout.scales[0])
 
     def quantize(self, images_B3HW: Tensor) -> Quantized:
         """Encode and quantize; see Quantizer for the losses."""

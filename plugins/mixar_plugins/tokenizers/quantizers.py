@@ -1,4 +1,4 @@
-"""The two quantizers of MaskBit's tokenizers: lookup-free (bits) and lookup (a learned codebook)."""
+"""What a quantizer is, and the two of MaskBit's tokenizers: lookup-free (bits) and lookup (a learned codebook)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mixar_core.precision import full_precision
-from mixar_core.types import Quantized
+from mixar_core.types import Grid, Quantized, TokenLayout
 
 #: Probabilities are raised to this before their logarithm, as published. It is why a token's entropy is not just the
 #: sum of its bits': many codes of a large codebook lie below it.
@@ -40,7 +40,10 @@ class QuantizerWeights:
 
 
 class Quantizer(nn.Module):
-    """What both share: encoder output (B, E, h, w) to `Quantized`. Losses are float32, under autocast too.
+    """What all share: encoder output (B, E, h, w) to `Quantized`. Losses are float32, under autocast too.
+
+    One that gives each place the code nearest to it says what `vectors`, `nearest` and `entropy_totals` are; any other,
+    such as one made of several, its own `layout`, `vectors` and `search`.
 
     The losses are `quantizer` (the sum to train on) and its terms, weighted: `commitment`, `entropy`, for a lookup also
     `codebook`; and, unweighted, `per_sample_entropy` and `average_entropy` in nats. The entropies are zero outside
@@ -50,6 +53,10 @@ class Quantizer(nn.Module):
     def __init__(self, codes: int, width: int, weights: QuantizerWeights) -> None:
         super().__init__()
         self.codes, self.width, self.weights = codes, width, weights
+
+    def layout(self, grid: Grid) -> TokenLayout:
+        """Where the codes of an encoder output on this grid stand."""
+        return TokenLayout("grid", (grid,))
 
     def vectors(self, codes: Tensor) -> Tensor:
         """Code vectors (..., E) of codes (...)."""
@@ -64,27 +71,35 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def forward(self, encoded_BEhw: Tensor) -> Quantized:
-        size = encoded_BEhw.shape
         with full_precision(encoded_BEhw.device):  # at a temperature of 0.01 bfloat16 rounds affinities by whole units
-            encoded_RE = encoded_BEhw.float().permute(0, 2, 3, 1).flatten(0, 2)
-            codes_R = self.nearest(encoded_RE.detach())
-            vectors_RE = self.vectors(codes_R)
-            losses = self._losses(encoded_RE, vectors_RE)
+            exact_BEhw = encoded_BEhw.float()
+            found_BEhw, codes_BN, losses = self.search(exact_BEhw)
         # Straight through: the value is the code vector's, to the bit, the gradient the encoder's.
-        through_RE = vectors_RE.detach() + (encoded_RE - encoded_RE.detach())
         # Contiguous, so that the decoder's memory layout is its weights' choice.
-        vectors_BEhw = through_RE.unflatten(0, (size[0], size[2], size[3])).permute(0, 3, 1, 2).contiguous()
-        return Quantized(vectors_BEhw.to(encoded_BEhw.dtype), codes_R.unflatten(0, (size[0], -1)), losses)
+        vectors_BEhw = (found_BEhw.detach() + (exact_BEhw - exact_BEhw.detach())).contiguous()
+        return Quantized(vectors_BEhw.to(encoded_BEhw.dtype), codes_BN, losses)
 
     def compile(self, *args: object, **kwargs: object) -> None:
         """Nothing: torch.compile cannot make the frozen value that `forward` returns, and fails on it."""
 
-    def _losses(self, encoded_RE: Tensor, vectors_RE: Tensor) -> dict[str, Tensor]:
+    def search(self, encoded_BEhw: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What stands for the encoder output (B, E, h, w), its codes (B, N), losses; all of float32."""
+        encoded_RE, vectors_RE, codes_BN = self.assign(encoded_BEhw)
+        return in_place(vectors_RE, encoded_BEhw), codes_BN, self.losses(encoded_RE, encoded_RE, vectors_RE)
+
+    def assign(self, encoded_BEhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The places as rows (R, E), the code vectors (R, E) nearest to them, and their codes (B, h * w)."""
+        encoded_RE = encoded_BEhw.permute(0, 2, 3, 1).flatten(0, 2)
+        codes_R = self.nearest(encoded_RE.detach())
+        return encoded_RE, self.vectors(codes_R), codes_R.unflatten(0, (encoded_BEhw.shape[0], -1))
+
+    def losses(self, rows_RE: Tensor, wanted: Tensor, found: Tensor) -> dict[str, Tensor]:
+        """All losses: the entropies of these rows, and the distance between what was wanted and what was found."""
         weights = self.weights
-        commitment = weights.commitment_weight * F.mse_loss(encoded_RE, vectors_RE.detach())
-        per_sample = average = encoded_RE.new_zeros(())
+        commitment = weights.commitment_weight * F.mse_loss(wanted, found.detach())
+        per_sample = average = rows_RE.new_zeros(())
         if self.training and weights.entropy_weight:
-            per_sample, average = code_entropies(self.entropy_totals, encoded_RE, codes=self.codes)
+            per_sample, average = code_entropies(self.entropy_totals, rows_RE, codes=self.codes)
             average = weights.entropy_gamma * average
         entropy = weights.entropy_weight * (per_sample - average)
         return {
@@ -152,10 +167,16 @@ class LookupQuantizer(Quantizer):
         codebook_VE = self.embedding.weight
         return 2 * encoded_RE @ codebook_VE.T - codebook_VE.square().sum(dim=-1)
 
-    def _losses(self, encoded_RE: Tensor, vectors_RE: Tensor) -> dict[str, Tensor]:
-        losses = super()._losses(encoded_RE, vectors_RE)
-        codebook = F.mse_loss(vectors_RE, encoded_RE.detach())
+    def losses(self, rows_RE: Tensor, wanted: Tensor, found: Tensor) -> dict[str, Tensor]:
+        losses = super().losses(rows_RE, wanted, found)
+        codebook = F.mse_loss(found, wanted.detach())
         return {**losses, "quantizer": losses["quantizer"] + codebook, "codebook": codebook}
+
+
+def in_place(rows_RE: Tensor, like_BEhw: Tensor) -> Tensor:
+    """Rows (R, E), a place each, as (B, E, h, w)."""
+    images, _, *size = like_BEhw.shape
+    return rows_RE.unflatten(0, (images, *size)).permute(0, 3, 1, 2)
 
 
 def code_entropies(

@@ -111,7 +111,7 @@ class CodeCounter:
             "used": len(share_V),
             "codes": int(counts_V.sum()),
             "entropy_bits": entropy_bits,
-            "bits_per_image": self.tokenizer.grid.tokens * math.log2(len(counts_V)),
+            "bits_per_image": self.tokenizer.layout.tokens * math.log2(len(counts_V)),
             "share_used": len(share_V) / len(counts_V),
             "perplexity": 2.0**entropy_bits,
         }
@@ -163,7 +163,7 @@ class LatentCounter:
         std_C = (second_C - mean_C.square()).clamp_min(0.0).sqrt()
         kept_mean_C, kept_std_C = (side.cpu() for side in (self.tokenizer.latent_mean_C, self.tokenizer.latent_std_C))
         return {
-            "values_per_image": self.tokenizer.latent_channels * self.tokenizer.grid.tokens,
+            "values_per_image": self.tokenizer.latent_channels * self.tokenizer.layout.tokens,
             "kl_nats": kl / images,
             "kl_bits": kl / images / math.log(2.0),
             "mean": mean_C.tolist(),

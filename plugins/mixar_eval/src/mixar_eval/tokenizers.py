@@ -217,7 +217,7 @@ def _told(entry: Entry, meter: TokenizerMeter, reference: Reference, context: Ev
         "type": entry.type,
         "weights_sha256": entry.weights_sha256,
         "parameters": sum(parameter.numel() for parameter in entry.tokenizer.parameters()),
-        "grid": str(entry.tokenizer.grid),
+        "layout": str(entry.tokenizer.layout),
         "reconstructions": context.processes.on_main(lambda: {name: of(way) for name, way in ways.items()}),
         "codes": None,
         "latents": None,
@@ -251,7 +251,7 @@ def _codes(tokenizers: Sequence[Mapping[str, Any]]) -> list[Section]:
     rows = [
         {
             "tokenizer": tokenizer["name"],
-            "grid": tokenizer["grid"],
+            "layout": tokenizer["layout"],
             "bits an image": codes["bits_per_image"],
             "codes in use": f"{codes['used']:,} of {codes['codebook_size']:,} ({codes['share_used']:.1%})",
             "among": f"{codes['codes']:,} tokens",
@@ -273,7 +273,8 @@ def _latents(tokenizers: Sequence[Mapping[str, Any]]) -> list[Section]:
     rows = [
         {
             "tokenizer": tokenizer["name"],
-            "grid x channels": f"{tokenizer['grid']} x {len(latents['mean'])}",
+            "layout": tokenizer["layout"],
+            "channels": len(latents["mean"]),
             "KL, bits an image": latents["kl_bits"],
             "means, normalised": spread(latents["normalised_mean"]),
             "deviations, normalised": spread(latents["normalised_std"]),
