@@ -318,22 +318,23 @@ def _check_codes(
     discrete: DiscreteTokenizer | None,
     prior: DiscretePrior | None,
 ) -> None:
-    """What lets codes in needs some; a fill and TI-Mix need each to stand on a place of the latents' grid."""
+    """What lets codes in needs some; a fill and TI-Mix need their vectors on the latents' grid, TI-Mix one a code."""
     if discrete is None:
         _check(recipe, False, "injector", "need of codes", "discrete_tokenizer", "absence")
     assert discrete is not None
     codes, mixed = discrete.layout, recipe.ti_mix.lambda_at(1.0) < 1
     patched = str(layout) + ("" if patch == 1 else f" (after patch_size {patch})")
-    placed = codes.grid == layout.grid if layout.kind == "grid" else codes == layout
+    placed = layout.kind == "grid" and codes.grid == layout.grid
     if "fill" in injector.opens:
-        _check(recipe, placed, "continuous_tokenizer", patched, "discrete_tokenizer", str(codes))
+        fill = f"a fill for latents on {patched}"
+        _check(recipe, placed, "injector", fill, "discrete_tokenizer", f"codes on {codes}")
     if mixed:
         schedule = f"schedule {recipe.ti_mix.schedule}"
         _check(recipe, prior is not None, "ti_mix", schedule, "prior", "absence")
         predicts = prior is not None and prior.predicts
         _check(recipe, predicts, "ti_mix", schedule, "prior", "that it cannot predict masked codes")
-        one_place = placed and codes.kind in ("grid", "depth", layout.kind)
-        _check(recipe, one_place, "ti_mix", f"{schedule}, latents on {patched}", "discrete_tokenizer", str(codes))
+        each = placed and codes.kind in ("grid", "depth")
+        _check(recipe, each, "ti_mix", f"{schedule}, latents on {patched}", "discrete_tokenizer", f"codes on {codes}")
 
 
 def _check_prior_model(recipe: Recipe, registry: Registry) -> None:

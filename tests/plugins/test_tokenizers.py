@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
+from mixar_core.types import Grid, TokenLayout
 from mixar_plugins.tokenizers import quantizers
 from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
 from mixar_plugins.tokenizers.layers import make_norm
@@ -56,7 +57,7 @@ def test_grid_is_image_size_over_stride(make: Any, levels: int, cells: int) -> N
     stride = 2 ** (levels - 1)
     changes = {"encoder_attention": (1,)} if make is kl else {}
     tokenizer = make(cells * stride, channel_multipliers=(1,) * levels, **changes).eval()
-    assert (tokenizer.grid.height, tokenizer.grid.width, tokenizer.stride) == (cells, cells, stride)
+    assert (tokenizer.layout, tokenizer.stride) == (TokenLayout("grid", (Grid(cells, cells),)), stride)
     batch = images(2, cells * stride)
     tokens = tokenizer.encode(batch)
     assert tuple(tokens.shape) == ((2, 3, cells, cells) if make is kl else (2, cells**2))
