@@ -1,0 +1,196 @@
+"""Codes in other layouts than a grid: `python -m benchmarks.layouts [--seeds 0 1 2] [--out runs/layouts]`
+
+Trains on digits a residual tokenizer (recipe `digits_rvq`: two codes a place) and a pyramid one (`digits_pyramid`: a
+pyramid of three grids), a small prior for each, and a MixAR with each of them by every door: fill (dc-mix), prefix
+(dc-sa), memory (dc-ca). The same MixARs with the shipped grid tokenizer `digits_lfq` and its prior stand beside them.
+All are measured by a classifier fitted on real digits. What is trained or measured already is kept; `--only rvq_prior`
+does one of the runs alone, and writes no table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mixar
+from mixar_core.data.loader import load_readable
+from mixar_core.tokenizer import DiscreteTokenizer
+from mixar_eval.distances import frechet_distance, kernel_distance
+from mixar_zoo.classifier import DigitClassifier, fit_classifier
+from mixar_zoo.data_sets import Digits, NoSettings
+
+#: bits of a code, by tokenizer; that of the shipped one, whose prior is shipped, too, is not trained here
+BITS = {"rvq": 5, "pyramid": 8}
+SHIPPED = "lfq"
+DOORS = {"fill": "dc-mix", "prefix": "dc-sa", "memory": "dc-ca"}
+#: optimizer steps of the priors and of the MixARs
+PRIOR_STEPS, STEPS = 1200, 800
+SAMPLES = 1000
+_BATCH = 250
+COLUMNS = ("tokenizer", "layout", "drawn_by", "seed", "recognised", "kernel", "frechet")
+HEADER = ("tokenizer", "layout", "tokens", "bits", "PSNR, dB", "rFD", "drawn by", "recognised", "KID")
+
+
+def runs(seeds: list[int]) -> Iterator[str]:
+    """Names of all runs, each behind those it needs."""
+    for name in BITS:
+        yield from (name, f"{name}_prior")
+    for seed in seeds:
+        for door in DOORS:
+            yield from (f"{name}_{door}_{seed}" for name in (SHIPPED, *BITS))
+
+
+def recipe_of(run: str, out: Path) -> mixar.Recipe:
+    """What this run trains."""
+    tokenizer, *rest = run.split("_")
+    codes = f"digits_{tokenizer}" if tokenizer == SHIPPED else str((out / tokenizer).resolve())
+    quiet = {"callbacks": [], "training.evaluate_every": 0, "training.preview_every": 0}
+    if not rest:
+        return mixar.load_recipe(f"digits_{tokenizer}", {"callbacks": []})
+    if rest == ["prior"]:
+        prior = {"type": "maskgit", "bits": BITS[tokenizer], "stride": 8, "splits": 1}
+        sizes = {"width": 128, "depth": 4, "heads": 4, "mlp_dim": 512}
+        sampling = {"label_smoothing": 0.0, "steps": 16, "guidance_scale": 0.0, "randomize_temperature": 4.0}
+        changes = {"prior": {**prior, **sizes, **sampling}, "training.steps": PRIOR_STEPS, "training.ema_decay": 0.99}
+        return mixar.load_recipe("digits_prior", {**quiet, **changes, "discrete_tokenizer.weights": codes})
+    door, seed = rest
+    prior = "digits_prior" if tokenizer == SHIPPED else str((out / f"{tokenizer}_prior").resolve())
+    changes = {
+        "discrete_tokenizer.weights": codes,
+        "prior.weights": prior,
+        "injector": {"type": DOORS[door]},
+        "ti_mix.schedule": "constant",  # a pyramid's codes do not stand on one token each
+        "training.steps": STEPS,
+        "training.seed": int(seed),
+    }
+    return mixar.load_recipe("digits_quick", {**quiet, **changes})
+
+
+def train(run: str, out: Path) -> None:
+    """Train this run, unless that is done."""
+    folder = out / run
+    if not (folder / "weights.safetensors").is_file():
+        mixar.train(recipe_of(run, out), folder, resume=folder.exists())
+
+
+class Judge:
+    """Real digits and a classifier fitted on them."""
+
+    def __init__(self) -> None:
+        self.classifier: DigitClassifier = fit_classifier(*_digits("train"))
+        self.real_B3HW, _ = _digits("validation")
+        self.real_AF = self.classifier.judge(self.real_B3HW)[1]
+
+    def of_drawn(self, images_B3HW: Tensor, labels_B: Tensor) -> dict[str, float]:
+        """Share recognised as what was asked for, and distances to the real validation digits."""
+        found_B, features_AF = self.classifier.judge(images_B3HW)
+        return {
+            "recognised": float((found_B == labels_B).float().mean()),
+            "kernel": kernel_distance(features_AF, self.real_AF),
+            "frechet": frechet_distance(features_AF, self.real_AF),
+        }
+
+    @torch.no_grad()
+    def of_tokenizer(self, tokenizer: DiscreteTokenizer) -> dict[str, Any]:
+        """Layout and cost of its codes, and how far reconstructions of the validation digits lie off."""
+        images = self.real_B3HW.float() / 127.5 - 1
+        decoded = torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in images.split(_BATCH)])
+        error_B = (decoded - images).square().flatten(1).mean(dim=1)
+        features_AF = self.classifier.judge(((decoded + 1) * 127.5).round().to(torch.uint8))[1]
+        return {
+            "layout": str(tokenizer.layout),
+            "tokens": tokenizer.layout.tokens,
+            "bits": round(tokenizer.layout.tokens * math.log2(tokenizer.codebook_size)),
+            "psnr": float((10 * torch.log10(4 / error_B)).mean()),
+            "reconstruction_frechet": frechet_distance(features_AF, self.real_AF),
+        }
+
+
+def measure(run: str, out: Path, judge: Judge) -> None:
+    """Draw with a MixAR and measure, unless that is done; the tokenizer and its codes alone with the first of them."""
+    tokenizer, _, seed = run.split("_")
+    labels_B = torch.arange(10).repeat_interleave(SAMPLES // 10)
+    report, codes_report = out / run / "measured.json", out / f"{tokenizer}_codes.json"
+    if report.is_file() and codes_report.is_file():
+        return
+    model = mixar.load(out / run)
+    codes_BN = model.sample_codes(labels_B, seed=0)
+    if not codes_report.is_file():
+        assert model.system.discrete_tokenizer is not None
+        alone = torch.cat([model.decode_codes(part) for part in codes_BN.split(_BATCH)])
+        figures = judge.of_tokenizer(model.system.discrete_tokenizer)
+        codes_report.write_text(json.dumps({**figures, **judge.of_drawn(alone, labels_B)}))
+    drawn = model.generate(labels_B, codes=codes_BN, seed=int(seed), batch_size=_BATCH).images
+    report.write_text(json.dumps(judge.of_drawn(drawn, labels_B)))
+
+
+def table(seeds: list[int], out: Path, results: Path) -> None:
+    """Write layouts.csv, a row a measurement, and layouts.md."""
+    rows: list[dict[str, Any]] = []
+    lines = [f"| {' | '.join(HEADER)} |", "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |"]
+    for name in (SHIPPED, *BITS):
+        codes = json.loads((out / f"{name}_codes.json").read_text())
+        about = f"digits_{name} | {codes['layout']} | {codes['tokens']} | {codes['bits']} | {codes['psnr']:.2f}"
+        about += f" | {codes['reconstruction_frechet']:.4f}"
+        found = {"codes alone": [codes]}
+        for door, injector in DOORS.items():
+            files = [out / f"{name}_{door}_{seed}/measured.json" for seed in seeds]
+            found[f"MixAR, {door} ({injector})"] = [json.loads(file.read_text()) for file in files]
+        for by, figures in found.items():
+            lines.append(f"| {about} | {by} | {_spread(figures, 'recognised', '.1%')} | {_spread(figures, 'kernel')} |")
+            about = " | " * 5
+            seeded = zip(seeds, figures, strict=False)
+            keys = ("recognised", "kernel", "frechet")
+            same = {"tokenizer": f"digits_{name}", "layout": codes["layout"], "drawn_by": by}
+            rows += [{**same, "seed": seed, **{key: figure[key] for key in keys}} for seed, figure in seeded]
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / "layouts.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    (results / "layouts_table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def _spread(figures: list[Mapping[str, float]], key: str, form: str = ".4f") -> str:
+    values = [figure[key] for figure in figures]
+    return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
+
+
+def _digits(split: str) -> tuple[Tensor, Tensor]:
+    dataset = Digits(NoSettings(), split=split, image_size=32)
+    loaded = load_readable(dataset, list(range(len(dataset))))
+    return loaded.pixels_B3HW, loaded.labels_B
+
+
+def main() -> None:
+    """Train, measure, and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the MixARs")
+    parser.add_argument("--out", type=Path, default=Path("runs/layouts"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the table")
+    parser.add_argument("--only", metavar="RUN", help="train this run alone, and measure a MixAR")
+    arguments = parser.parse_args()
+    wanted = [arguments.only] if arguments.only else list(runs(arguments.seeds))
+    for run in wanted:
+        train(run, arguments.out)
+    mixars = [run for run in wanted if run.count("_") == 2]
+    if mixars:
+        judge = Judge()
+        for run in mixars:
+            measure(run, arguments.out, judge)
+    if not arguments.only:
+        table(arguments.seeds, arguments.out, arguments.results)
+
+
+if __name__ == "__main__":
+    main()
