@@ -183,9 +183,7 @@ class PyramidTokenizer(ConvTokenizer):
     def __init__(self, config: PyramidConfig, *, image_size: int) -> None:
         side, scales = image_size // layers.stride_of(config.channel_multipliers, image_size, "pyramid"), config.scales
         if list(scales) != sorted(set(scales)) or scales[-1] != side:
-            raise UserError(
-                f"pyramid: scales are {list(scales)}; they must rise, and end at image_size / stride, {side}"
-            )
+            raise UserError(f"pyramid: scales are {list(scales)}; they must rise to image_size / stride, {side}")
         quantizer = PyramidQuantizer(
             _codebooks(config, len(scales)), scales, config, upsample=config.upsample, smoothing=config.smoothing
         )
