@@ -28,6 +28,7 @@ CONV = {"channels": 32, "channel_multipliers": (1, 1, 2), "blocks": 1}  # 32: gr
 LFQ = {**CONV, "bits": 6}
 MASKED = {"width": 16, "depth": 1, "heads": 2, "buffer": 2}
 VQ = {**CONV, "codebook_size": 32, "code_width": 8}
+CAUSAL = {"width": 16, "depth": 2, "heads": 2, "buffer": 2}
 PRIOR = {"bits": 6, "stride": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "steps": 4}
 
 
@@ -102,6 +103,11 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "ground-truth": [{}],
     },
     "backbone": {
+        "causal": [
+            CAUSAL,
+            {**CAUSAL, "positions": "learned"},
+            {**CAUSAL, "order": "raster", "activation_checkpointing": True},
+        ],
         "masked": [MASKED, {**MASKED, "decoder_width": 24, "decoder_depth": 1, "activation_checkpointing": True}],
     },
     "conditioner": {},
@@ -229,7 +235,7 @@ def _check_injector(part: Part, config: Any, _: Path) -> None:
 
 def _check_backbone(part: Part, config: Any, _: Path) -> None:
     for num_classes in (0, 3):
-        sizes = {"layout": TokenLayout("grid", (Grid(2, 4),)), "token_dim": TOKEN_DIM, "num_classes": num_classes}
+        sizes = {"layout": TokenLayout("grid", (Grid(2, 3),)), "token_dim": TOKEN_DIM, "num_classes": num_classes}
         testing.check_backbone(partial(part.component, config, **sizes))
 
 
