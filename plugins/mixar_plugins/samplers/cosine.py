@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -15,7 +15,7 @@ from mixar_core.errors import UserError
 from mixar_core.masking import cfg_at_step, masked_after_step, random_orders
 from mixar_core.noise import Noise
 from mixar_core.plan import Plan, PlannedStep, Sampler, Task
-from mixar_core.types import Step, TokenLayout
+from mixar_core.types import Grid, Step, TokenLayout
 
 OrderName = Literal["random", "raster", "subsample", "halton"]
 
@@ -25,8 +25,8 @@ class CosineConfig:
     """How tokens are shared out over the steps.
 
     Args:
-        order: random: each image its own. raster: row by row. subsample: every fourth token of each direction first,
-            then those between. halton: a fixed order that spreads out evenly (Halton's sequence in bases 2 and 3).
+        order: random: each image its own. raster: row by row. subsample: every second row and column first, and of
+            these every second first, and so on. halton: spread out evenly at every moment. These two need a grid.
         tokens_per_step: as many in each step, whatever `sampling.steps` says; None: MaskGIT's cosine schedule, as MAR.
     """
 
@@ -82,48 +82,54 @@ def reveal_order(order: OrderName, task: Task, *, noise: Noise) -> Tensor:
     """
     if order == "random":  # the orders of `masking` end with what is known first
         return random_orders(task.images, task.layout.tokens, noise=noise, device=task.device).flip(1)
-    fixed = {"raster": raster, "subsample": subsample, "halton": halton}[order](task.layout)
-    return torch.tensor(fixed, device=task.device).expand(task.images, -1)
+    return torch.tensor(fixed_order(order, task.layout), device=task.device).expand(task.images, -1)
 
 
-def raster(layout: TokenLayout) -> list[int]:
-    """Row by row."""
-    return list(range(layout.tokens))
+@lru_cache(maxsize=32)
+def fixed_order(order: OrderName, layout: TokenLayout) -> tuple[int, ...]:
+    """Positions in an order that is the same for every image.
+
+    Raises:
+        UserError: the order needs a grid, and the layout has none.
+    """
+    if order == "raster":
+        return tuple(range(layout.tokens))
+    if layout.kind != "grid":
+        raise UserError(f"sampler.order: {order}; it needs tokens on a grid, and these are a {layout}")
+    grid = layout.scales[0]
+    return tuple(subsample(grid) if order == "subsample" else halton(grid))
 
 
-def subsample(layout: TokenLayout) -> list[int]:
-    """The places of every fourth row and column, then of every second, then all others; row by row within each."""
-    height, width = _grid(layout, "subsample")
-    places = [(row, column) for row in range(height) for column in range(width)]
+def subsample(grid: Grid) -> list[int]:
+    """Coarse to fine as VQGAN's order of this name (arXiv 2012.09841): the places of even row and column first, then
+    even row and odd column, odd and even, both odd; and each of these four the same way within."""
+    bits = max(grid.height, grid.width).bit_length()
 
-    def coarseness(place: tuple[int, int]) -> int:
-        return next((n for n, stride in enumerate((4, 2)) if place[0] % stride == 0 == place[1] % stride), 2)
+    def coarseness(position: int) -> list[tuple[int, int]]:
+        row, column = divmod(position, grid.width)
+        return [(row >> bit & 1, column >> bit & 1) for bit in range(bits)]
 
-    return [row * width + column for row, column in sorted(places, key=coarseness)]
+    return sorted(range(grid.tokens), key=coarseness)
 
 
-def halton(layout: TokenLayout) -> list[int]:
-    """Halton's points in bases 2 and 3, each place where it is first met (Halton-MaskGIT, arXiv 2503.17076)."""
-    height, width = _grid(layout, "halton")
+def halton(grid: Grid) -> list[int]:
+    """Halton's points, base 2 down and base 3 across, each place where it is first met (arXiv 2503.17076).
+
+    The released order, which begins at the second point, (1/2, 1/3). That sampler may also start it at another place
+    for every image, and shares tokens out by an arccos that reveals many at first; the schedule here is MAR's cosine.
+    """
     order: dict[int, None] = {}
     index = 0
-    while len(order) < height * width:
-        row, column = math.floor(_radical_inverse(index, 2) * height), math.floor(_radical_inverse(index, 3) * width)
-        order.setdefault(row * width + column)
+    while len(order) < grid.tokens:
         index += 1
+        order.setdefault(_radical_inverse(index, 2, grid.height) * grid.width + _radical_inverse(index, 3, grid.width))
     return list(order)
 
 
-def _radical_inverse(index: int, base: int) -> float:
-    value, share = 0.0, 1.0
+def _radical_inverse(index: int, base: int, scale: int) -> int:
+    """floor(scale * x), x in [0, 1) the digits of `index` mirrored at the point."""
+    mirrored, size = 0, 1
     while index:
-        share /= base
-        value += share * (index % base)
-        index //= base
-    return value
-
-
-def _grid(layout: TokenLayout, order: str) -> tuple[int, int]:
-    if layout.kind != "grid" or layout.grid is None:
-        raise UserError(f"sampler.order: {order}; it needs tokens on a grid, and these are a {layout}")
-    return layout.grid.height, layout.grid.width
+        index, digit = divmod(index, base)
+        mirrored, size = mirrored * base + digit, size * base
+    return mirrored * scale // size
