@@ -142,10 +142,11 @@ def draw(recipe: Recipe, objective: Objective, device: torch.device) -> None:
     objective.eval()
     images = images_for(recipe, device)
     if isinstance(objective, MixARObjective):
-        model, labels_B = objective.model, images.labels_B
-        first = model.generate(labels_B, settings=recipe.sampling, noise=HostNoise())
+        model = objective.model
+        condition = model.condition(images.labels_B)
+        first = model.generate(condition, settings=recipe.sampling, noise=HostNoise())
         settings = attrs.evolve(recipe.sampling, steps=1, cfg=1.0, temperature=0.0)
-        second = model.generate(labels_B, settings=settings, noise=HostNoise(), codes_BN=first.codes_BN)
+        second = model.generate(condition, settings=settings, noise=HostNoise(), codes_BN=first.codes_BN)
         rows = {"guided": first.images_B3HW, "not guided": second.images_B3HW}
     else:
         rows = dict(objective.preview(images, noise=HostNoise()))

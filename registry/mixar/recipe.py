@@ -146,9 +146,7 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
     own = not registry.is_shipped(path) and not (path.name == "recipe.yaml" and (folder / "provenance.json").is_file())
     plain = placed(plain, folder if own else Path.cwd(), own=own)
     if parent is None:
-        if isinstance(plain.get("backbone"), Mapping):  # recipes of before there was a choice have no type
-            plain["backbone"] = {"type": _DEFAULT_PARTS["backbone"], **plain["backbone"]}
-        return plain
+        return plain | ({"backbone": _with_type(plain["backbone"])} if "backbone" in plain else {})
     with said_of(f"{where}: extends"):
         base = registry.find_recipe(Text(parent, folder))
     inherited = read_plain(base, registry, _seen=(*_seen, path.resolve()))
@@ -218,6 +216,7 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
     if trains == "mixar":
         for key, name in _DEFAULT_PARTS.items():
             values.setdefault(key, {"type": name})
+        values["backbone"] = _with_type(values["backbone"])
     if isinstance(loss, Mapping) and bare(loss.get("perceptual_weight")):
         values.setdefault("extractor", {"type": "efficientnet-lite0"})
     for key, kind in PART_KEYS.items():
@@ -235,6 +234,13 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
             said = f"{count} problems: {'; '.join(listed)}"
         raise UserError(f"{where}: {said}") from invalid
     return recipe
+
+
+def _with_type(backbone: Any) -> Any:
+    """Recipes of before there was a choice of backbones have no type."""
+    if isinstance(backbone, Mapping) and "type" not in backbone:
+        return {"type": _DEFAULT_PARTS["backbone"], **backbone}
+    return backbone
 
 
 def _is_at_hand(callback: str, registry: Registry) -> bool:

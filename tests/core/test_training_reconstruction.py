@@ -19,7 +19,7 @@ from mixar_core.training.reconstruction import (
     ReconstructionConfig,
 )
 from mixar_core.training.sources import shared_batches
-from mixar_core.types import ImageBatch, Losses, Posterior, Quantized
+from mixar_core.types import Condition, DrawnCodes, ImageBatch, Losses, Posterior, Quantized
 from tests.core.training_toys import ToyImages, toy_config, toy_run
 from tests.toys import PoolTokenizer, SignTokenizer
 
@@ -66,16 +66,13 @@ class LearntSigns(SignTokenizer):
 
 class CountingPrior(DiscretePrior):
     def __init__(self) -> None:
-        super().__init__(grid=SignTokenizer().grid, codebook_size=8, num_classes=5)
+        super().__init__(layout=SignTokenizer().layout, codebook_size=8, num_classes=5)
         self.logits = nn.Parameter(torch.zeros(8))
 
-    def sample(self, labels_B, *, noise, steps=None, cfg=None, temperature=None) -> Tensor:
-        return torch.full((len(labels_B), self.grid.tokens), int(self.logits.argmax()))
+    def sample_steps(self, condition, *, noise, steps=None, cfg=None, temperature=None, given_BN=None):
+        yield DrawnCodes(torch.full((len(condition), self.layout.tokens), int(self.logits.argmax())))
 
-    def predict(self, codes_BN, masked_BN, labels_B, *, noise) -> Tensor:
-        return codes_BN
-
-    def loss(self, codes_BN: Tensor, labels_B: Tensor, *, noise: Noise) -> Losses:
+    def loss(self, codes_BN: Tensor, condition: Condition, *, noise: Noise) -> Losses:
         return Losses(F.cross_entropy(self.logits.expand(codes_BN.numel(), 8), codes_BN.flatten()))
 
 

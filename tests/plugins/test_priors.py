@@ -14,9 +14,10 @@ from torch import Tensor
 from mixar_core.codes import combine_codes, split_codes
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
+from mixar_core.mixture import MASKED_CODE
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import DiscreteTokenizer
-from mixar_core.types import NO_CLASS, Quantized
+from mixar_core.types import NO_CLASS, Condition, Quantized
 from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
 from mixar_plugins.priors.masked_transformer import (
     BitTokenPrior,
@@ -84,6 +85,10 @@ def labels() -> Tensor:
     return torch.tensor([0, 1, 2, NO_CLASS])
 
 
+def asked(labels_B: Tensor | None = None) -> Condition:
+    return Condition(labels() if labels_B is None else labels_B)
+
+
 both = pytest.mark.parametrize("cls", [BitTokenPrior, EmbeddingTokenPrior])
 
 
@@ -142,7 +147,7 @@ def test_what_has_no_probability_is_never_drawn_and_extremes_are_safe() -> None:
 def test_steps_fix_the_scheduled_counts_and_never_change_a_known_code(cls, schedule) -> None:
     prior = make(cls, mask_schedule=schedule)
     known_BN = torch.full((BATCH, SIDE**2), -1)
-    seen = list(prior.sample_steps(labels(), noise=Noise.seeded(1)))
+    seen = [step.codes_BN for step in prior.sample_steps(asked(), noise=Noise.seeded(1))]
     assert len(seen) == prior.config.steps
     for codes_BN in seen:
         fixed = known_BN >= 0
@@ -157,7 +162,8 @@ def test_without_splits_every_step_leaves_exactly_the_scheduled_codes_masked() -
     prior = make(splits=1, randomize_temperature=0.0)
     torch.nn.init.zeros_(prior.prediction_layer.weight)
     torch.nn.init.zeros_(prior.prediction_layer.bias)
-    left = [(codes_BN < 0).sum(dim=1).tolist() for codes_BN in prior.sample_steps(labels(), noise=Noise.seeded(1))]
+    steps = prior.sample_steps(asked(), noise=Noise.seeded(1))
+    left = [(step.codes_BN < 0).sum(dim=1).tolist() for step in steps]
     expected = masked_after_steps(SIDE**2, 5, "arccos")[:-1]
     assert left == [[count] * BATCH for count in [*expected, 0]]
 
@@ -165,18 +171,18 @@ def test_without_splits_every_step_leaves_exactly_the_scheduled_codes_masked() -
 @both
 def test_the_seed_decides_the_sample(cls) -> None:
     prior = make(cls)
-    first, again, other = (prior.sample(labels(), noise=Noise.seeded(seed)) for seed in (3, 3, 4))
+    first, again, other = (prior.sample(asked(), noise=Noise.seeded(seed)).codes_BN for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 @both
 def test_a_sample_does_not_depend_on_who_shares_the_batch(cls) -> None:
     prior = make(cls)
-    whole = prior.sample(labels(), noise=Noise.seeded(5))
+    whole = prior.sample(asked(), noise=Noise.seeded(5)).codes_BN
     halves = [
         prior.sample(
-            labels()[first : first + 2], noise=Noise(torch.Generator().manual_seed(5), first=first, total=BATCH)
-        )
+            asked(labels()[first : first + 2]), noise=Noise(torch.Generator().manual_seed(5), first=first, total=BATCH)
+        ).codes_BN
         for first in (0, 2)
     ]
     assert torch.equal(torch.cat(halves), whole)
@@ -186,7 +192,7 @@ def test_a_sample_does_not_depend_on_who_shares_the_batch(cls) -> None:
 @given(st.integers(1, 100), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 3.0]), st.sampled_from([1, 2, 3]))
 def test_any_steps_temperature_guidance_and_splits_give_codes(steps, temperature, cfg, splits) -> None:
     prior = make(splits=splits, sampling_annealing=True)
-    codes_BN = prior.sample(labels(), noise=Noise.seeded(0), steps=steps, cfg=cfg, temperature=temperature)
+    codes_BN = prior.sample(asked(), noise=Noise.seeded(0), steps=steps, cfg=cfg, temperature=temperature).codes_BN
     assert codes_BN.shape == (BATCH, SIDE**2) and codes_BN.min() >= 0 and codes_BN.max() < 2**BITS
 
 
@@ -199,11 +205,11 @@ def test_the_unconditional_pass_is_skipped_where_it_changes_nothing(monkeypatch:
         )
         return prior
 
-    spy(make(steps=3)).sample(labels(), noise=Noise.seeded(0))
+    spy(make(steps=3)).sample(asked(), noise=Noise.seeded(0))
     assert sizes == [BATCH, 2 * BATCH, 2 * BATCH], "cosine annealing starts at a scale of 0"
     sizes.clear()
     spy(make(steps=2, num_classes=0, guidance_annealing="none")).sample(
-        torch.full((BATCH,), NO_CLASS), noise=Noise.seeded(0)
+        asked(torch.full((BATCH,), NO_CLASS)), noise=Noise.seeded(0)
     )
     assert sizes == [BATCH, BATCH]
 
@@ -212,14 +218,14 @@ def test_guidance_moves_logits_away_from_no_class() -> None:
     prior = make(steps=1, guidance_annealing="none", splits=1)
     tokens_BNS = torch.full((1, SIDE**2, 1), prior.mask_token)
     cond, uncond = (prior(tokens_BNS, torch.tensor([label])).detach() for label in (2, NO_CLASS))
-    guided = prior.sample(torch.tensor([2]), noise=Noise.seeded(0), cfg=4.0, temperature=0.0)
+    guided = prior.sample(asked(torch.tensor([2])), noise=Noise.seeded(0), cfg=4.0, temperature=0.0).codes_BN
     assert torch.equal(guided, (cond + 4 * (cond - uncond)).argmax(-1).squeeze(-1))
 
 
 def test_bad_arguments_are_refused_in_one_line() -> None:
     for arguments, words in (({"steps": 0}, "1 or more"), ({"temperature": -1.0}, "0 or more")):
         with pytest.raises(UserError, match=words):
-            make().sample(labels(), noise=Noise.seeded(0), **arguments)
+            make().sample(asked(), noise=Noise.seeded(0), **arguments)
     for wrong, words in (({"splits": 4}, "divide its bits, 6"), ({"heads": 3}, "divide its width, 16")):
         with pytest.raises(UserError, match=words):
             make(**wrong)
@@ -229,6 +235,50 @@ def test_bad_arguments_are_refused_in_one_line() -> None:
         BitTokenPrior(MaskBitConfig(bits=6, stride=8), tokenizer=tokenizer(10), num_classes=1)
     with pytest.raises(UserError, match="stride is 4; the discrete tokenizer's is 8"):
         BitTokenPrior(MaskBitConfig(bits=6, stride=4), tokenizer=tokenizer(), num_classes=1)
+
+
+@both
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_given_codes_stay_and_the_others_are_drawn_to_them(cls, data: st.DataObject) -> None:
+    prior, shares = make(cls), [data.draw(st.sampled_from([0.0, 0.3, 0.9, 1.0])) for _ in range(BATCH)]
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    truth_BN = torch.randint(2**BITS, (BATCH, SIDE**2), generator=generator)
+    kept_BN = torch.rand(BATCH, SIDE**2, generator=generator) < torch.tensor(shares)[:, None]
+    given_BN = torch.where(kept_BN, truth_BN, MASKED_CODE)
+    steps = list(prior.sample_steps(asked(), noise=Noise.seeded(1), given_BN=given_BN))
+    before_BN = given_BN
+    for step in steps:
+        fixed_BN = before_BN != MASKED_CODE
+        assert torch.equal(step.codes_BN[fixed_BN], before_BN[fixed_BN])
+        before_BN = step.codes_BN
+    last = steps[-1]
+    assert (last.codes_BN >= 0).all() and torch.equal(last.codes_BN[kept_BN], truth_BN[kept_BN])
+    assert last.confidence_BN is not None and (last.confidence_BN[kept_BN] == 0).all()
+    assert (last.confidence_BN <= 0).all() and last.confidence_BN.isfinite().all()
+
+
+def test_nothing_given_is_as_without_and_what_is_given_conditions_the_rest() -> None:
+    prior = make()
+    nothing_BN = torch.full((BATCH, SIDE**2), MASKED_CODE)
+    free = prior.sample(asked(), noise=Noise.seeded(1)).codes_BN
+    assert torch.equal(free, prior.sample(asked(), noise=Noise.seeded(1), given_BN=nothing_BN).codes_BN)
+    drawn = []
+    for code in (0, 2**BITS - 1):
+        given_BN = nothing_BN.clone()
+        given_BN[:, : SIDE**2 // 2] = code
+        drawn.append(prior.sample(asked(), noise=Noise.seeded(1), given_BN=given_BN).codes_BN[:, SIDE**2 // 2 :])
+    assert not torch.equal(*drawn)
+
+
+def test_confidence_is_the_log_probability_of_what_was_drawn() -> None:
+    prior = make(steps=1, guidance_scale=0.0, splits=1)
+    drawn = prior.sample(asked(), noise=Noise.seeded(3))
+    tokens_BNS = torch.full((BATCH, SIDE**2, 1), prior.mask_token)
+    log_p_BNV = prior(tokens_BNS, labels()).squeeze(2).log_softmax(dim=-1)
+    expected_BN = log_p_BNV.gather(-1, drawn.codes_BN[..., None]).squeeze(-1)
+    assert drawn.confidence_BN is not None
+    torch.testing.assert_close(drawn.confidence_BN, expected_BN.detach())
 
 
 # ---------------------------------------------------------------- prediction (Eq. 10-11) and loss
@@ -241,10 +291,12 @@ def test_prediction_leaves_visible_codes_and_does_not_see_masked_ones(cls) -> No
     codes_BN = torch.randint(2**BITS, (BATCH, SIDE**2), generator=generator)
     masked_BN = torch.rand(BATCH, SIDE**2, generator=generator) < 0.6
     other_BN = torch.where(masked_BN, (codes_BN + 1) % 2**BITS, codes_BN)
-    predicted, blind = (prior.predict(c, masked_BN, labels(), noise=Noise.seeded(2)) for c in (codes_BN, other_BN))
+    predicted, blind = (
+        prior.predict(c, masked_BN, asked(), noise=Noise.seeded(2)).codes_BN for c in (codes_BN, other_BN)
+    )
     assert torch.equal(predicted, blind)
     assert torch.equal(predicted[~masked_BN], codes_BN[~masked_BN])
-    assert not torch.equal(predicted, prior.predict(codes_BN, masked_BN, labels(), noise=Noise.seeded(3)))
+    assert not torch.equal(predicted, prior.predict(codes_BN, masked_BN, asked(), noise=Noise.seeded(3)).codes_BN)
 
 
 def test_prediction_at_temperature_zero_takes_the_likeliest() -> None:
@@ -252,7 +304,7 @@ def test_prediction_at_temperature_zero_takes_the_likeliest() -> None:
     codes_BN, masked_BN = torch.zeros(BATCH, SIDE**2, dtype=torch.long), torch.ones(BATCH, SIDE**2, dtype=torch.bool)
     tokens_BNS = torch.full((BATCH, SIDE**2, 2), prior.mask_token)
     likeliest = combine_codes(prior(tokens_BNS, labels()).argmax(-1), bits=BITS)
-    assert torch.equal(prior.predict(codes_BN, masked_BN, labels(), noise=Noise.seeded(0)), likeliest)
+    assert torch.equal(prior.predict(codes_BN, masked_BN, asked(), noise=Noise.seeded(0)).codes_BN, likeliest)
 
 
 def test_loss_counts_all_entries_and_reports_the_masked_ones() -> None:
@@ -280,13 +332,13 @@ def test_training_lowers_the_loss(cls) -> None:
     codes_BN = torch.arange(CLASSES)[:, None].expand(-1, SIDE**2) * 9
     noise, history = Noise.seeded(0), []
     for _ in range(60):
-        losses = prior.loss(codes_BN.repeat(8, 1), torch.arange(CLASSES).repeat(8), noise=noise)
+        losses = prior.loss(codes_BN.repeat(8, 1), asked(torch.arange(CLASSES).repeat(8)), noise=noise)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
         history.append(losses.terms["masked_loss"].item())
     assert history[-1] < 0.6 * history[0]
-    drawn = prior.eval().sample(torch.arange(CLASSES), noise=noise, cfg=0.0, temperature=0.0)
+    drawn = prior.eval().sample(asked(torch.arange(CLASSES)), noise=noise, cfg=0.0, temperature=0.0).codes_BN
     assert (drawn == codes_BN).float().mean() > 0.9
 
 
@@ -306,23 +358,22 @@ def ground_truth(data: ImageDataset | None) -> GroundTruthPrior:
 
 def test_ground_truth_draws_images_of_the_class() -> None:
     prior = ground_truth(Flat([0, 0, 1, 1, 1]))
-    asked = torch.tensor([0] * 20 + [1] * 20)
-    codes_BN = prior.sample(asked, noise=Noise.seeded(0))
+    classes = asked(torch.tensor([0] * 20 + [1] * 20))
+    codes_BN = prior.sample(classes, noise=Noise.seeded(0)).codes_BN
     assert codes_BN.shape == (40, SIDE**2) and bool((codes_BN == codes_BN[:, :1]).all())
     assert set(codes_BN[:20, 0].tolist()) == {0, 1} and set(codes_BN[20:, 0].tolist()) == {2, 3, 4}
-    anything = prior.sample(torch.full((60,), NO_CLASS), noise=Noise.seeded(0))
+    anything = prior.sample(asked(torch.full((60,), NO_CLASS)), noise=Noise.seeded(0)).codes_BN
     assert set(anything[:, 0].tolist()) == {0, 1, 2, 3, 4}
-    assert torch.equal(codes_BN, prior.sample(asked, noise=Noise.seeded(0)))
-    assert torch.equal(
-        prior.predict(codes_BN, torch.ones_like(codes_BN, dtype=torch.bool), asked, noise=Noise.seeded(0)), codes_BN
-    )
+    assert torch.equal(codes_BN, prior.sample(classes, noise=Noise.seeded(0)).codes_BN)
+    everything_BN = torch.ones_like(codes_BN, dtype=torch.bool)
+    assert torch.equal(prior.predict(codes_BN, everything_BN, classes, noise=Noise.seeded(0)).codes_BN, codes_BN)
     assert not prior.state_dict() and not list(prior.children())
 
 
 def test_ground_truth_says_what_is_missing() -> None:
     with pytest.raises(UserError, match="names no data"):
-        ground_truth(None).sample(labels(), noise=Noise.seeded(0))
+        ground_truth(None).sample(asked(), noise=Noise.seeded(0))
     with pytest.raises(UserError, match="no image of class 2; they have 0, 1"):
-        ground_truth(Flat([0, 1])).sample(torch.tensor([0, 2]), noise=Noise.seeded(0))
+        ground_truth(Flat([0, 1])).sample(asked(torch.tensor([0, 2])), noise=Noise.seeded(0))
     with pytest.raises(TypeError, match="nothing to train"):
-        ground_truth(None).loss(torch.zeros(1, 1, dtype=torch.long), labels(), noise=Noise.seeded(0))
+        ground_truth(None).loss(torch.zeros(1, 1, dtype=torch.long), asked(), noise=Noise.seeded(0))

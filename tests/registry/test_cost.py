@@ -30,7 +30,7 @@ def by_formula(model: MixAR, *, visible: int, prefix: int = 0, memory: int = 0) 
     total += 2.0 * encoded * config.width * backbone.width  # encoder to decoder
     for length, width, depth in (
         (encoded, config.width, config.depth),
-        (prefix + config.buffer + backbone.grid.tokens, backbone.width, config.decoder_depth or config.depth),
+        (prefix + config.buffer + backbone.layout.tokens, backbone.width, config.decoder_depth or config.depth),
     ):
         block = 2.0 * (4 + 2 * config.mlp_ratio) * width**2 * length + 4.0 * length**2 * width
         if memory:
@@ -48,7 +48,7 @@ def test_what_is_counted_of_the_backbone_is_its_formula(family: Path, registry: 
     recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry, overrides=overrides)
     system = build(recipe, registry, meta=True)
     assert system.model is not None
-    tokens = system.model.backbone.grid.tokens
+    tokens = system.model.backbone.layout.tokens
     front = {"prefix": tokens if injector == "dc-sa" else 0, "memory": tokens if injector == "dc-ca" else 0}
     found = estimate(system)
     visible = tokens - found.tokens["training_masked"]

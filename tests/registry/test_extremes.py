@@ -74,7 +74,7 @@ def test_512_pixels_are_32_x_32_tokens(registry: Registry) -> None:
     }
     system = build(make_recipe(plain, registry, where="big"), registry)
     objective = make_objective(system, registry).train()
-    assert system.model is not None and system.model.backbone.grid.tokens == 1024
+    assert system.model is not None and system.model.backbone.layout.tokens == 1024
     images = ImageBatch(torch.rand(2, 3, 512, 512) * 2 - 1, torch.tensor([0, 2]))
     tokens = objective.tokenize(images, noise=Noise.seeded(0))
     assert tokens.latents_BChw.shape == (2, 2, 32, 32) and tokens.codes_BN is not None

@@ -17,6 +17,7 @@ from mixar.cli.sample import _asked
 from mixar.labels import checked_number, class_numbers, split_names
 from mixar_core.distributed import available_device
 from mixar_core.errors import UserError
+from mixar_core.types import Condition
 
 NAMES = ("cat", "dog", "owl")
 
@@ -234,8 +235,8 @@ def test_one_is_no_guidance_whatever_the_folder(family: Path) -> None:
     with pytest.raises(UserError, match="cfg"):
         model.sample_codes([0], cfg=0.0)
     unguided = prior.system.prior.sample(  # type: ignore[union-attr]
-        prior.labels([0, 1]), noise=mixar.model.batch_noise(4, 0), cfg=0.0
-    )
+        Condition(prior.labels([0, 1])), noise=mixar.model.batch_noise(4, 0), cfg=0.0
+    ).codes_BN
     assert torch.equal(prior.generate([0, 1], seed=4, cfg=1.0).codes, unguided)  # type: ignore[arg-type]
     assert torch.equal(prior.sample_codes([0, 1], seed=4, cfg=1), unguided)
 
