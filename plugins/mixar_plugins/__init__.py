@@ -25,7 +25,13 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.datasets.hugging_face import HuggingFaceConfig, HuggingFaceDataset
     from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
     from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
+    from mixar_plugins.heads.categorical import CategoricalHead, CategoricalHeadConfig
     from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
+    from mixar_plugins.heads.energy import EnergyHead, EnergyHeadConfig
+    from mixar_plugins.heads.flow import FlowHead, FlowHeadConfig
+    from mixar_plugins.heads.joint import JointHead, JointHeadConfig
+    from mixar_plugins.heads.mixture import MixtureHead, MixtureHeadConfig
+    from mixar_plugins.heads.mse import MseHead, MseHeadConfig
     from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
     from mixar_plugins.injectors.embedding import DCCA, DCSA, CodeEmbeddingConfig
     from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
@@ -52,6 +58,12 @@ def mixar_parts() -> list[Part]:
         Part("injector", "dc-sa", DCSA, CodeEmbeddingConfig),
         Part("injector", "dc-ca", DCCA, CodeEmbeddingConfig),
         Part("head", "diffusion", DiffusionHead, DiffusionHeadConfig),
+        Part("head", "flow", FlowHead, FlowHeadConfig),
+        Part("head", "joint", JointHead, JointHeadConfig),
+        Part("head", "mixture", MixtureHead, MixtureHeadConfig),
+        Part("head", "energy", EnergyHead, EnergyHeadConfig),
+        Part("head", "categorical", CategoricalHead, CategoricalHeadConfig),
+        Part("head", "mse", MseHead, MseHeadConfig),
         Part("sampler", "cosine", CosineSampler, CosineConfig),
         Part("dataset", "parquet", ParquetDataset, ParquetConfig),
         Part("dataset", "image-folder", ImageFolder, ImageFolderConfig),

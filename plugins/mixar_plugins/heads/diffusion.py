@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, le, optional
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixar_core.diffusion import TRAIN_STEPS, TrainTables, reverse_step, schedule
 from mixar_core.errors import UserError
@@ -17,8 +15,9 @@ from mixar_core.head import ContinuousHead
 from mixar_core.noise import Noise
 from mixar_core.precision import full_precision
 from mixar_core.types import Step, TokenLayout, Z
+from mixar_plugins.heads.common import uncond_of
+from mixar_plugins.heads.mlp import DenoisingMLP
 
-FREQUENCIES = 256
 #: Steps of sampling that multiply errors by more than this are computed in float32: bfloat16's would drown the token.
 #: Up to 100 respaced steps have one such step, all 1000 have seven.
 MOST_GAIN_IN_BF16 = 100.0
@@ -50,7 +49,9 @@ class DiffusionHead(ContinuousHead):
     def __init__(self, config: DiffusionHeadConfig, *, token_dim: int, width: int, layout: TokenLayout) -> None:
         super().__init__()
         self.config, self.token_dim = config, token_dim
-        self.net = DenoisingMLP(token_dim=token_dim, cond_dim=width, width=config.width, depth=config.depth)
+        self.net = DenoisingMLP(  # the noise and the variance of every number
+            token_dim=token_dim, cond_dim=width, dim_out=2 * token_dim, width=config.width, depth=config.depth
+        )
         self.tables = TrainTables()
 
     def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
@@ -70,7 +71,7 @@ class DiffusionHead(ContinuousHead):
             z: (..., D); target, eps: (..., C); t: int64 (...) in [0, 1000).
         """
         xt = self.tables.diffuse(target, t, eps)
-        out = self.net(xt, self.net.time_embed(t), self.net.cond_embed(z)).float()
+        out = self.net.denoise(xt, self.net.time_embed(t), self.net.cond_embed(z)).float()
         predicted, variance = out.chunk(2, dim=-1)
         mse = ((eps - predicted) ** 2).mean(dim=-1)
         return mse, self.tables.variational_bound(target, xt, t, predicted.detach(), variance)
@@ -79,10 +80,11 @@ class DiffusionHead(ContinuousHead):
         """Reverse diffusion over `step.head_steps` respaced steps, its noisiest in float32 throughout: (B, K, C)."""
         if step.solver not in (None, "ddpm"):
             raise UserError(f"head diffusion has no solver {step.solver}; allowed: ddpm")
-        process = schedule(step.head_steps or self.config.sampling_steps)
-        guided = z.uncond_BKD is not None and step.cfg != 1.0
-        conditions = [z.cond_BKD] if z.uncond_BKD is None or not guided else [z.cond_BKD, z.uncond_BKD]
-        z_BKD, device = torch.cat(conditions), z.cond_BKD.device
+        steps, uncond_BKD = step.head_steps or self.config.sampling_steps, uncond_of(z, step)
+        if not 2 <= steps <= TRAIN_STEPS:
+            raise UserError(f"sampling.head_steps: {steps}; head diffusion takes 2 to {TRAIN_STEPS}")
+        process, guided, device = schedule(steps), uncond_BKD is not None, z.cond_BKD.device
+        z_BKD = z.cond_BKD if uncond_BKD is None else torch.cat([z.cond_BKD, uncond_BKD])
         timesteps = torch.tensor(process.timesteps, device=device)
         # a step's time embedding is the same for every row, and a row's condition for every step: computed once
         embedded = exact = self.net.time_embed(timesteps), self.net.cond_embed(z_BKD)
@@ -95,7 +97,7 @@ class DiffusionHead(ContinuousHead):
             sensitive = process.error_gain(k) > MOST_GAIN_IN_BF16
             times, cond = exact if sensitive else embedded
             with full_precision(x.device) if sensitive else nullcontext():
-                out = self.net(x.repeat(2, 1, 1) if guided else x, times[k], cond).float()
+                out = self.net.denoise(x.repeat(2, 1, 1) if guided else x, times[k], cond).float()
             eps, variance = out.chunk(2, dim=-1)
             if guided:
                 (eps, uncond), variance = eps.chunk(2), variance.chunk(2)[0]
@@ -103,80 +105,3 @@ class DiffusionHead(ContinuousHead):
             added = noise.normal(shape, x.device, name="head_step") if k > 0 and step.temperature > 0.0 else None
             x = reverse_step(process, k, x, eps, variance, added, step.temperature, self.config.clip)
         return x
-
-
-class DenoisingMLP(nn.Module):
-    """Residual MLP with adaptive layer norm (MAR, Sec. 4.2); gives the noise and the variance of every number."""
-
-    def __init__(self, *, token_dim: int, cond_dim: int, width: int, depth: int) -> None:
-        super().__init__()
-        self.time_embed = TimeEmbedding(width)
-        self.cond_embed = nn.Linear(cond_dim, width)
-        self.input_proj = nn.Linear(token_dim, width)
-        self.res_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
-        self.final_layer = FinalLayer(width, 2 * token_dim)
-        # As MAR: Xavier-uniform; time embedding normal(0.02); modulations and output zero.
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for parameter in self.time_embed.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
-        for block in (*self.res_blocks, self.final_layer):
-            nn.init.zeros_(block.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
-
-    def forward(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
-        """(..., C) to (..., 2C): noise first, then variance; `time` and `cond` are embedded already."""
-        condition = F.silu(time + cond)
-        h = self.input_proj(x)
-        for block in self.res_blocks:
-            h = block(h, condition)
-        return self.final_layer(h, condition)
-
-
-class TimeEmbedding(nn.Module):
-    """Sinusoids of the timestep through a two-layer MLP."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t: Tensor) -> Tensor:
-        """(...) to (..., width)."""
-        half = FREQUENCIES // 2
-        steps = torch.arange(half, dtype=torch.float32, device=t.device)
-        angles = t[..., None].float() * torch.exp(-math.log(10000.0) * steps / half)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
-
-
-class ResidualBlock(nn.Module):
-    """x + gate * mlp(modulated norm(x))."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.in_ln = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        # the activation in front of the modulations is applied once for all blocks, in DenoisingMLP
-        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 3 * width))
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(..., width) to (..., width)."""
-        shift, scale, gate = self.adaLN_modulation(condition).chunk(3, dim=-1)
-        return x + gate * self.mlp(torch.addcmul(shift, self.in_ln(x), 1 + scale))
-
-
-class FinalLayer(nn.Module):
-    """Modulated norm and the output projection."""
-
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width))
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(..., width) to (..., out)."""
-        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
-        return self.linear(torch.addcmul(shift, self.norm_final(x), 1 + scale))

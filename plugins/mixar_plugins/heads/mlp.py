@@ -1,0 +1,147 @@
+"""Small networks that the heads of one token share: MAR's residual MLP with adaptive layer norm, and a plain one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FREQUENCIES = 256
+
+
+class ModulatedMLP(nn.Module):
+    """Residual MLP whose blocks a condition modulates by adaptive layer norm (MAR, Sec. 4.2).
+
+    Args:
+        embeddings: modules that make the condition out of what is given; they are registered under these names.
+        dim_in, dim_out: numbers of the stream that goes in, and that come out.
+    """
+
+    def __init__(
+        self, embeddings: Mapping[str, nn.Module], *, dim_in: int, dim_out: int, width: int, depth: int
+    ) -> None:
+        super().__init__()
+        for name, embedding in embeddings.items():
+            self.add_module(name, embedding)
+        self.input_proj = nn.Linear(dim_in, width)
+        self.res_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
+        self.final_layer = FinalLayer(width, dim_out)
+        # As MAR: Xavier-uniform; time embedding normal(0.02); modulations and output zero.
+        xavier(self)
+        for module in self.modules():
+            if isinstance(module, TimeEmbedding):
+                module.reset_parameters()
+        for block in (*self.res_blocks, self.final_layer):
+            nn.init.zeros_(block.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+    def forward(self, x: Tensor, condition: Tensor, temperature: float = 1.0) -> Tensor:
+        """(..., dim_in) to (..., dim_out), given the condition (..., width), its activation applied.
+
+        `temperature` multiplies the blocks' shifts.
+        """
+        h = self.input_proj(x)
+        for block in self.res_blocks:
+            h = block(h, condition, temperature)
+        return self.final_layer(h, condition)
+
+
+class DenoisingMLP(ModulatedMLP):
+    """A token that is noised, its time and its condition z; gives `dim_out` numbers."""
+
+    time_embed: TimeEmbedding
+    cond_embed: nn.Linear
+
+    def __init__(self, *, token_dim: int, cond_dim: int, dim_out: int, width: int, depth: int) -> None:
+        embeddings = {"time_embed": TimeEmbedding(width), "cond_embed": nn.Linear(cond_dim, width)}
+        super().__init__(embeddings, dim_in=token_dim, dim_out=dim_out, width=width, depth=depth)
+
+    def denoise(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
+        """(..., C) to (..., dim_out); `time` and `cond` are embedded already."""
+        return self(x, F.silu(time + cond))
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the timestep through a two-layer MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def reset_parameters(self) -> None:
+        """Weights normal(0.02)."""
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(...) in [0, 1000) to (..., width)."""
+        half = FREQUENCIES // 2
+        steps = torch.arange(half, dtype=torch.float32, device=t.device)
+        angles = t[..., None].float() * torch.exp(-math.log(10000.0) * steps / half)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+class ResidualBlock(nn.Module):
+    """x + gate * mlp(modulated norm(x))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_ln = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        # the activation in front of the modulations is applied once for all blocks, before them
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 3 * width))
+
+    def forward(self, x: Tensor, condition: Tensor, temperature: float = 1.0) -> Tensor:
+        """(..., width) to (..., width)."""
+        shift, scale, gate = self.adaLN_modulation(condition).chunk(3, dim=-1)
+        shift = shift if temperature == 1.0 else shift * temperature
+        return x + gate * self.mlp(torch.addcmul(shift, self.in_ln(x), 1 + scale))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and the output projection."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(..., width) to (..., out)."""
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
+        return self.linear(torch.addcmul(shift, self.norm_final(x), 1 + scale))
+
+
+class PlainMLP(nn.Module):
+    """Pre-norm residual MLP from z to the parameters of a distribution; of depth 0 a norm and a linear map."""
+
+    def __init__(self, *, dim_in: int, dim_out: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.input_proj = nn.Linear(dim_in, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, dim_out)
+        xavier(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., dim_in) to (..., dim_out)."""
+        h = self.input_proj(z)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.out(self.norm(h))
+
+
+def xavier(network: nn.Module) -> None:
+    """Xavier-uniform weights and no bias in every linear layer."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
