@@ -42,7 +42,7 @@ def main(
     setting: str = "mar",
     heads: str = ",".join(HEADS),
     seeds: str = "0,1,2",
-    steps: int = 800,
+    steps: int = 500,
     out: Path = Path("runs/heads"),
     report: bool = True,
 ) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from mixar_core.testing.backbones import check_backbone
 from mixar_core.testing.data import check_callback, check_dataset, check_extractor
+from mixar_core.testing.heads import check_head
 from mixar_core.testing.injectors import check_conditioner, check_injector
-from mixar_core.testing.parts import check_head
 from mixar_core.testing.priors import check_prior
 from mixar_core.testing.samplers import check_plan, check_sampler
 from mixar_core.testing.tokenizers import check_continuous_tokenizer, check_discrete_tokenizer

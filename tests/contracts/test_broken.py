@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
 from mixar_core.injector import GuidanceInjector
 from mixar_core.noise import Noise
@@ -20,10 +22,23 @@ from mixar_core.testing import (
     check_injector,
     check_prior,
 )
-from mixar_core.types import Condition, DiscreteTokens, DrawnCodes, Guidance, Losses, Posterior, Quantized
+from mixar_core.types import (
+    Condition,
+    DiscreteTokens,
+    DrawnCodes,
+    Grid,
+    Guidance,
+    Losses,
+    Posterior,
+    Quantized,
+    Step,
+    TokenLayout,
+    Z,
+)
 from tests.toys import PoolTokenizer, SignTokenizer, UniformPrior
 
 WIDTH = 8
+LAYOUT = TokenLayout("grid", (Grid(3, 5),))
 
 
 class Head(ContinuousHead):
@@ -34,35 +49,62 @@ class Head(ContinuousHead):
         self.token_dim = 4
         self.map = nn.Linear(WIDTH, 4)
 
-    def loss(self, z_BKD: Tensor, target_BKC: Tensor, *, noise: Noise) -> Tensor:
-        return (self.map(z_BKD).float() - target_BKC).square().mean(dim=-1)
+    def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
+        return (self.map(z.cond_BKD).float() - target_BKC).square().mean(dim=-1)
 
-    def sample(self, z_RD, *, z_uncond_RD=None, cfg=1.0, temperature=1.0, steps=None, noise: Noise) -> Tensor:
-        mean = self.map(z_RD)
-        if z_uncond_RD is not None:
-            mean = mean + (cfg - 1) * (mean - self.map(z_uncond_RD))
-        return mean + temperature * noise.normal(mean.shape, mean.device)
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        if step.head_steps or step.solver:
+            raise UserError("there is one step")
+        mean = self.map(z.cond_BKD).float()
+        if z.uncond_BKD is not None:
+            mean = mean + (step.cfg - 1) * (mean - self.map(z.uncond_BKD))
+        return mean + step.temperature * noise.normal(mean.shape, mean.device)
 
 
 class GlobalRandom(Head):
-    def sample(self, z_RD, **arguments) -> Tensor:
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
         torch.rand(1)
-        return super().sample(z_RD, **arguments)
+        return super().sample(z, step, noise=noise)
 
 
 class HalfPrecision(Head):
-    def loss(self, z_BKD: Tensor, target_BKC: Tensor, *, noise: Noise) -> Tensor:
-        return (self.map(z_BKD) - target_BKC.to(z_BKD.dtype)).square().mean(dim=-1).to(z_BKD.dtype)
+    def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
+        return super().loss(z, target_BKC, noise=noise).to(z.cond_BKD.dtype)
 
 
 class InPlace(Head):
-    def sample(self, z_RD, **arguments) -> Tensor:
-        return super().sample(z_RD.mul_(2), **arguments)
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        return super().sample(z._replace(cond_BKD=z.cond_BKD.mul_(2)), step, noise=noise)
 
 
 class Detached(Head):
-    def loss(self, z_BKD: Tensor, target_BKC: Tensor, *, noise: Noise) -> Tensor:
-        return super().loss(z_BKD.detach(), target_BKC, noise=noise)
+    def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
+        return super().loss(z._replace(cond_BKD=z.cond_BKD.detach()), target_BKC, noise=noise)
+
+
+class Deaf(Head):
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        return super().sample(z, step, noise=Noise.seeded(7))
+
+
+class Mean(Head):
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        return super().sample(z, attrs.evolve(step, temperature=0.0), noise=noise)
+
+
+class AnySolver(Head):
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        return super().sample(z, attrs.evolve(step, solver=None), noise=noise)
+
+
+class Neighbours(Head):
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        return super().sample(z._replace(cond_BKD=z.cond_BKD - z.cond_BKD.mean(dim=0)), step, noise=noise)
+
+
+class OfOneShape(Head):
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        return super().sample(z, step, noise=noise).flatten(0, 1)
 
 
 class Unsaved(Head):
@@ -70,8 +112,8 @@ class Unsaved(Head):
         super().__init__()
         self.secret = torch.randn(4)
 
-    def sample(self, z_RD, **arguments) -> Tensor:
-        return super().sample(z_RD, **arguments) + self.secret.to(z_RD.device)
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        return super().sample(z, step, noise=noise) + self.secret.to(z.cond_BKD.device)
 
 
 class Unused(Head):
@@ -81,12 +123,13 @@ class Unused(Head):
 
 
 class ValueDependent(Head):
-    def loss(self, z_BKD: Tensor, target_BKC: Tensor, *, noise: Noise) -> Tensor:
-        return super().loss(z_BKD, target_BKC, noise=noise) * (2.0 if z_BKD.sum().item() > 0 else 1.0)
+    def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
+        return super().loss(z, target_BKC, noise=noise) * (2.0 if z.cond_BKD.sum().item() > 0 else 1.0)
 
 
 def test_the_smallest_head_passes() -> None:
-    check_head(Head, width=WIDTH)
+    check_head(Head, width=WIDTH, layout=LAYOUT)
+    check_head(Mean, width=WIDTH, layout=LAYOUT, deterministic=True)
 
 
 @pytest.mark.parametrize(
@@ -94,20 +137,25 @@ def test_the_smallest_head_passes() -> None:
     [
         (GlobalRandom, "torch's global generator"),
         (HalfPrecision, "loss under autocast is torch.bfloat16"),
-        (InPlace, "argument z_RD was changed"),
+        (InPlace, "argument cond_BKD was changed"),
         (Detached, "input 0 gets no gradient"),
+        (Deaf, "another seed, yet the same sample"),
+        (Mean, "another seed, yet the same sample"),
+        (AnySolver, "a solver that nobody knows"),
+        (Neighbours, "sample: it depends on what shares the batch"),
+        (OfOneShape, "sample has shape (30, 4), not (3, 10, 4)"),
         (Unsaved, "same state dict differs"),
         (Unused, "spare.weight gets no gradient"),
     ],
 )
 def test_a_broken_head_fails(broken: type[Head], message: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(message)):
-        check_head(broken, width=WIDTH)
+        check_head(broken, width=WIDTH, layout=LAYOUT)
 
 
 def test_shapes_must_not_depend_on_values() -> None:
     with pytest.raises(RuntimeError, match="meta"):
-        check_head(ValueDependent, width=WIDTH)
+        check_head(ValueDependent, width=WIDTH, layout=LAYOUT)
 
 
 class Injector(GuidanceInjector):

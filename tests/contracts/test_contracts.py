@@ -24,8 +24,10 @@ from mixar_core.types import Grid, TokenLayout
 from tests import networks
 
 IMAGE_SIZE, WIDTH, TOKEN_DIM = 16, 16, 4
+LAYOUT = TokenLayout("grid", (Grid(2, 3),))
 CONV = {"channels": 32, "channel_multipliers": (1, 1, 2), "blocks": 1}  # 32: group norm has 32 groups
 LFQ = {**CONV, "bits": 6}
+SMALL_HEAD = {"depth": 1, "width": 16}
 MASKED = {"width": 16, "depth": 1, "heads": 2, "buffer": 2}
 VQ = {**CONV, "codebook_size": 32, "code_width": 8}
 CAUSAL = {"width": 16, "depth": 2, "heads": 2, "buffer": 2}
@@ -117,7 +119,18 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "dc-sa": [{}],
         "dc-ca": [{}],
     },
-    "head": {"diffusion": [{"depth": 1, "width": 16, "samples_per_token": 2, "sampling_steps": 4}]},
+    "head": {
+        "diffusion": [{**SMALL_HEAD, "samples_per_token": 2, "sampling_steps": 4}],
+        "flow": [
+            {**SMALL_HEAD, "samples_per_token": 2, "sampling_steps": 3},
+            {**SMALL_HEAD, "solver": "heun", "time": "logit-normal", "sampling_steps": 2},
+        ],
+        "joint": [{**SMALL_HEAD, "heads": 2, "sampling_steps": 3, "samples_per_token": 2}],
+        "mixture": [{**SMALL_HEAD, "components": 3, "candidates": 4}, {"depth": 0, "width": 8, "components": 1}],
+        "energy": [{**SMALL_HEAD, "noise_channels": 4}, {**SMALL_HEAD, "alpha": 1.5, "train_temperature": 0.9}],
+        "categorical": [{**SMALL_HEAD, "bins": 8}],
+        "mse": [SMALL_HEAD],
+    },
     "sampler": {
         "cosine": [
             {},
@@ -235,7 +248,7 @@ def _check_injector(part: Part, config: Any, _: Path) -> None:
 
 def _check_backbone(part: Part, config: Any, _: Path) -> None:
     for num_classes in (0, 3):
-        sizes = {"layout": TokenLayout("grid", (Grid(2, 3),)), "token_dim": TOKEN_DIM, "num_classes": num_classes}
+        sizes = {"layout": LAYOUT, "token_dim": TOKEN_DIM, "num_classes": num_classes}
         testing.check_backbone(partial(part.component, config, **sizes))
 
 
@@ -254,7 +267,10 @@ CHECKS: Mapping[str, Callable[[Part, Any, Path], None]] = {
     "prior": _check_prior,
     "injector": _check_injector,
     "head": lambda part, config, _: testing.check_head(
-        partial(part.component, config, token_dim=TOKEN_DIM, width=WIDTH), width=WIDTH
+        partial(part.component, config, token_dim=TOKEN_DIM, width=WIDTH, layout=LAYOUT),
+        width=WIDTH,
+        layout=LAYOUT,
+        deterministic=part.name == "mse",
     ),
     "backbone": _check_backbone,
     "sampler": lambda part, config, _: testing.check_sampler(partial(part.component, config)),

@@ -25,11 +25,18 @@ from tests.parity.case import load_strictly
 
 
 class Replay(Noise):
-    """Noise that a case recorded: what is drawn under `head_init` and `head_step` comes from lists."""
+    """Noise that a case recorded: what is drawn under `head_init`, `head_step`, `head_uniform` comes from lists."""
 
-    def __init__(self, orders: Tensor, init: Sequence[Tensor], steps: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        orders: Tensor,
+        init: Sequence[Tensor] = (),
+        steps: Sequence[Tensor] = (),
+        uniform: Sequence[Tensor] = (),
+    ) -> None:
         super().__init__(torch.Generator())
-        self.orders, self.queues = orders, {"head_init": list(init), "head_step": list(steps)}
+        self.orders = orders
+        self.queues = {"head_init": list(init), "head_step": list(steps), "head_uniform": list(uniform)}
 
     def normal(self, shape: Sequence[int], device: torch.device | str, *, name: str = "") -> Tensor:
         drawn = self.queues[name].pop(0)
@@ -38,6 +45,8 @@ class Replay(Noise):
         return drawn.view(*shape)
 
     def uniform(self, shape: Sequence[int], device: torch.device | str, *, name: str = "") -> Tensor:
+        if name == "head_uniform":
+            return self.normal(shape, device, name=name)
         assert name == "orders"
         return self.orders.argsort(dim=1).float()  # whose argsort is the recorded orders
 

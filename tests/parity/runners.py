@@ -10,7 +10,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from tests.parity import conv_tokenizer, generator, kl, mar
+from tests.parity import conv_tokenizer, ear, generator, kl, mar
 from tests.parity.case import Case, NotACase
 
 
@@ -50,6 +50,16 @@ RUNNERS = (
         ("latents", "labels", "orders", "iters", "t", "noise", "head_init", "head_noise", "head_z*", "init_*"),
         mar.run,
         mar.MANIFESTS,
+    ),
+    Runner(
+        "ear",
+        ("scoreloss_d", "buffer_size"),
+        (
+            *("latents", "labels", "orders", "mask_rate", "train_drop_uniform", "train_uniform", "uniform_?"),
+            *("head_mask", "head_target", "head_uniform", "head_uniform_pair", "head_z"),
+        ),
+        ear.run,
+        ear.MANIFESTS,
     ),
 )
 

@@ -45,8 +45,7 @@ class EnergyHead(ContinuousHead):
     def __init__(self, config: EnergyHeadConfig, *, token_dim: int, width: int, layout: TokenLayout) -> None:
         super().__init__()
         self.config, self.token_dim = config, token_dim
-        embedding = {"noise_embed": nn.Linear(config.noise_channels, config.width)}
-        self.net = ModulatedMLP(embedding, dim_in=width, dim_out=token_dim, width=config.width, depth=config.depth)
+        self.net = NoiseMLP(config, dim_in=width, dim_out=token_dim)
 
     def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
         """Energy score, mean over `samples_per_token` pairs of draws: (B, K), float32; negative where it is good."""
@@ -81,3 +80,13 @@ class EnergyHead(ContinuousHead):
     def draw(self, z: Tensor, uniform: Tensor, temperature: float = 1.0) -> Tensor:
         """Tokens (..., C) made of z (..., D) and numbers in [0, 1) (..., noise_channels)."""
         return self.net(z, F.silu(self.net.noise_embed(uniform - 0.5)), temperature).float()
+
+
+class NoiseMLP(ModulatedMLP):
+    """The MLP of the head `diffusion` turned about: z runs through it, and noise modulates it."""
+
+    noise_embed: nn.Linear
+
+    def __init__(self, config: EnergyHeadConfig, *, dim_in: int, dim_out: int) -> None:
+        embedding = {"noise_embed": nn.Linear(config.noise_channels, config.width)}
+        super().__init__(embedding, dim_in=dim_in, dim_out=dim_out, width=config.width, depth=config.depth)

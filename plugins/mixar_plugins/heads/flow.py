@@ -37,7 +37,8 @@ class FlowHead(RectifiedFlowHead):
 
     def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
         """Mean squared error of the velocity, each token at times of its own: (B, K), float32."""
-        t = self.draw_times(*target_BKC.shape[:2], target_BKC.device, noise=noise)
+        batch, tokens, _ = target_BKC.shape
+        t = self.draw_times(batch, tokens, target_BKC.device, noise=noise)
         condition = self.embed(z.cond_BKD, z.positions_BK)[:, None]
         return self.flow_loss(condition, target_BKC[:, None], t, noise=noise)
 

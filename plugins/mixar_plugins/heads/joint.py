@@ -1,6 +1,6 @@
 """A head that draws the tokens of a step together: a small transformer over them, with a flow loss.
 
-Tokens drawn in one step by a head of one token are independent given z; here they see each other, as in FlowAR's scales.
+Drawn by a head of one token, the tokens of a step are independent given z. Here they see each other, as in FlowAR.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mixar_core.noise import Noise
 from mixar_core.types import TokenLayout, Z
-from mixar_plugins.heads.mlp import FinalLayer, TimeEmbedding, xavier
+from mixar_plugins.heads.mlp import FinalLayer, TimeEmbedding, xavier, zero
 from mixar_plugins.heads.rectified_flow import FlowConfig, RectifiedFlowHead
 
 
@@ -66,9 +66,10 @@ class JointHead(RectifiedFlowHead):
         xavier(self)
         self.time_embed.reset_parameters()
         nn.init.normal_(self.positions.weight, std=0.02)
-        for zero in (*(block.modulation for block in self.blocks), self.final_layer.adaLN_modulation[1]):
-            nn.init.zeros_(zero.weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
+        for module in self.modules():
+            if isinstance(module, JointBlock):
+                zero(module.modulation)
+        self.final_layer.reset_parameters()
 
     def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
         """Mean squared error of the velocity, all tokens of an image at the same times: (B, K), float32."""

@@ -32,11 +32,8 @@ class ModulatedMLP(nn.Module):
         # As MAR: Xavier-uniform; time embedding normal(0.02); modulations and output zero.
         xavier(self)
         for module in self.modules():
-            if isinstance(module, TimeEmbedding):
+            if isinstance(module, TimeEmbedding | ResidualBlock | FinalLayer):
                 module.reset_parameters()
-        for block in (*self.res_blocks, self.final_layer):
-            nn.init.zeros_(block.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Tensor, condition: Tensor, temperature: float = 1.0) -> Tensor:
         """(..., dim_in) to (..., dim_out), given the condition (..., width), its activation applied.
@@ -95,6 +92,10 @@ class ResidualBlock(nn.Module):
         # the activation in front of the modulations is applied once for all blocks, before them
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 3 * width))
 
+    def reset_parameters(self) -> None:
+        """Modulation zero, so that a fresh block is the identity."""
+        zero(self.adaLN_modulation)
+
     def forward(self, x: Tensor, condition: Tensor, temperature: float = 1.0) -> Tensor:
         """(..., width) to (..., width)."""
         shift, scale, gate = self.adaLN_modulation(condition).chunk(3, dim=-1)
@@ -110,6 +111,11 @@ class FinalLayer(nn.Module):
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width))
+
+    def reset_parameters(self) -> None:
+        """Modulation and output zero, so that a fresh network gives zeros."""
+        zero(self.adaLN_modulation)
+        zero(self.linear)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """(..., width) to (..., out)."""
@@ -145,3 +151,10 @@ def xavier(network: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+def zero(network: nn.Module) -> None:
+    """Weights of zero in every linear layer."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.weight)
