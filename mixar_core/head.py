@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -19,10 +20,16 @@ class ContinuousHead(nn.Module, ABC):
     """
 
     token_dim: int
+    #: Whether what is drawn for one token depends on the z of others, which then must not know what it is not to know:
+    #: that of a backbone which predicts every token in one pass (`masks` False) knows the tokens before its own.
+    together: ClassVar[bool] = False
 
     @abstractmethod
     def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
-        """Loss of each token (B, K), in float32 whatever the autocast. B counts images (rows of `noise`)."""
+        """Loss of each token (B, K), in float32 whatever the autocast. B counts images (rows of `noise`).
+
+        Losses of two heads are of different kinds, and cannot be compared.
+        """
 
     @abstractmethod
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:

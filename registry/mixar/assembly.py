@@ -280,6 +280,7 @@ def _mixar(
     if injector.needs_codes:
         _check_codes(recipe, injector, layout, patch, discrete, prior)
     head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=width, layout=layout)
+    _check(recipe, kind.masks or not head.together, "backbone", "z that knows other tokens", "head", "tokens together")
     conditioner: Conditioner | None = None
     if recipe.conditioner is not None:
         conditioner = construct(recipe, registry, "conditioner", num_classes=recipe.num_classes)

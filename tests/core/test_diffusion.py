@@ -9,9 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixar_core.diffusion import TrainTables, cosine_betas, respaced_timesteps, reverse_step, schedule
+from mixar_core.errors import UserError
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
+from mixar_core.types import Grid, Step, TokenLayout, Z
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
+
+LAYOUT = TokenLayout("grid", (Grid(2, 4),))
+PLACES = torch.arange(8)[None]
 
 
 @given(st.integers(1, 1000))
@@ -56,7 +61,8 @@ def test_the_bound_is_zero_for_the_true_posterior_and_trains_the_variance_only()
 
 def test_the_head_learns_the_mean_and_spread_of_its_tokens() -> None:
     torch.manual_seed(0)
-    head = DiffusionHead(DiffusionHeadConfig(depth=2, width=64, sampling_steps=40, clip=4.0), token_dim=2, width=4)
+    config = DiffusionHeadConfig(depth=2, width=64, sampling_steps=40, clip=4.0)
+    head = DiffusionHead(config, token_dim=2, width=4, layout=LAYOUT)
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     z = torch.zeros(64, 8, 4)
     z[:32, :, 0] = 1.0
@@ -64,12 +70,13 @@ def test_the_head_learns_the_mean_and_spread_of_its_tokens() -> None:
     for step in range(200):
         noise = Noise.seeded(step)
         target = means + 0.3 * noise.normal(means.shape, "cpu")
-        loss = head.loss(z, target, noise=noise).mean()
+        loss = head.loss(Z(z, PLACES.expand(64, -1)), target, noise=noise).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        drawn = head.sample(z[[0, 63]].repeat(60, 1, 1).flatten(0, 1), noise=Noise.seeded(1)).view(60, 2, 8, 2)
+        asked = Z(z[[0, 63]].repeat(60, 1, 1), PLACES.repeat(120, 1))
+        drawn = head.sample(asked, Step(), noise=Noise.seeded(1)).view(60, 2, 8, 2)
     assert drawn[:, 0].mean() == pytest.approx(1.0, abs=0.15)
     assert drawn[:, 1].mean() == pytest.approx(-1.0, abs=0.15)
     assert drawn[:, 0].std() == pytest.approx(0.3, abs=0.15)
@@ -79,11 +86,11 @@ def test_the_head_learns_the_mean_and_spread_of_its_tokens() -> None:
 @pytest.mark.parametrize("steps", [2, 20, 1000])
 def test_bf16_is_kept_out_of_the_steps_that_would_multiply_its_rounding(cfg: float, steps: int) -> None:
     torch.manual_seed(0)
-    head = DiffusionHead(DiffusionHeadConfig(depth=1, width=16), token_dim=3, width=4)
+    head = DiffusionHead(DiffusionHeadConfig(depth=1, width=16), token_dim=3, width=4, layout=LAYOUT)
     for parameter in head.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
-    z, z_uncond = torch.randn(2, 50, 4)
+    z, z_uncond = torch.randn(2, 50, 1, 4)
     process = schedule(steps)
     first = sum(process.error_gain(k) > 100 for k in range(steps))
     assert first == (7 if steps == 1000 else 1)
@@ -92,7 +99,8 @@ def test_bf16_is_kept_out_of_the_steps_that_would_multiply_its_rounding(cfg: flo
         seen: list[torch.Tensor] = []
         handle = head.net.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[0][:50]))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            head.sample(z, z_uncond_RD=z_uncond, cfg=cfg, steps=steps, noise=Noise.seeded(0))
+            asked = Z(z, torch.zeros(50, 1, dtype=torch.int64), z_uncond)
+            head.sample(asked, Step(cfg=cfg, head_steps=steps), noise=Noise.seeded(0))
         handle.remove()
         drawn.append(seen)
     exact, rounded = drawn
@@ -105,3 +113,10 @@ def test_one_step_of_sampling_is_refused() -> None:
         DiffusionHeadConfig(sampling_steps=1)
     with pytest.raises(ValueError, match="'head_steps' must be >= 2"):
         SamplingConfig(head_steps=1)
+
+
+@pytest.mark.parametrize("step", [Step(head_steps=1), Step(head_steps=1001), Step(solver="heun")])
+def test_steps_and_solvers_that_it_has_not_are_refused(step: Step) -> None:
+    head = DiffusionHead(DiffusionHeadConfig(depth=1, width=16), token_dim=3, width=4, layout=LAYOUT)
+    with pytest.raises(UserError, match=r"2 to 1000|allowed: ddpm"):
+        head.sample(Z(torch.zeros(1, 8, 4), PLACES), step, noise=Noise.seeded(0))

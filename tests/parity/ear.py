@@ -109,10 +109,22 @@ def load(model: MixAR, weights: Mapping[str, Tensor]) -> None:
 
 def _full_size(tensors: Mapping[str, Tensor], *, width: int, depth: int, heads: int, head: tuple[int, int]) -> None:
     config = {
-        **{"img_size": 256, "vae_stride": 16, "patch_size": 1, "vae_embed_dim": 16, "class_num": 1000},
-        **{"decoder_embed_dim": width, "decoder_depth": depth, "decoder_num_heads": heads, "mlp_ratio": 4.0},
-        **{"buffer_size": 64, "scoreloss_d": head[0], "scoreloss_w": head[1], "score_batch_mul": 1, "alpha": 1},
-        **{"noise_channels": 64, "train_temperature": 1.0},
+        "img_size": 256,
+        "vae_stride": 16,
+        "patch_size": 1,
+        "vae_embed_dim": 16,
+        "class_num": 1000,
+        "decoder_embed_dim": width,
+        "decoder_depth": depth,
+        "decoder_num_heads": heads,
+        "mlp_ratio": 4.0,
+        "buffer_size": 64,
+        "scoreloss_d": head[0],
+        "scoreloss_w": head[1],
+        "score_batch_mul": 1,
+        "alpha": 1,
+        "noise_channels": 64,
+        "train_temperature": 1.0,
     }
     with torch.device("meta"):
         model = build(config)

@@ -49,6 +49,7 @@ def test_sizes_are_the_papers_and_cost_no_memory(registry: Registry, name: str, 
         (["discrete_tokenizer.channel_multipliers=[1, 1, 2, 4]", "prior=null"], "grid 16x16", "grid 32x32"),
         (["prior.stride=8"], "8", "16"),
         (["backbone.width=8", "backbone.heads=2"], "14", "8"),
+        (["backbone={type: causal}", "head={type: joint}"], "backbone (causal)", "head (joint)"),
     ],
 )
 def test_two_parts_that_do_not_fit_are_named_with_both_values(

@@ -51,6 +51,8 @@ class JointHead(RectifiedFlowHead):
     into groups that do not see each other; their number is log-uniform from 1 to K.
     """
 
+    together = True
+
     def __init__(self, config: JointHeadConfig, *, token_dim: int, width: int, layout: TokenLayout) -> None:
         super().__init__()
         self.config = self.flow = config
