@@ -28,13 +28,16 @@ class Halves(Sampler):
             known_BN = torch.zeros_like(order_BN, dtype=torch.bool).scatter(1, task.known_BK, True)
             order_BN = order_BN.gather(1, known_BN.gather(1, order_BN).int().argsort(dim=1, stable=True))
         parts = order_BN[:, : task.layout.tokens - known].tensor_split(2, dim=1)
-        return Plan([PlannedStep(part_BK, self.step(task, part_BK)) for part_BK in parts if part_BK.shape[1]])
+        steps = [self.step(task, share) for share in (0.5, 1.0)]
+        return Plan([PlannedStep(*of) for of in zip(parts, steps, strict=True) if of[0].shape[1]])
 
     def order(self, task: Task, noise: Noise) -> Tensor:
         return random_orders(task.images, task.layout.tokens, noise=noise, device=task.device)
 
-    def step(self, task: Task, positions_BK: Tensor) -> Step:
-        return Step(cfg=task.cfg, temperature=task.temperature, head_steps=task.head_steps)
+    def step(self, task: Task, share: float) -> Step:
+        """The step after which this share of tokens is known."""
+        cfg = task.cfg if task.cfg_schedule == "constant" else 1.0 + (task.cfg - 1.0) * share
+        return Step(cfg=cfg, temperature=task.temperature, head_steps=task.head_steps)
 
 
 class Redraws(Halves):
@@ -96,28 +99,33 @@ class FromOne(Changed):
 
 
 class Unguided(Halves):
-    def step(self, task: Task, positions_BK: Tensor) -> Step:
-        return evolve(super().step(task, positions_BK), cfg=1.0)
+    def step(self, task: Task, share: float) -> Step:
+        return evolve(super().step(task, share), cfg=1.0)
 
 
 class AlwaysGuided(Halves):
-    def step(self, task: Task, positions_BK: Tensor) -> Step:
-        return evolve(super().step(task, positions_BK), cfg=2.0)
+    def step(self, task: Task, share: float) -> Step:
+        return evolve(super().step(task, share), cfg=2.0)
 
 
 class RisesAnyway(Halves):
-    def step(self, task: Task, positions_BK: Tensor) -> Step:
-        return evolve(super().step(task, positions_BK), cfg=1.0 + (task.cfg - 1.0) / 2)
+    def step(self, task: Task, share: float) -> Step:
+        return evolve(super().step(task, share), cfg=1.0 + (task.cfg - 1.0) / 2)
+
+
+class StaysConstant(Halves):
+    def step(self, task: Task, share: float) -> Step:
+        return evolve(super().step(task, share), cfg=task.cfg)
 
 
 class OwnTemperature(Halves):
-    def step(self, task: Task, positions_BK: Tensor) -> Step:
-        return evolve(super().step(task, positions_BK), temperature=1.0)
+    def step(self, task: Task, share: float) -> Step:
+        return evolve(super().step(task, share), temperature=1.0)
 
 
 class OwnHeadSteps(Halves):
-    def step(self, task: Task, positions_BK: Tensor) -> Step:
-        return evolve(super().step(task, positions_BK), head_steps=None)
+    def step(self, task: Task, share: float) -> Step:
+        return evolve(super().step(task, share), head_steps=None)
 
 
 class GlobalRandom(Halves):
@@ -175,6 +183,7 @@ class Refuses(Halves):
         (Unguided, "no step is guided"),
         (AlwaysGuided, "guided although no guidance is asked for"),
         (RisesAnyway, "the schedule is constant"),
+        (StaysConstant, "the schedule is linear"),
         (OwnTemperature, "the temperature asked for is not passed on"),
         (OwnHeadSteps, "the head's steps asked for are not passed on"),
         (GlobalRandom, "torch's global generator"),
