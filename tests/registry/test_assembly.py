@@ -13,6 +13,7 @@ from mixar.folder import read_tensors
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe
 from mixar_core.errors import UserError
+from mixar_core.types import DrawnCodes
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_an_injector_is_as_wide_as_where_its_guidance_goes(registry: Registry) -
         model = build(recipe, registry, meta=True).model
         assert model is not None
         codes_BN = torch.zeros(1, 256, dtype=torch.int64, device="meta")
-        guidance = model.guidance(codes_BN)
+        guidance = model.guidance(DrawnCodes(codes_BN))
         (door,) = [d for d in (guidance.fill_BND, guidance.prefix_BPD) if d is not None]
         assert door.shape[-1] == width
 

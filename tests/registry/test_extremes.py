@@ -21,7 +21,7 @@ from mixar.recipe import load_recipe, make_recipe
 from mixar.run import make_objective, train
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
-from mixar_core.types import NO_CLASS, ImageBatch
+from mixar_core.types import NO_CLASS, Condition, ImageBatch
 from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
 from tests.cli.process import good, refused
 
@@ -178,5 +178,7 @@ def test_real_codes_serve_an_unconditional_model_whatever_its_images_are_labelle
     tokenizer = build(recipe, registry).discrete_tokenizer
     data = open_data(recipe, registry, "train")
     prior = GroundTruthPrior(GroundTruthConfig(), tokenizer=tokenizer, num_classes=0, data=data)
-    drawn = [prior.sample(torch.tensor([2, label]), noise=Noise.seeded(0)) for label in (0, NO_CLASS)]
+    drawn = [
+        prior.sample(Condition(torch.tensor([2, label])), noise=Noise.seeded(0)).codes_BN for label in (0, NO_CLASS)
+    ]
     assert torch.equal(*drawn)

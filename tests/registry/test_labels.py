@@ -13,7 +13,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import mixar
-from mixar.cli.sample import _asked
+from mixar.cli.common import asked_classes
 from mixar.labels import checked_number, class_numbers, split_names
 from mixar_core.distributed import available_device
 from mixar_core.errors import UserError
@@ -114,9 +114,9 @@ def fake(names: tuple[str, ...]) -> mixar.Model:
 @example(["Caf\u00e9", "Cafe\u0301"])
 def test_any_class_can_be_named(names: list[str]) -> None:
     model = fake(tuple(names))
-    assert _asked(model, names, ()) == list(range(len(names)))
+    assert asked_classes(model, names, ()) == list(range(len(names)))
     for number, name in enumerate(names):
-        assert _asked(model, [name], ()) == [number]
+        assert asked_classes(model, [name], ()) == [number]
 
 
 @given(st.lists(ODD, min_size=1, max_size=5, unique=True), st.data())
@@ -126,7 +126,7 @@ def test_names_in_a_row_are_those_names_or_an_error(names: list[str], data: st.D
     text = ",".join(meant)
     assume(text not in names)  # a whole name counts as that, as the help says
     try:
-        found = _asked(fake(tuple(names)), [text], ())
+        found = asked_classes(fake(tuple(names)), [text], ())
     except UserError:
         return
     assert [names[number] for number in found] == meant or ",".join(names[n] for n in found) == text
@@ -144,12 +144,12 @@ def test_names_with_commas_fit() -> None:
 @pytest.mark.parametrize("labels", ["1_0", "1.0", "", "0,,1", "0x1", "²", "true", "1e3"])
 def test_odd_numbers_are_refused(labels: str) -> None:
     with pytest.raises(UserError, match="not whole numbers separated by commas"):
-        _asked(fake(("a",) * 20), (), [labels])
+        asked_classes(fake(("a",) * 20), (), [labels])
 
 
 def test_labels_may_be_given_more_than_once() -> None:
-    assert _asked(fake(NAMES), (), ["0, 2", "-1,+1"]) == [0, 2, -1, 1]
-    assert _asked(fake(NAMES), (), ()) == []
+    assert asked_classes(fake(NAMES), (), ["0, 2", "-1,+1"]) == [0, 2, -1, 1]
+    assert asked_classes(fake(NAMES), (), ()) == []
 
 
 # ---------------------------------------------------------------- codes, settings, devices

@@ -34,8 +34,10 @@ def batch_of(system: System) -> ImageBatch | TokenBatch:
         return ImageBatch(torch.rand(BATCH, 3, size, size) * 2 - 1, labels_B)
     continuous, discrete = system.continuous_tokenizer, system.discrete_tokenizer
     assert discrete is not None
-    channels, grid = (0, discrete.grid) if continuous is None else (continuous.latent_channels, continuous.grid)
-    codes_BN = torch.zeros(BATCH, discrete.grid.tokens, dtype=torch.int64)
+    channels, grid = (
+        (0, discrete.layout.shape) if continuous is None else (continuous.latent_channels, continuous.layout.shape)
+    )
+    codes_BN = torch.zeros(BATCH, discrete.layout.tokens, dtype=torch.int64)
     return TokenBatch(torch.randn(BATCH, channels, grid.height, grid.width), codes_BN, labels_B)
 
 
