@@ -1,4 +1,4 @@
-"""Transformer blocks of the backbone. Parameter names are timm's, which MAR's released files carry."""
+"""Transformer blocks, with timm's parameter names, which MAR's released files carry; and where a network has blocks."""
 
 from __future__ import annotations
 
@@ -108,3 +108,18 @@ class Block(nn.Module):
         if self.cross is not None and memory_BMD is not None:
             x_BTD = self.cross(x_BTD, memory_BMD)
         return x_BTD
+
+
+def sharded_blocks(trained: nn.Module) -> list[nn.Module]:
+    """The innermost lists' blocks: a network's hidden layers, and what FSDP gathers weights for as long as it runs.
+
+    A block has modules of its own and is used by calling it. What is not in a list (embeddings, projections, small
+    networks) FSDP gathers for a whole pass.
+    """
+    lists = [module for module in trained.modules() if isinstance(module, nn.ModuleList)]
+    return [
+        block
+        for blocks in lists
+        for block in blocks
+        if [*block.children()] and not any(isinstance(inner, nn.ModuleList) for inner in block.modules())
+    ]

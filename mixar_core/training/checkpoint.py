@@ -2,7 +2,7 @@
 
     checkpoints/step-00000100/
         raw/          what is trained                     ema/    the same, averaged
-        optimizer/    AdamW's state, by moment and name   run.json    step, settings, size and sha256 of every file
+        optimizer/    its state, by moment and name       run.json    step, settings, size and sha256 of every file
 
 The three folders are torch.distributed.checkpoint's, in safetensors: every process writes its share, and any number of
 processes reads them. A folder of that name is complete: it is written under another name, forced to disk, and renamed.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,9 @@ class EMA:
         return min(self.decay, (1 + update) / (10 + update))
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the module's present weights."""
-        averages, weights = self._pairs()
+    def update(self, instead: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """Move the average towards the module's present weights; those named, towards what is given `instead`."""
+        averages, weights = self._pairs(instead)
         torch._foreach_lerp_(averages, [w.float() for w in weights], 1.0 - self.decay_at(self.updates))
         self.updates += 1
 
@@ -72,6 +73,6 @@ class EMA:
             weight.copy_(average)
             average.copy_(value)
 
-    def _pairs(self) -> tuple[list[Tensor], list[Tensor]]:
-        weights = floating_tensors(self.module)
+    def _pairs(self, instead: Mapping[str, Tensor] = MappingProxyType({})) -> tuple[list[Tensor], list[Tensor]]:
+        weights = {**floating_tensors(self.module), **instead}
         return [local(average) for average in self.shadow.values()], [local(weights[name]) for name in self.shadow]

@@ -1,11 +1,12 @@
-"""What a step does: losses and gradients over all processes, AdamW, and the average of the weights."""
+"""What a step does: losses and gradients over all processes, the optimizer, and the average of the weights."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +19,15 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from mixar_core.blocks import Block
+from mixar_core.blocks import Block, sharded_blocks
 from mixar_core.data.source import Batch, Source
 from mixar_core.data.streams import Stream, seed_of, step_noise
 from mixar_core.distributed import Processes
 from mixar_core.noise import Noise
+from mixar_core.training.checkpoint import load_tensors, stored_in
 from mixar_core.training.ema import EMA, local
 from mixar_core.training.objective import Objective
-from mixar_core.training.optimizer import lr_at, make_optimizer
+from mixar_core.training.optimizer import Optimizer, lr_at, make_optimizer
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import ImageBatch, Losses, TokenBatch
 
@@ -64,10 +66,21 @@ class Engine:
 
     Args:
         steps, warmup: of the whole run, for the learning rate.
+        optimizer: None: AdamW.
+
+    Raises:
+        UserError: the optimizer cannot work on these weights.
     """
 
     def __init__(
-        self, objective: Objective, config: TrainingConfig, processes: Processes, *, steps: int, warmup: int
+        self,
+        objective: Objective,
+        config: TrainingConfig,
+        processes: Processes,
+        *,
+        steps: int,
+        warmup: int,
+        optimizer: Optimizer | None = None,
     ) -> None:
         self.objective, self.config, self.processes = objective, config, processes
         self.steps, self.warmup = steps, warmup
@@ -82,7 +95,7 @@ class Engine:
         elif processes.world > 1:  # its constructor gives every process the main one's weights
             self.module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.parameters = [p for p in objective.trained.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(objective.trained, config, objective.no_weight_decay())
+        self.optimizer = make_optimizer(objective.trained, config, objective.no_weight_decay(), optimizer)
         self.ema = EMA(objective.trained, config.ema_decay)
         self._settled = processes.world < 3 or not isinstance(self.module, DistributedDataParallel)
 
@@ -95,7 +108,7 @@ class Engine:
         if not self._settled:
             self._settle(batch, source, step=step)
         self.seed_dropout(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         for part in self.micro_batches(batch, source, step):
             with self._summing_gradients(part.last):
@@ -130,13 +143,10 @@ class Engine:
 
     def update(self, step: int, norm: float) -> None:
         """Clip the gradient, whose norm is `norm`, and move the weights and their average."""
-        rate = lr_at(step, self.config, steps=self.steps, warmup=self.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         if self.config.clip is not None and norm > self.config.clip:
             torch._foreach_mul_(self._gradients(), self.config.clip / (norm + 1e-6))
-        self.optimizer.step()
-        self.ema.update()
+        self.optimizer.step(lr_at(step, self.config, steps=self.steps, warmup=self.warmup))
+        self.ema.update(self.optimizer.evaluated())
 
     def losses(self, part: MicroBatch, *, step: int, module: nn.Module | None = None) -> Losses:
         """The objective's, by itself or through the `module` that wraps it."""
@@ -189,21 +199,34 @@ class Engine:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, by folder and name, sharing memory with this object."""
-        trained, moments = self.objective.trained, self.optimizer.state
-        named = [(name, moments[p].items()) for name, p in trained.named_parameters() if p in moments]
-        optimizer = {f"{key}.{name}": value for name, kept in named for key, value in kept}  # exp_avg.head.weight
-        return {"raw": trained.state_dict(), "ema": self.ema.state_dict(), "optimizer": optimizer}
+        raw = self.objective.trained.state_dict()
+        return {"raw": raw, "ema": self.ema.state_dict(), "optimizer": self.optimizer.state()}
 
-    def expect(self, stored: Collection[str], *, steps_done: int) -> None:
-        """Make room for the optimizer's tensors of these names, so that a checkpoint can be loaded into `state()`."""
-        parameters = dict(self.objective.trained.named_parameters())
-        for entry in stored:
-            key, _, name = entry.partition(".")
-            if name in parameters:
-                parameter = parameters[name]
-                zeros = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
-                self.optimizer.state[parameter][key] = zeros.detach()
+    def load(self, checkpoint: Path, *, steps_done: int) -> None:
+        """Go on from what a checkpoint holds. All processes must call it.
+
+        Raises:
+            UserError: it was written of something else.
+        """
+        self.optimizer.expect(stored_in(checkpoint / "optimizer"))
+        state = self.state()
+        load_tensors(checkpoint, state, self.processes)
+        self.optimizer.take(state["optimizer"])
         self.ema.updates = steps_done
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Inside the block the module carries the weights that are measured and written (`Optimizer.evaluated`)."""
+        weights = dict(self.objective.trained.named_parameters())
+        pairs = [(local(weights[name]).detach(), local(other)) for name, other in self.optimizer.evaluated().items()]
+        before = [weight.clone() for weight, _ in pairs]
+        for weight, other in pairs:
+            weight.copy_(other)
+        try:
+            yield
+        finally:
+            for (weight, _), value in zip(pairs, before, strict=True):
+                weight.copy_(value)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -246,21 +269,6 @@ def gather_policy(block: nn.Module, config: TrainingConfig, device: torch.device
     if config.precision == "bf16" and device.type == "cuda" and isinstance(block, Block):
         return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     return MixedPrecisionPolicy()
-
-
-def sharded_blocks(trained: nn.Module) -> list[nn.Module]:
-    """The modules whose weights FSDP gathers for as long as they run: the innermost lists' blocks.
-
-    A block has modules of its own and is used by calling it. What is not in a list (embeddings, projections, small
-    networks) is gathered for a whole pass.
-    """
-    lists = [module for module in trained.modules() if isinstance(module, nn.ModuleList)]
-    return [
-        block
-        for blocks in lists
-        for block in blocks
-        if [*block.children()] and not any(isinstance(inner, nn.ModuleList) for inner in block.modules())
-    ]
 
 
 def add(sums: dict[str, Tensor], losses: Losses, weight: float) -> None:

@@ -43,7 +43,7 @@ def look_again(engine: Engine, batch: Batch, source: Source, *, step: int) -> It
             yield Bad(rank, f"input {name}", indices[bad_B.cpu()].tolist())
     named = list(engine.objective.trained.named_parameters())
     yield from (Bad(rank, f"weights {name}", []) for name, p in named if not _is_finite(p))
-    engine.optimizer.zero_grad(set_to_none=True)
+    engine.optimizer.zero_grad()
     engine.seed_dropout(step)
     for part in engine.micro_batches(batch, source, step):
         with _watched(engine.objective) as seen:

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,14 @@ from mixar_core.training.checkpoint import (
     Checkpoints,
     checkpoint_step,
     list_checkpoints,
-    load_tensors,
     newest_checkpoint,
     read_run,
-    stored_in,
 )
 from mixar_core.training.engine import Engine, Gradients
 from mixar_core.training.guards import where_it_began
 from mixar_core.training.log import Meter, RunLog, Unreadable
 from mixar_core.training.objective import Objective
+from mixar_core.training.optimizer import AdamW, Optimizer
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.sources import VALIDATION_SEED, make_source, preview_images, shared_batches
 
@@ -69,6 +68,7 @@ def train(
     *,
     cache: TokenCache | None = None,
     callbacks: Sequence[Callback] = (),
+    optimizer: Optimizer | None = None,
     files: Mapping[str, str] | None = None,
     resume: bool = False,
     device: torch.device | str | None = None,
@@ -85,6 +85,7 @@ def train(
         folder: new or empty, or with `resume` that of a run that was stopped.
         cache: tokens to train on, instead of what the tokenizers make of `train_set`.
         callbacks: called in the main process.
+        optimizer: None: AdamW. A resumed run must have the same.
         files: texts by file name written into the folder before the first step (the recipe).
         resume: go on from the newest checkpoint.
         device: None: this process's GPU if there is one, or else the CPU.
@@ -98,7 +99,7 @@ def train(
     folder = user_path(folder)
     processes = join_processes(device)
     with StopSignals() as signals, naming_lost_processes(processes), tf32_where(config.precision, processes.device):
-        trainer = Trainer(objective, train_set, validation_set, config, folder, cache, callbacks, processes)
+        trainer = Trainer(objective, train_set, validation_set, config, folder, cache, callbacks, processes, optimizer)
         with closing(trainer.lock), closing(trainer.checkpoints):  # nothing is written once others are let in
             trainer.prepare(files or {}, resume=resume)
             result = trainer.run(signals, flop_per_image=flop_per_image)
@@ -119,6 +120,7 @@ class Trainer:
         cache: TokenCache | None,
         callbacks: Sequence[Callback],
         processes: Processes,
+        optimizer: Optimizer | None,
     ) -> None:
         data = train_set if cache is None else cache
         if data is None or (images := len(data)) == 0:
@@ -126,6 +128,7 @@ class Trainer:
         # refuses a batch that is not to be shared out, before anything is written
         BatchShard.of(config.batch_size, rank=processes.rank, world=processes.world)
         self.objective, self.config, self.folder, self.processes = objective, config, folder, processes
+        self.optimizer = optimizer or AdamW()
         self.data, self.train_set, self.validation_set = data, train_set, validation_set
         self.steps, self.warmup = config.total_steps(images), config.total_warmup(images)
         #: what a resumed run must share with the one it goes on with
@@ -134,6 +137,7 @@ class Trainer:
             "images": images,
             "latents": "samples" if cache is not None and cache.stores == "samples" else "posteriors",
             **({"steps": self.steps} if objective.needs_length else {}),
+            **self.optimizer.fingerprint(),
         }
         self.lock, self.log, self.meter = FolderLock(folder), RunLog(folder), Meter()
         self.callbacks = Callbacks(callbacks, is_main=processes.is_main)
@@ -150,7 +154,9 @@ class Trainer:
         """Check the folder, build what the steps need, and load the checkpoint if there is one to go on with."""
         config, processes = self.config, self.processes
         checkpoint = processes.on_main(self._resumed if resume else lambda: self._begun(files))
-        self.engine = Engine(self.objective, config, processes, steps=self.steps, warmup=self.warmup)
+        self.engine = Engine(
+            self.objective, config, processes, steps=self.steps, warmup=self.warmup, optimizer=self.optimizer
+        )
         if checkpoint is not None:
             self._load(checkpoint)
         processes.on_main(self._forget)
@@ -197,8 +203,7 @@ class Trainer:
                 f"{self.processes.world}: the same batches and draws, but sums are rounded in another order",
                 file=sys.stderr,
             )
-        self.engine.expect(stored_in(checkpoint / "optimizer"), steps_done=self.done)
-        load_tensors(checkpoint, self.engine.state(), self.processes)
+        self.engine.load(checkpoint, steps_done=self.done)
 
     def _forget(self) -> None:
         """What steps yet to be done will write anew; finished weights would be taken for newer than a checkpoint."""
@@ -316,7 +321,7 @@ class Trainer:
         """The validation split's losses, of the averaged weights as `ema/...` and of the present ones as `raw/...`."""
         self.objective.eval()
         losses: dict[str, float] = {}
-        for name, weights in (("raw", nullcontext()), ("ema", self.engine.ema.swapped())):
+        for name, weights in (("raw", self.engine.evaluated()), ("ema", self.engine.ema.swapped())):
             with weights:
                 count = min(self.config.evaluate_batches, source.order.size // source.order.batch_size)
                 measured = self.engine.measure(source, count, step=self.done - 1)
@@ -357,7 +362,7 @@ class Trainer:
         """Let the objective measure what belongs beside the weights, and write both sets of them."""
         objective = self.objective.eval()
         for name in WEIGHTS:
-            with self.engine.ema.swapped() if name == WEIGHTS[0] else nullcontext():
+            with self.engine.ema.swapped() if name == WEIGHTS[0] else self.engine.evaluated():
                 if self.train_set is not None and objective.finish_images:
                     batches = shared_batches(self.train_set, objective.finish_images, self.config, self.processes)
                     with self.engine.gathered():

@@ -20,10 +20,10 @@ from torch.overrides import TorchFunctionMode
 from mixar.assembly import System
 from mixar.recipe import Recipe
 from mixar.text import one_line
+from mixar_core.blocks import sharded_blocks
 from mixar_core.errors import UserError
 from mixar_core.masking import split_by_order
 from mixar_core.noise import Noise
-from mixar_core.training.engine import sharded_blocks
 from mixar_core.types import Condition, DrawnCodes, Z
 
 #: kinds of memory that a run holds from its first step to its last; the rest comes and goes with each step
