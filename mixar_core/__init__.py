@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mixar_core.storage import user_path
     from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
     from mixar_core.training.callback import Callback, RunInfo, StepReport
+    from mixar_core.training.optimizer import Optimizer, Weight
     from mixar_core.types import (
         NO_CLASS,
         Condition,
@@ -79,6 +80,7 @@ __all__ = [
     "MaskSplit",
     "MixAR",
     "Noise",
+    "Optimizer",
     "Outputs",
     "Plan",
     "PlannedStep",
@@ -93,6 +95,7 @@ __all__ = [
     "TokenLayout",
     "Tokenizer",
     "UserError",
+    "Weight",
     "Z",
     "empty_classes",
     "list_images",
@@ -119,6 +122,7 @@ _HOMES = {
     "storage": ("user_path",),
     "tokenizer": ("ContinuousTokenizer", "DiscreteTokenizer", "Tokenizer"),
     "training.callback": ("Callback", "RunInfo", "StepReport"),
+    "training.optimizer": ("Optimizer", "Weight"),
     "types": (
         "NO_CLASS",
         "Condition",

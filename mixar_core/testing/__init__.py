@@ -15,6 +15,7 @@ from mixar_core.testing.backbones import check_backbone
 from mixar_core.testing.data import check_callback, check_dataset, check_extractor
 from mixar_core.testing.heads import check_head
 from mixar_core.testing.injectors import check_conditioner, check_injector
+from mixar_core.testing.optimizers import check_optimizer
 from mixar_core.testing.priors import check_prior
 from mixar_core.testing.samplers import check_plan, check_sampler
 from mixar_core.testing.tokenizers import check_continuous_tokenizer, check_discrete_tokenizer
@@ -29,6 +30,7 @@ __all__ = [
     "check_extractor",
     "check_head",
     "check_injector",
+    "check_optimizer",
     "check_plan",
     "check_prior",
     "check_sampler",

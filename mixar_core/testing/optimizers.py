@@ -66,7 +66,7 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             begun = dict(_Network().named_parameters())
-        return float((self.weights()[name] - begun[name]).norm())
+        return float((self.weights()[name] - begun[name].detach()).norm())
 
 
 def check_optimizer(make: Callable[[], Optimizer], *, rate: float = 1e-2) -> None:

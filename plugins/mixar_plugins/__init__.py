@@ -13,6 +13,7 @@ MIXAR_INTERFACE = 2
 @hookimpl
 def mixar_parts() -> list[Part]:
     """Every component of this package, by kind; imported here, so that `mixar --help` waits for no torch."""
+    from mixar_core.training.optimizer import AdamW, AdamWConfig
     from mixar_plugins.backbones.causal import CausalBackbone, CausalConfig
     from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
     from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
@@ -35,6 +36,8 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.injectors.dc_mix import DCMix, DCMixConfig
     from mixar_plugins.injectors.embedding import DCCA, DCSA, CodeEmbeddingConfig
     from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
+    from mixar_plugins.optimizers.muon import Muon, MuonConfig
+    from mixar_plugins.optimizers.schedule_free import ScheduleFree, ScheduleFreeConfig
     from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
     from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
     from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
@@ -69,6 +72,9 @@ def mixar_parts() -> list[Part]:
         Part("dataset", "image-folder", ImageFolder, ImageFolderConfig),
         Part("dataset", "datasets", HuggingFaceDataset, HuggingFaceConfig),
         Part("extractor", "efficientnet-lite0", EfficientNetLite0, EfficientNetLite0Config),
+        Part("optimizer", "adamw", AdamW, AdamWConfig),
+        Part("optimizer", "muon", Muon, MuonConfig),
+        Part("optimizer", "schedule-free", ScheduleFree, ScheduleFreeConfig),
         Part("callback", "progress", ProgressBar, ProgressConfig),
         Part("callback", "tensorboard", TensorBoard, TensorBoardConfig),
         Part("callback", "sample-grid", SampleGrid, SampleGridConfig),

@@ -109,6 +109,7 @@ _OWN_KINDS = {
     "conditioner": "Conditioner",
     "dataset": "ImageDataset",
     "extractor": "FeatureExtractor",
+    "optimizer": "Optimizer",
     "callback": "Callback",
 }
 

@@ -55,6 +55,7 @@ class Recipe:
         extractor: of the perceptual loss (reconstruction.perceptual_weight).
         accept_other_classes: data whose class names are not those that a frozen prior, a cache or the run began with
             are used all the same: label 0 means the same class in both, and so on.
+        optimizer: of the training; None is adamw, which recipes of before there was a choice mean.
         training: None where the recipe does not say how long to train; sampling works without.
     """
 
@@ -74,6 +75,7 @@ class Recipe:
     head: PartChoice | None = _part("head")
     sampler: PartChoice | None = _part("sampler")
     extractor: PartChoice | None = _part("extractor")
+    optimizer: PartChoice | None = _part("optimizer")
     masking: MaskingConfig = MaskingConfig()
     ti_mix: TIMixConfig = TIMixConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
@@ -213,6 +215,8 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
     values = {key: value for key, value in plain.items() if key in _PLAIN or bare(value) is not None}
     trains, loss = str(bare(values.get("trains"))), values.get("reconstruction")
     values.setdefault("callbacks", [{"type": name} for name in _DEFAULT_CALLBACKS if _is_at_hand(name, registry)])
+    if "training" in values:
+        values.setdefault("optimizer", {"type": "adamw"})
     if trains == "mixar":
         for key, name in _DEFAULT_PARTS.items():
             values.setdefault(key, {"type": name})

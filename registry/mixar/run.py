@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from mixar.assembly import System, build, compare_classes, construct, data_notes, open_data, weights_of
+from mixar.assembly import System, build, compare_classes, construct, data_notes, make_optimizer, open_data, weights_of
 from mixar.cache import open_cache
 from mixar.cost import training_flop_per_image
 from mixar.folder import PROVENANCE, RECIPE, read_provenance, sha256, versions
@@ -26,6 +26,7 @@ from mixar_core.errors import UserError
 from mixar_core.storage import user_path
 from mixar_core.training.callback import Callback
 from mixar_core.training.objective import MixARObjective, Objective, PriorObjective
+from mixar_core.training.optimizer import AdamW
 from mixar_core.training.reconstruction import ContinuousReconstruction, DiscreteReconstruction
 from mixar_core.training.trainer import Result
 from mixar_core.training.trainer import train as run_trainer
@@ -56,7 +57,7 @@ def train(
     planned, training = build(recipe, registry, meta=True), recipe.training
     if training is None:
         raise UserError(f"recipe {recipe.name}: training: required to train, and not there; set steps or epochs of it")
-    frozen_files = _frozen_files(planned, registry)
+    optimizer, frozen_files = make_optimizer(planned, registry), _frozen_files(planned, registry)
     if resume:
         _check_recipe(folder, recipe, registry)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -72,6 +73,8 @@ def train(
     facts = {"class_names": class_names, "frozen": {key: sha256(f) for key, f in frozen_files.items()}}
     if resume:
         notes += _check_facts(folder, recipe, facts)
+    if optimizer is not None and not isinstance(optimizer, AdamW):
+        notes.insert(0, f"optimizer {optimizer.config}")
     tell(*([f"warning: {warning}"] if warning else []), *(f"note: {note}" for note in notes))
 
     if cache is not None and train_set is not None and train_set.stream is not None:
@@ -91,6 +94,7 @@ def train(
         folder,
         cache=cache,
         callbacks=callbacks,
+        optimizer=optimizer,
         files={RECIPE: to_yaml(recipe), PROVENANCE: json.dumps(provenance, indent=2) + "\n"},
         resume=resume,
         device=device,

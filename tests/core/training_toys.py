@@ -85,7 +85,7 @@ def toy_config(**settings) -> TrainingConfig:
 
 
 def toy_run(folder: Path, *, objective: Objective | None = None, validation=None, callbacks=(), **settings) -> Result:
-    resume = settings.pop("resume", False)
+    resume, optimizer = settings.pop("resume", False), settings.pop("optimizer", None)
     return train(
         objective or ToyObjective(),
         settings.pop("data", ToyImages()),
@@ -93,6 +93,7 @@ def toy_run(folder: Path, *, objective: Objective | None = None, validation=None
         toy_config(**settings),
         folder,
         callbacks=callbacks,
+        optimizer=optimizer,
         resume=resume,
         device="cpu",
     )

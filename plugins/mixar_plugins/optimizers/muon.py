@@ -46,7 +46,7 @@ class Muon(Optimizer):
         """
         hidden, rest = [w for w in weights if w.hidden], [w for w in weights if not w.hidden]
         if not hidden:
-            raise UserError("optimizer muon: what is trained has no matrices in blocks, AdamW would do all; take adamw")
+            raise UserError("what is trained has no matrices in blocks, AdamW would do all: take adamw")
         muon = TorchMuon(
             groups_of(hidden, training),
             lr=training.scale_lr(training.learning_rate),

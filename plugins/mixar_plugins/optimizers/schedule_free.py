@@ -46,14 +46,12 @@ class ScheduleFree(Optimizer):
         try:
             self.package = importlib.import_module("schedulefree")
         except ImportError as error:
-            raise UserError(
-                "optimizer schedule-free needs the package schedulefree: pip install 'mixar[schedulefree]'"
-            ) from error
+            raise UserError("needs the package schedulefree: pip install 'mixar[schedulefree]'") from error
 
     def make(self, weights: Sequence[Weight], training: TrainingConfig) -> Sequence[TorchOptimizer]:
         """The package's AdamW, in the mode in which it steps; its own modes are not used."""
         if training.betas[0] == 0.0:
-            raise UserError("optimizer schedule-free: training.betas: the first must be above 0")
+            raise UserError("training.betas: the first must be above 0")
         optimizer = self.package.AdamWScheduleFree(
             groups_of(weights, training),
             lr=training.scale_lr(training.learning_rate),

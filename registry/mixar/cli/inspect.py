@@ -98,18 +98,22 @@ def check_command(
     """
     import attrs
 
-    from mixar.assembly import build, try_data
+    from mixar.assembly import build, make_optimizer, try_data
     from mixar.cost import estimate
     from mixar.recipe import load_recipe
+    from mixar_core.training.optimizer import AdamW
 
     registry = open_registry(context, no_plugin)
     resolved = load_recipe(recipe, registry=registry, overrides=settings or ())
     data = try_data(resolved, registry)
-    found = estimate(build(resolved, registry, meta=True), processes=processes)
+    system = build(resolved, registry, meta=True)
+    optimizer, found = make_optimizer(system, registry), estimate(system, processes=processes)
     if as_json:
         print_json({"name": resolved.name, "trains": resolved.trains, **attrs.asdict(found), "data": data})
         return
     print(f"{resolved.name}: trains {resolved.trains}, {found.parameters / 1e6:.1f}M trainable parameters")
+    if optimizer is not None and not isinstance(optimizer, AdamW):
+        print(f"optimizer: {optimizer.config}")
     print(f"data: {data}\n")
     cells = []
     for part in found.parts:
