@@ -28,7 +28,6 @@ from mixar_core.plan import Sampler
 from mixar_core.prior import DiscretePrior
 from mixar_core.storage import user_path
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.training.optimizer import Optimizer, Updates
 from mixar_core.types import Grid, TokenLayout
 
 
@@ -117,24 +116,6 @@ def construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> A
     component: Callable[..., Any] = registry.part(PART_KEYS[key], choice.type).component
     with said_of(f"recipe {recipe.name}: {_of(recipe, key)}"):
         return component(choice.config, **context)
-
-
-def make_optimizer(system: System, registry: Registry) -> Optimizer | None:
-    """The recipe's optimizer, tried on what is trained; None: AdamW.
-
-    Args:
-        system: built with `meta=True`.
-
-    Raises:
-        UserError: a package of it is not installed, or it can do nothing for these weights.
-    """
-    recipe = system.recipe
-    if recipe.optimizer is None or recipe.training is None:
-        return None
-    optimizer: Optimizer = construct(recipe, registry, "optimizer")
-    with said_of(f"recipe {recipe.name}: {_of(recipe, 'optimizer')}"):
-        Updates(optimizer, system.trained, recipe.training)
-    return optimizer
 
 
 # ---------------------------------------------------------------- data

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from mixar.assembly import System, build, compare_classes, construct, data_notes, make_optimizer, open_data, weights_of
+from mixar.assembly import System, build, compare_classes, construct, data_notes, open_data, weights_of
 from mixar.cache import open_cache
 from mixar.cost import training_flop_per_image
 from mixar.folder import PROVENANCE, RECIPE, read_provenance, sha256, versions
@@ -22,11 +22,11 @@ from mixar.structure import differences, flat
 from mixar.text import first_of, shortened, tell
 from mixar_core.data.dataset import has_names
 from mixar_core.distributed import own_device
-from mixar_core.errors import UserError
+from mixar_core.errors import UserError, said_of
 from mixar_core.storage import user_path
 from mixar_core.training.callback import Callback
 from mixar_core.training.objective import MixARObjective, Objective, PriorObjective
-from mixar_core.training.optimizer import AdamW
+from mixar_core.training.optimizer import AdamW, Optimizer, Updates
 from mixar_core.training.reconstruction import ContinuousReconstruction, DiscreteReconstruction
 from mixar_core.training.trainer import Result
 from mixar_core.training.trainer import train as run_trainer
@@ -100,6 +100,24 @@ def train(
         device=device,
         flop_per_image=training_flop_per_image(planned),
     )
+
+
+def make_optimizer(system: System, registry: Registry) -> Optimizer | None:
+    """The recipe's optimizer, tried on what is trained; None: AdamW.
+
+    Args:
+        system: built with `meta=True`.
+
+    Raises:
+        UserError: a package of it is not installed, or it can do nothing for these weights.
+    """
+    recipe = system.recipe
+    if recipe.optimizer is None or recipe.training is None:
+        return None
+    optimizer: Optimizer = construct(recipe, registry, "optimizer")
+    with said_of(f"recipe {recipe.name}: optimizer ({recipe.optimizer.type})"):
+        Updates(optimizer, system.trained, recipe.training)
+    return optimizer
 
 
 def make_objective(system: System, registry: Registry) -> Objective:

@@ -150,6 +150,11 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "inception": [write_inception],
         "timm": [write_timm],
     },
+    "optimizer": {
+        "adamw": [{}],
+        "muon": [{}, {"momentum": 0.5, "iterations": 3}],
+        "schedule-free": [{}, {"power": 1.0, "rate_power": 0.0}],  # where its package is installed
+    },
     "callback": {
         "progress": [{}],
         "tensorboard": [{}],
@@ -252,6 +257,12 @@ def _check_backbone(part: Part, config: Any, _: Path) -> None:
         testing.check_backbone(partial(part.component, config, **sizes))
 
 
+def _check_optimizer(part: Part, config: Any, _: Path) -> None:
+    if part.name == "schedule-free":
+        pytest.importorskip("schedulefree")
+    testing.check_optimizer(partial(part.component, config))
+
+
 def _check_dataset(part: Part, config: Any, _: Path) -> None:
     for split in ("train", "validation"):
         testing.check_dataset(part.component(config, split=split, image_size=IMAGE_SIZE), image_size=IMAGE_SIZE)
@@ -279,5 +290,6 @@ CHECKS: Mapping[str, Callable[[Part, Any, Path], None]] = {
     ),
     "dataset": _check_dataset,
     "extractor": lambda part, config, _: testing.check_extractor(partial(part.component, config)),
+    "optimizer": _check_optimizer,
     "callback": lambda part, config, folder: testing.check_callback(partial(part.component, config), folder),
 }

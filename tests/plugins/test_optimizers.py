@@ -8,8 +8,7 @@ from torch.optim import AdamW as TorchAdamW
 from torch.optim import Muon as TorchMuon
 
 from mixar_core.errors import UserError
-from mixar_core.testing import check_optimizer
-from mixar_core.training.optimizer import AdamW, Updates
+from mixar_core.training.optimizer import Updates
 from mixar_core.training.settings import TrainingConfig
 from mixar_plugins.optimizers.muon import Muon, MuonConfig
 from mixar_plugins.optimizers.schedule_free import ScheduleFree, ScheduleFreeConfig
@@ -17,21 +16,6 @@ from tests.core.training_toys import ToyNet
 from tests.toys import small_mixar
 
 CONFIG = TrainingConfig(steps=1, weight_decay=0.3)
-
-
-def test_adamw_keeps_the_contract():
-    check_optimizer(AdamW)
-
-
-@pytest.mark.parametrize("settings", [{}, {"momentum": 0.5, "iterations": 3}])
-def test_muon_keeps_the_contract(settings):
-    check_optimizer(lambda: Muon(MuonConfig(**settings)))
-
-
-@pytest.mark.parametrize("settings", [{}, {"power": 1.0, "rate_power": 0.0}])
-def test_schedule_free_keeps_the_contract(settings):
-    pytest.importorskip("schedulefree")
-    check_optimizer(lambda: ScheduleFree(ScheduleFreeConfig(**settings)))
 
 
 def test_muon_has_the_matrices_of_hidden_layers_and_adamw_the_rest():

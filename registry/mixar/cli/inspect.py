@@ -98,9 +98,10 @@ def check_command(
     """
     import attrs
 
-    from mixar.assembly import build, make_optimizer, try_data
+    from mixar.assembly import build, try_data
     from mixar.cost import estimate
     from mixar.recipe import load_recipe
+    from mixar.run import make_optimizer
     from mixar_core.training.optimizer import AdamW
 
     registry = open_registry(context, no_plugin)
