@@ -93,7 +93,6 @@ class Hooks(Protocol):
 
 _HOOKS = [name for name in vars(Hooks) if name.startswith("mixar_")]
 
-
 #: in a word, what a part that was written for the interface before this one meets
 _CHANGED = "a Condition in place of labels, heads on (B, K, D), a prior's DrawnCodes, a tokenizer's layout"
 
