@@ -14,6 +14,8 @@ import pytest
 import mixar
 import mixar_core
 
+#: lines of the longest abstract class, docstrings included
+SCREEN = 66
 DOCS = Path(__file__).parents[2] / "docs/api.md"
 
 
@@ -51,6 +53,12 @@ def test_everything_promised_has_a_docstring(module: ModuleType) -> None:
         for key, method in public.items():
             if inspect.isfunction(method) or isinstance(method, property | classmethod | staticmethod):
                 assert (method.__doc__ or "").strip(), f"{name}.{key}"
+
+
+def test_an_abstract_class_fits_on_a_screen() -> None:
+    classes = [value for name in mixar_core.__all__ if inspect.isabstract(value := getattr(mixar_core, name))]
+    long = {kind.__name__: len(inspect.getsource(kind).splitlines()) for kind in classes}
+    assert len(long) > 10 and max(long.values()) <= SCREEN, long
 
 
 @pytest.mark.parametrize("light", ["mixar", "mixar.cli", "mixar_core", "mixar_core.errors", "mixar.plugins"])
