@@ -33,8 +33,8 @@ BITS = {"rvq": 5, "pyramid": 8}
 SHIPPED = "lfq"
 DOORS = {"fill": "dc-mix", "prefix": "dc-sa", "memory": "dc-ca"}
 #: optimizer steps of the priors and of the MixARs
-PRIOR_STEPS, STEPS = 1200, 800
-SAMPLES = 1000
+PRIOR_STEPS, STEPS = 600, 500
+SAMPLES = 500
 _BATCH = 250
 COLUMNS = ("tokenizer", "layout", "drawn_by", "seed", "recognised", "kernel", "frechet")
 HEADER = ("tokenizer", "layout", "tokens", "bits", "PSNR, dB", "rFD", "drawn by", "recognised", "KID")
@@ -178,18 +178,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the MixARs")
     parser.add_argument("--out", type=Path, default=Path("runs/layouts"), help="folder of the runs")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the table")
-    parser.add_argument("--only", metavar="RUN", help="train this run alone, and measure a MixAR")
+    parser.add_argument("--only", metavar="RUN", help="train this run alone")
     arguments = parser.parse_args()
-    wanted = [arguments.only] if arguments.only else list(runs(arguments.seeds))
-    for run in wanted:
+    if arguments.only:
+        train(arguments.only, arguments.out)
+        return
+    for run in runs(arguments.seeds):
         train(run, arguments.out)
-    mixars = [run for run in wanted if run.count("_") == 2]
-    if mixars:
-        judge = Judge()
-        for run in mixars:
+    judge = Judge()
+    for run in runs(arguments.seeds):
+        if run.count("_") == 2:
             measure(run, arguments.out, judge)
-    if not arguments.only:
-        table(arguments.seeds, arguments.out, arguments.results)
+    table(arguments.seeds, arguments.out, arguments.results)
 
 
 if __name__ == "__main__":
