@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,20 @@ def family(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Path
     folder = tmp_path_factory.mktemp("family")
     write_family(folder, registry)
     return folder
+
+
+@pytest.fixture
+def with_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Registry]:
+    """with_plugin("tests.toy_text"): the registry with this module installed, too, as the plugin toy-text."""
+
+    def install(module: str) -> Registry:
+        info = tmp_path / "toy-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+        name = module.rpartition(".")[2].replace("_", "-")
+        (info / "entry_points.txt").write_text(f"[mixar]\n{name} = {module}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        importlib.invalidate_caches()
+        return plugin_manager()
+
+    return install

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor, nn
 
+from mixar import Part, hookimpl
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.types import Grid, Posterior, Quantized, TokenLayout
 from mixar_plugins.tokenizers.quantizers import LookupQuantizer, QuantizerWeights
@@ -66,3 +67,11 @@ class SphereSequence(ContinuousTokenizer):
 
     def project(self, latents: Tensor) -> Tensor:
         return F.normalize(latents, dim=-1)
+
+
+@hookimpl
+def mixar_parts() -> list[Part]:
+    return [
+        Part("discrete-tokenizer", "toy-sequence", SequenceTokenizer, LengthConfig),
+        Part("continuous-tokenizer", "toy-sphere", SphereSequence, LengthConfig),
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,15 +27,9 @@ TEXT = {"conditioner": {"type": "toy-text", "captions": list(CLASSES)}}
 
 
 @pytest.fixture
-def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+def texts(with_plugin: Callable[[str], Registry]) -> Registry:
     """The registry with the toy's plugin installed."""
-    info = tmp_path / "toy_text-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-text\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mixar]\ntoy-text = tests.toy_text\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
-    return plugin_manager()
+    return with_plugin("tests.toy_text")
 
 
 @pytest.fixture
