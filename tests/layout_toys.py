@@ -12,6 +12,8 @@ from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.types import Grid, Posterior, Quantized, TokenLayout
 from mixar_plugins.tokenizers.quantizers import LookupQuantizer, QuantizerWeights
 
+MIXAR_INTERFACE = 2
+
 
 @frozen
 class LengthConfig:

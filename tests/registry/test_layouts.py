@@ -103,21 +103,26 @@ def test_a_misfit_is_refused_with_both_sides_named(
 
 
 def test_an_order_over_a_grid_is_refused_where_there_is_none(mixar: Mixar, layouts: Registry) -> None:
-    system = build(mixar("sequence", "sequence", "dc-sa", "sampler.order=halton"), layouts, meta=True)
+    system = build(mixar("sequence", "sequence", "dc-sa", "sampler={type: cosine, order: halton}"), layouts, meta=True)
     with pytest.raises(
         UserError, match=r"sampler.order: halton; it needs tokens on a grid, and these are a sequence of 5"
     ):
         estimate(system)
 
 
-@pytest.mark.parametrize("codes", TOKENS)
-@pytest.mark.parametrize(("injector", "latents"), [("dc-mix", "grid"), ("dc-sa", "grid"), ("dc-ca", "sequence")])
+@pytest.mark.parametrize(
+    ("codes", "injector", "latents"),
+    [
+        ("depth", "dc-mix", "grid"),
+        ("pyramid", "dc-mix", "grid"),
+        ("sequence", "dc-sa", "grid"),
+        ("pyramid", "dc-ca", "sequence"),
+    ],
+)
 def test_costs_count_the_codes_where_they_go(
     mixar: Mixar, layouts: Registry, codes: str, injector: str, latents: str
 ) -> None:
-    if injector == "dc-mix" and codes == "sequence":
-        return  # refused, see above
-    overrides = ["ti_mix.schedule=linear"] if codes == "depth" and latents == "grid" else []
+    overrides = [MIXED] if codes == "depth" else []
     found = estimate(build(mixar(codes, latents, injector, *overrides), layouts, meta=True))
     tokens = 16 if latents == "grid" else 5
     front = 1 + (TOKENS[codes] if injector == "dc-sa" else 0)
@@ -142,16 +147,15 @@ def trained(recipe: Recipe, folder: Path, registry: Registry) -> Path:
 def test_codes_are_cached_learned_drawn_and_decoded(
     mixar: Mixar, layouts: Registry, tmp_path: Path, codes: str, latents: str, injector: str
 ) -> None:
-    parts = mixar(codes, latents, injector)
     for key, trains in (("discrete", "discrete_tokenizer"), ("continuous", "continuous_tokenizer")):
         trained(mixar(codes, latents, injector, f"trains={trains}"), tmp_path / key, layouts)
     discrete = f"discrete_tokenizer.weights={tmp_path / 'discrete'}"
     whole = mixar(codes, latents, injector, discrete, f"continuous_tokenizer.weights={tmp_path / 'continuous'}")
     tokens = TOKENS[codes]
-    made = make_cache(whole, tmp_path / "cache", layouts)
+    make_cache(whole, tmp_path / "cache", layouts)
     cache = open_cache(tmp_path / "cache", whole, layouts)
     rows = cache.rows(torch.arange(9), torch.zeros(9, dtype=torch.bool))
-    assert made is not None and rows.codes_BN is not None and rows.codes_BN.shape == (9, tokens)
+    assert rows.codes_BN is not None and rows.codes_BN.shape == (9, tokens)
     assert cache.latent_shape == ((3, 4, 4) if latents == "grid" else (3, 1, 5))
 
     prior = mixar(codes, latents, injector, discrete, "trains=prior")
@@ -173,4 +177,3 @@ def test_codes_are_cached_learned_drawn_and_decoded(
     assert model.generate([0, 1], codes=drawn, seed=1).images.shape == (2, 3, 16, 16)
     with pytest.raises(UserError, match=rf"needed: whole numbers \(B, {tokens}\)"):
         model.decode_codes(drawn[:, :-1])
-    assert parts.discrete_tokenizer is not None
