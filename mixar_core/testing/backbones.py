@@ -266,8 +266,8 @@ def _check_counting(some: _Asked, other: _Asked) -> None:
     idle = evolve(some, condition=evolve(some.condition, vectors_BTF=torch.where(mask_BT[..., None], a, b)))
     _expect_near(some.z(), idle.z(), "a vector that does not count changes z")
     everyone_B = torch.ones(BATCH, dtype=torch.bool)
-    dropped = [evolve(asked, condition=asked.condition.dropped(everyone_B)).z() for asked in (some, other)]
-    _expect_near(*dropped, "the vectors of a dropped condition change z")
+    first, second = (evolve(asked, condition=asked.condition.dropped(everyone_B)).z() for asked in (some, other))
+    _expect_near(first, second, "the vectors of a dropped condition change z")
 
 
 def _check_replaced(some: _Asked, other: _Asked, door: str) -> None:

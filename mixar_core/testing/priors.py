@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ def _check_predict(
     condition: Condition,
     codes_BN: Tensor,
     masked_BN: Tensor,
-    found: dict[str, Tensor],
+    found: Mapping[str, Tensor],
     *,
     sees_truth: bool,
 ) -> None:
@@ -127,7 +127,7 @@ def _check_steps(prior: DiscretePrior, condition: Condition, sampled_BN: Tensor)
 
 
 def _check_given(
-    prior: DiscretePrior, condition: Condition, codes_BN: Tensor, masked_BN: Tensor, found: dict[str, Tensor]
+    prior: DiscretePrior, condition: Condition, codes_BN: Tensor, masked_BN: Tensor, found: Mapping[str, Tensor]
 ) -> None:
     """Given codes stay as they are in every step, are certain, and the others are drawn to them."""
     name = "sample to given codes"
@@ -150,7 +150,7 @@ def _check_given(
     expect(torch.equal(every.codes_BN, codes_BN), "all codes are given, yet it draws others")
 
 
-def _expect_certain(name: str, found: dict[str, Tensor], certain_BN: Tensor) -> None:
+def _expect_certain(name: str, found: Mapping[str, Tensor], certain_BN: Tensor) -> None:
     confidence_BN = found.get(f"{name}'s confidence")
     certain = confidence_BN is None or not confidence_BN[certain_BN].any()
     expect(certain, f"{name}'s confidence in codes that it was given is not 0")

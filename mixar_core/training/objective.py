@@ -147,12 +147,19 @@ class MixARObjective(Objective):
 
 
 class PriorObjective(Objective):
-    """DiscretePrior.loss on the codes that `tokenizer`, frozen, gives the images."""
+    """DiscretePrior.loss on the codes that `tokenizer`, frozen, gives the images.
+
+    Args:
+        condition: what labels (B,) stand for.
+    """
 
     takes_tokens = True
 
-    def __init__(self, prior: DiscretePrior, tokenizer: DiscreteTokenizer) -> None:
+    def __init__(
+        self, prior: DiscretePrior, tokenizer: DiscreteTokenizer, condition: Callable[[Tensor], Condition] = Condition
+    ) -> None:
         super().__init__()
+        self.condition = condition
         self.trained = self.prior = prior
         self.tokenizers = FrozenTokenizers(None, tokenizer)
         self.tokenizer = tokenizer
@@ -160,12 +167,12 @@ class PriorObjective(Objective):
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
         """The prior's loss; it masks codes and drops labels by itself."""
         assert isinstance(batch, TokenBatch) and batch.codes_BN is not None
-        return self.prior.loss(batch.codes_BN, Condition(batch.labels_B), noise=noise)
+        return self.prior.loss(batch.codes_BN, self.condition(batch.labels_B), noise=noise)
 
     @torch.no_grad()
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:
         """The images, what their codes decode to, and samples for their labels, decoded."""
-        sampled_BN = self.prior.sample(Condition(images.labels_B), noise=noise).codes_BN
+        sampled_BN = self.prior.sample(self.condition(images.labels_B), noise=noise).codes_BN
         return {
             "real": images.images_B3HW,
             "codes alone": self.tokenizer.decode(self.tokenizer.encode(images.images_B3HW)),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from attrs import frozen
-from torch import nn
+from torch import Tensor, nn
 
 from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
 from mixar.hub import is_file
@@ -28,7 +28,7 @@ from mixar_core.plan import Sampler
 from mixar_core.prior import DiscretePrior
 from mixar_core.storage import user_path
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.types import Grid, TokenLayout
+from mixar_core.types import Condition, Grid, TokenLayout
 
 
 @frozen(eq=False)
@@ -40,6 +40,11 @@ class System:
     discrete_tokenizer: DiscreteTokenizer | None
     prior: DiscretePrior | None
     model: MixAR | None
+    conditioner: Conditioner | None = None
+
+    def condition(self, labels_B: Tensor) -> Condition:
+        """What is drawn for these labels int64 (B,)."""
+        return Condition(labels_B) if self.conditioner is None else self.conditioner(labels_B)
 
     @property
     def trained(self) -> nn.Module:
@@ -94,7 +99,8 @@ def build(
             load_into(module, read_tensors(weights_of(recipe, key, registry)), where=_of(recipe, key))
     if trained_weights is not None:
         load_into(system.trained, read_tensors(user_path(trained_weights)), where=f"weights {trained_weights}")
-    for module in (system.continuous_tokenizer, system.discrete_tokenizer, system.prior, system.model):
+    parts = (system.continuous_tokenizer, system.discrete_tokenizer, system.prior, system.conditioner, system.model)
+    for module in parts:
         if module is not None:
             module.to(device).eval()
     return system
@@ -241,11 +247,16 @@ def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None) -> 
         ):
             own = getattr(prior, what)
             _check(recipe, own == theirs, "prior", f"{what} {own}", other, f"{what} {theirs}")
-    model = None if continuous is None or trains != "mixar" else _mixar(recipe, registry, continuous, discrete, prior)
+    conditioner: Conditioner | None = None
+    if trains in ("mixar", "prior") and recipe.conditioner is not None:
+        conditioner = construct(recipe, registry, "conditioner", num_classes=recipe.num_classes).requires_grad_(False)
+    model: MixAR | None = None
+    if continuous is not None and trains == "mixar":
+        model = _mixar(recipe, registry, continuous, discrete, prior, conditioner)
     for key, part in (("continuous_tokenizer", continuous), ("discrete_tokenizer", discrete), ("prior", prior)):
         if part is not None and key != trains:
             part.requires_grad_(False)
-    return System(recipe, continuous, discrete, prior, model)
+    return System(recipe, continuous, discrete, prior, model, conditioner)
 
 
 def _mixar(
@@ -254,6 +265,7 @@ def _mixar(
     continuous: ContinuousTokenizer,
     discrete: DiscreteTokenizer | None,
     prior: DiscretePrior | None,
+    conditioner: Conditioner | None,
 ) -> MixAR:
     kind: type[Backbone] = registry.part("backbone", _chosen(recipe, "backbone").type).component
     config, latents = _chosen(recipe, "backbone").config, continuous.layout
@@ -281,9 +293,6 @@ def _mixar(
         _check_codes(recipe, injector, layout, patch, discrete, prior)
     head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=width, layout=layout)
     _check(recipe, kind.masks or not head.together, "backbone", "z that knows other tokens", "head", "tokens together")
-    conditioner: Conditioner | None = None
-    if recipe.conditioner is not None:
-        conditioner = construct(recipe, registry, "conditioner", num_classes=recipe.num_classes)
     sampler: Sampler = construct(recipe, registry, "sampler")
     backbone: Backbone = construct(
         recipe,

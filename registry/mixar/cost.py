@@ -33,7 +33,7 @@ from mixar_core.errors import UserError
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.plan import PlannedStep
-from mixar_core.types import Condition, Step, Z
+from mixar_core.types import Step, Z
 
 META = torch.device("meta")
 #: a step in forward passes: forward and backward, and forward again where activations are recomputed
@@ -145,7 +145,9 @@ def _training(system: System, *, recomputed: bool = True) -> dict[str, Figure]:
         share = 1.0 - recipe.ti_mix.begin if mixed and recipe.ti_mix.lambda_at(0.0) == 1.0 else float(mixed)
         codes_BN = codes_of(prior.layout.tokens)
         costs["prior"] = (
-            _figure(lambda: prior.predict(codes_BN, codes_BN == 0, Condition(codes_BN[:, 0]), noise=noise), share)
+            _figure(
+                lambda: prior.predict(codes_BN, codes_BN == 0, system.condition(codes_BN[:, 0]), noise=noise), share
+            )
             if mixed
             else 0
         )
@@ -175,7 +177,7 @@ def _sampling(system: System) -> dict[str, Figure]:
     if prior is not None and (model is None or model.injector.needs_codes):
 
         def draw_codes(steps: int | None) -> Tensor:
-            condition = Condition(codes_of(1)[0])
+            condition = system.condition(codes_of(1)[0])
             return prior.sample(condition, noise=noise, steps=steps, cfg=settings.prior_cfg).codes_BN
 
         prior_steps = settings.prior_steps or _own(prior, "steps")

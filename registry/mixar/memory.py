@@ -24,7 +24,7 @@ from mixar_core.blocks import sharded_blocks
 from mixar_core.errors import UserError
 from mixar_core.masking import split_by_order
 from mixar_core.noise import Noise
-from mixar_core.types import Condition, DrawnCodes, Z
+from mixar_core.types import DrawnCodes, Z
 
 #: kinds of memory that a run holds from its first step to its last; the rest comes and goes with each step
 STANDING = ("weights", "gradients", "adamw", "ema", "frozen_weights")
@@ -208,7 +208,9 @@ def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], ob
         }
     if recipe.trains == "prior":
         assert prior is not None
-        return {"prior": lambda: prior.loss(codes_of(prior.layout.tokens), Condition(codes_of(1)[0]), noise=noise)}
+        return {
+            "prior": lambda: prior.loss(codes_of(prior.layout.tokens), system.condition(codes_of(1)[0]), noise=noise)
+        }
     if recipe.trains == "continuous_tokenizer":
         assert continuous is not None
         return {recipe.trains: lambda: continuous.decode_raw(continuous.posterior(images_B3HW).mean_BChw)}

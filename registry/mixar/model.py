@@ -22,7 +22,7 @@ from mixar_core.distributed import available_device
 from mixar_core.errors import UserError
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
-from mixar_core.types import NO_CLASS, Condition
+from mixar_core.types import NO_CLASS
 
 Precision = Literal["float32", "bf16"]
 
@@ -291,9 +291,8 @@ class Model:
                 f"model {self.recipe.name}: has no prior to draw codes from; it trains {self.recipe.trains}"
             )
         with self.computing():
-            model = self.system.model
             drawn = self.system.prior.sample(
-                Condition(labels_B) if model is None else model.condition(labels_B),
+                self.system.condition(labels_B),
                 noise=noise,
                 steps=settings.prior_steps,
                 cfg=settings.prior_cfg,

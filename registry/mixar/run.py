@@ -126,7 +126,7 @@ def make_objective(system: System, registry: Registry) -> Objective:
     if recipe.trains == "mixar":
         return MixARObjective(parts.model, recipe.sampling)
     if recipe.trains == "prior":
-        return PriorObjective(parts.prior, parts.discrete_tokenizer)
+        return PriorObjective(parts.prior, parts.discrete_tokenizer, system.condition)
     extractor = construct(recipe, registry, "extractor") if recipe.reconstruction.perceptual_weight else None
     if recipe.trains == "discrete_tokenizer":
         return DiscreteReconstruction(parts.discrete_tokenizer, extractor, recipe.reconstruction)

@@ -151,6 +151,20 @@ def test_from_a_recipe_to_a_model_that_draws(recipe: Recipe, texts: Registry, tm
         load(tmp_path / "run", registry=plugin_manager(blocked=["toy-text"]))
 
 
+def test_a_prior_is_trained_and_drawn_from_with_the_text(family: Path, texts: Registry, tmp_path: Path) -> None:
+    chosen = {**TEXT, "prior": {"type": "toy-reader"}, "training.steps": 6, "training.learning_rate": 0.2}
+    recipe = load_recipe(family / "recipes/prior.yaml", chosen, registry=texts)
+    train(recipe, tmp_path / "run", registry=texts)
+    model = load(tmp_path / "run", registry=texts)
+    assert model.system.prior is not None
+    said = [model.system.prior.log_p_BV(model.system.condition(torch.tensor([label]))) for label in (0, 2, NO_CLASS)]
+    assert not torch.allclose(said[0], said[1], atol=1e-3)  # cat and owl
+    assert model.generate(["cat", "owl"], seed=0).codes.shape == (2, 16)
+    silent = load_recipe(family / "recipes/prior.yaml", {"prior": {"type": "toy-reader"}}, registry=texts)
+    with pytest.raises(UserError, match="toy-reader needs a condition with vectors"):
+        train(silent, tmp_path / "silent", registry=texts)
+
+
 def test_what_does_not_fit_is_said(family: Path, texts: Registry) -> None:
     few = load_recipe(
         family / "recipes/mixar.yaml", {"conditioner": {"type": "toy-text", "captions": ["cat"]}}, registry=texts
