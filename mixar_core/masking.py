@@ -59,6 +59,15 @@ def raster_orders(batch: int, tokens: int, *, device: torch.device | str) -> Ten
     return torch.arange(tokens - 1, -1, -1, device=device).expand(batch, -1)
 
 
+def passing_over(order_BN: Tensor, known_BK: Tensor | None) -> Tensor:
+    """An order (B, N) without the positions that are known already: (B, N - K), the others keep their order."""
+    if known_BK is None:
+        return order_BN
+    known_BN = torch.zeros_like(order_BN, dtype=torch.bool).scatter(1, known_BK, True)
+    last_BN = known_BN.gather(1, order_BN).int().argsort(dim=1, stable=True)
+    return order_BN.gather(1, last_BN)[:, : order_BN.shape[1] - known_BK.shape[1]]
+
+
 def split_by_order(orders_BN: Tensor, masked: int) -> MaskSplit:
     """Hide the first `masked` positions of each order. Index tensors come out ascending."""
     masked_BK = orders_BN[:, :masked].sort(dim=1).values

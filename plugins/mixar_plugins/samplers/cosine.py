@@ -12,7 +12,7 @@ from attrs.validators import ge, in_, optional
 from torch import Tensor
 
 from mixar_core.errors import UserError
-from mixar_core.masking import cfg_at_step, masked_after_step, random_orders
+from mixar_core.masking import cfg_at_step, masked_after_step, passing_over, random_orders
 from mixar_core.noise import Noise
 from mixar_core.plan import Plan, PlannedStep, Sampler, Task
 from mixar_core.types import Grid, Step, TokenLayout
@@ -53,11 +53,7 @@ class CosineSampler(Sampler):
                 f"sampler: order {config.order}, tokens_per_step {config.tokens_per_step}; the backbone predicts row "
                 "by row: order raster, tokens_per_step 1"
             )
-        reveal_BN = reveal_order(config.order, task, noise=noise)
-        if task.known_BK is not None:  # what is known is passed over; the others keep their order
-            known_BN = torch.zeros_like(reveal_BN, dtype=torch.bool).scatter(1, task.known_BK, True)
-            last_BN = known_BN.gather(1, reveal_BN).int().argsort(dim=1, stable=True)
-            reveal_BN = reveal_BN.gather(1, last_BN)[:, : tokens - task.known_BK.shape[1]]
+        reveal_BN = passing_over(reveal_order(config.order, task, noise=noise), task.known_BK)
         total = reveal_BN.shape[1]
         if config.tokens_per_step is None:
             left = [total, *masked_after_step(total, task.steps)] if total else []

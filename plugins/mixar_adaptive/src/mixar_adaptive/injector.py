@@ -1,0 +1,74 @@
+"""Adaptive DC-Mix: between a code and a mask token, by how sure the prior was of the code."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from attrs import field, frozen
+from attrs.validators import and_, gt, lt
+from torch import Tensor, nn
+
+from mixar_core.errors import UserError
+from mixar_core.injector import Door, GuidanceInjector
+from mixar_core.tokenizer import DiscreteTokenizer
+from mixar_core.types import DiscreteTokens, Guidance
+
+HIDDEN = 32
+#: log-probabilities are looked at in units of a uniform draw's, and no further down than this many
+LOWEST = -4.0
+
+
+@frozen
+class AdaptiveDCMixConfig:
+    """How much a code is trusted before anything is learned.
+
+    Args:
+        start: the gate of every code before training; near 1 is DC-Mix.
+    """
+
+    start: float = field(default=0.98, validator=and_(gt(0.0), lt(1.0)))
+
+
+class AdaptiveDCMix(GuidanceInjector):
+    """DC-Mix (Eq. 9) with a learned gate between the code vector and a learned mask token, by the code's confidence."""
+
+    opens: ClassVar[frozenset[Door]] = frozenset({"fill"})
+    follows: ClassVar[bool] = True
+
+    def __init__(self, config: AdaptiveDCMixConfig, *, tokenizer: DiscreteTokenizer | None, width: int) -> None:
+        super().__init__()
+        if tokenizer is None:
+            raise UserError("injector dc-mix-adaptive needs a discrete_tokenizer; the recipe has none")
+        if tokenizer.code_width > width:
+            raise UserError(
+                f"injector dc-mix-adaptive pads code vectors of length {tokenizer.code_width} to the decoder's width "
+                f"{width}; give a wider backbone"
+            )
+        self.width, self.uniform = width, -math.log(tokenizer.codebook_size)
+        #: the backbone's own mask token is never seen: the fill stands in its place
+        self.mask_token = nn.Parameter(torch.empty(width))
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.gate_net = nn.Sequential(nn.Linear(3, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1))
+        nn.init.zeros_(self.gate_net[2].weight)
+        nn.init.constant_(self.gate_net[2].bias, math.log(config.start / (1.0 - config.start)))
+
+    def forward(self, tokens: DiscreteTokens) -> Guidance:
+        """A fill (B, N, D): gate * code vector, padded with zeros, + (1 - gate) * mask token."""
+        vectors_BNE = tokens.on_grid_BNE
+        assert vectors_BNE is not None  # a recipe whose codes have no place is refused
+        padded_BND = F.pad(vectors_BNE, (0, self.width - vectors_BNE.shape[2]))
+        gate_BN1 = self.gate(tokens)[..., None].to(padded_BND.dtype)
+        return Guidance(fill_BND=torch.lerp(self.mask_token.to(padded_BND.dtype), padded_BND, gate_BN1))
+
+    def gate(self, tokens: DiscreteTokens) -> Tensor:
+        """How much each place's code is trusted: (B, N) in [0, 1], float32. Codes without confidence are certain."""
+        vectors_BNE, confidence_BN = tokens.on_grid_BNE, tokens.confidence_BN
+        assert vectors_BNE is not None
+        if confidence_BN is None:
+            confidence_BN = vectors_BNE.new_zeros(vectors_BNE.shape[:2])
+        log_p_BN = confidence_BN.float() / -self.uniform
+        seen = (log_p_BN.clamp(LOWEST, 0.0), confidence_BN.float().exp(), torch.full_like(log_p_BN, tokens.known))
+        return self.gate_net(torch.stack(seen, dim=-1)).squeeze(-1).float().sigmoid()
