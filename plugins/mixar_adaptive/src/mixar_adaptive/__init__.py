@@ -1,4 +1,4 @@
-"""Adaptive mixture, the future work of the MixAR paper: an injector and a sampler that trust a code by its confidence."""
+"""Adaptive mixture, the MixAR paper's future work: an injector and a sampler that trust a code by its confidence."""
 
 from __future__ import annotations
 

@@ -51,9 +51,10 @@ class AdaptiveDCMix(GuidanceInjector):
         #: the backbone's own mask token is never seen: the fill stands in its place
         self.mask_token = nn.Parameter(torch.empty(width))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.gate_net = nn.Sequential(nn.Linear(3, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1))
-        nn.init.zeros_(self.gate_net[2].weight)
-        nn.init.constant_(self.gate_net[2].bias, math.log(config.start / (1.0 - config.start)))
+        last = nn.Linear(HIDDEN, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, math.log(config.start / (1.0 - config.start)))
+        self.gate_net = nn.Sequential(nn.Linear(3, HIDDEN), nn.GELU(), last)
 
     def forward(self, tokens: DiscreteTokens) -> Guidance:
         """A fill (B, N, D): gate * code vector, padded with zeros, + (1 - gate) * mask token."""
