@@ -1,9 +1,9 @@
 """A causal transformer that predicts in any order: the causal rows of MAR's Table 1 (arXiv 2406.11838).
 
-A prediction is a target token: it says which position is asked for, looks at all that is known and at itself, and is
-looked at by nobody (as RandAR's position instruction, arXiv 2412.01827, but none stays in the context). So one training
-pass predicts every token from those before it, any number of tokens can be predicted at a time, and what is predicted
-leaves no trace until it is revealed.
+A prediction is a target token: it says which position is asked for, looks at all that is known, and is looked at by
+nobody (RandAR's position instruction, arXiv 2412.01827, as a stream of its own, XLNet's, arXiv 1906.08237). So one
+training pass predicts every token from those before it, any number of tokens can be predicted at a time, and what is
+predicted leaves no trace until it is revealed.
 """
 
 from __future__ import annotations
@@ -136,30 +136,18 @@ class CausalBackbone(Backbone):
 
     def forward(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
         """z (B, K, D): of each masked token from the visible ones and the masked ones before it (teacher forcing)."""
-        visible, masked = split.visible_BU.shape[1], split.masked_BK.shape[1]
         known_BT = torch.cat([split.visible_BU, split.masked_BK[:, :-1]], dim=1)
         front_BTD = self.front(condition, guidance)
-        x = torch.cat(
-            [
-                front_BTD,
-                self.known_tokens(take(tokens_BNC, known_BT), known_BT),
-                self.target_tokens(split.masked_BK, guidance),
-            ],
-            dim=1,
-        )
-        front = front_BTD.shape[1]
+        known_BTD = self.known_tokens(take(tokens_BNC, known_BT), known_BT)
+        x = torch.cat([front_BTD, known_BTD, self.target_tokens(split.masked_BK, guidance)], dim=1)
+        front, first = front_BTD.shape[1], front_BTD.shape[1] + split.visible_BU.shape[1]
         context = torch.arange(front + known_BT.shape[1], device=x.device)
-        known = front + visible + torch.arange(masked, device=x.device)[:, None]
-        # the front sees all of itself; a known token what is before it; a target what is known of it, and itself
-        seen = (context < front) | (context <= context[:, None])
-        mask = torch.cat(
-            [
-                torch.cat([seen, seen.new_zeros(len(context), masked)], dim=1),
-                torch.cat([context < known, torch.eye(masked, dtype=torch.bool, device=x.device)], dim=1),
-            ]
-        )
+        targets = first + torch.arange(split.masked_BK.shape[1], device=x.device)
+        # the front sees all of itself, a known token also what comes before it, a target what is known of it
+        until = torch.cat([context.clamp(min=front - 1) + 1, targets])
         angles = self.turned(front, torch.cat([known_BT, split.masked_BK], dim=1))
-        return self.norm(self.run(x, guidance.memory_BMD, angles, mask)[:, len(context) :])
+        z = self.run(x, guidance.memory_BMD, angles, context < until[:, None], seen=len(context))
+        return self.norm(z[:, len(context) :])
 
     def start(self, condition: Condition, guidance: Guidance, *, guided: bool) -> CausalState:
         """Begin to sample."""
@@ -211,16 +199,16 @@ class CausalBackbone(Backbone):
         angles: Tensor | None,
         mask: Tensor | None,
         caches: Sequence[KeyValueCache] = (),
-        keep: bool = False,
+        seen: int | None = None,
     ) -> Tensor:
         """Tokens (B, T, D) through all blocks; each has its cache, or there are none."""
         if memory_BMD is not None:
             memory_BMD = memory_BMD.to(x.dtype)
         for index, block in enumerate(self.layers):
             if self.config.activation_checkpointing and self.training and not caches:
-                x = checkpoint(block, x, memory_BMD, angles, mask, use_reentrant=False)
+                x = checkpoint(block, x, memory_BMD, angles, mask, None, seen, use_reentrant=False)
             else:
-                x = block(x, memory_BMD, angles, mask, caches[index] if caches else None, keep)
+                x = block(x, memory_BMD, angles, mask, caches[index] if caches else None, seen)
         return x
 
 
@@ -234,7 +222,7 @@ class CausalState(BackboneState):
         capacity = front_BTD.shape[1] + backbone.layout.tokens
         self.caches = [KeyValueCache(capacity) for _ in backbone.layers]
         self.started = False
-        backbone.run(front_BTD, self._memory_BMD, None, None, self.caches, keep=True)
+        backbone.run(front_BTD, self._memory_BMD, None, None, self.caches)
 
     @property
     def guidance(self) -> Guidance:
@@ -270,8 +258,7 @@ class CausalState(BackboneState):
         backbone, copies = self.backbone, 1 if step.cfg == 1.0 else 2
         positions = positions_BK.repeat(copies, 1)
         x = backbone.target_tokens(positions, self.guidance.repeat(copies))
-        own = torch.eye(positions.shape[1], dtype=torch.bool, device=x.device)
-        cond_BKD, *uncond = backbone.norm(self._run(x, positions, own, keep=False)).chunk(copies)
+        cond_BKD, *uncond = backbone.norm(self._run(x, positions, None, seen=0)).chunk(copies)
         return Z(cond_BKD, positions_BK, *uncond)
 
     def reveal(self, positions_BK: Tensor, tokens_BKC: Tensor) -> None:
@@ -292,13 +279,10 @@ class CausalState(BackboneState):
                 )
         positions = positions_BK.repeat(self.copies, 1)
         x = backbone.known_tokens(tokens_BKC.repeat(self.copies, 1, 1), positions)
-        before = torch.ones(count, count, dtype=torch.bool, device=x.device).tril()
-        self._run(x, positions, before, keep=True)
+        before = torch.ones(count, self.caches[0].length + count, dtype=torch.bool, device=x.device)
+        self._run(x, positions, before.tril(diagonal=self.caches[0].length) if count > 1 else None)
 
-    def _run(self, x: Tensor, positions: Tensor, among: Tensor, *, keep: bool) -> Tensor:
-        """Tokens look at all of the cache, and at each other as `among` says."""
-        mask = None
-        if len(among) > 1:
-            mask = torch.cat([among.new_ones(len(among), self.caches[0].length), among], dim=1)
+    def _run(self, x: Tensor, positions: Tensor, mask: Tensor | None, *, seen: int | None = None) -> Tensor:
         memory_BMD = None if self._memory_BMD is None else self._memory_BMD[: len(x)]
-        return self.backbone.run(x, memory_BMD, self.backbone.turned(0, positions), mask, self.caches, keep)
+        angles = self.backbone.turned(0, positions)
+        return self.backbone.run(x, memory_BMD, angles, mask, self.caches, seen)

@@ -40,18 +40,16 @@ class KeyValueCache:
         self.capacity, self.length = capacity, 0
         self._held: tuple[Tensor, Tensor] | None = None
 
-    def extended(self, k: Tensor, v: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
-        """What it holds for these rows, the first of its own, and these after it; not kept, the next overwrite them."""
+    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep these (there may be none), and give all that is held of these rows, the first of its own."""
         batch, heads, count, width = k.shape
         if self._held is None:
             shape = batch, heads, self.capacity, width
             self._held = k.new_empty(shape), v.new_empty(shape)
-        until = self.length + count
+        before, self.length = self.length, self.length + count
         for held, new in zip(self._held, (k, v), strict=True):
-            held[:batch, :, self.length : until] = new
-        if keep:
-            self.length = until
-        return self._held[0][:batch, :, :until], self._held[1][:batch, :, :until]
+            held[:batch, :, before : self.length] = new
+        return self._held[0][:batch, :, : self.length], self._held[1][:batch, :, : self.length]
 
 
 class CachedAttention(Attention):
@@ -63,20 +61,22 @@ class CachedAttention(Attention):
         angles: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
-        keep: bool = False,
+        seen: int | None = None,
     ) -> Tensor:
         """(B, T, D) to (B, T, D).
 
         Args:
             angles: by which queries and keys are turned, (B or 1, T, width of a head / 2); None: not at all.
-            mask: bool (T, what the cache holds + T), True where a token looks; None: everywhere.
-            cache: what came before; `keep`: whether these tokens stay in it.
+            mask: bool (T, what is held + `seen`), True where a token looks; None: everywhere.
+            cache: what came before; what is seen of these tokens is kept in it.
+            seen: only the first so many of these tokens are looked at; None: all.
         """
         q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        k, v = k[:, :, :seen], v[:, :, :seen]
         if angles is not None:
-            q, k = rotate(q, angles[:, None]), rotate(k, angles[:, None])
+            q, k = rotate(q, angles[:, None]), rotate(k, angles[:, None, :seen])
         if cache is not None:
-            k, v = cache.extended(k, v, keep=keep)
+            k, v = cache.extended(k, v)
         out = attend(q, k, v, self.attention_dropout if self.training else 0.0, mask)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
@@ -108,10 +108,10 @@ class CachedBlock(nn.Module):
         angles: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
-        keep: bool = False,
+        seen: int | None = None,
     ) -> Tensor:
         """(B, T, D) to (B, T, D); the other arguments are those of `CachedAttention`."""
-        x_BTD = x_BTD + self.attn(self.norm1(x_BTD), angles, mask, cache, keep)
+        x_BTD = x_BTD + self.attn(self.norm1(x_BTD), angles, mask, cache, seen)
         x_BTD = x_BTD + self.mlp(self.norm2(x_BTD))
         if self.cross is not None and memory_BMD is not None:
             x_BTD = self.cross(x_BTD, memory_BMD)

@@ -1,0 +1,200 @@
+"""MAR's variant table on a small scale: `python -m benchmarks.variants [--seeds 0,1,2] [--models raster,random,masked]`
+
+Trains, for the same steps on the digits, a causal transformer in raster order, one in random order, and a bidirectional
+one from masks of every ratio, each as plain MAR without codes or guidance, on 8 x 8 tokens of a continuous tokenizer
+that is trained first. Then draws: one token a step with each, and several a step with the bidirectional one. Prints the
+table with the published FIDs (MAR, Table 1, without guidance) beside what is measured here, and writes it as
+`variants.csv` and `variants.png` beside the runs. What was done already is not done again.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import typer
+from attrs import frozen
+from safetensors.torch import load_file, save_file
+
+import mixar
+from mixar.cli.common import print_table
+from mixar_core.data.loader import load_readable
+from mixar_core.pictures import rows_picture, write_png
+from mixar_eval.distances import kernel_distance
+from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
+from mixar_zoo.classifier import fit_classifier
+from mixar_zoo.data_sets import Digits, NoSettings
+
+TOKENS, WIDTH, BATCH = 64, 96, 100
+SIZES = {"width": WIDTH, "heads": 4, "buffer": 4, "dropout": 0.0, "attention_dropout": 0.0}
+#: what is trained: the backbone (four blocks each: a masked one has an encoder and a decoder), and from which masks
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "raster": {"backbone": {"type": "causal", "order": "raster", "depth": 4, **SIZES}, "masking": None},
+    "random": {"backbone": {"type": "causal", "order": "random", "depth": 4, **SIZES}, "masking": None},
+    "masked": {
+        "backbone": {"type": "masked", "depth": 2, **SIZES},
+        "masking": {"ratio_std": 100.0, "ratio_min": 0.0},  # as good as uniform: every state that sampling meets
+    },
+}
+
+
+@frozen
+class Row:
+    """A row of the table: which model draws, in which steps, and the FID that is published for it."""
+
+    name: str
+    model: str
+    steps: int
+    order: str = "random"
+    published: float | None = None
+
+
+ROWS = (
+    Row("raster, causal, one token a step", "raster", TOKENS, "raster", published=19.23),
+    Row("random, causal, one token a step", "random", TOKENS, published=13.07),
+    Row("random, bidirectional, one token a step", "masked", TOKENS, published=3.43),
+    Row("random, bidirectional, 12 steps", "masked", 12, published=3.50),
+    Row("random, causal, 12 steps", "random", 12),
+    Row("raster, bidirectional, one token a step", "masked", TOKENS, "raster"),
+)
+FIGURES = ("kid", "recognised", "loss", "seconds_an_image", "seconds_trained")
+
+
+def main(
+    seeds: str = "0,1,2",
+    models: str = ",".join(MODELS),
+    steps: int = 1000,
+    count: int = 500,
+    out: Path = Path("runs/variants"),
+) -> None:
+    """Train, draw and measure what is not there yet, then show all that is."""
+    tokenizer = trained_tokenizer(out / "tokenizer")
+    for seed in map(int, seeds.split(",")):
+        for name in models.split(","):
+            folder = out / f"{name}-{seed}"
+            train(name, seed, steps, tokenizer, folder)
+            for row in ROWS:
+                if row.model == name:
+                    draw(row, seed, count, folder)
+    show(measured(out, count), out)
+
+
+def trained_tokenizer(folder: Path) -> Path:
+    """A continuous tokenizer of 32 px to 8 x 8 latents of 4 channels."""
+    if not (folder / "weights.safetensors").is_file():
+        small = {"type": "kl", "latent_channels": 4, "channels": 16, "channel_multipliers": [1, 2, 4]}
+        changes = {"continuous_tokenizer": small, "callbacks": [], "training.evaluate_every": 600}
+        changes |= {"training.steps": 1200, "training.preview_every": 0}
+        mixar.train(mixar.load_recipe("digits_continuous", changes), folder, resume=folder.exists())
+    return folder
+
+
+def train(name: str, seed: int, steps: int, tokenizer: Path, folder: Path) -> None:
+    """One model; how long it took is written beside it."""
+    if (folder / "seconds.json").is_file():
+        return
+    changes = {
+        **MODELS[name],
+        "continuous_tokenizer": {"weights": str(tokenizer.resolve())},
+        "discrete_tokenizer": None,
+        "prior": None,
+        "injector": {"type": "none"},
+        "ti_mix.schedule": "constant",
+        "head": {"type": "diffusion", "depth": 2, "width": WIDTH, "sampling_steps": 25, "clip": 4.0},
+        "training.steps": steps,
+        "training.seed": seed,
+        "training.batch_size": 32,
+        "training.learning_rate": 2.0e-3,
+        "training.evaluate_every": steps,
+        "training.evaluate_batches": 31,
+        "callbacks": [],
+    }
+    began = time.perf_counter()
+    mixar.train(mixar.load_recipe("digits_quick", changes), folder, resume=folder.exists())
+    (folder / "seconds.json").write_text(json.dumps(round(time.perf_counter() - began, 1)))
+
+
+def draw(row: Row, seed: int, count: int, folder: Path) -> None:
+    """Images of a row, `count` of all digits alike, and the seconds that one took (one thread, batches of 100)."""
+    file = folder / f"{row.steps}-{row.order}.safetensors"
+    if file.is_file():
+        return
+    model = mixar.load(folder)
+    assert model.system.model is not None
+    one = row.steps == TOKENS
+    model.system.model.sampler = CosineSampler(CosineConfig(order=row.order, tokens_per_step=1 if one else None))  # type: ignore[arg-type]
+    began = time.perf_counter()
+    drawn = model.generate(torch.arange(count) % 10, steps=row.steps, seed=seed, batch_size=BATCH)
+    seconds = torch.tensor((time.perf_counter() - began) / count)
+    save_file({"images": drawn.images, "seconds": seconds}, file)
+
+
+def measured(out: Path, count: int) -> list[dict[str, Any]]:
+    """The figures of every row and seed that is there, and of real digits."""
+    real, judge = digits("validation"), fit_classifier(*digits("train"))
+    reference, found = judge.judge(real[0])[1], []
+    for row in ROWS:
+        for file in sorted(out.glob(f"{row.model}-*/{row.steps}-{row.order}.safetensors")):
+            drawn, labels = load_file(file), torch.arange(count) % 10
+            guessed, features = judge.judge(drawn["images"])
+            log = [json.loads(line) for line in (file.parent / "log.jsonl").read_text().splitlines()]
+            figures: dict[str, Any] = {
+                "row": row.name,
+                "published_fid": row.published,
+                "seed": int(file.parent.name.rpartition("-")[2]),
+                "kid": kernel_distance(features, reference),
+                "recognised": float((guessed == labels).float().mean()),
+                "loss": [entry["losses"]["ema/loss"] for entry in log if entry["kind"] == "validation"][-1],
+                "seconds_an_image": float(drawn["seconds"]),
+                "seconds_trained": json.loads((file.parent / "seconds.json").read_text()),
+            }
+            found.append(figures)
+    others = digits("train")
+    guessed, features = judge.judge(others[0][:count])
+    right = float((guessed == others[1][:count]).float().mean())
+    found.append({"row": "real training digits", "kid": kernel_distance(features, reference), "recognised": right})
+    return found
+
+
+def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images uint8 (N, 3, 32, 32) and labels of a split."""
+    dataset = Digits(NoSettings(), split=split, image_size=32)
+    loaded = load_readable(dataset, list(range(len(dataset))))
+    return loaded.pixels_B3HW, loaded.labels_B
+
+
+def show(found: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """The table, with the spread over seeds; every run in a CSV file; a picture."""
+    with (out / "variants.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ("row", "published_fid", "seed", *FIGURES))
+        writer.writeheader()
+        writer.writerows(found)
+    lines = []
+    for name in dict.fromkeys(each["row"] for each in found):
+        runs = [each for each in found if each["row"] == name]
+        lines.append((name, str(runs[0].get("published_fid") or ""), *(spread(runs, figure) for figure in FIGURES)))
+    print_table("digits, 8 x 8 tokens", ("order, attention", "published FID", *FIGURES), lines, right=range(1, 7))
+    pictures = {
+        row.name: load_file(file)["images"][:20]
+        for row in ROWS
+        if (file := out / f"{row.model}-0" / f"{row.steps}-{row.order}.safetensors").is_file()
+    }
+    write_png(rows_picture(pictures, "two of each digit, seed 0"), out / "variants.png")
+
+
+def spread(runs: Sequence[Mapping[str, Any]], figure: str) -> str:
+    """Mean and standard deviation over the seeds."""
+    values = [run[figure] for run in runs if figure in run]
+    if not values:
+        return ""
+    return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    typer.run(main)
