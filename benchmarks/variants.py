@@ -31,11 +31,15 @@ from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
 from mixar_zoo.classifier import fit_classifier
 from mixar_zoo.data_sets import Digits, NoSettings
 
-TOKENS, WIDTH, BATCH = 64, 96, 100
+TOKENS, WIDTH, BATCH = 64, 64, 100
 SIZES = {"width": WIDTH, "heads": 4, "buffer": 4, "dropout": 0.0, "attention_dropout": 0.0}
 #: what is trained: the backbone (four blocks each: a masked one has an encoder and a decoder), and from which masks
 MODELS: Mapping[str, Mapping[str, Any]] = {
-    "raster": {"backbone": {"type": "causal", "order": "raster", "depth": 4, **SIZES}, "masking": None},
+    "raster": {
+        "backbone": {"type": "causal", "order": "raster", "depth": 4, **SIZES},
+        "masking": None,
+        "sampler": {"type": "cosine", "order": "raster", "tokens_per_step": 1},
+    },
     "random": {"backbone": {"type": "causal", "order": "random", "depth": 4, **SIZES}, "masking": None},
     "masked": {
         "backbone": {"type": "masked", "depth": 2, **SIZES},
@@ -69,7 +73,7 @@ FIGURES = ("kid", "recognised", "loss", "seconds_an_image", "seconds_trained")
 def main(
     seeds: str = "0,1,2",
     models: str = ",".join(MODELS),
-    steps: int = 1000,
+    steps: int = 600,
     count: int = 500,
     out: Path = Path("runs/variants"),
 ) -> None:
@@ -89,8 +93,8 @@ def trained_tokenizer(folder: Path) -> Path:
     """A continuous tokenizer of 32 px to 8 x 8 latents of 4 channels."""
     if not (folder / "weights.safetensors").is_file():
         small = {"type": "kl", "latent_channels": 4, "channels": 16, "channel_multipliers": [1, 2, 4]}
-        changes = {"continuous_tokenizer": small, "callbacks": [], "training.evaluate_every": 600}
-        changes |= {"training.steps": 1200, "training.preview_every": 0}
+        changes = {"continuous_tokenizer": small, "callbacks": [], "training.steps": 700}
+        changes |= {"training.evaluate_every": 700, "training.preview_every": 0}
         mixar.train(mixar.load_recipe("digits_continuous", changes), folder, resume=folder.exists())
     return folder
 
