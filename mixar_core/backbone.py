@@ -66,7 +66,13 @@ class BackboneState(ABC):
 
     @abstractmethod
     def predict(self, positions_BK: Tensor, step: Step) -> Z:
-        """z of these tokens, from what is known but for themselves; `uncond_BKD` where `step.cfg` is not 1."""
+        """z of these tokens, from what is known but for themselves; `uncond_BKD` where `step.cfg` is not 1.
+
+        Asking changes nothing, but that tokens of a step that redraws are forgotten; to be asked for once, then.
+
+        Raises:
+            UserError: it cannot draw known tokens anew.
+        """
 
     @abstractmethod
     def reveal(self, positions_BK: Tensor, tokens_BKC: Tensor) -> None:

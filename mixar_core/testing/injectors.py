@@ -56,6 +56,8 @@ def check_injector(make: Callable[[], GuidanceInjector], *, tokenizer: DiscreteT
         doors = {door: getattr(guidance, name) for door, name in DOORS.items()}
         return {door: tensor for door, tensor in doors.items() if tensor is not None}
 
+    placed = layout.grid is not None or "fill" not in make().opens
+    expect(placed, f"it opens the door fill, and codes in a {layout} have no place")
     injector, opened = check_module(make, exercise)
     expect(injector.opens <= DOORS.keys(), f"it opens {sorted(injector.opens)}; doors are {sorted(DOORS)}")
     expect(opened.keys() == injector.opens, f"it opens {sorted(opened)} but announces {sorted(injector.opens)}")

@@ -224,6 +224,36 @@ def test_broken_injectors_fail() -> None:
         check_injector(Injector, tokenizer=tokenizer, width=9)
 
 
+class Embedded(Injector):
+    opens = frozenset({"prefix"})
+
+    def forward(self, tokens: DiscreteTokens) -> Guidance:
+        return Guidance(prefix_BPD=self.table(tokens.codes_BN))
+
+
+class Placed(Embedded):
+    """Counts on codes that have a place."""
+
+    def forward(self, tokens: DiscreteTokens) -> Guidance:
+        length = tokens.on_grid_BNE.shape[1]
+        return Guidance(prefix_BPD=self.table(tokens.codes_BN)[:, :length])
+
+
+class SequenceOfSigns(SignTokenizer):
+    @property
+    def layout(self) -> TokenLayout:
+        return TokenLayout("sequence", (Grid(1, 16),))
+
+
+def test_codes_without_a_place_come_in_through_a_prefix_only() -> None:
+    tokenizer = SequenceOfSigns()
+    check_injector(Embedded, tokenizer=tokenizer, width=WIDTH)
+    with pytest.raises(AssertionError, match="opens the door fill, and codes in a sequence of 16 have no place"):
+        check_injector(Injector, tokenizer=tokenizer, width=WIDTH)
+    with pytest.raises(AttributeError, match="NoneType"):
+        check_injector(Placed, tokenizer=tokenizer, width=WIDTH)
+
+
 class Meddling(UniformPrior):
     def predict(self, codes_BN: Tensor, masked_BN: Tensor, condition: Condition, *, noise: Noise) -> DrawnCodes:
         return DrawnCodes(noise.integers(self.codebook_size, codes_BN.shape, codes_BN.device))
