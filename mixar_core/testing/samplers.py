@@ -136,18 +136,11 @@ def _check_raster(sampler: Sampler, task: Task) -> None:
 
 
 def _check_seeds(sampler: Sampler, task: Task) -> None:
-    asked = evolve(task, confidence_BN=-normal(BATCH, task.layout.tokens).square())
-    first, again = (_flat(plan_of(sampler, asked)) for _ in range(2))
-    expect(torch.equal(first, again), "one seed gives two plans")
-    parts = [_flat(plan_of(sampler, _rows(asked, rows), noise=noise)) for rows, noise in shares()]
-    expect(torch.equal(first, torch.cat(parts)), "a plan depends on how many processes share the batch")
+    def drawn(rows: slice = slice(None), noise: Noise | None = None) -> Tensor:
+        confidence_BN = -normal(BATCH, task.layout.tokens).square()[rows]
+        asked = evolve(task, images=len(confidence_BN), confidence_BN=confidence_BN)
+        return torch.cat([planned.positions_BK for planned in plan_of(sampler, asked, noise=noise).steps], dim=1)
 
-
-def _rows(task: Task, rows: slice) -> Task:
-    assert task.confidence_BN is not None
-    confidence_BN = task.confidence_BN[rows]
-    return evolve(task, images=len(confidence_BN), confidence_BN=confidence_BN)
-
-
-def _flat(plan: Plan) -> Tensor:
-    return torch.cat([planned.positions_BK for planned in plan.steps], dim=1)
+    expect(torch.equal(drawn(), drawn()), "one seed gives two plans")
+    shared = torch.cat([drawn(rows, noise) for rows, noise in shares()])
+    expect(torch.equal(drawn(), shared), "a plan depends on how many processes share the batch")
