@@ -39,7 +39,7 @@ def test_help_is_quick_and_shows_every_command() -> None:
     started = time.perf_counter()
     text = program("--help")
     assert time.perf_counter() - started < 5  # half a second on a machine that does nothing else
-    for command in ("sample", "train", "demo", "recipes", "recipe", "plugins"):
+    for command in ("sample", "edit", "train", "demo", "recipes", "recipe", "plugins"):
         assert command in text
         assert "--help" in good(command, "--help")
     assert "mixar 0." in program("--version")
