@@ -46,10 +46,14 @@ def cases(size: int) -> dict[str, dict[str, Any]]:
     middle, lower = (quarter, quarter, half, half), (0, half, size, half)
     return {
         "inpaint the middle, both": {"mask": middle},
+        "the same, peeking": {"mask": middle, "peek": True},
         "inpaint the middle, latents": {"mask": middle, "level": "latents"},
         "inpaint the middle, codes": {"mask": middle, "level": "codes"},
         "inpaint the lower half, both": {"mask": lower},
-        "another class outside the middle": {"mask": middle, "outside": True, "other": True},
+        "the same, peeking ": {"mask": lower, "peek": True},
+        "the lower half, another class": {"mask": lower, "other": True},
+        "the same, peeking  ": {"mask": lower, "peek": True, "other": True},
+        "outside the middle, another class": {"mask": middle, "outside": True, "other": True},
         "outpaint from the middle": {"place": (quarter, quarter, half)},
     }
 

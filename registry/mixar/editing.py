@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mixar.generation import Generation, Progress, batch_noise, decoded, grid_picture, label_name
 from mixar.labels import Labels, checked_number
-from mixar.regions import Canvas, Seam, make_canvas, measure_seam, paste_into, pixels_of, shaded, tokens_in
+from mixar.regions import Canvas, Seam, filled, make_canvas, measure_seam, paste_into, pixels_of, shaded, tokens_in
 from mixar.text import choices
 from mixar_core.errors import UserError
 from mixar_core.mixture import MASKED_CODE
@@ -37,7 +37,7 @@ class Edited(Generation):
         originals: uint8 (B, 3, H, W), the inputs as the model saw them.
         masks: bool (B, H, W), what was asked for. regions: the same, grown to the whole tokens that were drawn anew.
         raw: uint8 (B, 3, H, W), as decoded. `images` are these where nothing was pasted.
-        latents: float (B, C, h, w), normalised; those of kept tokens are the input's, bit for bit. None: they took no
+        latents: float (B, C, h, w), normalised; those of kept tokens are as encoded, bit for bit. None: they took no
             part.
         redrawn: bool (B, N), True where a continuous token was drawn anew; redrawn_codes: the same of codes. None:
             these took no part.
@@ -86,6 +86,7 @@ def edit(
     level: Level | None,
     outside: bool,
     place: Sequence[int] | None,
+    peek: bool,
     paste: bool,
     feather: int | None,
     codes: Any,
@@ -109,9 +110,13 @@ def edit(
         if level != "latents" or "codes" not in redrawn:
             raise UserError("codes: they stand for the image's own, at level latents of a model with codes; not here")
         codes = model.checked_codes(codes, len(labels_B))
+    own_codes = level == "latents" and "codes" in redrawn and codes is None
+    if own_codes and place is not None:
+        raise UserError("level latents keeps the image's own codes, and it has none where the rest is to be drawn")
+    seen = originals if peek or own_codes else filled(originals, masks)
 
     raw, latents, drawn_codes = _draw_all(
-        model, originals, labels_B, redrawn, settings, codes, seed=seed, batch_size=batch_size, progress=progress
+        model, seen, labels_B, redrawn, settings, codes, seed=seed, batch_size=batch_size, progress=progress
     )
     images = paste_into(originals, raw, regions, width) if paste else raw
     numbers = tuple(labels_B.tolist())
@@ -194,7 +199,7 @@ def _redrawn(model: Model, level: Level, masks: Tensor) -> tuple[dict[str, Token
 
 def _draw_all(
     model: Model,
-    originals: Tensor,
+    seen: Tensor,
     labels_B: Tensor,
     redrawn: dict[str, Tensor],
     settings: SamplingConfig,
@@ -206,7 +211,7 @@ def _draw_all(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """What `_draw` gives, of all images: those are drawn at once in which as many tokens are drawn anew."""
     first = checked_number(seed, "seed", low=0, whole=True, needed=True)
-    size = checked_number(batch_size, "batch_size", low=1, whole=True) or len(originals)
+    size = checked_number(batch_size, "batch_size", low=1, whole=True) or len(seen)
     alike: dict[tuple[int, ...], list[int]] = {}
     for row, counts in enumerate(zip(*(each.sum(dim=1).tolist() for each in redrawn.values()), strict=True)):
         alike.setdefault(counts, []).append(row)
@@ -221,7 +226,7 @@ def _draw_all(
         some = {key: each[rows].to(model.device) for key, each in redrawn.items()}
         given = None if codes_BN is None else codes_BN[rows]
         noise = RowNoise([batch_noise(first, row) for row in rows])
-        drawn.append(_draw(model, originals[rows], labels_B[rows], some, settings, noise, given, report))
+        drawn.append(_draw(model, seen[rows], labels_B[rows], some, settings, noise, given, report))
     raw, latents, codes = zip(*drawn, strict=True)
     back = torch.tensor([row for rows in batches for row in rows]).argsort()
     return (
@@ -239,7 +244,7 @@ def _encoded(tokenizer: ContinuousTokenizer | DiscreteTokenizer, images_B3HW: Te
 @torch.no_grad()
 def _draw(
     model: Model,
-    originals: Tensor,
+    seen: Tensor,
     labels_B: Tensor,
     redrawn: dict[str, Tensor],
     settings: SamplingConfig,
@@ -248,7 +253,7 @@ def _draw(
     progress: Progress,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """One batch: images uint8 (B, 3, H, W) as decoded, latents, codes; all on the CPU."""
-    images_B3HW = originals.to(model.device).float() / 127.5 - 1.0
+    images_B3HW = seen.to(model.device).float() / 127.5 - 1.0
     mixar, tokenizer, given_BN = model.system.model, model.system.discrete_tokenizer, None
     if "codes" in redrawn and tokenizer is not None:
         own_BN = _encoded(tokenizer, images_B3HW) if codes_BN is None else codes_BN

@@ -111,6 +111,7 @@ class Model:
         level: Level | None = None,
         outside: bool = False,
         place: Sequence[int] | None = None,
+        peek: bool = False,
         paste: bool = True,
         feather: int | None = None,
         steps: int | None = None,
@@ -132,6 +133,8 @@ class Model:
             level: both: codes and latents (the default where there are codes). latents: the codes are the image's own
                 (the default where there are none). codes: these alone, and `raw` is what they decode to; of a prior
                 this is the only level.
+            peek: what the region held is seen by the encoders, whose other tokens then tell of it. Else it is filled in
+                smoothly for them; but not where the image's own codes are kept.
             paste: take the pixels outside the region from the input. False: the result as decoded.
             feather: pixels outside the region over which the input fades in; None: a quarter of a token's side.
             steps, cfg, temperature: see `settings`; those of the prior at level codes.
@@ -151,6 +154,7 @@ class Model:
             level=level,
             outside=outside,
             place=place,
+            peek=peek,
             paste=paste,
             feather=feather,
             changes={"steps": steps, "cfg": cfg, "temperature": temperature},

@@ -115,6 +115,14 @@ def pixels_of(tokens_BN: Tensor, layout: TokenLayout, size: int) -> Tensor:
     return F.interpolate(shown, size=(size, size))[:, 0] > 0
 
 
+def filled(images_B3HW: Tensor, hole_BHW: Tensor) -> Tensor:
+    """Uint8 images with a hole filled smoothly: with coarser and coarser means of the pixels at its edge."""
+    hole_B1HW = hole_BHW[:, None]
+    rim_B1HW = _grown(hole_B1HW.float(), 1) * ~hole_B1HW
+    smooth = _pulled(images_B3HW.float() * rim_B1HW, rim_B1HW)
+    return torch.where(hole_B1HW, smooth.round().clamp(0, 255).to(torch.uint8), images_B3HW)
+
+
 def paste_into(original_B3HW: Tensor, drawn_B3HW: Tensor, region_BHW: Tensor, feather: int) -> Tensor:
     """Uint8 images: as drawn in the region, as they were `feather` pixels outside of it, blended linearly between."""
     region_B1HW = region_BHW[:, None].float()
@@ -201,13 +209,11 @@ def _placed(picture: Image.Image, name: str, size: int, x: int, y: int, width: i
         )
     if (width, height) == (size, size):
         raise UserError(f"place {x},{y},{width}: the image covers the canvas of {size}x{size}; nothing is to be drawn")
-    scaled = _tensor(picture.resize((width, height), Image.Resampling.BICUBIC)).float()
-    # its outermost pixels go on to the edges: what encoders see beside the picture is the least strange so
-    image = F.pad(scaled[None], (x, size - x - width, y, size - y - height), mode="replicate")[0]
-    mask_HW = torch.ones(size, size, dtype=torch.bool)
+    image_3HW, mask_HW = torch.zeros(3, size, size, dtype=torch.uint8), torch.ones(size, size, dtype=torch.bool)
+    image_3HW[:, y : y + height, x : x + width] = _tensor(picture.resize((width, height), Image.Resampling.BICUBIC))
     mask_HW[y : y + height, x : x + width] = False
     note = f"{name}: {picture.width}x{picture.height} pixels, scaled to {width}x{height} at {x},{y}"
-    return Canvas(image.to(torch.uint8), mask_HW, note)
+    return Canvas(filled(image_3HW[None], mask_HW[None])[0], mask_HW, note)
 
 
 def _whole_numbers(values: Any, count: int, what: str, names: str) -> list[int]:
@@ -225,6 +231,17 @@ def _tensor(picture: Image.Image) -> Tensor:
 
 def _touched(mask_BHW: Tensor, grid: Grid) -> Tensor:
     return F.adaptive_max_pool2d(mask_BHW[:, None].float(), (grid.height, grid.width))[:, 0] > 0
+
+
+def _pulled(sums_B3HW: Tensor, weights_B1HW: Tensor) -> Tensor:
+    """Means sums / weights, and where there is no weight those of the next coarser grid."""
+    means = sums_B3HW / weights_B1HW.clamp(min=1e-6)
+    height, width = sums_B3HW.shape[-2:]
+    if height * width == 1:
+        return means
+    coarser = [F.avg_pool2d(each, 2, ceil_mode=True) for each in (sums_B3HW, weights_B1HW)]
+    beyond = F.interpolate(_pulled(*coarser), size=(height, width), mode="bilinear")
+    return torch.where(weights_B1HW > 0, means, beyond)
 
 
 def _grown(region_B1HW: Tensor, by: int) -> Tensor:

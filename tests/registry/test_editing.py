@@ -16,7 +16,7 @@ from mixar.editing import Level
 from mixar.model import Model
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe
-from mixar.regions import pixels_of, tokens_in
+from mixar.regions import filled, pixels_of, tokens_in
 from mixar_core.types import Grid, TokenLayout
 from tests.tiny import CLASSES
 
@@ -44,7 +44,7 @@ def pictures(count: int, seed: int = 0) -> Tensor:
 
 
 def latents_and_codes(model: mixar.Model, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-    """What the tokenizers say of images."""
+    """What the tokenizers say of images, one by one."""
     system, floats = model.system, images_B3HW.float() / 127.5 - 1.0
     assert system.continuous_tokenizer is not None and system.discrete_tokenizer is not None
     parts = system.continuous_tokenizer, system.discrete_tokenizer
@@ -64,13 +64,14 @@ def some_masks(draw: st.DrawFn) -> Tensor:
 
 
 @settings(max_examples=15)
-@given(some_masks(), st.sampled_from(["both", "latents", "codes"]), st.integers(0, 2**31))
+@given(some_masks(), st.sampled_from(["both", "latents", "codes"]), st.booleans(), st.integers(0, 2**31))
 def test_what_is_kept_is_bit_equal_and_the_rest_is_drawn(
-    model: mixar.Model, masks: Tensor, level: Level, seed: int
+    model: mixar.Model, masks: Tensor, level: Level, peek: bool, seed: int
 ) -> None:
     images = pictures(3, seed)
-    edited = model.edit(images, masks, ["cat", 2, -1], level=level, seed=seed, feather=1)
-    latents_BChw, codes_BN = latents_and_codes(model, images)
+    edited = model.edit(images, masks, ["cat", 2, -1], level=level, seed=seed, feather=1, peek=peek)
+    seen = images if peek or level == "latents" else filled(images, masks)
+    latents_BChw, codes_BN = latents_and_codes(model, seen)
     redrawn_BN = tokens_in(masks, LAYOUT)
     assert torch.equal(edited.originals, images) and torch.equal(edited.masks, masks)
     assert edited.names == ("cat", "owl", "no class") and edited.level == level
@@ -204,6 +205,16 @@ def test_a_mar_draws_latents_and_a_prior_codes(plain: mixar.Model, family: Path)
         mixar.load(family / "models/discrete").edit(pictures(1), BOX, 0)
 
 
+@pytest.mark.parametrize("level", ["both", "codes"])
+def test_the_old_content_of_a_region_is_seen_by_those_who_peek_only(model: mixar.Model, level: Level) -> None:
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    mask[2:9, 3:11] = True
+    other = torch.where(mask, 255 - pictures(1), pictures(1))
+    for peek in (False, True) if level == "both" else (False,):  # two bits a code may say the same of both
+        one, two = (model.edit(image, mask, 0, level=level, seed=1, peek=peek).raw for image in (pictures(1), other))
+        assert torch.equal(one, two) != peek
+
+
 def test_what_keeps_nothing_is_refused(model: mixar.Model) -> None:
     dots = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     dots[1::4, 1::4] = True
@@ -211,13 +222,15 @@ def test_what_keeps_nothing_is_refused(model: mixar.Model) -> None:
         with pytest.raises(mixar.UserError, match=r"touches every token .* that is sampling"):
             model.edit(pictures(1), mask, 0, level=level)
     assert model.edit(pictures(1), dots, 0, level="latents").redrawn.all()  # the codes are kept
+    with pytest.raises(mixar.UserError, match="it has none where the rest is to be drawn"):
+        model.edit(pictures(1), None, 0, place=(4, 4, 4), level="latents")
     with pytest.raises(mixar.UserError, match="level 'pixels': not known; allowed: both, codes, latents"):
         model.edit(pictures(1), BOX, 0, level="pixels")  # type: ignore[arg-type]
 
 
 def test_bf16_keeps_the_latents_too(family: Path) -> None:
     half = mixar.load(family / "models/mixar", device="cpu", precision="bf16")
-    edited = half.edit(pictures(1), BOX, 0, seed=1)
+    edited = half.edit(pictures(1), BOX, 0, seed=1, peek=True)
     latents_BChw, _ = latents_and_codes(half, pictures(1))
     kept_Bhw = ~edited.redrawn.unflatten(1, (4, 4))
     assert torch.equal(edited.latents.movedim(1, -1)[kept_Bhw], latents_BChw.movedim(1, -1)[kept_Bhw])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mixar.regions import make_canvas, measure_seam, paste_into, pixels_of, shaded, tokens_in
+from mixar.regions import filled, make_canvas, measure_seam, paste_into, pixels_of, shaded, tokens_in
 from mixar_core.errors import UserError
 from mixar_core.types import Grid, TokenLayout
 
@@ -138,13 +138,27 @@ def test_a_photo_is_turned_as_viewers_show_it(tmp_path: Path) -> None:
     assert canvas.note.startswith("photo.jpg: 32x16 pixels")
 
 
-def test_a_placed_image_goes_on_to_the_edges() -> None:
+@settings(max_examples=20)
+@given(masks, st.floats(0.02, 0.98))
+def test_a_hole_is_filled_from_its_edge_and_nothing_else_changes(noise_BHW, share) -> None:
+    hole_BHW = noise_BHW < share
+    hole_BHW[:, 0, 0] = False
+    images = torch.from_numpy(picture(seed=3)).permute(2, 0, 1).expand(2, -1, -1, -1)
+    full = filled(images, hole_BHW)
+    assert torch.equal(full.movedim(1, -1)[~hole_BHW], images.movedim(1, -1)[~hole_BHW])
+    other = torch.where(hole_BHW[:, None], 255 - images, images)
+    assert torch.equal(filled(other, hole_BHW), full), "what was in it is not seen"
+    even = torch.full_like(images, 77)
+    assert torch.equal(filled(torch.where(hole_BHW[:, None], images, even), hole_BHW), even)
+
+
+def test_a_placed_image_has_its_edge_s_colours_around_it() -> None:
     array = picture(8, 4)
+    array[0], array[-1], array[:, 0], array[:, -1] = 200, 200, 200, 200
     canvas = make_canvas(array, None, SIZE, place=(4, 4, 8))
     kept = torch.from_numpy(array).permute(2, 0, 1)
     assert torch.equal(canvas.image_3HW[:, 4:8, 4:12], kept)
-    assert torch.equal(canvas.image_3HW[:, 0, 4:12], kept[:, 0])
-    assert torch.equal(canvas.image_3HW[:, 15, 0], kept[:, 3, 0])
+    assert (canvas.image_3HW[:, canvas.mask_HW] == 200).all()
     assert (~canvas.mask_HW).sum() == 32 and not canvas.mask_HW[4:8, 4:12].any()
     assert canvas.note == "the image: 8x4 pixels, scaled to 8x4 at 4,4"
 

@@ -84,6 +84,10 @@ def edit_command(
     cfg: Cfg = None,
     temperature: Temperature = None,
     seed: Annotated[int, typer.Option(callback=at_least(0), help="The same seed gives the same results.")] = 0,
+    peek: Annotated[
+        bool,
+        typer.Option("--peek", help="Let the encoders see what the region held: what is drawn is then more like it."),
+    ] = False,
     no_paste: Annotated[
         bool, typer.Option("--no-paste", help="The result as decoded; else what is kept comes from the input.")
     ] = False,
@@ -126,7 +130,7 @@ def edit_command(
     loaded = load(model, device=device, weights="raw" if raw else "ema", precision=precision, registry=registry)
     wanted = asked_classes(loaded, classes or (), labels or ()) or [NO_CLASS]
     changes: dict[str, Any] = {"steps": steps, "cfg": cfg, "temperature": temperature}
-    asked = {"outside": outside, "place": place, "paste": not no_paste, "feather": feather}
+    asked = {"outside": outside, "place": place, "peek": peek, "paste": not no_paste, "feather": feather}
     with progress_bar("editing") as show:
         edited = loaded.edit(
             image,
