@@ -21,4 +21,4 @@ class Conditioner(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, labels_B: Tensor) -> Condition:
-        """The condition of labels int64 (B,), NO_CLASS among them; it has vectors (B, T, F)."""
+        """The condition of labels int64 (B,), with vectors (B, T, F), of which none counts where there is NO_CLASS."""
