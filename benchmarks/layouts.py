@@ -4,16 +4,15 @@ Trains on digits a residual tokenizer (recipe `digits_rvq`: two codes a place) a
 pyramid of three grids), a small prior for each, and a MixAR with each of them by every door: fill (dc-mix), prefix
 (dc-sa), memory (dc-ca). The same MixARs with the shipped grid tokenizer `digits_lfq` and its prior stand beside them.
 All are measured by a classifier fitted on real digits. What is trained or measured already is kept; `--only rvq_prior`
-does one of the runs alone, and writes no table.
+does one of the runs alone, and measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -25,6 +24,7 @@ import mixar
 from mixar_core.data.loader import load_readable
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_eval.distances import frechet_distance, kernel_distance
+from mixar_eval.report import csv_text, table
 from mixar_zoo.classifier import DigitClassifier, fit_classifier
 from mixar_zoo.data_sets import Digits, NoSettings
 
@@ -36,8 +36,9 @@ DOORS = {"fill": "dc-mix", "prefix": "dc-sa", "memory": "dc-ca"}
 PRIOR_STEPS, STEPS = 600, 500
 SAMPLES = 500
 _BATCH = 250
-COLUMNS = ("tokenizer", "layout", "drawn_by", "seed", "recognised", "kernel", "frechet")
-HEADER = ("tokenizer", "layout", "tokens", "bits", "PSNR, dB", "rFD", "drawn by", "recognised", "KID")
+#: what is told of a tokenizer, and of what was drawn
+_ABOUT = ("layout", "tokens", "bits", "psnr", "reconstruction_frechet")
+_DRAWN = {"recognised": ".1%", "kernel": ".4f", "frechet": ".4f"}
 
 
 def runs(seeds: list[int]) -> Iterator[str]:
@@ -133,36 +134,30 @@ def measure(run: str, out: Path, judge: Judge) -> None:
     report.write_text(json.dumps(judge.of_drawn(drawn, labels_B)))
 
 
-def table(seeds: list[int], out: Path, results: Path) -> None:
-    """Write layouts.csv, a row a measurement, and layouts.md."""
-    rows: list[dict[str, Any]] = []
-    lines = [f"| {' | '.join(HEADER)} |", "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |"]
+def tables(seeds: list[int], out: Path, results: Path) -> None:
+    """Print two tables, of tokenizers and of what was drawn, and write layouts.csv, a row a measurement."""
+    tokenizers, drawn, rows = [], [], []
     for name in (SHIPPED, *BITS):
         codes = json.loads((out / f"{name}_codes.json").read_text())
-        about = f"digits_{name} | {codes['layout']} | {codes['tokens']} | {codes['bits']} | {codes['psnr']:.2f}"
-        about += f" | {codes['reconstruction_frechet']:.4f}"
-        found = {"codes alone": [codes]}
+        about = {"tokenizer": f"digits_{name}", **{key: codes[key] for key in _ABOUT}}
+        tokenizers.append({**about, "psnr": f"{codes['psnr']:.2f}"})
+        found = {"codes alone": {None: codes}}
         for door, injector in DOORS.items():
-            files = [out / f"{name}_{door}_{seed}/measured.json" for seed in seeds]
-            found[f"MixAR, {door} ({injector})"] = [json.loads(file.read_text()) for file in files]
+            files = {seed: out / f"{name}_{door}_{seed}/measured.json" for seed in seeds}
+            found[f"MixAR, {door} ({injector})"] = {seed: json.loads(file.read_text()) for seed, file in files.items()}
         for by, figures in found.items():
-            lines.append(f"| {about} | {by} | {_spread(figures, 'recognised', '.1%')} | {_spread(figures, 'kernel')} |")
-            about = " | " * 5
-            seeded = zip(seeds, figures, strict=False)
-            keys = ("recognised", "kernel", "frechet")
-            same = {"tokenizer": f"digits_{name}", "layout": codes["layout"], "drawn_by": by}
-            rows += [{**same, "seed": seed, **{key: figure[key] for key in keys}} for seed, figure in seeded]
+            spread = {key: _spread([figure[key] for figure in figures.values()], form) for key, form in _DRAWN.items()}
+            drawn.append({"codes": f"digits_{name}", "drawn by": by, **spread})
+            rows += [
+                {**about, "drawn_by": by, "seed": seed, **{key: figure[key] for key in _DRAWN}}
+                for seed, figure in figures.items()
+            ]
     results.mkdir(parents=True, exist_ok=True)
-    with (results / "layouts.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    (results / "layouts_table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    (results / "layouts.csv").write_text(csv_text(rows))
+    print(table(tokenizers), table(drawn), sep="\n")
 
 
-def _spread(figures: list[Mapping[str, float]], key: str, form: str = ".4f") -> str:
-    values = [figure[key] for figure in figures]
+def _spread(values: list[float], form: str) -> str:
     return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
 
 
@@ -177,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the MixARs")
     parser.add_argument("--out", type=Path, default=Path("runs/layouts"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the table")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the figures")
     parser.add_argument("--only", metavar="RUN", help="train this run alone")
     arguments = parser.parse_args()
     if arguments.only:
@@ -189,7 +184,7 @@ def main() -> None:
     for run in runs(arguments.seeds):
         if run.count("_") == 2:
             measure(run, arguments.out, judge)
-    table(arguments.seeds, arguments.out, arguments.results)
+    tables(arguments.seeds, arguments.out, arguments.results)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mixar.assembly import build
+from mixar.folder import save_model
 from mixar.plugins import Registry
-from mixar.recipe import load_recipe
+from mixar.recipe import load_recipe, to_yaml
 from mixar.sampling import Report as Progress
 from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
@@ -134,6 +136,25 @@ def assert_near(one: Any, other: Any) -> None:
         assert one == other
 
 
+def test_codes_of_other_layouts_are_counted(family: Path, tmp_path: Path, registry: Registry) -> None:
+    levels = {"channels": 4, "channel_multipliers": [1, 1, 1], "blocks": 1, "codebook_size": 4, "code_width": 2}
+    chosen_parts = {"depth": {"type": "rvq", "depth": 3}, "pyramid": {"type": "pyramid", "scales": [1, 2, 4]}}
+    folder = str(write_pngs(tmp_path / "images", pixels(8)))
+    for name, part in chosen_parts.items():
+        changes = {"discrete_tokenizer": {**part, **levels}}
+        recipe = load_recipe(family / "recipes/discrete.yaml", changes, registry=registry)
+        tokenizer = build(recipe, registry).discrete_tokenizer
+        save_model(tmp_path / name, recipe_yaml=to_yaml(recipe), tensors=tokenizer.state_dict(), facts={})
+    entries = open_tokenizers([str(tmp_path / name) for name in chosen_parts], registry, torch.device("cpu"))
+    chosen = choose(folder, None, seed=0, least=4, recipe=recipe, registry=registry)
+    found = compare_tokenizers(entries, chosen, EvalContext(registry=registry, extractor=Grey(), batch_size=8))
+    told = [
+        (one["layout"], one["codes"]["bits_per_image"], one["codes"]["codes"]) for one in found.to_json()["tokenizers"]
+    ]
+    assert told == [("grid 4x4 of depth 3", 96, 8 * 48), ("pyramid 1x1, 2x2, 4x4", 42, 8 * 21)]
+    assert "| grid 4x4 of depth 3 |" in found.to_markdown()
+
+
 def test_the_command_and_two_processes(family: Path, tmp_path: Path) -> None:
     models = [family / "models/continuous", family / "models/discrete"]
     extractor = f"timm:model={TIMM_MODEL},weights_file={write_timm(tmp_path / 'vit.safetensors')},size=32"
@@ -152,6 +173,7 @@ def test_the_command_and_two_processes(family: Path, tmp_path: Path) -> None:
     assert len(continuous["latents"]["normalised_std"]) == 2 and continuous["latents"]["values_per_image"] == 32
     assert discrete["codes"]["bits_per_image"] == 32 and discrete["codes"]["codes"] == 7 * 16
     assert 0 < discrete["reconstructions"]["codes"]["psnr"] < 40 and discrete["latents"] is None
+    assert continuous["layout"] == discrete["layout"] == "grid 4x4"
     text = (tmp_path / "one/report.md").read_text()
     assert text in said and "continuous, sample |" in text and "floor: one half" in text
     assert Image.open(tmp_path / "one/reconstructions.png").height > 4 * 96
