@@ -64,10 +64,10 @@ def recipe_of(run: str, out: Path) -> mixar.Recipe:
         changes = {"prior": {**prior, **sizes, **sampling}, "training.steps": PRIOR_STEPS, "training.ema_decay": 0.99}
         return mixar.load_recipe("digits_prior", {**quiet, **changes, "discrete_tokenizer.weights": codes})
     door, seed = rest
-    prior = "digits_prior" if tokenizer == SHIPPED else str((out / f"{tokenizer}_prior").resolve())
+    weights = "digits_prior" if tokenizer == SHIPPED else str((out / f"{tokenizer}_prior").resolve())
     changes = {
         "discrete_tokenizer.weights": codes,
-        "prior.weights": prior,
+        "prior.weights": weights,
         "injector": {"type": DOORS[door]},
         "ti_mix.schedule": "constant",  # a pyramid's codes do not stand on one token each
         "training.steps": STEPS,
@@ -141,7 +141,7 @@ def tables(seeds: list[int], out: Path, results: Path) -> None:
         codes = json.loads((out / f"{name}_codes.json").read_text())
         about = {"tokenizer": f"digits_{name}", **{key: codes[key] for key in _ABOUT}}
         tokenizers.append({**about, "psnr": f"{codes['psnr']:.2f}"})
-        found = {"codes alone": {None: codes}}
+        found: dict[str, dict[int | None, Any]] = {"codes alone": {None: codes}}
         for door, injector in DOORS.items():
             files = {seed: out / f"{name}_{door}_{seed}/measured.json" for seed in seeds}
             found[f"MixAR, {door} ({injector})"] = {seed: json.loads(file.read_text()) for seed, file in files.items()}
