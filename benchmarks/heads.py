@@ -1,11 +1,11 @@
 """Which head draws best? `python -m benchmarks.heads [--setting mar] [--heads flow,mse] [--seeds 0,1,2]`
 
-Trains the digits with each head, for the same steps, as plain MAR (`--setting mar`: no codes, so that all that tokens
-tell each other goes through backbone and head) or as DC-Mix (`--setting dc-mix`: codes say most of it). Each model then
-draws 500 digits in 4 autoregressive steps (several tokens at once) and in 16 (one after the other). What was done
-already is not done again. At the end the figures of all runs are printed as a table, in Markdown, and written to
-`heads.csv`: validation loss, share recognised, kernel distance (KID) to the real validation digits, processor
-seconds an image.
+Trains the digits with each head, for the same steps, as DC-Mix (`--setting dc-mix`: codes say most of what is drawn) or
+as plain MAR (`--setting mar`: all that tokens tell each other goes through backbone and head). Each model then draws
+digits: a DC-Mix 1,000, all from the same codes of the prior, in 4 autoregressive steps; a plain MAR 500 in 4 steps
+(several tokens at once) and 500 in 16 (one after the other). What was done already is not done again. At the end the
+figures of all runs are printed as a table, in Markdown, and written to `heads.csv`: validation loss, share recognised,
+kernel distance (KID) to the real validation digits, and processor seconds an image of backbone, head and decoder.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from statistics import mean, stdev
 
 import torch
 import typer
+from attrs import frozen
 from safetensors.torch import load_file, save_file
 
 import mixar
@@ -28,18 +29,36 @@ from mixar_zoo.classifier import DigitClassifier, fit_classifier
 from mixar_zoo.data_sets import Digits, NoSettings
 
 HEADS = ("diffusion", "flow", "joint", "mixture", "energy", "categorical", "mse")
-SETTINGS: Mapping[str, Mapping[str, object]] = {
-    "mar": {"injector": {"type": "none"}, "ti_mix.schedule": "constant"},
-    "dc-mix": {"ti_mix.schedule": "constant"},
+
+
+@frozen
+class Setting:
+    """What a recipe is changed to, how many digits are drawn, in which numbers of autoregressive steps."""
+
+    changes: Mapping[str, object]
+    count: int
+    ar_steps: tuple[int, ...]
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Columns of the table."""
+        each = (f"{name}_{n}" for n in self.ar_steps for name in ("recognised", "kid", "seconds"))
+        return ("parameters", "loss", *each)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Every digit as often."""
+        return torch.arange(10).repeat_interleave(self.count // 10)
+
+
+SETTINGS = {
+    "dc-mix": Setting({"ti_mix.schedule": "constant"}, 1000, (4,)),
+    "mar": Setting({"injector": {"type": "none"}, "ti_mix.schedule": "constant"}, 500, (4, 16)),
 }
-#: autoregressive steps: of 16 tokens, one to seven at once, and one after the other
-AR_STEPS = (4, 16)
-COUNT = 500
-FIGURES = ("parameters", "loss", *(f"{name}_{n}" for n in AR_STEPS for name in ("recognised", "kid", "seconds")))
 
 
 def main(
-    setting: str = "mar",
+    setting: str = "dc-mix",
     heads: str = ",".join(HEADS),
     seeds: str = "0,1,2",
     steps: int = 500,
@@ -53,17 +72,18 @@ def main(
         raise typer.BadParameter(f"setting {setting}; allowed: {', '.join(SETTINGS)}")
     for seed in map(int, seeds.split(",")):
         for head in heads.split(","):
-            run(setting, head, seed, steps, out / setting / f"{head}-{seed}")
+            run(SETTINGS[setting], head, seed, steps, out / setting / f"{head}-{seed}")
     if report:
-        table(measure(out / setting), out / setting / "heads.csv")
+        rows = measure(SETTINGS[setting], out / setting)
+        table(rows, SETTINGS[setting].figures, out / setting / "heads.csv")
 
 
-def run(setting: str, head: str, seed: int, steps: int, folder: Path) -> None:
+def run(setting: Setting, head: str, seed: int, steps: int, folder: Path) -> None:
     """Train one model and draw with it, unless that is done."""
     recipe = mixar.load_recipe(
         "digits_quick" if head == "diffusion" else f"digits_{head}",
         {
-            **SETTINGS[setting],
+            **setting.changes,
             "training.seed": seed,
             "training.steps": steps,
             "training.evaluate_every": steps,
@@ -75,33 +95,42 @@ def run(setting: str, head: str, seed: int, steps: int, folder: Path) -> None:
         mixar.train(recipe, folder, resume=folder.exists())
     if (folder / "drawn.safetensors").is_file():
         return
-    model = mixar.load(folder)
-    labels = torch.arange(10).repeat_interleave(COUNT // 10)
-    drawn, seconds = {}, {}
-    for count in AR_STEPS:
+    model, drawn, seconds = mixar.load(folder), {}, {}
+    codes = None if "injector" in setting.changes else same_codes(model, setting.labels, folder.parent / "codes")
+    for count in setting.ar_steps:
         began = time.process_time()  # with one thread the seconds of one core, whatever else the machine does
-        drawn[str(count)] = model.generate(labels, steps=count, seed=seed, batch_size=COUNT).images.contiguous()
-        seconds[str(count)] = (time.process_time() - began) / COUNT
+        images = model.generate(setting.labels, codes=codes, steps=count, seed=seed, batch_size=500).images
+        drawn[str(count)], seconds[str(count)] = images.contiguous(), (time.process_time() - began) / setting.count
     (folder / "seconds.json").write_text(json.dumps(seconds) + "\n")
     save_file(drawn, folder / "drawn.safetensors")
 
 
-def measure(folder: Path) -> list[dict[str, object]]:
-    """A row for every finished run under the folder, and one for real digits and those of other images."""
+def same_codes(model: mixar.Model, labels: torch.Tensor, file: Path) -> torch.Tensor:
+    """Codes of the prior, drawn once for all models."""
+    if not file.is_file():
+        save_file({"codes": model.sample_codes(labels, seed=0)}, file)
+    return load_file(file)["codes"]
+
+
+def measure(setting: Setting, folder: Path) -> list[dict[str, object]]:
+    """A row for every finished run under the folder."""
     judge = fit_classifier(*digits("train"))
     real = judge.judge(digits("validation")[0])[1]
     rows: list[dict[str, object]] = []
     for head in HEADS:
         for path in sorted(folder.glob(f"{head}-*/drawn.safetensors")):
-            rows.append({"head": head, "seed": int(path.parent.name.split("-")[-1]), **figures(path, judge, real)})
-    others = judge.judge(digits("train")[0][: len(real)])[1]
-    print(f"kernel distance of as many real training digits: {kernel_distance(others, real):.4f}\n")
+            seed = int(path.parent.name.split("-")[-1])
+            rows.append({"head": head, "seed": seed, **figures(path, setting, judge, real)})
+    images, labels = digits("train")
+    others = torch.cat([(labels == digit).nonzero()[: setting.count // 10, 0] for digit in range(10)])
+    floor = kernel_distance(judge.judge(images[others])[1], real)
+    print(f"kernel distance of as many real training digits: {floor:.4f}\n")
     return rows
 
 
-def figures(path: Path, judge: DigitClassifier, real: torch.Tensor) -> dict[str, float]:
+def figures(path: Path, setting: Setting, judge: DigitClassifier, real: torch.Tensor) -> dict[str, float]:
     """What a run's digits, log and weights say."""
-    folder, labels = path.parent, torch.arange(10).repeat_interleave(COUNT // 10)
+    folder = path.parent
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     seconds = json.loads((folder / "seconds.json").read_text())
     weights = load_file(folder / "weights.safetensors")
@@ -111,7 +140,7 @@ def figures(path: Path, judge: DigitClassifier, real: torch.Tensor) -> dict[str,
     }
     for count, images in load_file(path).items():
         guessed, features = judge.judge(images)
-        found[f"recognised_{count}"] = float((guessed == labels).float().mean())
+        found[f"recognised_{count}"] = float((guessed == setting.labels).float().mean())
         found[f"kid_{count}"] = kernel_distance(features, real)
         found[f"seconds_{count}"] = seconds[count]
     return found
@@ -124,16 +153,16 @@ def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
     return loaded.pixels_B3HW, loaded.labels_B
 
 
-def table(rows: Sequence[Mapping[str, object]], file: Path) -> None:
+def table(rows: Sequence[Mapping[str, object]], names: Sequence[str], file: Path) -> None:
     """Every run to the file; mean and standard deviation over the seeds of each head to the terminal."""
     with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, ("head", "seed", *FIGURES))
+        writer = csv.DictWriter(stream, ("head", "seed", *names))
         writer.writeheader()
         writer.writerows(rows)
-    print(f"| head | {' | '.join(FIGURES)} |\n|---|{'---|' * len(FIGURES)}")
+    print(f"| head | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     for head in dict.fromkeys(str(row["head"]) for row in rows):
         cells = []
-        for name in FIGURES:
+        for name in names:
             values = [float(str(row[name])) for row in rows if row["head"] == head]
             digits_ = 0 if name == "parameters" else 4
             spread = f" ± {stdev(values):.{digits_}f}" if len(values) > 1 and name != "parameters" else ""
