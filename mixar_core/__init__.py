@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mixar_core.plan import Plan, PlannedStep, Sampler, Task
     from mixar_core.prior import DiscretePrior
     from mixar_core.storage import user_path
+    from mixar_core.tables import Table
     from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
     from mixar_core.training.callback import Callback, RunInfo, StepReport
     from mixar_core.training.optimizer import Optimizer, Weight
@@ -90,6 +91,7 @@ __all__ = [
     "Sampler",
     "Step",
     "StepReport",
+    "Table",
     "Task",
     "TokenBatch",
     "TokenLayout",
@@ -120,6 +122,7 @@ _HOMES = {
     "plan": ("Plan", "PlannedStep", "Sampler", "Task"),
     "prior": ("DiscretePrior",),
     "storage": ("user_path",),
+    "tables": ("Table",),
     "tokenizer": ("ContinuousTokenizer", "DiscreteTokenizer", "Tokenizer"),
     "training.callback": ("Callback", "RunInfo", "StepReport"),
     "training.optimizer": ("Optimizer", "Weight"),

@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 
 
 def floating_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and floating-point buffers by name, detached, sharing memory with the module."""
-    named = chain(module.named_parameters(), module.named_buffers())
+    """Trained parameters and floating-point buffers by name, detached, sharing memory with the module."""
+    trained = ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+    named = chain(trained, module.named_buffers())
     return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}
 
 

@@ -14,6 +14,7 @@ from torch.optim import AdamW as TorchAdamW
 from torch.optim import Optimizer as TorchOptimizer
 
 from mixar_core.blocks import sharded_blocks
+from mixar_core.errors import UserError
 from mixar_core.training.settings import TrainingConfig
 
 
@@ -23,8 +24,8 @@ class Weight:
 
     Args:
         decayed: whether weight decay is for it.
-        hidden: whether it is the matrix of a linear layer inside a block of what is trained: no embedding or table,
-            and not of the layers by which tokens come in and go out.
+        hidden: whether it is a matrix inside a block of what is trained: no embedding or table, and not of the layers
+            by which tokens come in and go out.
     """
 
     name: str
@@ -181,8 +182,8 @@ class Updates:
 def weights_of(module: nn.Module, excluded: Collection[str] = ()) -> list[Weight]:
     """The trained parameters of a module; those that weight decay is for come first."""
     blocks = sharded_blocks(module)
-    layers = (layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear))
-    hidden = {id(layer.weight) for layer in layers}
+    layers = (layer for block in blocks for layer in block.modules() if not isinstance(layer, nn.Embedding))
+    hidden = {id(p) for layer in layers for p in layer.parameters(recurse=False) if p.ndim == 2}
     return [
         Weight(name, parameter, decayed, id(parameter) in hidden)
         for decayed, named in zip((True, False), decay_groups(module, excluded), strict=True)
@@ -205,13 +206,36 @@ def decay_groups(
     free: list[tuple[str, nn.Parameter]] = []
     met: set[str] = set()
     for name, parameter in module.named_parameters():
-        owners = {entry for entry in excluded if name == entry or name.startswith(entry + ".")}
+        owners = {entry for entry in excluded if is_of(name, entry)}
         met |= owners
         if parameter.requires_grad:
             (free if owners or parameter.ndim < 2 else decayed).append((name, parameter))
     if unknown := set(excluded) - met:
         raise ValueError(f"no parameter of {type(module).__name__} is named {', '.join(sorted(unknown))}")
     return decayed, free
+
+
+def is_of(name: str, entry: str) -> bool:
+    """Whether a parameter is meant by its own name or by that of a module that it is in."""
+    return name == entry or name.startswith(f"{entry}.")
+
+
+def freeze(module: nn.Module, entries: Collection[str]) -> None:
+    """Let the parameters that these names mean, as in `is_of`, stay as they are.
+
+    Raises:
+        UserError: a name means none, or no parameter is left to train.
+    """
+    parameters = dict(module.named_parameters())
+    for entry in entries:
+        met = [parameter for name, parameter in parameters.items() if is_of(name, entry)]
+        if not met:
+            parts = ", ".join(name for name, _ in module.named_children())
+            raise UserError(f"{entry}: no parameter's name begins so; what is trained has {parts}, and what is in them")
+        for parameter in met:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise UserError("leaves nothing to train")
 
 
 def make_optimizer(

@@ -14,7 +14,7 @@ from mixar_core.noise import Noise
 from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B, psnr_B
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.training.objective import Objective
-from mixar_core.types import ImageBatch, Losses, Posterior, TokenBatch
+from mixar_core.types import ImageBatch, Losses, Posterior, Quantized, TokenBatch
 
 
 @frozen
@@ -89,8 +89,11 @@ class ContinuousReconstruction(Reconstruction):
         """Terms: reconstruction, psnr, perceptual, kl (nats an image)."""
         assert isinstance(batch, ImageBatch)
         posterior = self.tokenizer.posterior(batch.images_B3HW)
-        latents_BChw = self.tokenizer.sample_posterior(posterior, noise)
-        total, terms = self.compare(batch.images_B3HW, self.tokenizer.decode_raw(latents_BChw))
+        return self.losses(batch.images_B3HW, posterior, self.tokenizer.sample_posterior(posterior, noise))
+
+    def losses(self, images_B3HW: Tensor, posterior: Posterior, raw_BChw: Tensor) -> Losses:
+        """The losses of a posterior and a sample of it."""
+        total, terms = self.compare(images_B3HW, self.tokenizer.decode_raw(raw_BChw))
         kl = Posterior(posterior.mean_BChw.float(), posterior.logvar_BChw.float()).kl_B().mean()
         return Losses(total + self.config.kl_weight * kl, {**terms, "kl": kl.detach()})
 
@@ -127,8 +130,11 @@ class DiscreteReconstruction(Reconstruction):
         losses they depend on how the batch is shared out.
         """
         assert isinstance(batch, ImageBatch)
-        quantized = self.tokenizer.quantize(batch.images_B3HW)
-        total, terms = self.compare(batch.images_B3HW, self.tokenizer.decode_vectors(quantized.vectors_BEhw))
+        return self.losses(batch.images_B3HW, self.tokenizer.quantize(batch.images_B3HW), step=step)
+
+    def losses(self, images_B3HW: Tensor, quantized: Quantized, *, step: int) -> Losses:
+        """The losses of quantized images at this step."""
+        total, terms = self.compare(images_B3HW, self.tokenizer.decode_vectors(quantized.vectors_BEhw))
         quantizer = quantized.losses["quantizer"]
         factor = self.config.entropy_factor(step)
         if factor and "entropy" in quantized.losses:

@@ -28,6 +28,7 @@ from mixar_core.plan import Sampler
 from mixar_core.prior import DiscretePrior
 from mixar_core.storage import user_path
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
+from mixar_core.training.optimizer import freeze
 from mixar_core.types import Condition, Grid, TokenLayout
 
 
@@ -48,7 +49,7 @@ class System:
 
     @property
     def trained(self) -> nn.Module:
-        """The module that this recipe trains and that its weights file holds; for a MixAR backbone, injector, head."""
+        """The module that this recipe trains and that its weights file holds; for a MixAR several, by name."""
         module = self.model.trained if self.model is not None else getattr(self, self.recipe.trains)
         assert isinstance(module, nn.Module)
         return module
@@ -56,7 +57,7 @@ class System:
     @property
     def parameters(self) -> int:
         """Number of trainable parameters of `trained`."""
-        return sum(parameter.numel() for parameter in self.trained.parameters())
+        return sum(parameter.numel() for parameter in self.trained.parameters() if parameter.requires_grad)
 
 
 def build(
@@ -95,7 +96,7 @@ def build(
     system = _assemble(recipe, registry, data)
     for key in TRAINABLE if load_weights else ():
         module, choice = getattr(system, key), getattr(recipe, key)
-        if module is not None and choice.weights is not None and not (key == recipe.trains and trained_weights):
+        if module is not None and choice.weights is not None and not (key in recipe.trained_parts and trained_weights):
             load_into(module, read_tensors(weights_of(recipe, key, registry)), where=_of(recipe, key))
     if trained_weights is not None:
         load_into(system.trained, read_tensors(user_path(trained_weights)), where=f"weights {trained_weights}")
@@ -249,14 +250,18 @@ def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None) -> 
             _check(recipe, own == theirs, "prior", f"{what} {own}", other, f"{what} {theirs}")
     conditioner: Conditioner | None = None
     if trains in ("mixar", "prior") and recipe.conditioner is not None:
-        conditioner = construct(recipe, registry, "conditioner", num_classes=recipe.num_classes).requires_grad_(False)
+        conditioner = construct(recipe, registry, "conditioner", num_classes=recipe.num_classes)
     model: MixAR | None = None
     if continuous is not None and trains == "mixar":
         model = _mixar(recipe, registry, continuous, discrete, prior, conditioner)
-    for key, part in (("continuous_tokenizer", continuous), ("discrete_tokenizer", discrete), ("prior", prior)):
-        if part is not None and key != trains:
+    system = System(recipe, continuous, discrete, prior, model, conditioner)
+    for key in (*TRAINABLE, "conditioner"):
+        if (part := getattr(system, key)) is not None and key not in recipe.trained_parts:
             part.requires_grad_(False)
-    return System(recipe, continuous, discrete, prior, model, conditioner)
+    if recipe.init is not None:
+        with said_of(f"recipe {recipe.name}: init.freeze"):
+            freeze(system.trained, recipe.init.freeze)
+    return system
 
 
 def _mixar(
@@ -317,6 +322,7 @@ def _mixar(
         conditioner=conditioner,
         masking=masking,
         ti_mix=recipe.ti_mix,
+        also_trained=recipe.also_trained,
     )
 
 
@@ -350,6 +356,8 @@ def _check_codes(
 def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
     """A prior's weights mean something for one tokenizer's codes, one grid and one list of classes only."""
     if recipe.trains != "mixar" or recipe.prior is None or recipe.prior.weights is None:
+        return
+    if "prior" in recipe.also_trained:  # the model's own file holds it
         return
     if is_file(recipe.prior.weights):  # a bare file does not say what it was trained with
         return

@@ -97,7 +97,7 @@ def training_flop_per_image(system: System) -> float | None:
     costs = _training(system, recomputed=False)
     recipe = system.recipe
     if recipe.training is not None and recipe.training.cache != "none":
-        costs = {part: cost for part, cost in costs.items() if part == recipe.trains or "tokenizer" not in part}
+        costs = {part: cost for part, cost in costs.items() if part in recipe.trained_parts or "tokenizer" not in part}
     gflop = total(costs)
     return None if isinstance(gflop, str) else 1e9 * gflop
 
@@ -135,12 +135,12 @@ def _training(system: System, *, recomputed: bool = True) -> dict[str, Figure]:
     costs = {part: _figure(run, FORWARDS_A_STEP) for part, run in passes.items()}
     if recomputed and model is not None and checkpoints_activations(recipe):
         costs["backbone"] = _figure(passes["backbone"], FORWARDS_CHECKPOINTED)
-    if model is not None and continuous is not None:
+    if model is not None and continuous is not None and "continuous_tokenizer" not in passes:
         costs["continuous_tokenizer"] = _figure(lambda: continuous.posterior(images_B3HW))
     needs_codes = recipe.trains == "prior" if model is None else model.injector.needs_codes
-    if needs_codes and discrete is not None:
+    if needs_codes and discrete is not None and "discrete_tokenizer" not in passes:
         costs["discrete_tokenizer"] = _figure(lambda: discrete.encode(images_B3HW))
-    if model is not None and needs_codes and prior is not None:
+    if model is not None and needs_codes and prior is not None and "prior" not in passes:
         mixed = recipe.ti_mix.lambda_at(1.0) < 1.0
         share = 1.0 - recipe.ti_mix.begin if mixed and recipe.ti_mix.lambda_at(0.0) == 1.0 else float(mixed)
         codes_BN = codes_of(prior.layout.tokens)

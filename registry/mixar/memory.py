@@ -193,6 +193,7 @@ def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], ob
     continuous, discrete, prior = system.continuous_tokenizer, system.discrete_tokenizer, system.prior
     images_B3HW = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device="meta")
 
+    passes: dict[str, Callable[[], object]] = {}
     if model is not None:
         backbone = model.backbone
         codes_BN = codes_of(backbone.layout.tokens)
@@ -200,22 +201,20 @@ def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], ob
         split = split_by_order(codes_BN, masked) if backbone.masks else backbone.split(codes_BN, 1.0)
         z_BKD = torch.zeros(*split.masked_BK.shape, backbone.width, device="meta")
         z = Z(z_BKD, split.masked_BK, tokens_BNC=tokens_BNC, known_BN=~split.masked_BN)
-        return {
+        passes |= {
             "backbone": lambda: backbone(
                 tokens_BNC, split, model.condition(codes_BN[:, 0]), model.guidance(drawn_codes(system))
             ),
             "head": lambda: model.head.loss(z, tokens_BNC[:, : z.positions_BK.shape[1]], noise=noise),
         }
-    if recipe.trains == "prior":
-        assert prior is not None
-        return {
-            "prior": lambda: prior.loss(codes_of(prior.layout.tokens), system.condition(codes_of(1)[0]), noise=noise)
-        }
-    if recipe.trains == "continuous_tokenizer":
-        assert continuous is not None
-        return {recipe.trains: lambda: continuous.decode_raw(continuous.posterior(images_B3HW).mean_BChw)}
-    assert discrete is not None
-    return {recipe.trains: lambda: discrete.decode_vectors(discrete.quantize(images_B3HW).vectors_BEhw)}
+    if "prior" in recipe.trained_parts and prior is not None:
+        codes_1N = codes_of(prior.layout.tokens)
+        passes["prior"] = lambda: prior.loss(codes_1N, system.condition(codes_of(1)[0]), noise=noise)
+    if "continuous_tokenizer" in recipe.trained_parts and continuous is not None:
+        passes["continuous_tokenizer"] = lambda: continuous.decode_raw(continuous.posterior(images_B3HW).mean_BChw)
+    if "discrete_tokenizer" in recipe.trained_parts and discrete is not None:
+        passes["discrete_tokenizer"] = lambda: discrete.decode_vectors(discrete.quantize(images_B3HW).vectors_BEhw)
+    return passes
 
 
 def _activations(system: System, processes: int) -> float:

@@ -363,7 +363,9 @@ def load(
     files = {
         key: find_weights(choice.weights, registry)
         for key in TRAINABLE
-        if getattr(system, key) is not None and (choice := getattr(recipe, key)).weights is not None
+        if key not in recipe.trained_parts
+        and getattr(system, key) is not None
+        and (choice := getattr(recipe, key)).weights is not None
     }
     names = _class_names(recipe, folder, registry)
     return Model(system, names, chosen, files | {recipe.trains: trained}, weights, precision)

@@ -26,6 +26,7 @@ from mixar_core.training.reconstruction import ReconstructionConfig
 from mixar_core.training.settings import TrainingConfig
 
 Trains = Literal["mixar", "continuous_tokenizer", "discrete_tokenizer", "prior"]
+AlsoTrained = Literal["continuous_tokenizer", "discrete_tokenizer", "prior", "conditioner"]
 
 
 @frozen
@@ -39,6 +40,21 @@ class PartChoice:
     type: str
     config: Any
     weights: str | None = None
+
+
+@frozen
+class InitChoice:
+    """The trained model that a new run starts from.
+
+    Args:
+        from_: `from` in a recipe: a model's name, a model folder, or a .safetensors file.
+        classes: `match`: what is learned of a class is taken where a class has the same name; `fresh`: made anew.
+        freeze: parts, or beginnings of tensors' names (`backbone.encoder_blocks`), that are not trained.
+    """
+
+    from_: str = field(metadata={"path": lambda text, _: path_of(text, holding="recipe.yaml") is not None})
+    classes: Literal["match", "fresh"] = "match"
+    freeze: tuple[str, ...] = ()
 
 
 def _part(kind: str) -> Any:
@@ -55,6 +71,9 @@ class Recipe:
         extractor: of the perceptual loss (reconstruction.perceptual_weight).
         accept_other_classes: data whose class names are not those that a frozen prior, a cache or the run began with
             are used all the same: label 0 means the same class in both, and so on.
+        init: what a new run starts from; None: nothing but the parts' own weights.
+        also_trained: parts of a MixAR that are trained with it, by their own losses beside its own; its weights file
+            then holds them, too.
         optimizer: of the training; None is adamw, which recipes of before there was a choice mean.
         training: None where the recipe does not say how long to train; sampling works without.
     """
@@ -76,12 +95,30 @@ class Recipe:
     sampler: PartChoice | None = _part("sampler")
     extractor: PartChoice | None = _part("extractor")
     optimizer: PartChoice | None = _part("optimizer")
+    init: InitChoice | None = None
+    also_trained: tuple[AlsoTrained, ...] = ()
     masking: MaskingConfig = MaskingConfig()
     ti_mix: TIMixConfig = TIMixConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     training: TrainingConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
     callbacks: tuple[PartChoice, ...] = field(default=(), metadata={"kind": "callback"})
+
+    def __attrs_post_init__(self) -> None:
+        if self.also_trained and self.trains != "mixar":
+            raise ValueError(f"also_trained: only where a recipe trains mixar, and this one trains {self.trains}")
+        if absent := [key for key in self.also_trained if getattr(self, key) is None]:
+            raise ValueError(f"also_trained: {absent[0]}, and the recipe has none")
+        if "discrete_tokenizer" in self.also_trained and self.prior and "prior" not in self.also_trained:
+            raise ValueError("also_trained: discrete_tokenizer: codes will mean something else; train the prior, too")
+        own = getattr(self, self.trains, None)
+        if self.init is not None and own is not None and own.weights is not None:
+            raise ValueError(f"init.from and {self.trains}.weights both say what training starts from; set one of them")
+
+    @property
+    def trained_parts(self) -> tuple[str, ...]:
+        """Keys of what its weights file holds: what it trains, and what is trained with it."""
+        return (self.trains, *self.also_trained)
 
 
 #: recipe key -> kind of part
@@ -301,6 +338,7 @@ def _weights(weights: Any, settings: dict[str, Any], key: str, registry: Registr
 def to_plain(recipe: Recipe) -> dict[str, Any]:
     """The plain values that `make_recipe` makes an equal recipe of, every setting written out."""
     plain, written = unstructure(recipe), ("training", "callbacks", *_RELEVANT[recipe.trains])
+    written += ("reconstruction",) if {"continuous_tokenizer", "discrete_tokenizer"} & {*recipe.also_trained} else ()
     for key in PART_KEYS:
         for choice in [plain[key]] if isinstance(plain[key], dict) else plain[key] or ():
             settings, weights = choice.pop("config"), choice.pop("weights")

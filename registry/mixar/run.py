@@ -15,6 +15,7 @@ from mixar.assembly import System, build, compare_classes, construct, data_notes
 from mixar.cache import open_cache
 from mixar.cost import training_flop_per_image
 from mixar.folder import PROVENANCE, RECIPE, read_provenance, sha256, versions
+from mixar.init import start_from, told
 from mixar.memory import check_memory
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
@@ -25,6 +26,7 @@ from mixar_core.distributed import own_device
 from mixar_core.errors import UserError, said_of
 from mixar_core.storage import user_path
 from mixar_core.training.callback import Callback
+from mixar_core.training.joint import JointObjective
 from mixar_core.training.objective import MixARObjective, Objective, PriorObjective
 from mixar_core.training.optimizer import AdamW, Optimizer, Updates
 from mixar_core.training.reconstruction import ContinuousReconstruction, DiscreteReconstruction
@@ -63,6 +65,8 @@ def train(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     warning = check_memory(planned, device=own_device(device), processes=processes)
 
+    if training.cache_folder and any(key.endswith("tokenizer") for key in recipe.also_trained):
+        raise UserError(f"recipe {recipe.name}: training.cache: has tokens of frozen tokenizers; also_trained has one")
     cache = open_cache(training.cache_folder, recipe, registry, planned=planned) if training.cache_folder else None
     # with a cache, images serve previews and the validation split alone, and need not be there
     train_set = open_data(recipe, registry, "train") if recipe.data or cache is None else None
@@ -70,7 +74,7 @@ def train(
     notes = data_notes(recipe, registry, train=train_set, cache=cache, validation=validation_set)
     classes = [list(data.class_names) for data in (train_set, cache) if data is not None]
     class_names = next(filter(has_names, classes), classes[0])
-    facts = {"class_names": class_names, "frozen": {key: sha256(f) for key, f in frozen_files.items()}}
+    facts: dict[str, Any] = {"class_names": class_names, "frozen": {key: sha256(f) for key, f in frozen_files.items()}}
     if resume:
         notes += _check_facts(folder, recipe, facts)
     if optimizer is not None and not isinstance(optimizer, AdamW):
@@ -81,6 +85,9 @@ def train(
         train_set = None  # a stream is for making the cache
     torch.manual_seed(training.seed)  # initial weights
     system = build(recipe, registry, data=train_set, checked=True)
+    if recipe.init is not None and not resume:
+        facts["init"] = begun = start_from(system, registry, class_names)
+        tell(*(f"note: {line}" for line in told(begun)))
     if callbacks is None:
         callbacks = [registry.part("callback", choice.type).component(choice.config) for choice in recipe.callbacks]
     if not (isinstance(callbacks, list | tuple) and all(isinstance(each, Callback) for each in callbacks)):
@@ -123,11 +130,14 @@ def make_optimizer(system: System, registry: Registry) -> Optimizer | None:
 def make_objective(system: System, registry: Registry) -> Objective:
     """What training this system minimises."""
     recipe, parts = system.recipe, cast(Any, system)  # what the recipe trains, and what that needs, is there
-    if recipe.trains == "mixar":
+    tokenizers = [key for key in recipe.trained_parts if key.endswith("tokenizer")]
+    if recipe.trains == "mixar" and not tokenizers:
         return MixARObjective(parts.model, recipe.sampling)
     if recipe.trains == "prior":
         return PriorObjective(parts.prior, parts.discrete_tokenizer, system.condition)
     extractor = construct(recipe, registry, "extractor") if recipe.reconstruction.perceptual_weight else None
+    if recipe.trains == "mixar":
+        return JointObjective(parts.model, recipe.sampling, extractor, recipe.reconstruction)
     if recipe.trains == "discrete_tokenizer":
         return DiscreteReconstruction(parts.discrete_tokenizer, extractor, recipe.reconstruction)
     return ContinuousReconstruction(parts.continuous_tokenizer, extractor, recipe.reconstruction)
@@ -142,7 +152,7 @@ def _frozen_files(system: System, registry: Registry) -> dict[str, Path]:
     recipe, files = system.recipe, {}
     for key in TRAINABLE:
         part, choice = getattr(system, key), getattr(recipe, key)
-        if key == recipe.trains or part is None:
+        if key in recipe.trained_parts or part is None:
             continue
         if choice.weights is not None:
             files[key] = weights_of(recipe, key, registry)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import partial
+from keyword import iskeyword
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -69,7 +70,16 @@ def unstructure(value: Any) -> dict[str, Any]:
     def plain(_: Any, __: Any, item: Any) -> Any:
         return str(item) if isinstance(item, Path) else item.value if isinstance(item, Enum) else item
 
-    return attrs.asdict(value, filter=lambda field, _: field.init, value_serializer=plain)
+    def keyed(item: Any) -> Any:
+        return {_key(name): keyed(inner) for name, inner in item.items()} if isinstance(item, dict) else item
+
+    values: dict[str, Any] = keyed(attrs.asdict(value, filter=lambda field, _: field.init, value_serializer=plain))
+    return values
+
+
+def _key(name: Any) -> Any:
+    """What a recipe calls a field: `from`, where Python's own words have an underscore behind them in a class."""
+    return name[:-1] if isinstance(name, str) and name.endswith("_") and iskeyword(name[:-1]) else name
 
 
 def flat(plain: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -147,14 +157,16 @@ def _each(values: Iterable[tuple[str, Any, Any, Any]], problems: Sequence[str] =
 
 
 def _instance(value: Any, cls: type, path: str) -> Any:
-    fields = {field.name: field for field in attrs.fields(cls) if field.init}
+    fields = {_key(field.name): field for field in attrs.fields(cls) if field.init}
     _expect(isinstance(value, Mapping), value, "a mapping", f"; {choices(fields)}")
     unknown = sorted(str(key) for key in value.keys() - fields.keys())
     problems = [f"{_join(path, key)}: unknown key; {choices(fields, key)}" for key in unknown]
     lacking = [name for name, field in fields.items() if field.default is attrs.NOTHING and name not in value]
     problems += [f"{_join(path, name)}: required, and not there" for name in lacking]
     types, there = get_type_hints(cls), [field for name, field in fields.items() if name in value]
-    items = ((_join(path, f.name), value[f.name], types.get(f.name, Any), f.metadata.get("path")) for f in there)
+    items = (
+        (_join(path, _key(f.name)), value[_key(f.name)], types.get(f.name, Any), f.metadata.get("path")) for f in there
+    )
     return cls(**dict(zip((field.alias for field in there), _each(items, problems), strict=True)))
 
 

@@ -21,6 +21,7 @@ from mixar_core.backbone import Backbone, BackboneState
 from mixar_core.errors import UserError
 from mixar_core.masking import take
 from mixar_core.plan import Order
+from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
 from mixar_plugins.backbones.condition import ConditionEmbedding
 from mixar_plugins.backbones.transformer import CachedBlock, KeyValueCache, rotary_angles, rotate
@@ -113,6 +114,11 @@ class CausalBackbone(Backbone):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.reset_parameters()
         self.condition = ConditionEmbedding(condition_width, width) if condition_width else None
+
+    def tables(self) -> dict[str, Table]:
+        """Of classes, and of learned positions."""
+        of_class = {} if self.class_emb is None else {"class_emb.weight": Table(self.num_classes)}
+        return of_class | ({} if self.pos_embed is None else {"pos_embed": Table(self.layout, dim=1)})
 
     def reset_parameters(self) -> None:
         """Initialise as MAR: normal(0.02) for embeddings, Xavier-uniform for linear layers."""

@@ -14,6 +14,7 @@ from mixar_core.backbone import Backbone, BackboneState
 from mixar_core.blocks import Block
 from mixar_core.masking import put, take
 from mixar_core.mixture import dc_mixture
+from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
 from mixar_plugins.backbones.condition import ConditionEmbedding
 
@@ -105,6 +106,16 @@ class MaskedBackbone(Backbone):
         """Every block of encoder and decoder."""
         yield from self.encoder_blocks
         yield from self.decoder_blocks
+
+    def tables(self) -> dict[str, Table]:
+        """Of classes, and of positions behind the class buffer's."""
+        of_class = {} if self.class_emb is None else {"class_emb.weight": Table(self.num_classes)}
+        positions = Table(self.layout, dim=1, first=self.config.buffer)
+        return of_class | {
+            "encoder_pos_embed_learned": positions,
+            "decoder_pos_embed_learned": positions,
+            "diffusion_pos_embed_learned": Table(self.layout, dim=1),
+        }
 
     def reset_parameters(self) -> None:
         """Initialise as MAR: normal(0.02) for embeddings, Xavier-uniform for linear layers."""

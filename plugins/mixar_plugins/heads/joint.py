@@ -13,6 +13,7 @@ from attrs.validators import ge
 from torch import Tensor, nn
 
 from mixar_core.noise import Noise
+from mixar_core.tables import Table
 from mixar_core.types import TokenLayout, Z
 from mixar_plugins.heads.mlp import FinalLayer, TimeEmbedding, xavier, zero
 from mixar_plugins.heads.rectified_flow import FlowConfig, RectifiedFlowHead
@@ -59,6 +60,7 @@ class JointHead(RectifiedFlowHead):
         self.token_dim = token_dim
         self.time_embed = TimeEmbedding(config.width)
         self.cond_embed = nn.Linear(width, config.width)
+        self.layout = layout
         self.positions = nn.Embedding(layout.tokens, config.width)
         self.input_proj = nn.Linear(token_dim, config.width)
         self.blocks = nn.ModuleList(
@@ -72,6 +74,10 @@ class JointHead(RectifiedFlowHead):
             if isinstance(module, JointBlock):
                 zero(module.modulation)
         self.final_layer.reset_parameters()
+
+    def tables(self) -> dict[str, Table]:
+        """Of positions."""
+        return {"positions.weight": Table(self.layout)}
 
     def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
         """Mean squared error of the velocity, all tokens of an image at the same times: (B, K), float32."""

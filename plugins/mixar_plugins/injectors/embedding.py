@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mixar_core.errors import UserError
 from mixar_core.injector import Door, GuidanceInjector
+from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import DiscreteTokens, Guidance
 
@@ -27,9 +28,14 @@ class CodeEmbedding(GuidanceInjector):
         if tokenizer is None:
             raise UserError("injectors dc-sa and dc-ca need a discrete_tokenizer; the recipe has none")
         self.embed = nn.Embedding(tokenizer.codebook_size, width)
+        self.layout = tokenizer.layout
         self.pos_embed = nn.Parameter(torch.empty(1, tokenizer.layout.tokens, width))
         nn.init.normal_(self.embed.weight, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.02)
+
+    def tables(self) -> dict[str, Table]:
+        """Of positions."""
+        return {"pos_embed": Table(self.layout, dim=1)}
 
     def embedded(self, codes_BN: Tensor) -> Tensor:
         """(B, N) to (B, N, D)."""

@@ -28,7 +28,7 @@ class MuonConfig:
 
 
 class Muon(Optimizer):
-    """torch's Muon for the matrices of linear layers inside blocks (backbone's, head's, prior's); AdamW for the rest.
+    """torch's Muon for the matrices inside blocks (backbone's, head's, prior's); AdamW for the rest.
 
     The rest are embeddings, position tables, the layers by which tokens come in and go out, convolutions, norms and
     biases. Updates are scaled to AdamW's size, 0.2 sqrt(max(rows, columns)) (Liu et al., 2025, Sec. 2.2), so that both

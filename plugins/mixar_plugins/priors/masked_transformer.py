@@ -19,6 +19,7 @@ from mixar_core.errors import UserError
 from mixar_core.mixture import MASKED_CODE
 from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
+from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Condition, DrawnCodes, Losses
 from mixar_plugins.priors import schedules
@@ -130,6 +131,10 @@ class MaskedTransformerPrior(DiscretePrior):
         self.last_layer = nn.Sequential(nn.Linear(width, width), nn.GELU(), layer_norm(width))
         self._build(config)
         self.apply(init_weights)
+
+    def tables(self) -> dict[str, Table]:
+        """Of classes, then "no class"; and of positions, then the class token's."""
+        return {"class_emb.weight": Table(self.num_classes), "pos_emb": Table(self.layout, dim=1)}
 
     @abstractmethod
     def _build(self, config: MaskBitConfig) -> None:
@@ -290,6 +295,10 @@ class EmbeddingTokenPrior(MaskedTransformerPrior):
     def _build(self, config: MaskBitConfig) -> None:
         self.tok_emb_list = nn.ModuleList(nn.Embedding(self.split_size + 1, config.width) for _ in range(config.splits))
         self.bias = nn.ParameterList(torch.zeros(self.layout.tokens, self.split_size) for _ in range(config.splits))
+
+    def tables(self) -> dict[str, Table]:
+        """The biases' too."""
+        return super().tables() | {f"bias.{split}": Table(self.layout) for split in range(self.config.splits)}
 
     def embed(self, tokens_BNS: Tensor) -> Tensor:
         tables = zip(self.tok_emb_list, tokens_BNS.unbind(-1), strict=True)
