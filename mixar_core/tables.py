@@ -1,6 +1,6 @@
 """Tables: learned tensors with a row for each class, or for each token, so that training can start from other ones.
 
-A backbone, prior, injector or head that has some says so in a method `tables()`: a Table by each tensor's name.
+A backbone, prior, injector or head that has some says so in a method `learned_tables()`: a Table by each tensor's name.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Table:
 class HasTables(Protocol):
     """A module with tables."""
 
-    def tables(self) -> Mapping[str, Table]:
+    def learned_tables(self) -> Mapping[str, Table]:
         """Its own, by the tensors' names in its state dict."""
 
 
 def tables_of(module: nn.Module) -> dict[str, Table]:
     """The tables of a module and of all in it, by name."""
-    found = ((name, child.tables()) for name, child in module.named_modules() if isinstance(child, HasTables))
+    found = ((name, child.learned_tables()) for name, child in module.named_modules() if isinstance(child, HasTables))
     return {f"{prefix}.{name}" if prefix else name: table for prefix, each in found for name, table in each.items()}

@@ -122,8 +122,9 @@ def begun(
 def resized(rows: Tensor, to: Any, of: Any) -> Tensor:
     """Rows (N, ...) of a grid `of` tokens, bicubically on the grid `to`."""
     old, new = of.shape, to.shape
-    flat_1Fhw = rows.flatten(1).T.reshape(1, -1, old.height, old.width)
-    scaled_1Fhw = F.interpolate(flat_1Fhw.float(), (new.height, new.width), mode="bicubic")
+    flat_1Fhw = rows.reshape(len(rows), -1).T.reshape(1, -1, old.height, old.width)
+    # antialias: a kernel that keeps slopes, and to fewer tokens none that skips some
+    scaled_1Fhw = F.interpolate(flat_1Fhw.float(), (new.height, new.width), mode="bicubic", antialias=True)
     return scaled_1Fhw.flatten(2)[0].T.reshape(-1, *rows.shape[1:])
 
 

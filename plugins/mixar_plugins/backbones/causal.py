@@ -115,7 +115,7 @@ class CausalBackbone(Backbone):
         self.reset_parameters()
         self.condition = ConditionEmbedding(condition_width, width) if condition_width else None
 
-    def tables(self) -> dict[str, Table]:
+    def learned_tables(self) -> dict[str, Table]:
         """Of classes, and of learned positions."""
         of_class = {} if self.class_emb is None else {"class_emb.weight": Table(self.num_classes)}
         return of_class | ({} if self.pos_embed is None else {"pos_embed": Table(self.layout, dim=1)})

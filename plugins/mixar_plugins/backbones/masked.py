@@ -107,7 +107,7 @@ class MaskedBackbone(Backbone):
         yield from self.encoder_blocks
         yield from self.decoder_blocks
 
-    def tables(self) -> dict[str, Table]:
+    def learned_tables(self) -> dict[str, Table]:
         """Of classes, and of positions behind the class buffer's."""
         of_class = {} if self.class_emb is None else {"class_emb.weight": Table(self.num_classes)}
         positions = Table(self.layout, dim=1, first=self.config.buffer)

@@ -75,7 +75,7 @@ class JointHead(RectifiedFlowHead):
                 zero(module.modulation)
         self.final_layer.reset_parameters()
 
-    def tables(self) -> dict[str, Table]:
+    def learned_tables(self) -> dict[str, Table]:
         """Of positions."""
         return {"positions.weight": Table(self.layout)}
 

@@ -33,7 +33,7 @@ class CodeEmbedding(GuidanceInjector):
         nn.init.normal_(self.embed.weight, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.02)
 
-    def tables(self) -> dict[str, Table]:
+    def learned_tables(self) -> dict[str, Table]:
         """Of positions."""
         return {"pos_embed": Table(self.layout, dim=1)}
 

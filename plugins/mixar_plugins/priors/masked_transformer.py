@@ -132,7 +132,7 @@ class MaskedTransformerPrior(DiscretePrior):
         self._build(config)
         self.apply(init_weights)
 
-    def tables(self) -> dict[str, Table]:
+    def learned_tables(self) -> dict[str, Table]:
         """Of classes, then "no class"; and of positions, then the class token's."""
         return {"class_emb.weight": Table(self.num_classes), "pos_emb": Table(self.layout, dim=1)}
 
@@ -296,9 +296,9 @@ class EmbeddingTokenPrior(MaskedTransformerPrior):
         self.tok_emb_list = nn.ModuleList(nn.Embedding(self.split_size + 1, config.width) for _ in range(config.splits))
         self.bias = nn.ParameterList(torch.zeros(self.layout.tokens, self.split_size) for _ in range(config.splits))
 
-    def tables(self) -> dict[str, Table]:
+    def learned_tables(self) -> dict[str, Table]:
         """The biases' too."""
-        return super().tables() | {f"bias.{split}": Table(self.layout) for split in range(self.config.splits)}
+        return super().learned_tables() | {f"bias.{split}": Table(self.layout) for split in range(self.config.splits)}
 
     def embed(self, tokens_BNS: Tensor) -> Tensor:
         tables = zip(self.tok_emb_list, tokens_BNS.unbind(-1), strict=True)
