@@ -126,7 +126,7 @@ def test_other_layouts_are_not_resized_and_equal_ones_are_taken():
     [
         ("digits_quick", BARE),
         ("digits_quick", BARE | {"injector": {"type": "dc-sa"}, "head": {"type": "joint"}}),
-        ("digits_causal", {"backbone.positions": "learned"}),
+        ("digits_causal", {"backbone.positions": "learned", **BARE}),
         ("digits_prior", {}),
         ("maskbit_generator_10bit", {"prior": {"type": "maskgit", "splits": 2}}),
     ],
