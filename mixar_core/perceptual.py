@@ -9,7 +9,6 @@ from typing import Self
 import torch
 from attrs import frozen
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 @frozen(eq=False)
@@ -75,11 +74,6 @@ class FeatureExtractor(nn.Module, ABC):
         return Outputs(self(images_B3HW))
 
 
-#: Window and constants of SSIM as published, for values in [0, 1].
-_WINDOW, _SIGMA = 11, 1.5
-_C1, _C2 = 0.01**2, 0.03**2
-
-
 def psnr_B(images_B3HW: Tensor, decoded_B3HW: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image, (B,), in dB, with both as 8-bit files have them: clipped to [0, 1].
 
@@ -87,36 +81,6 @@ def psnr_B(images_B3HW: Tensor, decoded_B3HW: Tensor) -> Tensor:
     """
     difference = (decoded_B3HW.clamp(-1.0, 1.0) - images_B3HW) / 2.0
     return -10.0 * difference.square().mean(dim=(1, 2, 3)).clamp_min(1e-10).log10()
-
-
-def ssim_B(images_B3HW: Tensor, decoded_B3HW: Tensor) -> Tensor:
-    """Structural similarity of each image, (B,), at most 1 (Wang et al., 2004), of images in [-1, 1].
-
-    As published: a Gaussian window of 11 x 11 pixels with deviation 1.5, wherever it lies wholly inside the image; of
-    red, green and blue on their own, then averaged.
-
-    Raises:
-        ValueError: the images are smaller than the window.
-    """
-    if min(images_B3HW.shape[-2:]) < _WINDOW:
-        raise ValueError(f"SSIM has a window of {_WINDOW} pixels; the images are {tuple(images_B3HW.shape[-2:])}")
-    x, y = (side.float().clamp(-1.0, 1.0) / 2.0 + 0.5 for side in (images_B3HW, decoded_B3HW))
-    mean_x, mean_y, square_x, square_y, product = _blurred(torch.stack([x, y, x * x, y * y, x * y]))
-    variance_x, variance_y = square_x - mean_x.square(), square_y - mean_y.square()
-    covariance = product - mean_x * mean_y
-    luminance = (2.0 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
-    structure = (2.0 * covariance + _C2) / (variance_x + variance_y + _C2)
-    return (luminance * structure).mean(dim=(1, 2, 3))
-
-
-def _blurred(maps_5B3HW: Tensor) -> Tensor:
-    """Each map under the window: columns, then rows, as the window is a product of both."""
-    offsets = torch.arange(_WINDOW, device=maps_5B3HW.device, dtype=torch.float32) - _WINDOW // 2
-    weights = torch.exp(-offsets.square() / (2.0 * _SIGMA**2))
-    weights = weights / weights.sum()
-    x = maps_5B3HW.flatten(0, 2)[:, None]
-    x = F.conv2d(F.conv2d(x, weights[None, None, :, None]), weights[None, None, None, :])
-    return x[:, 0].unflatten(0, maps_5B3HW.shape[:3])
 
 
 def perceptual_distance_B(extractor: FeatureExtractor, images_B3HW: Tensor, decoded_B3HW: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import numpy
 import pytest
 import torch
 
-from mixar_core.perceptual import psnr_B, ssim_B
+from mixar_core.perceptual import psnr_B
+from mixar_eval.ssim import ssim_B
 
 
 def test_psnr_is_that_of_images_from_0_to_1():

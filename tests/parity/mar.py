@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from mixar.plugins import plugin_manager
-from mixar_core.diffusion import cosine_betas, schedule
 from mixar_core.masking import masked_after_step, split_by_order
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
@@ -20,6 +19,7 @@ from mixar_core.types import Condition, Grid, Guidance, Posterior, Step, TokenLa
 from mixar_import.importers import MarImporter
 from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
 from mixar_plugins.heads.diffusion import DiffusionHead
+from mixar_plugins.heads.gaussian_diffusion import cosine_betas, schedule
 from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
 from tests.parity.case import load_strictly
 

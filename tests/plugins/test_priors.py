@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mixar_core.codes import combine_codes, split_codes
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
 from mixar_core.mixture import MASKED_CODE
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Condition, Quantized
+from mixar_plugins.priors.codes import combine_codes, split_codes
 from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
 from mixar_plugins.priors.masked_transformer import (
     BitTokenPrior,

@@ -9,13 +9,13 @@ from attrs import field, frozen
 from attrs.validators import and_, ge, gt, le, optional
 from torch import Tensor
 
-from mixar_core.diffusion import TRAIN_STEPS, TrainTables, reverse_step, schedule
 from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
 from mixar_core.noise import Noise
 from mixar_core.precision import full_precision
 from mixar_core.types import Step, TokenLayout, Z
 from mixar_plugins.heads.common import uncond_of
+from mixar_plugins.heads.gaussian_diffusion import TRAIN_STEPS, TrainTables, reverse_step, schedule
 from mixar_plugins.heads.mlp import DenoisingMLP
 
 #: Steps of sampling that multiply errors by more than this are computed in float32: bfloat16's would drown the token.

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from attrs import field, frozen, validators
 from torch import Tensor, nn
 
-from mixar_core.codes import combine_codes, split_codes
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
 from mixar_core.mixture import MASKED_CODE
@@ -23,6 +22,7 @@ from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Condition, DrawnCodes, Losses
 from mixar_plugins.priors import schedules
+from mixar_plugins.priors.codes import combine_codes, split_codes
 from mixar_plugins.priors.transformer import Transformer, init_weights, layer_norm
 
 _positive = validators.ge(1)

@@ -12,11 +12,12 @@ from torch import Tensor
 from mixar_core.data.streams import seed_of
 from mixar_core.distributed import Processes
 from mixar_core.noise import Noise
-from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B, psnr_B, ssim_B
+from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B, psnr_B
 from mixar_core.pictures import to_uint8
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
 from mixar_core.types import Posterior
 from mixar_eval.features import as_saved
+from mixar_eval.ssim import ssim_B
 
 
 class TokenizerMeter:

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixar_core.diffusion import TrainTables, cosine_betas, respaced_timesteps, reverse_step, schedule
 from mixar_core.errors import UserError
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.types import Grid, Step, TokenLayout, Z
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
+from mixar_plugins.heads.gaussian_diffusion import TrainTables, cosine_betas, respaced_timesteps, reverse_step, schedule
 
 LAYOUT = TokenLayout("grid", (Grid(2, 4),))
 PLACES = torch.arange(8)[None]
