@@ -30,13 +30,17 @@ def model(family: Path) -> mixar.Model:
     return mixar.load(family / "models/mixar", device="cpu")
 
 
+def untrained(family: Path, registry: Registry, changes: dict[str, object]) -> mixar.Model:
+    """The recipe of the family's MixAR, changed, with fresh weights."""
+    recipe = load_recipe(family / "recipes/mixar.yaml", changes, registry=registry)
+    torch.manual_seed(0)
+    return Model(build(recipe, registry), CLASSES, torch.device("cpu"))
+
+
 @pytest.fixture(scope="module")
 def plain(family: Path, registry: Registry) -> mixar.Model:
     """A MAR: no codes at all."""
-    removed = {"discrete_tokenizer": None, "prior": None, "injector": {"type": "none"}}
-    recipe = load_recipe(family / "recipes/mixar.yaml", removed, registry=registry)
-    torch.manual_seed(0)
-    return Model(build(recipe, registry), CLASSES, torch.device("cpu"))
+    return untrained(family, registry, {"discrete_tokenizer": None, "prior": None, "injector": {"type": "none"}})
 
 
 def pictures(count: int, seed: int = 0) -> Tensor:
@@ -213,6 +217,21 @@ def test_the_old_content_of_a_region_is_seen_by_those_who_peek_only(model: mixar
     for peek in (False, True) if level == "both" else (False,):  # two bits a code may say the same of both
         one, two = (model.edit(image, mask, 0, level=level, seed=1, peek=peek).raw for image in (pictures(1), other))
         assert torch.equal(one, two) != peek
+
+
+@pytest.mark.parametrize("order", ["random", "raster"])
+def test_a_causal_backbone_keeps_what_its_order_lets_it(family: Path, registry: Registry, order: str) -> None:
+    backbone = {"type": "causal", "width": 8, "depth": 1, "heads": 2, "buffer": 1, "order": order}
+    sampler = {"type": "cosine", "order": order, "tokens_per_step": 1}
+    model = untrained(family, registry, {"backbone": backbone, "sampler": sampler})
+    edited = model.edit(pictures(1), (0, 8, 16, 8), 0, seed=1, peek=True)
+    latents_BChw, _ = latents_and_codes(model, pictures(1))
+    assert edited.latents is not None and torch.equal(edited.latents[:, :, :2], latents_BChw[:, :, :2])
+    if order == "random":
+        model.edit(pictures(1), BOX, 0)
+    else:
+        with pytest.raises(mixar.UserError, match="can keep the first tokens only, row by row"):
+            model.edit(pictures(1), BOX, 0)
 
 
 def test_what_keeps_nothing_is_refused(model: mixar.Model) -> None:
