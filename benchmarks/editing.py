@@ -22,7 +22,7 @@ from mixar.assembly import open_data
 from mixar.cli.common import print_table
 from mixar.plugins import plugin_manager
 from mixar.recipe import Recipe
-from mixar.regions import measure_seam, paste_into
+from mixar.regions import measure_seam, paste_into, tokens_in
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.pictures import to_pil, write_png
 from mixar_zoo.classifier import DigitClassifier, fit_classifier
@@ -79,6 +79,27 @@ def measured(
     return rows
 
 
+@torch.no_grad()
+def told(model: mixar.Model, images: list[Tensor]) -> str:
+    """How much kept tokens tell of a region: what changes in them when another image stands in it."""
+    system, pixels = model.system, torch.stack(images)
+    whole, codes = system.model, system.discrete_tokenizer
+    assert whole is not None and codes is not None
+    quarter = pixels.shape[-1] // 4
+    middle = (..., slice(quarter, 3 * quarter), slice(quarter, 3 * quarter))
+    other, mask_BHW = pixels.clone(), torch.zeros_like(pixels[:, 0], dtype=torch.bool)
+    other[middle], mask_BHW[middle] = pixels.roll(EACH // 2 + 3 * EACH, 0)[middle], True
+    floats = [each.float() / 127.5 - 1.0 for each in (pixels, other)]
+    one, two = (whole.patchify(whole.continuous_tokenizer.encode(each)) for each in floats)
+    change_BN, codes_BN = (one - two).abs().mean(dim=2), codes.encode(floats[0]) != codes.encode(floats[1])
+    inside_BN = tokens_in(mask_BHW, whole.backbone.layout)
+    return (
+        f"another image in the middle changes latents there by {change_BN[inside_BN].mean():.2f} standard deviations, "
+        f"kept ones by {change_BN[~inside_BN].mean():.2f}; of the kept codes "
+        f"{100 * codes_BN[~inside_BN].float().mean():.0f}%"
+    )
+
+
 def cell(values: tuple[float, ...]) -> str:
     """Mean and half the range of what the seeds gave."""
     return f"{sum(values) / len(values):.2f} ± {(max(values) - min(values)) / 2:.2f}"
@@ -102,6 +123,7 @@ def main() -> None:
         of_class = [[n for n, label in enumerate(labels) if label == c] for c in range(recipe.num_classes)]
         picked = [numbers[len(numbers) * k // EACH] for numbers in of_class for k in range(EACH)]
         images, own = [data[number][0] for number in picked], [labels[number] for number in picked]
+        print(f"{name}: {told(model, images)}")
         if name == "digits":
             train = images_of(recipe, "train")
             pixels = torch.stack([train[number][0] for number in range(len(train))])
