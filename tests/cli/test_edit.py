@@ -65,10 +65,13 @@ def test_an_edit_end_to_end(place: Path) -> None:
 
 
 def test_boxes_outsides_places_and_levels(place: Path) -> None:
-    said = good("edit", "model", "large.png", "--region", "8,0,16,16", "--outside", "--label", "1,2", cwd=place)
+    said = good(
+        "edit", "model", "large.png", "--region", "8,0,16,16", "--outside", "--label", "1,2", "--peek", cwd=place
+    )
     assert said.startswith("large.png: 48x32 pixels, its middle square scaled to 16x16 as training images are\n")
     assert "12 of 16 latent tokens and 12 of 16 codes" in said
     assert {"000_dog.png", "001_owl.png"} <= {*os.listdir(place / "edited")}
+    assert json.loads((place / "edited/sample.json").read_text())["edit"]["peek"] is True
     said = good(
         "edit", "model", "large.png", "--place=4,0,12", "--level=codes", "--no-paste", "--out", "placed", cwd=place
     )
