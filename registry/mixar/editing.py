@@ -105,7 +105,7 @@ def edit(
     regions = pixels_of(redrawn["codes" if level == "codes" else "latents"], layout, masks.shape[-1])
     width = checked_number(feather, "feather (in pixels)", low=0, whole=True)
     if width is None:
-        width = masks.shape[-1] // layout.shape.height // 4
+        width = masks.shape[-1] // layout.scales[-1].height // 4
     if codes is not None:
         if level != "latents" or "codes" not in redrawn:
             raise UserError("codes: they stand for the image's own, at level latents of a model with codes; not here")

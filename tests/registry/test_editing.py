@@ -234,6 +234,30 @@ def test_a_causal_backbone_keeps_what_its_order_lets_it(family: Path, registry: 
             model.edit(pictures(1), BOX, 0)
 
 
+@pytest.mark.parametrize(
+    ("codes", "drawn"),
+    [
+        ({"type": "rvq", "codebook_size": 4, "depth": 2}, 4),
+        ({"type": "pyramid", "codebook_size": 4, "scales": [1, 2, 4]}, 1 + 2 + 2),
+    ],
+    ids=lambda value: value["type"] if isinstance(value, dict) else "",
+)
+def test_codes_of_a_depth_and_of_a_pyramid(
+    family: Path, registry: Registry, codes: dict[str, object], drawn: int
+) -> None:
+    sizes = {"code_width": 4, "channels": 4, "channel_multipliers": [1, 1, 1], "blocks": 1, "norm": "none"}
+    prior = {"type": "maskgit", "bits": 2, "stride": 4, "width": 8, "depth": 1, "heads": 2, "mlp_dim": 8, "steps": 3}
+    changes = {"discrete_tokenizer": {**codes, **sizes}, "prior": prior, "injector": {"type": "dc-sa"}}
+    model = untrained(family, registry, changes)
+    _, own_BN = latents_and_codes(model, pictures(1))
+    for level in ("both", "codes"):
+        edited = model.edit(pictures(1), BOX, 0, level=level, seed=1, peek=True)
+        kept_BN = ~edited.redrawn_codes
+        assert (~kept_BN).sum() == drawn and torch.equal(edited.codes[kept_BN], own_BN[kept_BN])
+        assert edited.regions.sum() == 32
+        assert torch.equal(edited.images[:, :, :, 10:], pictures(1)[:, :, :, 10:])
+
+
 def test_what_keeps_nothing_is_refused(model: mixar.Model) -> None:
     dots = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     dots[1::4, 1::4] = True
