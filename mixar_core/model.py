@@ -197,8 +197,8 @@ class MixAR(nn.Module):
         mixed_BN = ti_mixture(codes_BN, predicted.codes_BN, masked_BN, rho_BN, lam)
         if predicted.confidence_BN is None:
             return DrawnCodes(mixed_BN)
-        certain_BN = torch.zeros_like(predicted.confidence_BN)
-        return DrawnCodes(mixed_BN, ti_mixture(certain_BN, predicted.confidence_BN, masked_BN, rho_BN, lam))
+        truth_BN = torch.zeros_like(predicted.confidence_BN) if predicted.truth_BN is None else predicted.truth_BN
+        return DrawnCodes(mixed_BN, ti_mixture(truth_BN, predicted.confidence_BN, masked_BN, rho_BN, lam))
 
     def guidance(self, codes: DrawnCodes | None, *, known: float = 0.0) -> Guidance:
         """What the injector makes of codes; empty for plain MAR.

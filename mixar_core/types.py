@@ -177,11 +177,14 @@ class DrawnCodes:
         codes_BN: int64; MASKED_CODE where a step of sampling has not drawn it yet.
         confidence_BN: float32 log-probability of each code as it was drawn, 0 where it was given; None: not known.
         features_BND: the prior's own output vectors, for what is conditioned on them; None: it has none.
+        truth_BN: of `predict`, float32 log-probability of the true codes where they were hidden, 0 elsewhere; None: not
+            known. While sampling no code is certain, so what learns to trust must not meet certain ones in training.
     """
 
     codes_BN: Tensor
     confidence_BN: Tensor | None = None
     features_BND: Tensor | None = None
+    truth_BN: Tensor | None = None
 
 
 @frozen(eq=False)

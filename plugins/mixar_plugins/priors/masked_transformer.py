@@ -206,7 +206,7 @@ class MaskedTransformerPrior(DiscretePrior):
             if annealed:
                 temperature = 0.5 + 0.8 * left
             logits_BNSV = self._guided(tokens_BNS, labels_B, scale)
-            drawn_BNS, log_p_BNS = self._draw(logits_BNSV, temperature, noise)
+            drawn_BNS, log_p_BNS = self._draw(_log_p(logits_BNSV, temperature), temperature, noise)
             masked_BNS = tokens_BNS == self.mask_token
             tokens_BNS = torch.where(masked_BNS, drawn_BNS, tokens_BNS)
             drawn_p_BNS = torch.where(masked_BNS, log_p_BNS, drawn_p_BNS)
@@ -230,10 +230,13 @@ class MaskedTransformerPrior(DiscretePrior):
     def predict(self, codes_BN: Tensor, masked_BN: Tensor, condition: Condition, *, noise: Noise) -> DrawnCodes:
         """Eq. 10-11: all splits of masked codes become the mask token, and one forward pass predicts them."""
         tokens_BNS = self._entries(codes_BN).masked_fill(masked_BN[..., None], self.mask_token)
-        drawn_BNS, log_p_BNS = self._draw(self(tokens_BNS, condition.labels_B), self.config.predict_temperature, noise)
+        temperature = self.config.predict_temperature
+        log_p_BNSV = _log_p(self(tokens_BNS, condition.labels_B), temperature)
+        drawn_BNS, log_p_BNS = self._draw(log_p_BNSV, temperature, noise)
+        true_p_BNS = log_p_BNSV.gather(-1, self._entries(codes_BN)[..., None]).squeeze(-1)
         drawn_BN = combine_codes(drawn_BNS, bits=self.config.bits)
-        confidence_BN = log_p_BNS.sum(dim=-1).masked_fill(~masked_BN, 0.0)
-        return DrawnCodes(torch.where(masked_BN, drawn_BN, codes_BN), confidence_BN)
+        confidence_BN, truth_BN = (p.sum(dim=-1).masked_fill(~masked_BN, 0.0) for p in (log_p_BNS, true_p_BNS))
+        return DrawnCodes(torch.where(masked_BN, drawn_BN, codes_BN), confidence_BN, truth_BN=truth_BN)
 
     def _entries(self, codes_BN: Tensor) -> Tensor:
         """Codes as entries (B, N, S)."""
@@ -259,15 +262,19 @@ class MaskedTransformerPrior(DiscretePrior):
         cond, uncond = self(tokens_BNS.repeat(2, 1, 1), labels_2B).float().chunk(2)
         return cond + scale * (cond - uncond)
 
-    def _draw(self, logits_BNSV: Tensor, temperature: float, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Entries (B, N, S) drawn from the softmax, the likeliest at temperature 0, and their log probabilities."""
-        log_p_BNSV = (logits_BNSV.float() / (temperature or 1.0)).log_softmax(dim=-1)
+    def _draw(self, log_p_BNSV: Tensor, temperature: float, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Entries (B, N, S) drawn, or at temperature 0 the likeliest, and their log-probabilities."""
         if temperature == 0:
             drawn_BNS = log_p_BNSV.argmax(dim=-1)
         else:
             uniform_BNS = noise.uniform(log_p_BNSV.shape[:-1], log_p_BNSV.device, name="prior.draw")
             drawn_BNS = schedules.draw(log_p_BNSV.exp(), uniform_BNS)
         return drawn_BNS, log_p_BNSV.gather(-1, drawn_BNS[..., None]).squeeze(-1)
+
+
+def _log_p(logits_BNSV: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities (B, N, S, V) of a softmax at this temperature, at 0 of the plain one; float32."""
+    return (logits_BNSV.float() / (temperature or 1.0)).log_softmax(dim=-1)
 
 
 class BitTokenPrior(MaskedTransformerPrior):

@@ -17,7 +17,7 @@ from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import DiscreteTokens, Guidance
 
 HIDDEN = 32
-#: log-probabilities are looked at in units of a uniform draw's, and no further down than this many
+#: log-probabilities are looked at in units of a uniform draw's, and no further down than here
 LOWEST = -4.0
 
 
@@ -47,7 +47,13 @@ class AdaptiveDCMix(GuidanceInjector):
                 f"injector dc-mix-adaptive pads code vectors of length {tokenizer.code_width} to the decoder's width "
                 f"{width}; give a wider backbone"
             )
-        self.width, self.uniform = width, -math.log(tokenizer.codebook_size)
+        if tokenizer.layout.kind not in ("grid", "depth"):
+            raise UserError(
+                f"injector dc-mix-adaptive needs a code, or a depth of codes, at each place; these are a {tokenizer.layout}"
+            )
+        self.width, self.depth = width, tokenizer.layout.depth
+        #: nats of a place's codes if all were equally likely
+        self.uniform = self.depth * math.log(tokenizer.codebook_size)
         #: the backbone's own mask token is never seen: the fill stands in its place
         self.mask_token = nn.Parameter(torch.empty(width))
         nn.init.normal_(self.mask_token, std=0.02)
@@ -66,10 +72,10 @@ class AdaptiveDCMix(GuidanceInjector):
 
     def gate(self, tokens: DiscreteTokens) -> Tensor:
         """How much each place's code is trusted: (B, N) in [0, 1], float32. Codes without confidence are certain."""
-        vectors_BNE, confidence_BN = tokens.on_grid_BNE, tokens.confidence_BN
-        assert vectors_BNE is not None
+        confidence_BN = tokens.confidence_BN
         if confidence_BN is None:
-            confidence_BN = vectors_BNE.new_zeros(vectors_BNE.shape[:2])
-        log_p_BN = confidence_BN.float() / -self.uniform
-        seen = (log_p_BN.clamp(LOWEST, 0.0), confidence_BN.float().exp(), torch.full_like(log_p_BN, tokens.known))
+            confidence_BN = tokens.vectors_BNE.new_zeros(tokens.vectors_BNE.shape[:2])
+        log_p_BN = confidence_BN.float().unflatten(1, (-1, self.depth)).sum(dim=2)
+        scaled_BN = (log_p_BN / self.uniform).clamp(min=LOWEST)
+        seen = (scaled_BN, log_p_BN.exp(), torch.full_like(log_p_BN, tokens.known))
         return self.gate_net(torch.stack(seen, dim=-1)).squeeze(-1).float().sigmoid()
