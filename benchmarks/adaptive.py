@@ -1,4 +1,4 @@
-"""Does it pay to trust codes by their confidence? `python -m benchmarks.adaptive [--seeds 0,1,2] [--arms dc-mix,adaptive]`
+"""Does it pay to trust codes by their confidence? `python -m benchmarks.adaptive [--seeds 0,1,2] [--arms dc-mix]`
 
 A prior at temperature 2 draws codes that are wrong now and then: of the digits they decode to, 85 % are recognised,
 of real ones 96 %. With such codes MixAR is trained on digits for the same steps, with the same TI-Mix, as `dc-mix`, as
@@ -92,14 +92,21 @@ FRONTIER = [
 ]
 
 
-def main(arms: str = ",".join(ARMS), seeds: str = "0,1,2", steps: int = 600, out: Path = Path("runs/adaptive")) -> None:
+def main(
+    arms: str = ",".join(ARMS),
+    seeds: str = "0,1,2",
+    steps: int = 600,
+    out: Path = Path("runs/adaptive"),
+    report: bool = True,
+) -> None:
     """Train, draw, measure, and print what all runs under `--out` have given."""
     if unknown := [arm for arm in arms.split(",") if arm not in ARMS]:
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; allowed: {', '.join(ARMS)}")
     for seed in map(int, seeds.split(",")):
         for arm in arms.split(","):
             run(arm, seed, steps, out / f"{arm}-{seed}")
-    report(measure(out), out)
+    if report:
+        write(measure(out), out)
 
 
 def run(arm: str, seed: int, steps: int, folder: Path) -> None:
@@ -170,7 +177,7 @@ def measure(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def report(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Every set to the file; mean and standard deviation over the seeds to the terminal and the plot."""
     with (folder / "adaptive.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, ("arm", "seed", "drawing", *FIGURES))

@@ -49,7 +49,7 @@ class AdaptiveDCMix(GuidanceInjector):
             )
         if tokenizer.layout.kind not in ("grid", "depth"):
             raise UserError(
-                f"injector dc-mix-adaptive needs a code, or a depth of codes, at each place; these are a {tokenizer.layout}"
+                f"injector dc-mix-adaptive needs codes on a grid, or on one of a depth; these are a {tokenizer.layout}"
             )
         self.width, self.depth = width, tokenizer.layout.depth
         #: nats of a place's codes if all were equally likely
