@@ -69,6 +69,10 @@ def check_prior(make: Callable[[], DiscretePrior], *, sees_truth: bool = False) 
         expect(certain, f"{name}'s confidence in codes that it was given is not 0")
     with torch.no_grad():
         if prior.predicts:
+            truth_BN = prior.predict(codes_BN, masked_BN, condition, noise=Noise.seeded(0)).truth_BN
+            if truth_BN is not None:
+                expect_tensor("predict's truth", truth_BN, codes_BN.shape, within=(-torch.inf, 0.0))
+                expect(not truth_BN[~masked_BN].any(), "predict's truth of codes that are not masked is not 0")
             kept = torch.equal(found["predict's codes"][~masked_BN], codes_BN[~masked_BN])
             expect(kept, "predict changes codes that are not masked")
         if prior.predicts and not sees_truth:

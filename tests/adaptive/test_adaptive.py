@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
@@ -15,13 +16,14 @@ from mixar.plugins import plugin_manager
 from mixar_adaptive.injector import AdaptiveDCMix, AdaptiveDCMixConfig
 from mixar_adaptive.sampler import AdaptiveConfig, AdaptiveSampler
 from mixar_core.errors import UserError
-from mixar_core.masking import take
+from mixar_core.masking import split_by_order, take
 from mixar_core.model import Kept, MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.plan import Task
 from mixar_core.testing import check_injector, check_sampler
 from mixar_core.testing.samplers import check_plan
 from mixar_core.types import Condition, DiscreteTokens, DrawnCodes, Grid, TokenBatch, TokenLayout
+from mixar_plugins.tokenizers.residual import RVQConfig, RVQTokenizer
 from tests.toys import SignTokenizer, UniformPrior, small_mixar
 
 WIDTH, GRID = 16, TokenLayout("grid", (Grid(4, 4),))
@@ -57,6 +59,18 @@ def test_contracts() -> None:
     check_injector(injector, tokenizer=SignTokenizer(), width=WIDTH)
     for config in (AdaptiveConfig(), AdaptiveConfig(0.75, 3, 2, 0.25), AdaptiveConfig(0.0), AdaptiveConfig(1.0, 9)):
         check_sampler(lambda config=config: AdaptiveSampler(config))
+
+
+def test_a_depth_of_codes_is_trusted_together_and_a_pyramid_refused() -> None:
+    settings = {"channels": 4, "channel_multipliers": (1, 1, 2), "blocks": 1, "norm": "none"}
+    tokenizer = RVQTokenizer(RVQConfig(**settings, code_width=3, codebook_size=8, depth=3), image_size=16).eval()
+    check_injector(
+        lambda: AdaptiveDCMix(AdaptiveDCMixConfig(), tokenizer=tokenizer, width=WIDTH), tokenizer=tokenizer, width=WIDTH
+    )
+    pyramid = SignTokenizer()
+    layout = TokenLayout("pyramid", (Grid(1, 1), Grid(4, 4)))
+    with mock.patch.object(SignTokenizer, "layout", layout), pytest.raises(UserError, match="pyramid"):
+        AdaptiveDCMix(AdaptiveDCMixConfig(), tokenizer=pyramid, width=WIDTH)
 
 
 def test_both_are_found_as_parts() -> None:
@@ -160,7 +174,8 @@ class UnsurePrior(UniformPrior):
     """Draws as it is told, and is less sure of every token than of the one before."""
 
     def _with_confidence(self, drawn: DrawnCodes) -> DrawnCodes:
-        return DrawnCodes(drawn.codes_BN, -torch.arange(16.0).expand(drawn.codes_BN.shape))
+        shape = drawn.codes_BN.shape
+        return DrawnCodes(drawn.codes_BN, -torch.arange(16.0).expand(shape), truth_BN=torch.full(shape, -20.0))
 
     def sample_steps(self, *args, **kwargs):
         yield from map(self._with_confidence, super().sample_steps(*args, **kwargs))
@@ -210,6 +225,20 @@ def test_what_is_kept_is_never_redrawn() -> None:
     drawn = model.generate(Condition(torch.arange(2)), settings=SamplingConfig(), noise=Noise.seeded(0), kept=kept)
     before, after = (take(model.patchify(x), positions_BK) for x in (latents_BChw, drawn.latents_BChw))
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_mixed_codes_carry_the_confidence_of_what_stands_there(lam: float) -> None:
+    model, codes_BN = adaptive_mixar(), torch.zeros(2, 16, dtype=torch.int64)
+    split = split_by_order(torch.arange(16).expand(2, -1), 12)
+    condition = Condition(torch.arange(2))
+    mixed = model.mixed_codes(codes_BN, split, condition, lam=lam, noise=Noise.seeded(0))
+    said, by_position = mixed.confidence_BN, -torch.arange(16.0).expand(2, -1)
+    assert said is not None
+    true_BN, masked_BN = said == -20.0, split.masked_BN
+    assert torch.equal(said[masked_BN & ~true_BN], by_position[masked_BN & ~true_BN])
+    assert true_BN[~masked_BN].all() and not mixed.codes_BN[true_BN].any()
+    assert (true_BN & masked_BN).any() == (lam > 0) and (masked_BN & ~true_BN).any() == (lam < 1)
 
 
 def test_ti_mix_teaches_the_gate() -> None:

@@ -299,6 +299,18 @@ def test_prediction_leaves_visible_codes_and_does_not_see_masked_ones(cls) -> No
     assert not torch.equal(predicted, prior.predict(codes_BN, masked_BN, asked(), noise=Noise.seeded(3)).codes_BN)
 
 
+def test_prediction_says_how_likely_the_hidden_truth_was() -> None:
+    prior = make(predict_temperature=2.0)
+    codes_BN = torch.randint(2**BITS, (BATCH, SIDE**2), generator=torch.Generator().manual_seed(0))
+    masked_BN = torch.arange(SIDE**2).expand(BATCH, -1) % 3 > 0
+    first = prior.predict(codes_BN, masked_BN, asked(), noise=Noise.seeded(2))
+    again = prior.predict(first.codes_BN, masked_BN, asked(), noise=Noise.seeded(2))  # its own draws as the truth
+    assert first.truth_BN is not None and again.truth_BN is not None and again.confidence_BN is not None
+    assert torch.equal(again.truth_BN, again.confidence_BN)
+    assert not first.truth_BN[~masked_BN].any() and (first.truth_BN[masked_BN] < 0).all()
+    assert not torch.equal(first.truth_BN, again.truth_BN)
+
+
 def test_prediction_at_temperature_zero_takes_the_likeliest() -> None:
     prior = make(predict_temperature=0.0)
     codes_BN, masked_BN = torch.zeros(BATCH, SIDE**2, dtype=torch.long), torch.ones(BATCH, SIDE**2, dtype=torch.bool)
