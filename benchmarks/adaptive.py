@@ -32,7 +32,8 @@ from safetensors.torch import load_file, save_file
 
 import mixar
 from benchmarks.heads import digits
-from mixar.model import Model, batch_noise
+from mixar.generation import batch_noise
+from mixar.model import Model
 from mixar_adaptive.sampler import AdaptiveConfig, AdaptiveSampler
 from mixar_core.noise import Noise
 from mixar_core.plan import Plan, Sampler, Task
@@ -214,10 +215,8 @@ def plot(points: Mapping[str, Mapping[str, tuple[float, float]]], file: Path) ->
         chosen = [d.name for d in (COMPARED[1], *FRONTIER) if d.name.startswith(kind) and d.name in points]
         x, y = ([points[name][figure_][0] for name in chosen] for figure_ in ("seconds", "kid"))
         errors = [points[name]["kid"][1] for name in chosen]
-        axes.errorbar(
-            x, y, errors, fmt=marker, capsize=2, label=f"sampler {kind}" if marker != "x" else "in random order"
-        )
-        for name, *at in zip(chosen, x, y, strict=True):
+        axes.errorbar(x, y, errors, fmt=marker, capsize=2, label=kind)
+        for name, at in zip(chosen, zip(x, y, strict=True), strict=True):
             text = name.split(": ")[1].replace(", redraw 0%", "").replace(", prior at 2", "").replace(" steps", "")
             axes.annotate(text, at, xytext=(4, 3), textcoords="offset points", fontsize=6)
     axes.set_xlabel(f"processor seconds for {COUNT:,} digits, without the prior's")
