@@ -23,7 +23,7 @@ from mixar_core.noise import Noise
 from mixar_core.training.ema import EMA
 from mixar_core.training.engine import Engine
 from mixar_core.training.objective import MixARObjective, Objective
-from mixar_core.training.optimizer import decay_groups
+from mixar_core.training.optimizer import weights_of
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import NO_CLASS, ImageBatch, TokenBatch
 from tests.fake_device import GPU, META, DeviceNoise, HostNoise, OnlyOn, backward, fake_gpu, place
@@ -124,8 +124,7 @@ def train_on_a_gpu(recipe: Recipe, objective: Objective, *, precision: str) -> N
 def train_on_meta(recipe: Recipe, objective: Objective) -> None:
     """A step in float32, since `meta` has no autocast, and by an AdamW that knows `meta`."""
     objective.train()
-    decayed, free = decay_groups(objective.trained, objective.no_weight_decay())
-    optimizer = AdamW([parameter for _, parameter in (*decayed, *free)])
+    optimizer = AdamW([weight.parameter for weight in weights_of(objective.trained, objective.no_weight_decay())])
     ema, noise, images = EMA(objective.trained, 0.9), DeviceNoise(), images_for(recipe, META)
     with OnlyOn(META):
         batch = objective.tokenize(images, noise=noise) if objective.takes_tokens else images

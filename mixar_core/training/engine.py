@@ -27,7 +27,7 @@ from mixar_core.noise import Noise
 from mixar_core.training.checkpoint import load_tensors, stored_in
 from mixar_core.training.ema import EMA, local
 from mixar_core.training.objective import Objective
-from mixar_core.training.optimizer import Optimizer, lr_at, make_optimizer
+from mixar_core.training.optimizer import AdamW, Optimizer, Updates, lr_at
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import ImageBatch, Losses, TokenBatch
 
@@ -95,7 +95,7 @@ class Engine:
         elif processes.world > 1:  # its constructor gives every process the main one's weights
             self.module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.parameters = [p for p in objective.trained.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(objective.trained, config, objective.no_weight_decay(), optimizer)
+        self.optimizer = Updates(optimizer or AdamW(), objective.trained, config, objective.no_weight_decay())
         self.ema = EMA(objective.trained, config.ema_decay)
         self._settled = processes.world < 3 or not isinstance(self.module, DistributedDataParallel)
 

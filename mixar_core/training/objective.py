@@ -85,7 +85,8 @@ class Objective(nn.Module, ABC):
 
     def blocks(self) -> Iterator[nn.Module]:
         """The modules of `trained` that are compiled, one by one: its children, and in a list of blocks every block."""
-        yield from blocks_in(self.trained)
+        for child in self.trained.children():
+            yield from child if isinstance(child, nn.ModuleList) else (child,)
 
     def compile_parts(self) -> None:
         """torch.compile every block, in place."""
@@ -94,14 +95,8 @@ class Objective(nn.Module, ABC):
             block.compile()
 
 
-def blocks_in(module: nn.Module) -> Iterator[nn.Module]:
-    """A module's children, and of a list of blocks every block."""
-    for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else (child,)
-
-
 class MixARObjective(Objective):
-    """MixAR.loss on what the frozen tokenizers make of the images; and the prior's, where that is trained with it.
+    """MixAR.loss on what the frozen tokenizers make of the images.
 
     Args:
         model: with its frozen parts.
@@ -115,37 +110,25 @@ class MixARObjective(Objective):
         self.model, self.sampling = model, sampling
         self.trained = model.trained
         self.needs_length = model.ti_mix.schedule != "constant"  # lambda falls towards the last step
-        self.with_prior = "prior" in model.trained
-        continuous = None if "continuous_tokenizer" in model.trained else model.continuous_tokenizer
-        discrete = None if "discrete_tokenizer" in model.trained else self.discrete
-        if continuous is not None or discrete is not None:
-            self.tokenizers = FrozenTokenizers(continuous, discrete)
-
-    @property
-    def discrete(self) -> DiscreteTokenizer | None:
-        """The discrete tokenizer, which runs only where its codes go somewhere."""
-        return self.model.discrete_tokenizer if self.model.injector.needs_codes or self.with_prior else None
+        # the discrete tokenizer runs only where its codes go somewhere
+        discrete = model.discrete_tokenizer if model.injector.needs_codes else None
+        self.tokenizers = FrozenTokenizers(model.continuous_tokenizer, discrete)
 
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
         """The loss of step `step` of `steps`; a measurement on the validation split sees ground-truth codes only."""
         assert isinstance(batch, TokenBatch)
         lam = self.model.ti_mix.lambda_at(step / steps) if self.training else 1.0
-        total = self.model.loss(batch, lam=lam, noise=noise).total
-        losses = Losses(total, {"diffusion": total.detach(), "lambda": total.new_full((), lam)})
-        if self.with_prior:
-            assert self.model.prior is not None and batch.codes_BN is not None
-            condition = self.model.condition(batch.labels_B)
-            losses = plus(losses, "prior", self.model.prior.loss(batch.codes_BN, condition, noise=noise))
-        return losses
+        losses = self.model.loss(batch, lam=lam, noise=noise)
+        return Losses(losses.total, {"diffusion": losses.total.detach(), "lambda": losses.total.new_full((), lam)})
 
     @torch.no_grad()
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:
         """The images; where there are codes, these decoded alone, and samples from them; samples for the labels."""
         model, condition = self.model, self.model.condition(images.labels_B)
         rows = {"real": images.images_B3HW}
-        if self.discrete is not None:
-            codes_BN = self.discrete.encode(images.images_B3HW)
-            rows["codes alone"] = self.discrete.decode(codes_BN)
+        if self.tokenizers.discrete is not None:
+            codes_BN = self.tokenizers.discrete.encode(images.images_B3HW)
+            rows["codes alone"] = self.tokenizers.discrete.decode(codes_BN)
             rows["from true codes"] = model.generate(
                 condition, settings=self.sampling, noise=noise, codes_BN=codes_BN
             ).images_B3HW
@@ -158,17 +141,9 @@ class MixARObjective(Objective):
         return ("head",)
 
     def blocks(self) -> Iterator[nn.Module]:
-        """Every block of the backbone, the head's network, and what is trained with them."""
+        """Every block of the backbone, and the head's network."""
         yield from self.model.backbone.blocks()
         yield from self.model.head.children()
-        for key, part in self.trained.named_children():
-            if key not in ("backbone", "injector", "head"):
-                yield from blocks_in(part)
-
-
-def plus(losses: Losses, name: str, other: Losses) -> Losses:
-    """Losses to which another part's are added; its terms stand under its name."""
-    return Losses(losses.total + other.total, {**losses.terms, **{f"{name}/{k}": v for k, v in other.terms.items()}})
 
 
 class PriorObjective(Objective):

@@ -137,7 +137,7 @@ class Trainer:
             "images": images,
             "latents": "samples" if cache is not None and cache.stores == "samples" else "posteriors",
             **({"steps": self.steps} if objective.needs_length else {}),
-            **self.optimizer.fingerprint(),
+            **({} if isinstance(self.optimizer, AdamW) else {"optimizer": str(self.optimizer.config)}),
         }
         self.lock, self.log, self.meter = FolderLock(folder), RunLog(folder), Meter()
         self.callbacks = Callbacks(callbacks, is_main=processes.is_main)

@@ -11,6 +11,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
+from mixar.freeze import freeze
 from mixar.hub import is_file
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, read_plain
@@ -28,7 +29,6 @@ from mixar_core.plan import Sampler
 from mixar_core.prior import DiscretePrior
 from mixar_core.storage import user_path
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.training.optimizer import freeze
 from mixar_core.types import Condition, Grid, TokenLayout
 
 

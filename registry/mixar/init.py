@@ -10,7 +10,7 @@ import attrs
 import torch
 import torch.nn.functional as F
 from attrs import field, frozen
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixar.assembly import System, build
 from mixar.folder import RECIPE, find_weights, read_provenance, read_tensors, sha256
@@ -20,7 +20,7 @@ from mixar.recipe import TRAINABLE, InitChoice, Recipe, load_recipe
 from mixar.text import first_of
 from mixar_core.data.dataset import has_names
 from mixar_core.errors import UserError, said_of
-from mixar_core.tables import Table, tables_of
+from mixar_core.tables import Table
 from mixar_core.types import TokenLayout
 
 
@@ -126,6 +126,15 @@ def resized(rows: Tensor, to: Any, of: Any) -> Tensor:
     # antialias: a kernel that keeps slopes, and to fewer tokens none that skips some
     scaled_1Fhw = F.interpolate(flat_1Fhw.float(), (new.height, new.width), mode="bicubic", antialias=True)
     return scaled_1Fhw.flatten(2)[0].T.reshape(-1, *rows.shape[1:])
+
+
+def tables_of(module: nn.Module) -> dict[str, Table]:
+    """The tables of a module and of all in it, by name."""
+    tables: dict[str, Table] = {}
+    for prefix, child in module.named_modules():
+        own: Mapping[str, Table] = child.learned_tables() if hasattr(child, "learned_tables") else {}
+        tables |= {f"{prefix}.{name}" if prefix else name: table for name, table in own.items()}
+    return tables
 
 
 # ---------------------------------------------------------------- of a recipe

@@ -16,6 +16,7 @@ from mixar.cache import open_cache
 from mixar.cost import training_flop_per_image
 from mixar.folder import PROVENANCE, RECIPE, read_provenance, sha256, versions
 from mixar.init import start_from, told
+from mixar.joint import JointObjective
 from mixar.memory import check_memory
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
@@ -26,7 +27,6 @@ from mixar_core.distributed import own_device
 from mixar_core.errors import UserError, said_of
 from mixar_core.storage import user_path
 from mixar_core.training.callback import Callback
-from mixar_core.training.joint import JointObjective
 from mixar_core.training.objective import MixARObjective, Objective, PriorObjective
 from mixar_core.training.optimizer import AdamW, Optimizer, Updates
 from mixar_core.training.reconstruction import ContinuousReconstruction, DiscreteReconstruction
@@ -130,8 +130,7 @@ def make_optimizer(system: System, registry: Registry) -> Optimizer | None:
 def make_objective(system: System, registry: Registry) -> Objective:
     """What training this system minimises."""
     recipe, parts = system.recipe, cast(Any, system)  # what the recipe trains, and what that needs, is there
-    tokenizers = [key for key in recipe.trained_parts if key.endswith("tokenizer")]
-    if recipe.trains == "mixar" and not tokenizers:
+    if recipe.trains == "mixar" and not recipe.also_trained:
         return MixARObjective(parts.model, recipe.sampling)
     if recipe.trains == "prior":
         return PriorObjective(parts.prior, parts.discrete_tokenizer, system.condition)

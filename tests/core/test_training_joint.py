@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from mixar.freeze import freeze
+from mixar.joint import JointObjective
 from mixar_core.mixture import TIMixConfig
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
-from mixar_core.training.joint import JointObjective
 from mixar_core.training.objective import MixARObjective
-from mixar_core.training.optimizer import freeze
 from mixar_core.training.reconstruction import ReconstructionConfig
 from mixar_core.types import ImageBatch
 from mixar_plugins.priors.masked_transformer import EmbeddingTokenPrior, MaskGitConfig
@@ -46,10 +46,9 @@ def joint_mixar(*also_trained: str, **backbone: float) -> MixAR:
 
 
 def joint(*also_trained: str, config: ReconstructionConfig | None = None, **backbone: float) -> MixARObjective:
-    model = joint_mixar(*also_trained, **backbone)
-    if not {LATENTS, CODES} & {*also_trained}:
-        return MixARObjective(model, SamplingConfig())
-    return JointObjective(model, SamplingConfig(), None, config or ReconstructionConfig())
+    return JointObjective(
+        joint_mixar(*also_trained, **backbone), SamplingConfig(), None, config or ReconstructionConfig()
+    )
 
 
 def one_step(objective: MixARObjective):

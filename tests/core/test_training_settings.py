@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from mixar_core.training.optimizer import decay_groups, lr_at, make_optimizer
+from mixar_core.training.optimizer import AdamW, Updates, lr_at, weights_of
 from mixar_core.training.settings import TrainingConfig
 
 
@@ -42,17 +42,22 @@ def test_learning_rate_warms_up_and_falls():
 
 def test_decay_is_for_matrices_outside_what_is_excluded():
     module = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2), "header": nn.Linear(2, 2)})
-    decayed, free = decay_groups(module, ["head"])
-    assert [name for name, _ in decayed] == ["body.weight", "header.weight"]
-    assert {name for name, _ in free} == {"body.bias", "head.weight", "head.bias", "header.bias"}
+    weights = weights_of(module, ["head"])
+    assert [weight.name for weight in weights if weight.decayed] == ["body.weight", "header.weight"]
+    assert {weight.name for weight in weights if not weight.decayed} == {
+        "body.bias",
+        "head.weight",
+        "head.bias",
+        "header.bias",
+    }
     with pytest.raises(ValueError, match="hat"):
-        decay_groups(module, ["hat"])
+        weights_of(module, ["hat"])
 
 
 def test_frozen_parameters_are_not_optimised():
     module = nn.Linear(2, 2)
     module.bias.requires_grad_(False)
-    optimizer = make_optimizer(module, TrainingConfig(steps=1))
+    optimizer = Updates(AdamW(), module, TrainingConfig(steps=1))
     assert [len(group["params"]) for group in optimizer.param_groups] == [1]
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from mixar import load, train
 from mixar.assembly import build
-from mixar.init import InitPlan, Source, begun, plan_init, resized, told
+from mixar.init import InitPlan, Source, begun, plan_init, resized, tables_of, told
 from mixar.plugins import Registry
 from mixar.recipe import Recipe, load_recipe, make_recipe, to_plain, to_yaml
 from mixar_core.errors import UserError
 from mixar_core.storage import read_weights
-from mixar_core.tables import Table, tables_of
+from mixar_core.tables import Table
 from mixar_core.types import Grid, TokenLayout
 from tests.tiny import CLASSES
 

@@ -10,7 +10,7 @@ from torch.optim import Muon as TorchMuon
 from torch.optim import Optimizer as TorchOptimizer
 
 from mixar_core.errors import UserError
-from mixar_core.training.optimizer import Optimizer, Weight, groups_of, torch_adamw
+from mixar_core.training.optimizer import AdamW, Optimizer, Weight, groups_of
 from mixar_core.training.settings import TrainingConfig
 
 
@@ -54,4 +54,4 @@ class Muon(Optimizer):
             ns_steps=self.config.iterations,
             adjust_lr_fn="match_rms_adamw",
         )
-        return [muon, torch_adamw(rest, training)] if rest else [muon]
+        return [muon, *(AdamW().make(rest, training) if rest else ())]
