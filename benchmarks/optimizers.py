@@ -1,7 +1,7 @@
 """Which optimizer learns the digits fastest? `python -m benchmarks.optimizers [--optimizers muon] [--seeds 0,1,2]`
 
 Trains the digits with each optimizer for the same steps, at the learning rate and weight decay that the recipe has for
-AdamW, and measures the whole validation split several times on the way. What was done already is not done again. At the
+AdamW, and measures the whole validation split halfway and at the end. What was done already is not done again. At the
 end, and with `--report-only`, the losses of all runs are printed as a table, in Markdown: of the weights as they are
 (schedule-free: its average) and of their moving average (EMA), and the processor seconds a run took.
 """
@@ -23,7 +23,7 @@ OPTIMIZERS = ("adamw", "muon", "schedule-free")
 def main(
     optimizers: str = ",".join(OPTIMIZERS),
     seeds: str = "0,1,2",
-    steps: int = 600,
+    steps: int = 400,
     out: Path = Path("runs/optimizers"),
     report_only: bool = False,
 ) -> None:
@@ -46,7 +46,7 @@ def run(name: str, seed: int, steps: int, folder: Path) -> None:
             "optimizer.type": name,
             "training.seed": seed,
             "training.steps": steps,
-            "training.evaluate_every": steps // 3,
+            "training.evaluate_every": steps // 2,
             "training.evaluate_batches": 31,
             "callbacks": [],
         },
