@@ -48,20 +48,13 @@ def check_guidance(
     Raises:
         UserError: it does not; names its class.
     """
-    doors = {
-        "fill": (guidance.fill_BND, tokens, fill_width),
-        "prefix": (guidance.prefix_BPD, None, width),
-        "memory": (guidance.memory_BMD, None, width),
-    }
-    name = type(injector).__name__
-    opened = {door for door, (tensor, _, _) in doors.items() if tensor is not None}
-    if opened != injector.opens:
-        listed = [", ".join(sorted(names)) or "none" for names in (opened, injector.opens)]
+    name, doors = type(injector).__name__, guidance.doors
+    if doors.keys() != injector.opens:
+        listed = [", ".join(sorted(names)) or "none" for names in (doors, injector.opens)]
         raise UserError(f"injector {name} opens the doors {listed[0]}; its class announces (`opens`): {listed[1]}")
-    for door, (tensor, length, size) in doors.items():
-        if tensor is None:
-            continue
+    for door, tensor in doors.items():
+        length, size = (tokens, fill_width) if door == "fill" else ("any length", width)
         shape = tuple(tensor.shape)
-        if len(shape) != 3 or (shape[0], shape[2]) != (images, size) or length not in (None, shape[1]):
-            wanted = f"({images}, {'any length' if length is None else length}, {size})"
+        if len(shape) != 3 or (shape[0], shape[2]) != (images, size) or length not in ("any length", shape[1]):
+            wanted = f"({images}, {length}, {size})"
             raise UserError(f"injector {name}: its {door} has the shape {shape}; needed: {wanted}")

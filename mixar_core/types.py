@@ -200,13 +200,16 @@ class Guidance:
     prefix_BPD: Tensor | None = None
     memory_BMD: Tensor | None = None
 
+    @property
+    def doors(self) -> dict[str, Tensor]:
+        """What comes in, by the names of the doors: fill, prefix, memory."""
+        doors = {"fill": self.fill_BND, "prefix": self.prefix_BPD, "memory": self.memory_BMD}
+        return {door: tensor for door, tensor in doors.items() if tensor is not None}
+
     def repeat(self, times: int) -> Guidance:
         """The same guidance for a batch that is `times` copies of itself, one after the other (for CFG)."""
-
-        def copies(door: Tensor | None) -> Tensor | None:
-            return None if door is None else door.repeat(times, 1, 1)
-
-        return Guidance(copies(self.fill_BND), copies(self.prefix_BPD), copies(self.memory_BMD))
+        doors = (self.fill_BND, self.prefix_BPD, self.memory_BMD)
+        return Guidance(*(None if tensor is None else tensor.repeat(times, 1, 1) for tensor in doors))
 
 
 @frozen(eq=False)

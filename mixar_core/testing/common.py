@@ -66,12 +66,13 @@ def expect_alone(found: Mapping[str, Tensor], alone: Mapping[str, Tensor], *, rt
 
 
 @contextmanager
-def unchanged(**tensors: Tensor) -> Iterator[None]:
+def unchanged(**tensors: Tensor | None) -> Iterator[None]:
     """Expect that what happens inside leaves these tensors as they are (where there are values: not on `meta`)."""
-    before = {name: tensor.detach().clone() for name, tensor in tensors.items() if tensor.device.type != "meta"}
+    given = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None and not tensor.is_meta}
+    before = {name: tensor.clone() for name, tensor in given.items()}
     yield
-    for name, tensor in before.items():
-        expect(torch.equal(tensor, tensors[name].detach()), f"the argument {name} was changed in place")
+    for name, tensor in given.items():
+        expect(torch.equal(tensor, before[name]), f"the argument {name} was changed in place")
 
 
 def normal(*shape: int, device: str = "cpu", seed: int = 0) -> Tensor:

@@ -25,8 +25,6 @@ from mixar_core.testing.common import (
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Condition, DiscreteTokens, Guidance
 
-DOORS = {"fill": "fill_BND", "prefix": "prefix_BPD", "memory": "memory_BMD"}
-
 
 def check_injector(make: Callable[[], GuidanceInjector], *, tokenizer: DiscreteTokenizer, width: int) -> None:
     """Raise AssertionError where a guidance injector breaks its contract.
@@ -35,46 +33,41 @@ def check_injector(make: Callable[[], GuidanceInjector], *, tokenizer: DiscreteT
         make: builds one with this tokenizer and width; one that opens no door must be content without a tokenizer.
         tokenizer: of any layout; codes without a place in the image cannot be injected through the door `fill`.
     """
-    layout = tokenizer.layout
+    layout, truth_BN = tokenizer.layout, codes_of(tokenizer.codebook_size, tokenizer.layout.tokens)
+    unsure_BN = -normal(*truth_BN.shape).square()
 
     def exercise(
         module: GuidanceInjector,
         device: str,
-        codes_BN: Tensor | None = None,
+        codes_BN: Tensor = truth_BN,
         confidence_BN: Tensor | None = None,
         known: float = 0.0,
     ) -> dict[str, Tensor]:
-        codes_BN = codes_of(tokenizer.codebook_size, layout.tokens) if codes_BN is None else codes_BN
         with torch.no_grad():
             vectors_BNE = tokenizer.code_vectors(codes_BN).to(device)
             on_grid_BNE = None if layout.grid is None else tokenizer.vectors_on_grid(codes_BN).to(device)
         tokens = DiscreteTokens(codes_BN.to(device), vectors_BNE, on_grid_BNE, confidence_BN, known)
-        given = {"codes_BN": tokens.codes_BN, "vectors_BNE": vectors_BNE}
-        with unchanged(**given, **({} if on_grid_BNE is None else {"on_grid_BNE": on_grid_BNE})):
+        with unchanged(codes_BN=tokens.codes_BN, vectors_BNE=vectors_BNE, on_grid_BNE=on_grid_BNE):
             guidance = module(tokens)
         expect(isinstance(guidance, Guidance), f"forward returns a {type(guidance).__name__}, not Guidance")
-        doors = {door: getattr(guidance, name) for door, name in DOORS.items()}
-        return {door: tensor for door, tensor in doors.items() if tensor is not None}
+        return guidance.doors
 
     placed = layout.grid is not None or "fill" not in make().opens
     expect(placed, f"it opens the door fill, and codes in a {layout} have no place")
     injector, opened = check_module(make, exercise)
-    expect(injector.opens <= DOORS.keys(), f"it opens {sorted(injector.opens)}; doors are {sorted(DOORS)}")
     expect(opened.keys() == injector.opens, f"it opens {sorted(opened)} but announces {sorted(injector.opens)}")
     for door, tensor in opened.items():
         length = layout.grid.tokens if door == "fill" and layout.grid is not None else tensor.shape[1]
         expect_tensor(door, tensor, (BATCH, length, width))
     expect(injector.needs_codes or not opened, "it opens a door but says that it needs no codes")
     if injector.needs_codes:
-        codes_BN = codes_of(tokenizer.codebook_size, layout.tokens)
         with torch.no_grad():
-            other = exercise(injector, "cpu", (codes_BN + 1) % tokenizer.codebook_size)
+            other = exercise(injector, "cpu", (truth_BN + 1) % tokenizer.codebook_size)
             expect(any(not torch.equal(opened[d], other[d]) for d in opened), "other codes, yet the same guidance")
-            expect_alone(opened, exercise(injector, "cpu", codes_BN[:1]))
-            certain = exercise(injector, "cpu", confidence_BN=torch.zeros(codes_BN.shape))
+            expect_alone(opened, exercise(injector, "cpu", truth_BN[:1]))
+            certain = exercise(injector, "cpu", confidence_BN=torch.zeros_like(unsure_BN))
             expect_equal("no confidence is not as certain codes", certain, opened)
-            unsure = exercise(injector, "cpu", confidence_BN=-normal(*codes_BN.shape).square())
-            for door, tensor in unsure.items():
+            for door, tensor in exercise(injector, "cpu", confidence_BN=unsure_BN).items():
                 expect_tensor(f"{door} of uncertain codes", tensor, opened[door].shape)
             later = exercise(injector, "cpu", known=0.75)
             looks = any(not torch.equal(opened[d], later[d]) for d in opened)
@@ -82,7 +75,7 @@ def check_injector(make: Callable[[], GuidanceInjector], *, tokenizer: DiscreteT
             expect(injector.follows or not looks, "it looks at the share known, yet does not follow it (`follows`)")
 
     injector.train()
-    opened = exercise(injector, "cpu", confidence_BN=-normal(BATCH, layout.tokens).square(), known=0.25)
+    opened = exercise(injector, "cpu", confidence_BN=unsure_BN, known=0.25)
     if any(parameter.requires_grad for parameter in injector.parameters()):
         total = torch.stack([(normal(*tensor.shape) * tensor).sum() for tensor in opened.values()]).sum()
         check_gradients(injector, total)
@@ -95,8 +88,10 @@ def check_conditioner(make: Callable[[], Conditioner], *, num_classes: int) -> N
         make: builds one for labels in [0, num_classes), of which there are at least two.
     """
 
-    def exercise(module: Conditioner, device: str, labels_B: Tensor | None = None) -> dict[str, Tensor]:
-        labels_B = (labels_of(num_classes) if labels_B is None else labels_B).to(device)
+    asked_B = labels_of(num_classes)
+
+    def exercise(module: Conditioner, device: str, labels_B: Tensor = asked_B) -> dict[str, Tensor]:
+        labels_B = labels_B.to(device)
         with unchanged(labels_B=labels_B):
             condition = module(labels_B)
         expect(isinstance(condition, Condition), f"forward returns a {type(condition).__name__}, not a Condition")
@@ -109,10 +104,9 @@ def check_conditioner(make: Callable[[], Conditioner], *, num_classes: int) -> N
     expect_tensor("vectors", found["vectors"], (BATCH, length, conditioner.width))
     expect_tensor("mask", found["mask"], (BATCH, length), dtype=torch.bool)
     with torch.no_grad():
-        labels_B = labels_of(num_classes)
-        expect(torch.equal(found["labels"], labels_B), "the labels are not those it was given")
-        expect_alone(found, exercise(conditioner, "cpu", labels_B[:1]))
-        other = exercise(conditioner, "cpu", (labels_B + 1) % num_classes)
+        expect(torch.equal(found["labels"], asked_B), "the labels are not those it was given")
+        expect_alone(found, exercise(conditioner, "cpu", asked_B[:1]))
+        other = exercise(conditioner, "cpu", (asked_B + 1) % num_classes)
         expect(not found["mask"][-1].any(), "a vector counts although there is no class; dropped, none would")
         counting = [(said["vectors"] * said["mask"][..., None])[:-1] for said in (found, other)]
         expect(not torch.equal(*counting), "other labels, yet the same vectors")

@@ -102,25 +102,25 @@ def _named(name: str, said: object) -> dict[str, Tensor]:
 
 
 def _check_steps(prior: DiscretePrior, found: Mapping[str, Tensor]) -> None:
-    """Every step's codes are codes or not drawn yet; the last are what `sample` gives."""
-    condition, codes_BN, _ = _asked(prior, "cpu")
-    steps = list(prior.sample_steps(condition, noise=Noise.seeded(0)))
+    """Every step's codes are codes or not drawn yet, given ones stay; the last are what `sample` gives."""
+    condition, codes_BN, masked_BN = _asked(prior, "cpu")
     within = (MASKED_CODE, prior.codebook_size - 1)
-    for step in steps:
-        expect_tensor("a step's codes", step.codes_BN, codes_BN.shape, dtype=torch.int64, within=within)
-    last = torch.equal(steps[-1].codes_BN, found["sample's codes"])
-    expect(last, "the last of sample_steps is not what sample gives")
+    for name, given_BN in (("sample", None), (_GIVEN, codes_BN.masked_fill(masked_BN, MASKED_CODE))):
+        steps = list(prior.sample_steps(condition, noise=Noise.seeded(0), given_BN=given_BN))
+        for step in steps:
+            expect_tensor("a step's codes", step.codes_BN, codes_BN.shape, dtype=torch.int64, within=within)
+            kept = given_BN is None or torch.equal(step.codes_BN[~masked_BN], codes_BN[~masked_BN])
+            expect(kept, "sample_steps changes codes that are given")
+        last = torch.equal(steps[-1].codes_BN, found[f"{name}'s codes"])
+        expect(last, "the last of sample_steps is not what sample gives")
 
 
 def _check_given(prior: DiscretePrior, found: Mapping[str, Tensor]) -> None:
-    """Given codes stay as they are in every step, and the others are drawn to them."""
+    """The other codes are drawn to those that are given."""
     condition, codes_BN, masked_BN = _asked(prior, "cpu")
-    given_BN, nothing_BN = codes_BN.masked_fill(masked_BN, MASKED_CODE), torch.full_like(codes_BN, MASKED_CODE)
-    for step in prior.sample_steps(condition, noise=Noise.seeded(0), given_BN=given_BN):
-        kept = torch.equal(step.codes_BN[~masked_BN], codes_BN[~masked_BN])
-        expect(kept, "sample_steps changes codes that are given")
+    nothing_BN = torch.full_like(codes_BN, MASKED_CODE)
     if any(True for _ in prior.parameters()):  # without any it knows nothing of how codes go together
-        others_BN = torch.where(masked_BN, given_BN, (codes_BN + 1) % prior.codebook_size)
+        others_BN = torch.where(masked_BN, MASKED_CODE, (codes_BN + 1) % prior.codebook_size)
         told = _named(_GIVEN, prior.sample(condition, noise=Noise.seeded(0), given_BN=others_BN))
         told.pop(f"{_GIVEN}'s features", None)
         same = all(torch.equal(tensor[masked_BN], found[name][masked_BN]) for name, tensor in told.items())
