@@ -51,13 +51,14 @@ def check_backbone(make: Callable[..., Backbone]) -> None:
     backbone, found = check_module(lambda: make(memory=False, condition_width=0), _exercise)
     for name, tensor in found.items():
         expect_tensor(name, tensor, (BATCH, tensor.shape[1], backbone.width))
+    asked = _Asked.of(backbone)
     with torch.no_grad():
-        _check_forward(backbone, found)
-        _check_secrets(backbone)
-        _check_conversation(backbone)
-        _check_agreement(_Asked.of(backbone))
-        _check_known(backbone)
-        _check_redraw(backbone)
+        _check_forward(asked, found)
+        _check_secrets(asked)
+        _check_conversation(asked)
+        _check_agreement(asked)
+        _check_known(asked)
+        _check_redraw(asked)
         doors = {door for door in (*_DOORS, _VECTORS) if _has_door(make, door)}
     _check_training(_built(make, doors), doors)
 
@@ -92,12 +93,8 @@ class _Asked:
         z_BKD: Tensor = self.backbone(self.tokens_BNC, self.split, self.condition, self.guidance)
         return z_BKD
 
-    def start(self, *, guided: bool = False, reveal: int = 0) -> BackboneState:
-        """A state with the first tokens revealed, all of them at once."""
-        state = self.backbone.start(self.condition, self.guidance, guided=guided)
-        if reveal:
-            self.reveal(state, self.order_BN[:, :reveal])
-        return state
+    def start(self, *, guided: bool = False) -> BackboneState:
+        return self.backbone.start(self.condition, self.guidance, guided=guided)
 
     def talk(self, step: Step = _PLAIN, *, until: int | None = None) -> tuple[BackboneState, list[Z]]:
         """A state of which token after token was asked and then revealed, and what it said of each."""
@@ -139,9 +136,8 @@ def _expect_differ(a: Tensor, b: Tensor, message: str) -> None:
     expect(not near(a, b, rtol=TOLERANCE), message)
 
 
-def _check_forward(backbone: Backbone, found: Mapping[str, Tensor]) -> None:
-    asked = _Asked.of(backbone)
-    wanted = asked.split.masked_BK.shape[1]
+def _check_forward(asked: _Asked, found: Mapping[str, Tensor]) -> None:
+    backbone, wanted = asked.backbone, asked.split.masked_BK.shape[1]
     expect(found["z"].shape[1] == wanted, f"forward gives z of {found['z'].shape[1]} tokens; {wanted} are asked for")
     expect_alone(found, {"z": _Asked.of(backbone, rows=1).z()})
     if backbone.num_classes:
@@ -151,21 +147,20 @@ def _check_forward(backbone: Backbone, found: Mapping[str, Tensor]) -> None:
         expect_tensor("z under autocast", asked.z().float(), found["z"].shape)
 
 
-def _check_secrets(backbone: Backbone) -> None:
+def _check_secrets(asked: _Asked) -> None:
     """No z knows its own token, nor one that is predicted with it or after it; all know what comes before."""
-    asked = _Asked.of(backbone)
-    z_BKD, masked_BK = asked.z(), asked.split.masked_BK
-    for first in range(1 if backbone.masks else masked_BK.shape[1]):
-        until = None if backbone.masks else first + 1
+    z_BKD, masked_BK, masks = asked.z(), asked.split.masked_BK, asked.backbone.masks
+    for first in range(1 if masks else masked_BK.shape[1]):
+        until = None if masks else first + 1
         seen_BKD = asked.other(masked_BK[:, first:]).z()
         _expect_near(seen_BKD[:, :until], z_BKD[:, :until], "z looks at what it must not know")
     known = asked.other(asked.order_BN[:, :1]).z()
     _expect_differ(known, z_BKD, "another token is known, yet z is the same")
 
 
-def _check_conversation(backbone: Backbone) -> None:
+def _check_conversation(asked: _Asked) -> None:
     """Asking changes nothing; states know nothing of one another, and an image knows nothing of its batch."""
-    asked = _Asked.of(backbone)
+    backbone = asked.backbone
     later_BK = asked.order_BN[:, 2:3] if backbone.order == "raster" else asked.order_BN[:, 2:]
     state, _ = asked.talk(_GUIDED, until=2)
     z = state.predict(later_BK, _GUIDED)
@@ -197,11 +192,12 @@ def _check_agreement(asked: _Asked) -> None:
         _expect_near(_uncond(z), alone.cond_BKD, "the unconditional z is not that of a dropped condition")
 
 
-def _check_known(backbone: Backbone) -> None:
+def _check_known(asked: _Asked) -> None:
     """Tokens may be known from the start; one that masks does not care how and in which order they became so."""
-    asked, count = _Asked.of(backbone), backbone.layout.tokens // 2
-    kept_BK, next_BK = asked.order_BN[:, :count], asked.order_BN[:, count : count + 1]
-    z = asked.start(guided=True, reveal=count).predict(next_BK, _GUIDED)
+    backbone, count = asked.backbone, asked.backbone.layout.tokens // 2
+    kept_BK, next_BK, state = asked.order_BN[:, :count], asked.order_BN[:, count : count + 1], asked.start(guided=True)
+    asked.reveal(state, kept_BK)
+    z = state.predict(next_BK, _GUIDED)
     expect_tensor("z after tokens that were kept", z.cond_BKD, (BATCH, 1, backbone.width))
     if backbone.masks:
         backwards = evolve(asked, split=MaskSplit(kept_BK.flip(1), next_BK))
@@ -210,9 +206,8 @@ def _check_known(backbone: Backbone) -> None:
             _expect_near(a, b, "z depends on how tokens became known, not only on which are")
 
 
-def _check_redraw(backbone: Backbone) -> None:
+def _check_redraw(asked: _Asked) -> None:
     """A token that is redrawn is forgotten first; a backbone that cannot forget refuses."""
-    asked = _Asked.of(backbone)
     last_BK, next_BK = asked.order_BN[:, 1:2], asked.order_BN[:, 2:3]
     state, before = asked.talk(until=2)[0], asked.talk(until=1)[0]
     try:

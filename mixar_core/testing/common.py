@@ -27,6 +27,15 @@ def expect(fact: bool, message: str) -> None:
         raise AssertionError(message)
 
 
+def expect_error(kind: type[Exception], access: Callable[[], object], what: str) -> None:
+    """`access` raises an error of this kind."""
+    try:
+        access()
+    except kind:
+        return
+    raise AssertionError(f"{what} raises no {kind.__name__}")
+
+
 def expect_tensor(
     name: str,
     tensor: object,

@@ -12,7 +12,16 @@ from torch import Tensor
 from mixar_core.data.dataset import ImageDataset, ImageStream
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
-from mixar_core.testing.common import BATCH, check_module, expect, expect_equal, expect_tensor, normal, unchanged
+from mixar_core.testing.common import (
+    BATCH,
+    check_module,
+    expect,
+    expect_equal,
+    expect_error,
+    expect_tensor,
+    normal,
+    unchanged,
+)
 from mixar_core.training.callback import Callback, RunInfo, StepReport
 from mixar_core.types import NO_CLASS
 
@@ -33,7 +42,7 @@ def check_dataset(data: ImageDataset, *, image_size: int) -> None:
     expect(all(type(label) is int for label in labels), "labels() holds something else than int")
     allowed = _allowed_labels(data)
     expect(set(labels) <= set(allowed), f"labels() holds {sorted(set(labels) - set(allowed))[:3]}")
-    _expect_error(IndexError, lambda: data[size], "an index behind the end")
+    expect_error(IndexError, lambda: data[size], "an index behind the end")
     copy = pickle.loads(pickle.dumps(data))
     expect(len(copy) == size and copy.labels() == labels, "it does not survive pickling into loader workers")
     for index in sorted({0, size // 2, size - 1}):
@@ -56,20 +65,12 @@ def _check_stream(data: ImageDataset, stream: ImageStream) -> None:
         expect(type(image.data) is bytes and bool(image.where), f"{image} has no bytes, or no name for errors")
         expect(type(image.label) is int and image.label in allowed, f"{image.where} has label {image.label}")
     for what, access in (("len", lambda: len(data)), ("an image", lambda: data[0]), ("labels", lambda: data.labels())):
-        _expect_error(UserError, access, f"{what} of a stream")
+        expect_error(UserError, access, f"{what} of a stream")
 
 
 def _allowed_labels(data: ImageDataset) -> Sequence[int]:
     expect(len(data.class_names) == data.num_classes, "class_names has not one name a class")
     return range(data.num_classes) if data.num_classes else (NO_CLASS,)
-
-
-def _expect_error(kind: type[Exception], access: Callable[[], object], what: str) -> None:
-    try:
-        access()
-    except kind:
-        return
-    raise AssertionError(f"{what} raises no {kind.__name__}")
 
 
 def check_extractor(make: Callable[[], FeatureExtractor]) -> None:

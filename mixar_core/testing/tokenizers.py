@@ -16,6 +16,7 @@ from mixar_core.testing.common import (
     expect,
     expect_alone,
     expect_equal,
+    expect_error,
     expect_tensor,
     images_of,
     normal,
@@ -117,7 +118,7 @@ def check_discrete_tokenizer(make: Callable[[], DiscreteTokenizer]) -> None:
     expect_tensor("decode", found["decode"], images_B3HW.shape, within=(-1.0, 1.0))
     with torch.no_grad():
         if layout.grid is None:
-            _expect_no_place(tokenizer, codes_BN)
+            expect_error(TypeError, lambda: tokenizer.vectors_on_grid(codes_BN), "vectors_on_grid of a sequence")
         vectors_of = tokenizer.code_vectors if layout.grid is None else tokenizer.vectors_on_grid
         by_code = vectors_of(found["quantize's codes"]).transpose(1, 2).unflatten(2, (place.height, -1))
         vectors = {"quantize's vectors": found["quantize's vectors"]}
@@ -155,11 +156,3 @@ def _check_layout(tokenizer: Tokenizer) -> None:
     expect(layout.grid == Grid(side, side), "the grid is not image_size / stride")
     sizes = [grid.tokens for grid in layout.scales]
     expect(sizes == sorted(set(sizes)), f"the scales do not rise: {', '.join(map(str, layout.scales))}")
-
-
-def _expect_no_place(tokenizer: DiscreteTokenizer, codes_BN: Tensor) -> None:
-    try:
-        tokenizer.vectors_on_grid(codes_BN)
-    except TypeError:
-        return
-    raise AssertionError("vectors_on_grid raises no TypeError, and its codes have no place")
