@@ -263,16 +263,16 @@ def mixar(name: str, discrete: DiscreteTokenizer, continuous: ContinuousTokenize
 
 
 FITS = [
-    *(("dc-mix", layout) for layout in ("grid", "depth", "pyramid")),
-    *((name, layout) for name in ("dc-sa", "dc-ca") for layout in MAKERS),
+    *(("dc-mix", layout) for layout in ("depth", "pyramid")),
+    *(("dc-sa", layout) for layout in ("pyramid", "sequence")),
+    *(("dc-ca", layout) for layout in ("depth", "sequence")),
 ]
 
 
 @pytest.mark.parametrize(("name", "layout"), FITS)
 def test_a_mixar_learns_and_draws_with_codes_of_any_layout(name: str, layout: str) -> None:
     discrete = MAKERS[layout]()
-    if layout != "grid":
-        discrete.quantizer.apply(lambda m: torch.nn.init.normal_(m.weight) if hasattr(m, "embedding_dim") else None)
+    discrete.quantizer.apply(lambda m: torch.nn.init.normal_(m.weight) if hasattr(m, "embedding_dim") else None)
     model = mixar(name, discrete, PoolTokenizer())
     codes_BN = discrete.eval().encode(images())
     batch = TokenBatch(model.continuous_tokenizer.encode(images()), codes_BN, torch.arange(3))

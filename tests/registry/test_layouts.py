@@ -114,7 +114,6 @@ def test_an_order_over_a_grid_is_refused_where_there_is_none(mixar: Mixar, layou
     ("codes", "injector", "latents"),
     [
         ("depth", "dc-mix", "grid"),
-        ("pyramid", "dc-mix", "grid"),
         ("sequence", "dc-sa", "grid"),
         ("pyramid", "dc-ca", "sequence"),
     ],
@@ -142,7 +141,7 @@ def trained(recipe: Recipe, folder: Path, registry: Registry) -> Path:
 
 @pytest.mark.parametrize(
     ("codes", "latents", "injector"),
-    [("depth", "grid", "dc-mix"), ("pyramid", "grid", "dc-mix"), ("sequence", "sequence", "dc-sa")],
+    [("pyramid", "grid", "dc-mix"), ("sequence", "sequence", "dc-sa")],
 )
 def test_codes_are_cached_learned_drawn_and_decoded(
     mixar: Mixar, layouts: Registry, tmp_path: Path, codes: str, latents: str, injector: str
