@@ -18,13 +18,11 @@ from torch import Tensor
 MASKED_CODE = -1
 
 
-def mask_mixture(x_BND: Tensor, mask_token_D: Tensor, masked_BN: Tensor) -> Tensor:
-    """Eq. 8, MAR's input to the decoder: the token where visible, one learned mask token where masked."""
-    return torch.where(masked_BN[..., None], mask_token_D, x_BND)
-
-
 def dc_mixture(x_BND: Tensor, fill_BND: Tensor, masked_BN: Tensor) -> Tensor:
-    """Eq. 9, DC-Mix: the continuous token where visible, the discrete token where masked."""
+    """Eq. 9, DC-Mix: the continuous token where visible, the discrete token where masked.
+
+    With one learned mask token (D,) in place of the discrete ones it is Eq. 8, MAR's input to the decoder.
+    """
     return torch.where(masked_BN[..., None], fill_BND, x_BND)
 
 

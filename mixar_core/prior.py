@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -41,21 +42,9 @@ class DiscretePrior(nn.Module, ABC):
             given_BN: codes that stay as they are and condition all others; MASKED_CODE (-1) where one is to be drawn.
         """
 
-    def sample(
-        self,
-        condition: Condition,
-        *,
-        noise: Noise,
-        steps: int | None = None,
-        cfg: float | None = None,
-        temperature: float | None = None,
-        given_BN: Tensor | None = None,
-    ) -> DrawnCodes:
-        """What the last of `sample_steps` gives."""
-        drawn = self.sample_steps(
-            condition, noise=noise, steps=steps, cfg=cfg, temperature=temperature, given_BN=given_BN
-        )
-        return deque(drawn, maxlen=1).pop()
+    def sample(self, condition: Condition, *, noise: Noise, **settings: Any) -> DrawnCodes:
+        """What the last of `sample_steps` gives, with the same settings."""
+        return deque(self.sample_steps(condition, noise=noise, **settings), maxlen=1).pop()
 
     def predict(self, codes_BN: Tensor, masked_BN: Tensor, condition: Condition, *, noise: Noise) -> DrawnCodes:
         """Eq. 10-11: codes at masked positions become the prior's mask token, one forward pass predicts them.

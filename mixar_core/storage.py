@@ -122,7 +122,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dty
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """The tensors of a safetensors file, on the CPU; they lie in the file, and are read where they are touched.
 
     Raises:
         UserError: it is missing, truncated or no safetensors file.

@@ -25,12 +25,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 import attrs
 import torch
 from attrs import frozen
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.errors import UserError
-from mixar_core.storage import file_sha256
+from mixar_core.storage import file_sha256, read_weights
 from mixar_core.types import Posterior
 
 INDEX = "index.json"
@@ -308,11 +307,7 @@ class TokenCache:
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys() if key in KEYS}  # noqa: SIM118 - it is no mapping
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+    return {key: tensor for key, tensor in read_weights(path).items() if key in KEYS}
 
 
 def _published_shard(path: Path) -> Shard:
