@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from mixar.freeze import freeze
 from mixar_core.distributed import Processes, naming_lost_processes, own_device
 from mixar_core.errors import UserError
 from mixar_core.storage import read_weights
@@ -27,6 +28,8 @@ from mixar_core.training.engine import gather_policy
 from mixar_core.training.objective import MixARObjective
 from mixar_core.training.reconstruction import ContinuousReconstruction, ReconstructionConfig
 from tests.core.test_training import Watch, mixar_objective
+from tests.core.test_training_joint import joint
+from tests.core.test_training_optimizer import Mean
 from tests.core.test_training_reconstruction import LinearTokenizer
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
 
@@ -65,6 +68,13 @@ def flat_run(folder: Path, **settings) -> None:
     """Of 21 images one process has one more, for the latents' statistics too."""
     objective = ContinuousReconstruction(FlatTokenizer(), None, ReconstructionConfig())
     toy_run(folder, objective=objective, data=ToyImages(21), **settings)
+
+
+def joint_run(folder: Path, **settings) -> None:
+    """A tokenizer is trained with the MixAR, half of the encoder is not, and an average of the weights counts."""
+    objective = joint("continuous_tokenizer")
+    freeze(objective.trained, ["backbone.encoder_blocks.0"])
+    toy_run(folder, objective=objective, optimizer=Mean(), learning_rate=0.05, micro_batch=2, **settings)
 
 
 @contextmanager
@@ -107,6 +117,8 @@ def several_runs(folder: Path) -> None:
     run(folder / "ddp")
     run(folder / "fsdp", callbacks=[watch], **SHARDED)
     flat_run(folder / "flat_fsdp", **SHARDED)
+    joint_run(folder / "joint_ddp")
+    joint_run(folder / "joint_fsdp", **SHARDED)
     with as_on_a_gpu():
         assert set(bf16_run(folder / "bf16_fsdp", **SHARDED)) == {torch.bfloat16, torch.float32}
     run(folder / "from_one", resume=True, **SHARDED)
@@ -199,6 +211,12 @@ def test_two_processes_do_what_one_does(tmp_path, capsys):
     flat_run(tmp_path / "flat_one")
     ours, theirs = (read_weights(tmp_path / name / "weights.safetensors") for name in ("flat_fsdp", "flat_one"))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+    # an optimizer that averages, a tokenizer that is trained with the MixAR, and a block that is not
+    joint_run(tmp_path / "joint_one")
+    one = read_weights(tmp_path / "joint_one/weights_raw.safetensors")
+    for name in ("joint_ddp", "joint_fsdp"):
+        torch.testing.assert_close(read_weights(tmp_path / name / "weights_raw.safetensors"), one, rtol=1e-4, atol=1e-5)
 
     # blocks that are gathered in bf16
     assert set(bf16_run(tmp_path / "bf16_one")) == {torch.float32}
