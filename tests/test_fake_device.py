@@ -23,9 +23,10 @@ from mixar_core.noise import Noise
 from mixar_core.training.ema import EMA
 from mixar_core.training.engine import Engine
 from mixar_core.training.objective import MixARObjective, Objective
-from mixar_core.training.optimizer import weights_of
+from mixar_core.training.optimizer import Optimizer, weights_of
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import NO_CLASS, ImageBatch, TokenBatch
+from mixar_plugins.optimizers.muon import Muon, MuonConfig
 from tests.fake_device import GPU, META, DeviceNoise, HostNoise, OnlyOn, backward, fake_gpu, place
 from tests.toys import small_mixar
 
@@ -107,10 +108,26 @@ def test_big_images_many_classes_and_none_on_a_gpu(registry: Registry, name: str
         draw(recipe, objective, GPU)
 
 
-def train_on_a_gpu(recipe: Recipe, objective: Objective, *, precision: str) -> None:
+TOGETHER = "also_trained=[continuous_tokenizer, discrete_tokenizer, prior]"
+
+
+def test_parts_trained_together_stay_on_their_device(registry: Registry) -> None:
+    recipe, objective = made("digits_quick", registry, TOGETHER)
+    place(objective, META)
+    train_on_meta(recipe, objective)
+    recipe, objective = made("digits_quick", registry, TOGETHER)
+    shorten(objective)
+    with fake_gpu():
+        place(objective, GPU)
+        for optimizer in (Muon(MuonConfig()), None):
+            train_on_a_gpu(recipe, objective, precision="bf16", optimizer=optimizer)
+        draw(recipe, objective, GPU)
+
+
+def train_on_a_gpu(recipe: Recipe, objective: Objective, *, precision: str, optimizer: Optimizer | None = None) -> None:
     """A whole step: from images through the frozen tokenizers to the clipped gradient, AdamW and the average."""
     config = attrs.evolve(recipe.training or TrainingConfig(steps=2), micro_batch=None, compile=False, clip=1.0)
-    engine = Engine(objective, config, Processes(0, 1, GPU), steps=2, warmup=1)
+    engine = Engine(objective, config, Processes(0, 1, GPU), steps=2, warmup=1, optimizer=optimizer)
     engine.config = attrs.evolve(config, precision=precision)
     source = SimpleNamespace(share=BatchShard(0, BATCH, BATCH), seed=0)
     with OnlyOn(GPU):

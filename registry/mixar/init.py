@@ -114,7 +114,8 @@ def begun(
             rows = resized(rows, table.rows, theirs.rows)
         else:
             fresh = target[name].movedim(table.dim, 0)[table.first :]
-            rows = torch.stack([fresh[k] if row is None else rows[row] for k, row in enumerate(plan.rows)])
+            chosen = [fresh[k] if row is None else rows[row] for k, row in enumerate(plan.rows)]
+            rows = torch.stack(chosen) if chosen else rows[:0]
         made[name] = torch.cat([before, rows.to(old), behind]).movedim(0, table.dim)
     return made
 
@@ -158,8 +159,9 @@ def start_from(system: System, registry: Registry, class_names: Sequence[str]) -
         source = attrs.evolve(source, tensors=read_tensors(file))
     target, tables = trained.state_dict(), tables_of(trained)
     with said_of(f"recipe {recipe.name}: init.classes"):
-        has_table = any(isinstance(tables[name].rows, int) and name in source.tensors for name in tables)
-        rows = match_classes(recipe, init, source, class_names) if has_table else [None] * recipe.num_classes
+        counts = [source.tables.get(name, tables[name]).rows for name in tables if name in source.tensors]
+        learned = recipe.num_classes and any(isinstance(count, int) and count for count in counts)
+        rows = match_classes(recipe, init, source, class_names) if learned else [None] * recipe.num_classes
     plan = plan_init(target, tables, source, rows)
     kept = _own_weights(recipe)
     plan = attrs.evolve(plan, anew=tuple(name for name in plan.anew if not name.startswith(kept)))

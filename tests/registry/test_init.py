@@ -196,6 +196,17 @@ def test_a_priors_row_of_no_class_is_taken(begin: Path, family: Path, tmp_path: 
     assert not torch.equal(tensors["class_emb.weight"][0], old[0])
 
 
+def test_with_and_without_classes(begin: Path, family: Path, tmp_path: Path, registry: Registry):
+    """Of a labelled prior, one without classes takes the row of no class, and gives it to a labelled one again."""
+    name, old = "class_emb.weight", read_weights(begin / "prior/weights.safetensors")["class_emb.weight"]
+    init = {"from": str(begin / "prior")}
+    noted, tensors = started(of(family, "prior", registry, num_classes=0, init=init, **STILL), tmp_path / "a", registry)
+    assert noted["by_class"] == [name] and torch.equal(tensors[name], old[3:])
+    init = {"from": str(tmp_path / "a")}
+    noted, tensors = started(of(family, "prior", registry, init=init, **STILL), tmp_path / "b", registry)
+    assert noted["rows"] == [None] * 3 and torch.equal(tensors[name][3], old[3])
+
+
 def test_another_injector_head_and_resolution(begin: Path, family: Path, tmp_path: Path, registry: Registry, capsys):
     parts = {"discrete_tokenizer": None, "prior": None, "injector__type": "none"}
     change = {"image_size": 32, "head__width": 12, **parts, "init": {"from": str(begin / "mixar")}}
