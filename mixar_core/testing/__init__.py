@@ -1,9 +1,11 @@
 """Contracts that any plugin's component must pass: call them from your own tests.
 
     from mixar_core.testing import check_head
+    from mixar_core.types import Grid, TokenLayout
 
     def test_my_head() -> None:
-        check_head(lambda: MyHead(MyConfig(), token_dim=4, width=16), width=16)
+        layout = TokenLayout("grid", (Grid(2, 3),))
+        check_head(lambda: MyHead(MyConfig(), token_dim=4, width=16, layout=layout), width=16, layout=layout)
 
 Each raises AssertionError with what is wrong. What a component is built for is told by `make`, which is called more
 than once, also under `torch.device("meta")`; keep it small.
