@@ -5,7 +5,8 @@ as plain MAR (`--setting mar`: all that tokens tell each other goes through back
 digits: a DC-Mix 1,000, all from the same codes of the prior, in 4 autoregressive steps; a plain MAR 500 in 4 steps
 (several tokens at once) and 500 in 16 (one after the other). What was done already is not done again. At the end the
 figures of all runs are printed as a table, in Markdown, and written to `heads.csv`: validation loss, share recognised,
-kernel distance (KID) to the real validation digits, and processor seconds an image of backbone, head and decoder.
+kernel distance (KID) to the real validation digits, variety (variance within a class, in the features that the distance
+is taken in, as a share of that of the real ones), and processor seconds an image of backbone, head and decoder.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Setting:
     @property
     def figures(self) -> tuple[str, ...]:
         """Columns of the table."""
-        each = (f"{name}_{n}" for n in self.ar_steps for name in ("recognised", "kid", "seconds"))
+        each = (f"{name}_{n}" for n in self.ar_steps for name in ("recognised", "kid", "variety", "seconds"))
         return ("parameters", "loss", *each)
 
     @property
@@ -115,12 +116,13 @@ def same_codes(model: mixar.Model, labels: torch.Tensor, file: Path) -> torch.Te
 def measure(setting: Setting, folder: Path) -> list[dict[str, object]]:
     """A row for every finished run under the folder."""
     judge = fit_classifier(*digits("train"))
-    real = judge.judge(digits("validation")[0])[1]
+    images, classes = digits("validation")
+    real = judge.judge(images)[1]
     rows: list[dict[str, object]] = []
     for head in HEADS:
         for path in sorted(folder.glob(f"{head}-*/drawn.safetensors")):
             seed = int(path.parent.name.split("-")[-1])
-            rows.append({"head": head, "seed": seed, **figures(path, setting, judge, real)})
+            rows.append({"head": head, "seed": seed, **figures(path, setting, judge, real, classes)})
     images, labels = digits("train")
     others = torch.cat([(labels == digit).nonzero()[: setting.count // 10, 0] for digit in range(10)])
     floor = kernel_distance(judge.judge(images[others])[1], real)
@@ -128,8 +130,10 @@ def measure(setting: Setting, folder: Path) -> list[dict[str, object]]:
     return rows
 
 
-def figures(path: Path, setting: Setting, judge: DigitClassifier, real: torch.Tensor) -> dict[str, float]:
-    """What a run's digits, log and weights say."""
+def figures(
+    path: Path, setting: Setting, judge: DigitClassifier, real: torch.Tensor, classes: torch.Tensor
+) -> dict[str, float]:
+    """What a run's digits, log and weights say, beside the features and classes of real digits."""
     folder = path.parent
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     seconds = json.loads((folder / "seconds.json").read_text())
@@ -142,8 +146,14 @@ def figures(path: Path, setting: Setting, judge: DigitClassifier, real: torch.Te
         guessed, features = judge.judge(images)
         found[f"recognised_{count}"] = float((guessed == setting.labels).float().mean())
         found[f"kid_{count}"] = kernel_distance(features, real)
+        found[f"variety_{count}"] = variance(features, setting.labels) / variance(real, classes)
         found[f"seconds_{count}"] = seconds[count]
     return found
+
+
+def variance(features: torch.Tensor, labels: torch.Tensor) -> float:
+    """Of the features within a class, summed over them, mean over the classes."""
+    return float(torch.stack([features[labels == digit].var(dim=0).sum() for digit in range(10)]).mean())
 
 
 def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
