@@ -14,6 +14,7 @@ from mixar_core.testing import check_optimizer
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
 from mixar_core.training.optimizer import Optimizer, groups_of
 from mixar_plugins.optimizers.muon import Muon, MuonConfig
+from mixar_plugins.optimizers.schedule_free import ScheduleFree, ScheduleFreeConfig
 from tests.core.test_training import Watch, assert_same_weights, losses, mixar_objective, weights
 from tests.core.training_toys import ToyImages, toy_run
 
@@ -51,7 +52,12 @@ class Mean(Optimizer):
         return kept.get("mean", parameter)
 
 
-OPTIMIZERS = [Mean, lambda: Muon(MuonConfig())]
+def schedule_free():
+    pytest.importorskip("schedulefree")
+    return ScheduleFree(ScheduleFreeConfig())
+
+
+OPTIMIZERS = [Mean, lambda: Muon(MuonConfig()), schedule_free]
 
 
 def test_an_optimizer_that_averages_keeps_the_contract():
