@@ -76,8 +76,9 @@ def main(
     steps: int = 600,
     count: int = 500,
     out: Path = Path("runs/variants"),
+    report: bool = True,
 ) -> None:
-    """Train, draw and measure what is not there yet, then show all that is."""
+    """Train and draw what is not there yet, then measure and show all that is."""
     tokenizer = trained_tokenizer(out / "tokenizer")
     for seed in map(int, seeds.split(",")):
         for name in models.split(","):
@@ -86,7 +87,8 @@ def main(
             for row in ROWS:
                 if row.model == name:
                     draw(row, seed, count, folder)
-    show(measured(out, count), out)
+    if report:
+        show(measured(out, count), out)
 
 
 def trained_tokenizer(folder: Path) -> Path:
