@@ -73,7 +73,7 @@ FIGURES = ("kid", "recognised", "loss", "seconds_an_image", "seconds_trained")
 def main(
     seeds: str = "0,1,2",
     models: str = ",".join(MODELS),
-    steps: int = 600,
+    steps: int = 1200,
     count: int = 500,
     out: Path = Path("runs/variants"),
     report: bool = True,
@@ -138,7 +138,7 @@ def draw(row: Row, seed: int, count: int, folder: Path) -> None:
     began = time.perf_counter()
     drawn = model.generate(torch.arange(count) % 10, steps=row.steps, seed=seed, batch_size=BATCH)
     seconds = torch.tensor((time.perf_counter() - began) / count)
-    save_file({"images": drawn.images, "seconds": seconds}, file)
+    save_file({"images": drawn.images.contiguous(), "seconds": seconds}, file)
 
 
 def measured(out: Path, count: int) -> list[dict[str, Any]]:
