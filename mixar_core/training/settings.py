@@ -26,7 +26,7 @@ class TrainingConfig:
         batch_size: images of a step over all processes and all of its micro-batches.
         micro_batch: images a process puts through one forward pass (gradients are accumulated over the passes of a
             step); None: its whole share of the batch.
-        learning_rate: of AdamW, after warm-up.
+        learning_rate: after warm-up, of every optimizer.
         learning_rate_per: images the learning rate is given for, 256 in MAR: it is then scaled by
             batch_size / learning_rate_per. None: used as it is.
         schedule: what follows warm-up: `constant`, or `cosine` down to `min_lr` at the last step.
