@@ -220,7 +220,7 @@ def test_another_injector_head_and_resolution(begin: Path, family: Path, tmp_pat
 
 
 def test_a_part_of_another_type_is_made_anew(begin: Path, family: Path, tmp_path: Path, registry: Registry):
-    head = {"type": "mse"}
+    head = {"type": "mse", "depth": 1, "width": 8}
     recipe = of(family, "mixar", registry, head=head, init={"from": str(begin / "mixar")}, **STILL)
     noted, _ = started(recipe, tmp_path / "run", registry)
     assert {name.split(".")[0] for name in noted["anew"]} == {"head"}
