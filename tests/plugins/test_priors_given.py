@@ -56,7 +56,7 @@ def test_given_codes_stay_at_every_step_and_the_others_are_drawn(seed, share, st
         assert not drawn.confidence_BN[known_BN].any()
     assert seen[-1].codes_BN.min() >= 0 and seen[-1].codes_BN.max() < CODES
     assert (seen[-1].confidence_BN[~known_BN] < 0).all()
-    assert len(seen) <= max(1, min(steps, splits * int((~known_BN).sum(dim=1).max())))
+    assert len(seen) == min(steps, splits * TOKENS)
 
 
 @pytest.mark.parametrize("cls", [BitTokenPrior, EmbeddingTokenPrior])
