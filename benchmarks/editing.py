@@ -1,6 +1,6 @@
 """How well do edits fit? `python -m benchmarks.editing [--inputs FOLDER]`
 
-Ten validation images a class of the digits and of the emoji are edited with three seeds, in several ways. Printed are
+Five validation images a class of the digits and of the emoji are edited with three seeds, in several ways. Printed are
 mean absolute differences in levels of 256, as mean +- spread (half of what lies between the largest and the smallest
 of three seeds): from the input, of the pixels that are kept, all and near the region, as decoded and pasted; and of
 neighbouring pixels across the region's edge, with the quotient of that and what it is beside the edge (one: no seam).
@@ -27,7 +27,7 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.pictures import to_pil, write_png
 from mixar_zoo.classifier import DigitClassifier, fit_classifier
 
-SEEDS, EACH = (0, 1, 2), 10
+SEEDS, EACH = (0, 1, 2), 5
 #: of the pictures in docs/editing.md, by their number in the validation split
 SHOWN = {"emoji64": (9, 84, 120, 201), "digits": (800,)}
 COLUMNS = ("edit", "kept", "near", "kept, pasted", "across", "/ beside", "cut hard", "/ beside", "pasted", "/ beside")
