@@ -34,10 +34,11 @@ import mixar
 from benchmarks.heads import digits
 from mixar.generation import batch_noise
 from mixar.model import Model
+from mixar_adaptive.injector import AdaptiveDCMix
 from mixar_adaptive.sampler import AdaptiveConfig, AdaptiveSampler
 from mixar_core.noise import Noise
 from mixar_core.plan import Plan, Sampler, Task
-from mixar_core.types import DrawnCodes
+from mixar_core.types import DiscreteTokens, DrawnCodes
 from mixar_eval.distances import kernel_distance
 from mixar_plugins.priors.masked_transformer import MaskedTransformerPrior
 from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
@@ -108,6 +109,7 @@ def main(
             run(arm, seed, steps, out / f"{arm}-{seed}")
     if report:
         write(measure(out), out)
+        gates(out)
 
 
 def run(arm: str, seed: int, steps: int, folder: Path) -> None:
@@ -198,6 +200,28 @@ def write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     ]
     print("\n".join("| " + " | ".join(line) + " |" for line in (("drawing", "arm", *FIGURES), ("---",) * 5, *lines)))
     plot({name: point for (name, arm), point in points.items() if arm == "dc-mix"}, folder / "adaptive.png")
+
+
+def gates(folder: Path) -> None:
+    """What the gates have learned: mean over the seeds, by the confidence of a code and the share known."""
+    confidences_N = torch.tensor([0.0, -0.5, -1.0, -2.0, -3.0, -5.0, -8.0])
+    print("\n| arm | known |" + "".join(f" {value:g} |" for value in confidences_N.tolist()))
+    print("|---|---|" + "---|" * len(confidences_N))
+    for arm, injector in ARMS.items():
+        runs = [path.parent for path in folder.glob(f"{arm}-*/drawn.safetensors")]
+        for known in (0.0, 0.5) if injector == "dc-mix-adaptive" and runs else ():
+            gate_SN = torch.stack([gate(mixar.load(run), confidences_N, known) for run in runs])
+            print(f"| {arm} | {known:.0%} |" + "".join(f" {value:.2f} |" for value in gate_SN.mean(dim=0).tolist()))
+
+
+@torch.no_grad()
+def gate(model: Model, confidences_N: torch.Tensor, known: float) -> torch.Tensor:
+    """The gates (N,) of codes with these confidences."""
+    assert model.system.model is not None
+    injector, nothing_BNE = model.system.model.injector, torch.zeros(1, len(confidences_N), 0)
+    assert isinstance(injector, AdaptiveDCMix)
+    codes_BN = torch.zeros(1, len(confidences_N), dtype=torch.int64)
+    return injector.gate(DiscreteTokens(codes_BN, nothing_BNE, nothing_BNE, confidences_N[None], known))[0]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
