@@ -283,9 +283,9 @@ def _mixar(
         layout = TokenLayout("grid", (Grid(grid.height // patch, grid.width // patch),))
     token_dim = continuous.latent_channels * patch**2
     width, guidance_width = kind.widths(config)
-    masking = recipe.masking if kind.masks else MaskingConfig()
-    _check(recipe, recipe.masking == masking, "backbone", "a mask of everything", "masking", recipe.masking)
-
+    if not kind.masks and recipe.masking != MaskingConfig():
+        said = f"{_of(recipe, 'backbone')} predicts every token in each pass; set masking=null"
+        raise UserError(f"recipe {recipe.name}: masking: {said}")
     # What stands in the decoder is as wide as the decoder; what the encoder attends to is as wide as the encoder.
     opens = registry.part("injector", _chosen(recipe, "injector").type).component.opens  # type: ignore[attr-defined]
     widths = f"decoder_width {width} beside width {guidance_width}"
@@ -309,8 +309,8 @@ def _mixar(
         memory="memory" in injector.opens,
         condition_width=0 if conditioner is None else conditioner.width,
     )
-    order = f"order {backbone.order}"
-    _check(recipe, backbone.order == "any" or sampler.raster, "backbone", order, "sampler", "another order")
+    follows = backbone.order == "any" or sampler.raster
+    _check(recipe, follows, "backbone", "order raster", "sampler", "another order, or several tokens a step")
     return MixAR(
         backbone=backbone,
         injector=injector,
@@ -320,7 +320,7 @@ def _mixar(
         discrete_tokenizer=discrete,
         prior=prior,
         conditioner=conditioner,
-        masking=masking,
+        masking=recipe.masking,
         ti_mix=recipe.ti_mix,
         also_trained=recipe.also_trained,
     )

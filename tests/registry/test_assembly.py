@@ -174,3 +174,13 @@ def test_a_check_goes_on_without_a_validation_split(family: Path, registry: Regi
     size, note = try_data(load_recipe(path, changes, registry=registry), registry).splitlines()
     assert size.startswith("1 training images") and note.startswith("note: validation cannot be opened here: ")
     assert note.endswith("training.evaluate_every=0 does without")
+
+
+def test_a_backbone_without_masks_takes_no_mask_ratios(registry: Registry) -> None:
+    causal = ["backbone={type: causal, width: 16, depth: 1, heads: 2}", "injector={type: none}", "prior=null"]
+    with pytest.raises(
+        UserError, match=r"masking: backbone \(causal\) predicts every token in each pass; set masking=null"
+    ):
+        build(load_recipe("digits", [*causal, "ti_mix=null", "masking.ratio_min=0.5"], registry=registry), meta=True)
+    system = build(load_recipe("digits", [*causal, "ti_mix=null", "masking=null"], registry=registry), meta=True)
+    assert system.model is not None and not system.model.backbone.masks
