@@ -16,9 +16,9 @@ from mixar_core.injector import Door, GuidanceInjector
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import DiscreteTokens, Guidance
 
-HIDDEN = 32
-#: log-probabilities are looked at in units of a uniform draw's, and no further down than here
-LOWEST = -4.0
+HIDDEN = 64
+#: log-probabilities are looked at in quarters of a uniform draw's, and no further down than here
+LOWEST = -8.0
 
 
 @frozen
@@ -76,6 +76,7 @@ class AdaptiveDCMix(GuidanceInjector):
         if confidence_BN is None:
             confidence_BN = tokens.vectors_BNE.new_zeros(tokens.vectors_BNE.shape[:2])
         log_p_BN = confidence_BN.float().unflatten(1, (-1, self.depth)).sum(dim=2)
-        scaled_BN = (log_p_BN / self.uniform).clamp(min=LOWEST)
-        seen = (scaled_BN, log_p_BN.exp(), torch.full_like(log_p_BN, tokens.known))
+        quarters_BN = (4.0 * log_p_BN / self.uniform).clamp(min=LOWEST)
+        # all about of unit size, so that a gate that starts almost open learns as fast as the rest
+        seen = (quarters_BN, 2.0 * log_p_BN.exp() - 1.0, torch.full_like(log_p_BN, 2.0 * tokens.known - 1.0))
         return self.gate_net(torch.stack(seen, dim=-1)).squeeze(-1).float().sigmoid()
