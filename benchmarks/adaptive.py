@@ -120,7 +120,8 @@ def run(arm: str, seed: int, steps: int, folder: Path) -> None:
         "prior": {"weights": "digits_prior", "predict_temperature": TEMPERATURE},
         "ti_mix": {"schedule": "constant", "start": 0.5},
         "training": {"seed": seed, "steps": steps, "learning_rate": 5e-4, "warmup_steps": 20},
-        "init": {"from": "digits", "accept_other_classes": True},
+        "init": {"from": "digits"},
+        "accept_other_classes": True,  # digits have numbers for names
         "callbacks": [],
     }
     if not (folder / "weights.safetensors").is_file():
