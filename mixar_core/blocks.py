@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,19 +86,21 @@ class CrossAttention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block; with `memory_width`, cross-attention follows its self-attention and MLP."""
 
+    attention: ClassVar[type[Attention]] = Attention
+
     def __init__(
         self,
         width: int,
         heads: int,
         mlp_ratio: float,
         *,
-        attention_dropout: float,
-        dropout: float,
+        attention_dropout: float = 0.0,
+        dropout: float = 0.0,
         memory_width: int | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads, attention_dropout=attention_dropout, dropout=dropout)
+        self.attn = self.attention(width, heads, attention_dropout=attention_dropout, dropout=dropout)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio), dropout=dropout)
         self.cross = None if memory_width is None else CrossAttention(width, memory_width, heads, dropout=dropout)

@@ -13,7 +13,7 @@ class Conditioner(nn.Module, ABC):
     """Labels to a `Condition` with vectors, such as those of a text encoder; a label may number a class or a caption.
 
     Registered as a Part, a conditioner is built as `Class(config, num_classes=...)`. Without one, the condition is
-    the labels alone.
+    the labels alone. Weights that it does not have once it is built, it has only where it is among `also_trained`.
     """
 
     #: F, the length of its vectors

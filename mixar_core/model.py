@@ -339,8 +339,10 @@ class MixAR(nn.Module):
         """What the sampler plans for these settings; without a condition there is nothing to guide by."""
         backbone, confidence_BN = self.backbone, None
         if codes is not None and self.discrete_tokenizer is not None:
-            same = self.discrete_tokenizer.layout == backbone.layout
-            confidence_BN = codes.confidence_BN if same else None
+            of = self.discrete_tokenizer.layout
+            placed = of.kind in ("grid", "depth") and backbone.layout.kind == "grid" and of.grid == backbone.layout.grid
+            if codes.confidence_BN is not None and placed:
+                confidence_BN = codes.confidence_BN.unflatten(1, (-1, of.depth)).sum(dim=2)
         conditional = backbone.num_classes > 0 or condition.vectors_BTF is not None
         task = Task(
             images=len(condition),

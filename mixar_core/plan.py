@@ -46,7 +46,7 @@ class Task:
         cfg, cfg_schedule, temperature, head_steps: as in SamplingConfig; a cfg of 1 where there is no condition.
         order: what the backbone can do.
         known_BK: positions of the tokens that are given, int64, equally many in every image; None: none is.
-        confidence_BN: log-probability of the code that stands on each token's place, where there is such a code.
+        confidence_BN: log-probability of the codes that stand on each token's place, where there are such codes.
     """
 
     images: int

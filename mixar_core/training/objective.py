@@ -150,7 +150,7 @@ class PriorObjective(Objective):
     """DiscretePrior.loss on the codes that `tokenizer`, frozen, gives the images.
 
     Args:
-        condition: what labels (B,) stand for.
+        condition: what labels (B,) stand for; a Conditioner is a frozen part, too.
     """
 
     takes_tokens = True

@@ -294,6 +294,9 @@ def _mixar(
     injector: GuidanceInjector = construct(
         recipe, registry, "injector", tokenizer=discrete, width=width if "fill" in opens else guidance_width
     )
+    _check(
+        recipe, kind.masks or not injector.follows, "backbone", "no one share of known tokens", "injector", "its use"
+    )
     if injector.needs_codes:
         _check_codes(recipe, injector, layout, patch, discrete, prior)
     head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=width, layout=layout)
@@ -335,8 +338,7 @@ def _check_codes(
     prior: DiscretePrior | None,
 ) -> None:
     """What lets codes in needs some; a fill and TI-Mix need their vectors on the latents' grid, TI-Mix one a code."""
-    if discrete is None:
-        _check(recipe, False, "injector", "need of codes", "discrete_tokenizer", "absence")
+    _check(recipe, discrete is not None, "injector", "need of codes", "discrete_tokenizer", "absence")
     assert discrete is not None
     codes, mixed = discrete.layout, recipe.ti_mix.lambda_at(1.0) < 1
     patched = str(layout) + ("" if patch == 1 else f" (after patch_size {patch})")

@@ -6,6 +6,7 @@ and attention; norms, activations and softmax are left out, as is usual. A backw
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ from mixar.memory import (
     training_memory,
 )
 from mixar_core.errors import UserError
+from mixar_core.head import ContinuousHead
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.plan import PlannedStep
@@ -162,18 +164,9 @@ def _sampling(system: System) -> dict[str, Figure]:
         return {part: _figure(run) for part, run in trained_passes(system).items()}
     costs: dict[str, Figure] = {}
     if model is not None:
-        tokens, head = model.backbone.layout.tokens, model.head
-        z_BKD, position_BK = torch.zeros(1, 1, model.backbone.width, device=META), codes_of(1)
-        steps = [planned.step for planned in _plan(model, settings)]
-        guided = next((step for step in steps if step.cfg != 1.0), None)
-        z = Z(z_BKD, position_BK, None if guided is None else z_BKD)
-
-        def draw_token(head_steps: int | None) -> Tensor:
-            return head.sample(z, Step(1.0 if guided is None else guided.cfg, head_steps=head_steps), noise=noise)
-
-        head_steps = settings.head_steps or _own(head, "sampling_steps")
-        costs["backbone"] = figure(lambda: _sampling_gflop(system, model))
-        costs["head"] = figure(lambda: tokens * _gflop_of_steps(draw_token, head_steps))
+        plan, z_BKD = _plan(model, settings), torch.zeros(1, 1, model.backbone.width, device=META)
+        costs["backbone"] = figure(lambda: _backbone_gflop(system, model, plan))
+        costs["head"] = figure(lambda: _head_gflop(model.head, plan, Z(z_BKD, codes_of(1), z_BKD)))
     if prior is not None and (model is None or model.injector.needs_codes):
 
         def draw_codes(steps: int | None) -> Tensor:
@@ -191,10 +184,25 @@ def _plan(model: MixAR, settings: SamplingConfig) -> Sequence[PlannedStep]:
     return model.plan(model.condition(codes_of(1)[0]), settings, noise=Noise.seeded(0)).steps
 
 
-def _sampling_gflop(system: System, model: MixAR) -> float:
+def _head_gflop(head: ContinuousHead, plan: Sequence[PlannedStep], z: Z) -> float:
+    """Of the head, in all steps of sampling one image; z is that of one token."""
+    drawn: Counter[tuple[int | None, bool]] = Counter()  # tokens, by what their cost depends on
+    for planned in plan:
+        drawn[planned.step.head_steps, planned.step.cfg != 1.0] += planned.positions_BK.shape[1]
+
+    def draw_token(head_steps: int | None, guided: bool) -> Tensor:
+        return head.sample(z, Step(2.0 if guided else 1.0, head_steps=head_steps), noise=Noise.seeded(0))
+
+    own = _own(head, "sampling_steps")
+    return sum(
+        count * _gflop_of_steps(partial(draw_token, guided=guided), steps or own)
+        for (steps, guided), count in drawn.items()
+    )
+
+
+def _backbone_gflop(system: System, model: MixAR, plan: Sequence[PlannedStep]) -> float:
     """Of the backbone, in all steps of sampling one image."""
     backbone, condition = model.backbone, model.condition(codes_of(1)[0])
-    plan = _plan(model, system.recipe.sampling)
     tokens_BNC = torch.zeros(1, backbone.layout.tokens, backbone.token_dim, device=META)
     if not backbone.masks:  # each step computes little, and no two the same
 
@@ -206,16 +214,16 @@ def _sampling_gflop(system: System, model: MixAR) -> float:
                 state.reveal(planned.positions_BK, tokens_BNC[:, : planned.positions_BK.shape[1]])
 
         return _gflop(run)
-    halves: dict[int, int] = {}  # passes in all, by the number of tokens that are not known
+    passes: list[int] = []  # how many tokens are not known in each; a guided step has two
     left = backbone.layout.tokens
     for planned in plan:
-        halves[left] = 1 + (planned.step.cfg != 1.0)
-        left -= 0 if planned.step.redraw else planned.positions_BK.shape[1]
-    masked = sorted(halves)
+        left += planned.positions_BK.shape[1] if planned.step.redraw else 0
+        passes += [left] * (1 + (planned.step.cfg != 1.0))
+        left -= planned.positions_BK.shape[1]
+    masked = sorted(set(passes))
     # attention is quadratic in the number of masked tokens and all else linear: three passes tell
     few = masked[0], masked[len(masked) // 2], masked[-1]
-    wanted = [count for count in masked for _ in range(halves[count])]
-    return _gflop_at(few, lambda count: trained_passes(system, count)["backbone"](), wanted)
+    return _gflop_at(few, lambda count: trained_passes(system, count)["backbone"](), passes)
 
 
 def _decode(system: System) -> Tensor:

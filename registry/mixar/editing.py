@@ -103,6 +103,8 @@ def edit(
     layouts, redrawn = _redrawn(model, level, masks)
     layout = layouts["codes" if level == "codes" else "latents"]
     regions = pixels_of(redrawn["codes" if level == "codes" else "latents"], layout, masks.shape[-1])
+    if feather is not None and not paste:
+        raise UserError("feather: where nothing is pasted, nothing fades in; leave out one of the two")
     width = checked_number(feather, "feather (in pixels)", low=0, whole=True)
     if width is None:
         width = masks.shape[-1] // layout.scales[-1].height // 4

@@ -73,20 +73,22 @@ def make_canvas(
     Raises:
         UserError: something cannot be read, or lies outside, or the mask is of another size.
     """
+    if outside and mask is None:
+        raise UserError("outside: says that a mask is of what stays, and there is no mask")
     picture, name = _picture(image, "image")
     if place is not None:
         if mask is not None:
             raise UserError("mask and place: give one; what is outside of the placed picture is drawn")
         return _placed(picture, name, size, *_whole_numbers(place, 3, "place", "x, y and width"))
     if mask is None:
-        region = Image.new("L", picture.size, 0 if outside else 255)
+        region = Image.new("L", picture.size, 255)
     else:
         region = _box_mask(mask, picture.size) if _is_box(mask) else _picture(mask, "mask")[0].convert("L")
         if region.size != picture.size:
             sizes = " and ".join(f"{one.width}x{one.height}" for one in (region, picture))
             raise UserError(f"the mask and the image have different sizes: {sizes}")
     mask_HW = _tensor(center_crop(region, size)) >= _LIGHT
-    mask_HW = ~mask_HW if outside and mask is not None else mask_HW
+    mask_HW = ~mask_HW if outside else mask_HW
     if not mask_HW.any():
         raise UserError(f"the mask is empty at {size}x{size} pixels: light pixels ({_LIGHT} to 255) are drawn anew")
     square = picture.width == picture.height

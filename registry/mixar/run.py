@@ -32,6 +32,7 @@ from mixar_core.training.optimizer import AdamW, Optimizer, Updates
 from mixar_core.training.reconstruction import ContinuousReconstruction, DiscreteReconstruction
 from mixar_core.training.trainer import Result
 from mixar_core.training.trainer import train as run_trainer
+from mixar_core.types import Condition
 
 
 def train(
@@ -133,7 +134,7 @@ def make_objective(system: System, registry: Registry) -> Objective:
     if recipe.trains == "mixar" and not recipe.also_trained:
         return MixARObjective(parts.model, recipe.sampling)
     if recipe.trains == "prior":
-        return PriorObjective(parts.prior, parts.discrete_tokenizer, system.condition)
+        return PriorObjective(parts.prior, parts.discrete_tokenizer, parts.conditioner or Condition)
     extractor = construct(recipe, registry, "extractor") if recipe.reconstruction.perceptual_weight else None
     if recipe.trains == "mixar":
         return JointObjective(parts.model, recipe.sampling, extractor, recipe.reconstruction)

@@ -40,6 +40,7 @@ MANIFEST, TIMING = "sample.json", "timing.json"
 REAL = "data"
 #: parts of a recipe that take part in sampling, besides those of PART_KEYS
 _SHAPING = ("trains", "image_size", "num_classes")
+_SAMPLER_OF_BEFORE = {"type": "cosine", "order": "random", "tokens_per_step": None}
 #: of the manifest, what may differ between a run and its continuation
 _FREE = ("name", "versions", "device", "class_names", "continued")
 _LABELS = 1  # sub-stream of the seed for random labels; chunks use (seed, k) alone
@@ -117,7 +118,7 @@ def all_classes(model: Model) -> tuple[int, ...]:
 def describe(model: Model, plan: Plan) -> dict[str, Any]:
     """What decides the images, as plain values: the model by its parts and the digests of its weights, and the plan."""
     plain = to_plain(model.recipe)
-    idle = {"extractor", "callbacks"} | (set() if prior_draws_from_data(model.recipe) else {REAL})
+    idle = {"extractor", "optimizer", "callbacks"} | (set() if prior_draws_from_data(model.recipe) else {REAL})
     parts = {key: plain[key] for key in (*_SHAPING, *PART_KEYS) if key in plain and key not in idle}
     for choice in parts.values():
         if isinstance(choice, dict):
@@ -152,7 +153,9 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], Plan]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         manifest = found if "plan" in found else _of_before(found)
-        plain = dict(manifest["plan"])
+        plain, parts = dict(manifest["plan"]), manifest["model"]["parts"]
+        if "type" not in parts.get("backbone", {"type": ""}):  # written when there was one backbone and one sampler
+            parts["backbone"]["type"], parts["sampler"] = "masked", dict(_SAMPLER_OF_BEFORE)
         settings = SamplingConfig(**plain.pop("settings"))
         return manifest, Plan(**{**plain, "classes": tuple(plain["classes"])}, settings=settings)
     except OSError as error:

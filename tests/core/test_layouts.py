@@ -299,6 +299,24 @@ def test_what_fills_a_place_is_the_sum_of_its_codes() -> None:
         torch.testing.assert_close(fill_BND[..., :3], found.vectors_BEhw.flatten(2).transpose(1, 2))
 
 
+def test_a_sampler_hears_of_all_codes_of_a_place_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    for discrete, places in ((rvq(depth=3), 16), (pyramid(), None)):
+        model, heard = mixar("dc-ca", discrete, PoolTokenizer()).eval(), []
+        plan = model.sampler.plan
+        monkeypatch.setattr(
+            model.sampler, "plan", lambda task, heard=heard, plan=plan, **kw: heard.append(task) or plan(task, **kw)
+        )
+        codes = DrawnCodes(
+            *(t[:, : discrete.layout.tokens] for t in (torch.zeros(2, 99).long(), -torch.arange(198.0).view(2, 99)))
+        )
+        model.plan(Condition(torch.tensor([0, 1])), SamplingConfig(), noise=Noise.seeded(0), codes=codes)
+        (task,) = heard
+        if places is None:
+            assert task.confidence_BN is None  # its codes stand on no token's place
+        else:
+            assert torch.equal(task.confidence_BN, codes.confidence_BN.view(2, places, 3).sum(dim=2))
+
+
 def test_ti_mix_replaces_all_codes_of_a_masked_place() -> None:
     discrete = rvq()
     model = mixar("dc-mix", discrete, PoolTokenizer(), ti_mix=TIMixConfig(schedule="linear")).eval()

@@ -179,11 +179,13 @@ def test_kept_tokens_in_raster_order_are_the_first_ones() -> None:
     model, tokens_BNC = MODELS["raster", "rotary"], normal(BATCH, TOKENS, CHANNELS)
     order_BN = torch.arange(TOKENS).expand(BATCH, -1)
     kept_BK = torch.stack([torch.randperm(5, generator=torch.Generator().manual_seed(row)) for row in range(BATCH)])
-    state = model.start(CONDITION, Guidance(), guided=False)
-    state.reveal(kept_BK, take(tokens_BNC, kept_BK))
-    z = state.predict(order_BN[:, 5:6], Step())
     uncached = with_order(model, order_BN, tokens_BNC, Guidance())[:, 5:6]
-    torch.testing.assert_close(z.cond_BKD, uncached, atol=1e-5, rtol=1e-5)
+    for calls in ([kept_BK], [order_BN[:, :2], order_BN[:, 2:5]]):
+        state = model.start(CONDITION, Guidance(), guided=False)
+        for positions_BK in calls:
+            state.reveal(positions_BK, take(tokens_BNC, positions_BK))
+        z = state.predict(order_BN[:, 5:6], Step())
+        torch.testing.assert_close(z.cond_BKD, uncached, atol=1e-5, rtol=1e-5)
     with pytest.raises(UserError, match="the first tokens only"):
         model.start(CONDITION, Guidance(), guided=False).reveal(kept_BK + 1, take(tokens_BNC, kept_BK))
 

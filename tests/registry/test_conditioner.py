@@ -15,7 +15,7 @@ from mixar.assembly import build
 from mixar.model import load
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import Recipe, load_recipe
-from mixar.run import train
+from mixar.run import make_objective, train
 from mixar_core import NO_CLASS, Condition, MixAR, Noise, TokenBatch, UserError
 from mixar_core.mixture import TIMixConfig
 from mixar_core.model import SamplingConfig
@@ -173,3 +173,10 @@ def test_what_does_not_fit_is_said(family: Path, texts: Registry) -> None:
     )
     with pytest.raises(UserError, match=r"conditioner.*captions: 1; there are 3 classes"):
         build(few, texts, meta=True)
+
+
+def test_the_text_goes_where_the_prior_goes(family: Path, texts: Registry) -> None:
+    system = build(load_recipe(family / "recipes/prior.yaml", TEXT, registry=texts), texts, meta=True)
+    objective = make_objective(system, texts)
+    assert system.conditioner in [*objective.modules()]
+    assert not objective.train().condition.training

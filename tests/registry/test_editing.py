@@ -259,7 +259,7 @@ def test_codes_of_a_depth_and_of_a_pyramid(
         assert torch.equal(edited.images[:, :, :, 10:], pictures(1)[:, :, :, 10:])
 
 
-def test_what_keeps_nothing_is_refused(model: mixar.Model) -> None:
+def test_what_keeps_nothing_or_means_nothing_is_refused(model: mixar.Model) -> None:
     dots = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     dots[1::4, 1::4] = True
     for level, mask in (("both", None), ("codes", None), ("both", dots)):
@@ -268,6 +268,11 @@ def test_what_keeps_nothing_is_refused(model: mixar.Model) -> None:
     assert model.edit(pictures(1), dots, 0, level="latents").redrawn.all()  # the codes are kept
     with pytest.raises(mixar.UserError, match="it has none where the rest is to be drawn"):
         model.edit(pictures(1), None, 0, place=(4, 4, 4), level="latents")
+    with pytest.raises(mixar.UserError, match="feather: where nothing is pasted"):
+        model.edit(pictures(1), BOX, 0, paste=False, feather=0)
+    for place in (None, (4, 4, 4)):
+        with pytest.raises(mixar.UserError, match="outside: says that a mask"):
+            model.edit(pictures(1), None, 0, outside=True, place=place)
     with pytest.raises(mixar.UserError, match="level 'pixels': not known; allowed: both, codes, latents"):
         model.edit(pictures(1), BOX, 0, level="pixels")  # type: ignore[arg-type]
 

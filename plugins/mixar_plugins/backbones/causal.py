@@ -225,8 +225,8 @@ class CausalState(BackboneState):
         self.backbone, self._guidance, self.copies = backbone, guidance, 2 if guided else 1
         self._memory_BMD = guidance.repeat(self.copies).memory_BMD
         front_BTD = backbone.front(condition.guided() if guided else condition, guidance.repeat(self.copies))
-        capacity = front_BTD.shape[1] + backbone.layout.tokens
-        self.caches = [KeyValueCache(capacity) for _ in backbone.layers]
+        self.front = front_BTD.shape[1]
+        self.caches = [KeyValueCache(self.front + backbone.layout.tokens) for _ in backbone.layers]
         self.started = False
         backbone.run(front_BTD, self._memory_BMD, None, None, self.caches)
 
@@ -278,7 +278,9 @@ class CausalState(BackboneState):
             positions_BK, order_BK = positions_BK.sort(dim=1)
             tokens_BKC = take(tokens_BKC, order_BK)
             # tokens that are kept: looked at once, before anything is drawn
-            if not torch.equal(positions_BK, torch.arange(count, device=positions_BK.device).expand_as(positions_BK)):
+            first = self.caches[0].length - self.front
+            next_K = torch.arange(first, first + count, device=positions_BK.device)
+            if not torch.equal(positions_BK, next_K.expand_as(positions_BK)):
                 raise UserError(
                     "backbone causal in raster order can keep the first tokens only, row by row; "
                     "train it with `order: random`, or choose backbone masked"

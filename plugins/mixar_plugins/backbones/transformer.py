@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixar_core.blocks import Attention, CrossAttention, Mlp, attend
+from mixar_core.blocks import Attention, Block, attend
 from mixar_core.types import TokenLayout
 
 
@@ -81,25 +81,10 @@ class CachedAttention(Attention):
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
 
-class CachedBlock(nn.Module):
-    """Pre-norm transformer block around it; with `memory_width`, cross-attention follows self-attention and MLP."""
+class CachedBlock(Block):
+    """A block around it."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp_ratio: float,
-        *,
-        attention_dropout: float = 0.0,
-        dropout: float = 0.0,
-        memory_width: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = CachedAttention(width, heads, attention_dropout=attention_dropout, dropout=dropout)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio), dropout=dropout)
-        self.cross = None if memory_width is None else CrossAttention(width, memory_width, heads, dropout=dropout)
+    attention = CachedAttention
 
     def forward(
         self,
