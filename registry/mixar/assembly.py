@@ -294,9 +294,7 @@ def _mixar(
     injector: GuidanceInjector = construct(
         recipe, registry, "injector", tokenizer=discrete, width=width if "fill" in opens else guidance_width
     )
-    _check(
-        recipe, kind.masks or not injector.follows, "backbone", "no one share of known tokens", "injector", "its use"
-    )
+    _check(recipe, kind.masks or not injector.follows, "backbone", "no share of known tokens", "injector", "need of it")
     if injector.needs_codes:
         _check_codes(recipe, injector, layout, patch, discrete, prior)
     head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=width, layout=layout)

@@ -43,5 +43,5 @@ def test_an_injector_that_follows_needs_passes_with_one_share_of_known_tokens(fa
         if fits:
             build(recipe, registry, meta=True)
             continue
-        with pytest.raises(UserError, match=r"backbone .* and injector .* do not fit: no one share of known tokens"):
+        with pytest.raises(UserError, match=r"backbone .* and injector .* do not fit: no share of known tokens"):
             build(recipe, registry, meta=True)
