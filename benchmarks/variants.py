@@ -28,7 +28,7 @@ from mixar.cli.common import print_table
 from mixar_core.data.loader import load_readable
 from mixar_core.pictures import rows_picture, write_png
 from mixar_eval.distances import kernel_distance
-from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
+from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler, OrderName
 from mixar_zoo.classifier import fit_classifier
 from mixar_zoo.data_sets import Digits, NoSettings
 
@@ -58,7 +58,7 @@ class Row:
     name: str
     model: str
     steps: int
-    order: str = "random"
+    order: OrderName = "random"
     published: float | None = None
 
 
@@ -140,7 +140,7 @@ def draw(row: Row, seed: int, count: int, folder: Path) -> None:
     model = mixar.load(folder)
     assert model.system.model is not None
     one = row.steps == TOKENS
-    model.system.model.sampler = CosineSampler(CosineConfig(order=row.order, tokens_per_step=1 if one else None))  # type: ignore[arg-type]
+    model.system.model.sampler = CosineSampler(CosineConfig(order=row.order, tokens_per_step=1 if one else None))
     began = time.perf_counter()
     drawn = model.generate(torch.arange(count) % 10, steps=row.steps, seed=seed, batch_size=BATCH)
     seconds = torch.tensor((time.perf_counter() - began) / count)
