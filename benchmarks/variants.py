@@ -24,7 +24,6 @@ from attrs import frozen
 from safetensors.torch import load_file, save_file
 
 import mixar
-from mixar.cli.common import print_table
 from mixar.cost import training_flop_per_image
 from mixar_core.data.loader import load_readable
 from mixar_core.pictures import rows_picture, write_png
@@ -167,9 +166,10 @@ def measured(out: Path, count: int) -> list[dict[str, Any]]:
                 "training_tflop": training_tflop(file.parent),
             }
             found.append(figures)
-    others = digits("train")
-    guessed, features = judge.judge(others[0][:count])
-    right = float((guessed == others[1][:count]).float().mean())
+    images, labels = digits("train")
+    others = torch.cat([(labels == digit).nonzero()[: count // 10, 0] for digit in range(10)])
+    guessed, features = judge.judge(images[others])
+    right = float((guessed == labels[others]).float().mean())
     found.append({"row": "real training digits", "kid": kernel_distance(features, reference), "recognised": right})
     return found
 
@@ -195,17 +195,17 @@ def show(found: Sequence[Mapping[str, Any]], out: Path) -> None:
         writer = csv.DictWriter(stream, ("row", "published_fid", "seed", *FIGURES))
         writer.writeheader()
         writer.writerows(found)
-    lines = []
+    print(f"| order, attention | published FID | {' | '.join(FIGURES)} |")
+    print(f"|---|{'---:|' * (1 + len(FIGURES))}")
     for name in dict.fromkeys(each["row"] for each in found):
         runs = [each for each in found if each["row"] == name]
-        lines.append((name, str(runs[0].get("published_fid") or ""), *(spread(runs, figure) for figure in FIGURES)))
-    print_table("digits, 8 x 8 tokens", ("order, attention", "published FID", *FIGURES), lines, right=range(1, 7))
+        print(f"| {name} | {runs[0].get('published_fid') or ''} |", *(f"{spread(runs, each)} |" for each in FIGURES))
     pictures = {
         row.name: load_file(file)["images"][:20]
         for row in ROWS
         if (file := out / f"{row.model}-0" / f"{row.steps}-{row.order}.safetensors").is_file()
     }
-    write_png(rows_picture(pictures, "two of each digit, seed 0"), out / "variants.png")
+    write_png(out / "variants.png", rows_picture(pictures, "two of each digit, seed 0"))
 
 
 def spread(runs: Sequence[Mapping[str, Any]], figure: str) -> str:
