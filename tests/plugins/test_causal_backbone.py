@@ -211,10 +211,9 @@ def test_rotary_angles_are_those_of_row_and_column() -> None:
     torch.testing.assert_close(angles[11], expected)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_every_weight_gets_a_gradient_and_recomputing_changes_none(checkpointing: bool) -> None:
+def test_every_weight_gets_a_gradient_and_recomputing_changes_none() -> None:
     gradients = []
-    for recompute in (False, checkpointing):
+    for recompute in (False, True):
         model = causal(activation_checkpointing=recompute, positions="learned").train()
         order_BN, tokens_BNC = orders_of("random"), normal(BATCH, TOKENS, CHANNELS)
         z = with_order(model, order_BN, tokens_BNC, guidance_of("memory"), Condition(torch.tensor([1, NO_CLASS])))
@@ -315,7 +314,7 @@ def test_compiled_blocks_draw_the_same() -> None:
     torch.compiler.reset()
     settings, drawn = SamplingConfig(cfg=2.0), []
     for compiled in (False, True):
-        model = causal_mixar("dc-ca", RANDOM).eval()
+        model = causal_mixar("dc-ca", CosineConfig(tokens_per_step=8)).eval()
         for block in model.backbone.blocks() if compiled else ():
             block.compile(backend="eager", fullgraph=True)
         drawn.append(model.generate(CONDITION, settings=settings, noise=Noise.seeded(0)).latents_BChw)

@@ -25,6 +25,12 @@ from mixar_plugins.heads.rectified_flow import FlowConfig, RectifiedFlowHead
 LAYOUT = TokenLayout("grid", (Grid(2, 2),))
 SMALL = {"depth": 1, "width": 32}
 ONE_GO = ("mixture", "energy", "categorical", "mse")
+#: what lets a head of each name learn in few steps
+QUICK: dict[str, dict[str, Any]] = {
+    "flow": {"samples_per_token": 2},
+    "joint": {"samples_per_token": 2, "heads": 2},
+    "categorical": {"bins": 16, "bound": 2.5},
+}
 
 
 def build(name: str, *, token_dim: int = 2, width: int = 4, **config: Any) -> Any:
@@ -45,8 +51,8 @@ def awake(head: Any) -> Any:
     return head.eval()
 
 
-def fit(head: ContinuousHead, z: Z, targets: Sequence[Tensor], *, lr: float = 5e-3) -> None:
-    optimizer = torch.optim.Adam(head.parameters(), lr=lr)
+def fit(head: ContinuousHead, z: Z, targets: Sequence[Tensor]) -> None:
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
     for step, target in enumerate(targets):
         loss = head.loss(z, target, noise=Noise.seeded(step)).mean()
         optimizer.zero_grad()
@@ -56,12 +62,12 @@ def fit(head: ContinuousHead, z: Z, targets: Sequence[Tensor], *, lr: float = 5e
 
 @pytest.mark.parametrize("name", ["flow", "joint", *ONE_GO])
 def test_the_head_learns_the_mean_and_spread_of_its_tokens(name: str) -> None:
-    head = build(name, **({"heads": 2} if name == "joint" else {}))
+    head = build(name, **QUICK.get(name, {}))
     z_BKD = torch.zeros(64, 4, 4)
     z_BKD[::2, :, 0] = 1.0
     means = torch.where(z_BKD[..., :1] > 0, 1.0, -1.0).expand(-1, -1, 2)
     draws = torch.Generator().manual_seed(0)
-    targets = [means + 0.4 * torch.randn(means.shape, generator=draws) for _ in range(200)]
+    targets = [means + 0.4 * torch.randn(means.shape, generator=draws) for _ in range(100)]
     fit(head, asked(z_BKD), targets)
     with torch.no_grad():
         drawn = head.sample(asked(z_BKD), Step(), noise=Noise.seeded(1))
@@ -73,11 +79,12 @@ def test_the_head_learns_the_mean_and_spread_of_its_tokens(name: str) -> None:
 @pytest.mark.parametrize("name", ["joint", "flow"])
 def test_only_the_joint_head_knows_what_its_tokens_share(name: str) -> None:
     """Four tokens with one sign, drawn in one step: z says nothing of it."""
-    head = build(name, token_dim=1, **({"heads": 2} if name == "joint" else {}))
-    z = asked(torch.zeros(128, 4, 4))
+    head = build(name, token_dim=1, **QUICK[name])
+    z = asked(torch.zeros(64, 4, 4))
     draws = torch.Generator().manual_seed(0)
-    signs = [torch.randint(2, (128, 1, 1), generator=draws).float() * 2 - 1 for _ in range(250)]
+    signs = [torch.randint(2, (64, 1, 1), generator=draws).float() * 2 - 1 for _ in range(150)]
     fit(head, z, [sign.expand(-1, 4, -1) for sign in signs])
+    z = asked(torch.zeros(128, 4, 4))
     with torch.no_grad():
         drawn = head.sample(z, Step(), noise=Noise.seeded(1)).squeeze(-1)
     agreement = (drawn.sign().sum(dim=1).abs() == 4).float().mean()
@@ -189,7 +196,7 @@ def test_the_mixture_is_torchs() -> None:
 
 @pytest.mark.parametrize("cfg", [0.0, 0.5, 2.0])
 def test_guidance_of_the_mixture_is_that_of_densities(cfg: float) -> None:
-    """Of N(0, 1) against N(-1, 1) guidance makes N(cfg - 1, 1); of two components with weights, their powers."""
+    """Of N(0, 1) against N(-1, 1) guidance makes N(cfg - 1, 1)."""
     head = MixtureHead(MixtureHeadConfig(**SMALL, candidates=256), token_dim=1, width=4, layout=LAYOUT)
 
     def gaussians(z_BKD: Tensor) -> Gaussians:
@@ -201,6 +208,24 @@ def test_guidance_of_the_mixture_is_that_of_densities(cfg: float) -> None:
     drawn = head.sample(z, Step(cfg=cfg), noise=Noise.seeded(0))
     assert drawn.mean() == pytest.approx(cfg - 1.0, abs=0.12)
     assert drawn.std() == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("cfg", "share"), [(1.0, 0.8), (2.0, 16 / 17), (0.0, 0.5)])
+def test_components_are_drawn_by_their_weights_and_guided_by_powers_of_them(cfg: float, share: float) -> None:
+    """Of 4 : 1 against 1 : 1 guidance makes 4^cfg : 1."""
+    head = MixtureHead(MixtureHeadConfig(**SMALL, candidates=64), token_dim=1, width=4, layout=LAYOUT)
+    means = torch.tensor([5.0, -5.0])[:, None].expand(250, 4, 2, 1)
+
+    def gaussians(z_BKD: Tensor) -> Gaussians:
+        weights = torch.stack([z_BKD[..., 0], 1.0 - z_BKD[..., 0]], dim=-1)
+        return Gaussians(weights.log(), means, torch.ones_like(means))
+
+    head.gaussians = gaussians  # type: ignore[method-assign]
+    drawn = head.sample(
+        asked(torch.full((250, 4, 4), 0.8), torch.full((250, 4, 4), 0.5)), Step(cfg=cfg), noise=Noise.seeded(0)
+    )
+    assert (drawn > 0).float().mean() == pytest.approx(share, abs=0.04)
+    assert drawn.abs().mean() == pytest.approx(5.0, abs=0.15) and drawn.abs().std() == pytest.approx(1.0, abs=0.1)
 
 
 def test_temperature_of_the_mixture_scales_deviations() -> None:

@@ -55,9 +55,9 @@ def started(recipe: Recipe, folder: Path, registry: Registry) -> tuple[dict[str,
     return noted, read_weights(folder / "weights_raw.safetensors")
 
 
-MASKGIT = {"type": "maskgit", "bits": 2, "stride": 4, "splits": 1}
+MASKGIT = {"type": "maskgit", "bits": 2, "stride": 4, "width": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
 BARE = {"prior": None, "ti_mix": None}
-STILL = {"training__learning_rate": 1e-30, "training__weight_decay": 0.0}
+STILL = {"training__learning_rate": 1e-30, "training__weight_decay": 0.0, "training__steps": 1}
 
 
 # ---------------------------------------------------------------- the plan
