@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from mixar_core.blocks import blocks_in
 from mixar_core.masking import masked_count, split_by_order
 from mixar_core.plan import Order
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
@@ -55,7 +56,7 @@ class Backbone(nn.Module, ABC):
 
     def blocks(self) -> Iterator[nn.Module]:
         """The blocks that are compiled one by one, and recomputed one by one under activation checkpointing."""
-        yield from self.children()
+        yield from blocks_in(self)
 
 
 class BackboneState(ABC):

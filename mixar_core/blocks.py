@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -112,6 +113,12 @@ class Block(nn.Module):
         if self.cross is not None and memory_BMD is not None:
             x_BTD = self.cross(x_BTD, memory_BMD)
         return x_BTD
+
+
+def blocks_in(module: nn.Module) -> Iterator[nn.Module]:
+    """Its children, and of a list of blocks every block: a list's own forward is never called."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else (child,)
 
 
 def sharded_blocks(trained: nn.Module) -> list[nn.Module]:

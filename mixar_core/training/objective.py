@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from mixar_core.blocks import blocks_in
 from mixar_core.data.tokens import CachedTokens, FrozenTokenizers
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
@@ -85,8 +86,7 @@ class Objective(nn.Module, ABC):
 
     def blocks(self) -> Iterator[nn.Module]:
         """The modules of `trained` that are compiled, one by one: its children, and in a list of blocks every block."""
-        for child in self.trained.children():
-            yield from child if isinstance(child, nn.ModuleList) else (child,)
+        yield from blocks_in(self.trained)
 
     def compile_parts(self) -> None:
         """torch.compile every block, in place."""
@@ -141,9 +141,9 @@ class MixARObjective(Objective):
         return ("head",)
 
     def blocks(self) -> Iterator[nn.Module]:
-        """Every block of the backbone, and the head's network."""
+        """Every block of the backbone, and the head's networks and blocks."""
         yield from self.model.backbone.blocks()
-        yield from self.model.head.children()
+        yield from blocks_in(self.model.head)
 
 
 class PriorObjective(Objective):

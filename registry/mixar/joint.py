@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from mixar_core.blocks import blocks_in
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
@@ -68,8 +69,8 @@ class JointObjective(MixARObjective):
         """The MixAR's, and of the parts trained with it every child, and of a list of blocks every block."""
         yield from super().blocks()
         for key, part in self.trained.named_children():
-            for child in part.children() if key not in ("backbone", "injector", "head") else ():
-                yield from child if isinstance(child, nn.ModuleList) else (child,)
+            if key not in ("backbone", "injector", "head"):
+                yield from blocks_in(part)
 
     def _encode(self, images: ImageBatch, own: dict[str, Losses], *, step: int, noise: Noise) -> TokenBatch:
         """Tokens, with a gradient of those tokenizers that are trained, whose losses are put into `own`."""

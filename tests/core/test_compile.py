@@ -68,3 +68,14 @@ def test_no_block_of_a_recipe_breaks_its_graph(family: Path, registry: Registry,
     counter = compiled(objective)
     step(objective, ImageBatch(torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([0, 1])), 0)
     assert counter.frame_count > 0
+
+
+@pytest.mark.parametrize("head", ["joint", "energy"])
+def test_what_is_compiled_of_a_head_is_what_is_called(family: Path, registry: Registry, head: str) -> None:
+    chosen = {"head": {"type": head, "width": 16, "depth": 2}}
+    recipe = load_recipe(family / "recipes/mixar.yaml", chosen, registry=registry)
+    objective, called = make_objective(build(recipe, registry), registry).train(), set()
+    for block in objective.blocks():
+        block.register_forward_hook(lambda module, *_: called.add(module))
+    step(objective, ImageBatch(torch.rand(2, 3, 16, 16) * 2 - 1, torch.tensor([0, 1])), 0)
+    assert called == {*objective.blocks()}
