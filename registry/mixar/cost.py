@@ -30,6 +30,7 @@ from mixar.memory import (
     trained_passes,
     training_memory,
 )
+from mixar.recipe import TRAINABLE
 from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
 from mixar_core.model import MixAR, SamplingConfig
@@ -164,7 +165,7 @@ def _sampling(system: System) -> dict[str, Figure]:
         return {part: _figure(run) for part, run in trained_passes(system).items()}
     costs: dict[str, Figure] = {}
     if model is not None:
-        plan, z_BKD = _plan(model, settings), torch.zeros(1, 1, model.backbone.width, device=META)
+        plan, z_BKD = planned_steps(model, settings), torch.zeros(1, 1, model.backbone.width, device=META)
         costs["backbone"] = figure(lambda: _backbone_gflop(system, model, plan))
         costs["head"] = figure(lambda: _head_gflop(model.head, plan, Z(z_BKD, codes_of(1), z_BKD)))
     if prior is not None and (model is None or model.injector.needs_codes):
@@ -179,7 +180,7 @@ def _sampling(system: System) -> dict[str, Figure]:
     return {**costs, decoder: _figure(lambda: _decode(system))}
 
 
-def _plan(model: MixAR, settings: SamplingConfig) -> Sequence[PlannedStep]:
+def planned_steps(model: MixAR, settings: SamplingConfig) -> Sequence[PlannedStep]:
     """The steps of sampling one image, with positions that have no value."""
     return model.plan(model.condition(codes_of(1)[0]), settings, noise=Noise.seeded(0)).steps
 
@@ -266,7 +267,7 @@ def _tokens(system: System) -> dict[str, int]:
     front = getattr(config, "buffer", 0) + (0 if prefix_BPD is None else prefix_BPD.shape[1])
     if not model.backbone.masks:
         return {"training_masked": masked, "training_decoder": front + tokens, "sampling_decoder": front + tokens}
-    last = _plan(model, system.recipe.sampling)[-1].positions_BK.shape[1]
+    last = planned_steps(model, system.recipe.sampling)[-1].positions_BK.shape[1]
     return {
         "training_masked": masked,
         "training_encoder": front + tokens - masked,
@@ -279,7 +280,7 @@ def _tokens(system: System) -> dict[str, int]:
 
 def _parts(system: System) -> tuple[PartCost, ...]:
     trained = dict(system.model.trained.items()) if system.model is not None else {}
-    frozen = {key: getattr(system, key) for key in ("continuous_tokenizer", "discrete_tokenizer", "prior")}
+    frozen = {key: getattr(system, key) for key in (*TRAINABLE, "conditioner")}
     return tuple(
         PartCost(
             key,

@@ -68,7 +68,7 @@ def training_memory(system: System, *, processes: int = 1) -> dict[str, Figure]:
         system: built with `meta=True`.
     """
     settings, module, trained = system.recipe.training, system.trained, system.parameters
-    parts = (module, system.continuous_tokenizer, system.discrete_tokenizer, system.prior)
+    parts = (module, system.continuous_tokenizer, system.discrete_tokenizer, system.prior, system.conditioner)
     everything = {p: p.numel() for part in parts if part is not None for p in part.parameters()}
     shares = processes if settings is not None and settings.parallel == "fsdp" else 1
     memory: dict[str, Figure] = {

@@ -295,6 +295,22 @@ def test_guidance_costs_what_the_sequences_say(family: Path, tmp_path: Path, reg
         check_models({**models, "prior": mixar.load(family / "models/prior", device="cpu")})
 
 
+def test_guidance_is_counted_along_the_samplers_plan(family: Path, tmp_path: Path, registry: Registry) -> None:
+    models = {}
+    for name, backbone in (
+        ("four", {}),
+        ("causal", {"backbone": {"type": "causal", "width": 16, "depth": 1, "heads": 2}}),
+    ):
+        chosen = {**backbone, "masking": None, "sampler": {"type": "cosine", "tokens_per_step": 4}}
+        recipe = load_recipe(family / "recipes/mixar.yaml", chosen, registry=registry)
+        save_model(tmp_path / name, recipe_yaml=to_yaml(recipe), tensors=mixar.build(recipe).trained.state_dict())
+        models[name] = mixar.load(tmp_path / name, device="cpu")
+    cost = cost_of(models["four"], models["four"].settings(steps=1, cfg=1.0), registry)
+    assert cost["tokens"] == sum(1 + known + 17 for known in (0, 4, 8, 12))
+    with pytest.raises(UserError, match="causal: its backbone has no encoder and decoder"):
+        check_models(models)
+
+
 def test_tables_and_numbers() -> None:
     assert table([{"a": 1, "b|c": None}]) == "| a | b/c |\n| --- | --- |\n| 1 | - |\n"
     assert table([{"a": "x", "b": 2, "c": 0.5}]) == "| a | b | c |\n| --- | ---: | ---: |\n| x | 2 | 0.5 |\n"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixar.assembly import build
+from mixar.cost import estimate
 from mixar.model import load
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import Recipe, load_recipe
@@ -180,3 +181,11 @@ def test_the_text_goes_where_the_prior_goes(family: Path, texts: Registry) -> No
     objective = make_objective(system, texts)
     assert system.conditioner in [*objective.modules()]
     assert not objective.train().condition.training
+
+
+def test_a_frozen_text_encoder_takes_memory(recipe: Recipe, texts: Registry) -> None:
+    found = estimate(build(recipe, texts, meta=True))
+    (part,) = [part for part in found.parts if part.part == "conditioner"]
+    assert (part.type, part.parameters, part.trained) == ("toy-text", 26 * 6, False)
+    frozen = sum(part.parameters for part in found.parts if not part.trained)
+    assert found.memory_gb["frozen_weights"] == pytest.approx(4e-9 * frozen)

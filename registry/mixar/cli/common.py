@@ -103,7 +103,7 @@ def asked_classes(model: Model, classes: Sequence[str], labels: Sequence[str]) -
     names = [name for text in classes for name in split_names(text, model.class_names)]
     numbers = [item.strip() for text in labels for item in text.split(",")]
     if not all(re.fullmatch(r"[+-]?[0-9]+", number) for number in numbers):
-        raise UserError(f"--labels {','.join(labels)}: not whole numbers separated by commas")
+        raise UserError(f"labels {','.join(labels)}: not whole numbers separated by commas")
     wanted = [*names, *map(int, numbers)]
     return model.labels(wanted).tolist() if wanted else []
 

@@ -10,14 +10,13 @@ from attrs import evolve
 from PIL import Image
 
 from mixar.assembly import build
-from mixar.cost import estimate
+from mixar.cost import estimate, planned_steps
 from mixar.memory import drawn_codes
 from mixar.model import Model
 from mixar.plugins import Registry
 from mixar.sampling import Plan
 from mixar_core.data.dataset import class_misfit
 from mixar_core.errors import UserError
-from mixar_core.masking import masked_after_step
 from mixar_core.model import SamplingConfig
 from mixar_eval.context import EvalContext
 from mixar_eval.points import Curves, draw_panels, measure_points
@@ -36,6 +35,8 @@ def check_models(models: Mapping[str, Model]) -> None:
     for name, model in models.items():
         if model.system.model is None:
             raise UserError(f"{name}: trains {model.recipe.trains}; guidance is compared among MixARs")
+        if not model.system.model.backbone.masks:
+            raise UserError(f"{name}: its backbone has no encoder and decoder, whose tokens are compared here")
         for key in ("image_size", "num_classes"):
             mine, theirs = getattr(model.recipe, key), getattr(first, key)
             if mine != theirs:
@@ -59,12 +60,12 @@ def cost_of(model: Model, sampling: SamplingConfig, registry: Registry) -> dict[
     found = estimate(system)
     memory_BMD = system.model.guidance(drawn_codes(system)).memory_BMD
     front, decoder = found.tokens["sampling_encoder_first"], found.tokens["sampling_decoder"]
-    tokens = before = decoder - front
-    total = 0
-    for after in masked_after_step(tokens, sampling.steps):
-        if after < before:  # a step that fixes no token costs nothing
-            total += front + tokens - before + decoder
-        before = after
+    total = known = 0
+    for planned in planned_steps(system.model, sampling):
+        count, passes = planned.positions_BK.shape[1], 1 + (planned.step.cfg != 1.0)
+        known -= count if planned.step.redraw else 0
+        total += passes * (front + known + decoder)
+        known += count
     gflop = found.sampling_gflop["total"]
     return {
         "injector": recipe.injector.type,
@@ -73,7 +74,7 @@ def cost_of(model: Model, sampling: SamplingConfig, registry: Registry) -> dict[
         "encoder_last": found.tokens["sampling_encoder_last"],
         "decoder": decoder,
         "memory": 0 if memory_BMD is None else memory_BMD.shape[1],
-        "tokens": (2 if sampling.cfg != 1.0 and recipe.num_classes else 1) * total,
+        "tokens": total,
         "gflop": None if isinstance(gflop, str) else gflop,
     }
 
