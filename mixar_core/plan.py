@@ -42,7 +42,7 @@ class Task:
 
     Args:
         images: B. layout: of the continuous tokens. device: where index tensors are made.
-        steps: autoregressive steps at most, 1 or more.
+        steps: autoregressive steps at most, 1 or more; of a sampler whose own settings count them, no bound.
         cfg, cfg_schedule, temperature, head_steps: as in SamplingConfig; a cfg of 1 where there is no condition.
         order: what the backbone can do.
         known_BK: positions of the tokens that are given, int64, equally many in every image; None: none is.
