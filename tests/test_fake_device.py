@@ -36,7 +36,7 @@ SHIPPED = sorted(plugin_manager().recipes())
 WHOLE = ("mixar_l",)
 #: few steps of every sampler, because a third is as the second; and guidance, to which some recipes have set none
 FEW_STEPS = {
-    "mixar": ["sampling.steps=2", "sampling.head_steps=2", "sampling.prior_steps=2", "sampling.cfg=2"],
+    "mixar": ["sampling.steps=2", "sampling.prior_steps=2", "sampling.cfg=2"],
     "prior": ["prior.steps=2", "prior.guidance_scale=2"],
 }
 
@@ -45,7 +45,10 @@ CHECKPOINTING = "activation_checkpointing"
 
 def made(name: str, registry: Registry, *overrides: str) -> tuple[Recipe, Objective]:
     """A recipe with samplers of few steps, and its objective on `meta`; TI-Mix asks the prior in every step."""
-    few = FEW_STEPS.get(load_recipe(name, registry=registry).trains, [])
+    whole = load_recipe(name, registry=registry)
+    few = [*FEW_STEPS.get(whole.trains, [])]
+    if whole.head is not None and hasattr(whole.head.config, "sampling_steps"):  # others draw in one go
+        few.append("sampling.head_steps=2")
     recipe = load_recipe(name, registry=registry, overrides=[*few, *overrides])
     objective = make_objective(build(recipe, registry, meta=True), registry)
     if isinstance(objective, MixARObjective) and objective.model.prior is not None:
