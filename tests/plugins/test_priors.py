@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
-from mixar_core.mixture import MASKED_CODE
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Condition, Quantized
@@ -235,40 +234,6 @@ def test_bad_arguments_are_refused_in_one_line() -> None:
         BitTokenPrior(MaskBitConfig(bits=6, stride=8), tokenizer=tokenizer(10), num_classes=1)
     with pytest.raises(UserError, match="stride is 4; the discrete tokenizer's is 8"):
         BitTokenPrior(MaskBitConfig(bits=6, stride=4), tokenizer=tokenizer(), num_classes=1)
-
-
-@both
-@settings(max_examples=15, deadline=None)
-@given(data=st.data())
-def test_given_codes_stay_and_the_others_are_drawn_to_them(cls, data: st.DataObject) -> None:
-    prior, shares = make(cls), [data.draw(st.sampled_from([0.0, 0.3, 0.9, 1.0])) for _ in range(BATCH)]
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    truth_BN = torch.randint(2**BITS, (BATCH, SIDE**2), generator=generator)
-    kept_BN = torch.rand(BATCH, SIDE**2, generator=generator) < torch.tensor(shares)[:, None]
-    given_BN = torch.where(kept_BN, truth_BN, MASKED_CODE)
-    steps = list(prior.sample_steps(asked(), noise=Noise.seeded(1), given_BN=given_BN))
-    before_BN = given_BN
-    for step in steps:
-        fixed_BN = before_BN != MASKED_CODE
-        assert torch.equal(step.codes_BN[fixed_BN], before_BN[fixed_BN])
-        before_BN = step.codes_BN
-    last = steps[-1]
-    assert (last.codes_BN >= 0).all() and torch.equal(last.codes_BN[kept_BN], truth_BN[kept_BN])
-    assert last.confidence_BN is not None and (last.confidence_BN[kept_BN] == 0).all()
-    assert (last.confidence_BN <= 0).all() and last.confidence_BN.isfinite().all()
-
-
-def test_nothing_given_is_as_without_and_what_is_given_conditions_the_rest() -> None:
-    prior = make()
-    nothing_BN = torch.full((BATCH, SIDE**2), MASKED_CODE)
-    free = prior.sample(asked(), noise=Noise.seeded(1)).codes_BN
-    assert torch.equal(free, prior.sample(asked(), noise=Noise.seeded(1), given_BN=nothing_BN).codes_BN)
-    drawn = []
-    for code in (0, 2**BITS - 1):
-        given_BN = nothing_BN.clone()
-        given_BN[:, : SIDE**2 // 2] = code
-        drawn.append(prior.sample(asked(), noise=Noise.seeded(1), given_BN=given_BN).codes_BN[:, SIDE**2 // 2 :])
-    assert not torch.equal(*drawn)
 
 
 def test_confidence_is_the_log_probability_of_what_was_drawn() -> None:

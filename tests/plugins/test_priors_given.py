@@ -31,31 +31,38 @@ def make(cls: type[MaskedTransformerPrior] = BitTokenPrior, **changes) -> Masked
     return prior
 
 
-def some_codes(seed: int, share: float) -> Tensor:
-    """Two rows of codes, of which about this share is given."""
+def some_codes(seed: int, *shares: float) -> Tensor:
+    """Two rows of codes, of which about this share is given, or these."""
     generator = torch.Generator().manual_seed(seed)
     codes_BN = torch.randint(CODES, (2, TOKENS), generator=generator)
-    return codes_BN.masked_fill(torch.rand(2, TOKENS, generator=generator) >= share, MASKED_CODE)
+    absent_BN = torch.rand(2, TOKENS, generator=generator) >= torch.tensor(shares)[:, None]
+    return codes_BN.masked_fill(absent_BN, MASKED_CODE)
 
 
 @settings(max_examples=25)
 @given(
     st.integers(0, 2**31),
-    st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+    st.tuples(*[st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0])] * 2),
     st.integers(1, 70),
     st.sampled_from([1, 3]),
     st.sampled_from([BitTokenPrior, EmbeddingTokenPrior]),
 )
-def test_given_codes_stay_at_every_step_and_the_others_are_drawn(seed, share, steps, splits, cls) -> None:
-    given_BN = some_codes(seed, share)
+def test_given_codes_stay_at_every_step_and_the_others_are_drawn(seed, shares, steps, splits, cls) -> None:
+    given_BN = some_codes(seed, *shares)
     known_BN = given_BN != MASKED_CODE
     prior, condition = make(cls, splits=splits), Condition(torch.tensor([0, 1]))
-    seen = list(prior.sample_steps(condition, noise=Noise.seeded(seed), steps=steps, given_BN=given_BN))
+    seen, before_BN = (
+        list(prior.sample_steps(condition, noise=Noise.seeded(seed), steps=steps, given_BN=given_BN)),
+        given_BN,
+    )
     for drawn in seen:
         assert torch.equal(drawn.codes_BN[known_BN], given_BN[known_BN])
         assert not drawn.confidence_BN[known_BN].any()
+        fixed_BN = before_BN != MASKED_CODE
+        assert torch.equal(drawn.codes_BN[fixed_BN], before_BN[fixed_BN])
+        before_BN = drawn.codes_BN
     assert seen[-1].codes_BN.min() >= 0 and seen[-1].codes_BN.max() < CODES
-    assert (seen[-1].confidence_BN[~known_BN] < 0).all()
+    assert (seen[-1].confidence_BN[~known_BN] < 0).all() and seen[-1].confidence_BN.isfinite().all()
     assert len(seen) == min(steps, splits * TOKENS)
 
 
@@ -88,8 +95,15 @@ def test_one_step_without_noise_is_the_likeliest_given_the_given() -> None:
     assert (confidences[0] != confidences[1]).all(), "other neighbours, other chances"
 
 
-def test_nothing_given_is_as_without() -> None:
+def test_nothing_given_is_as_without_and_what_is_given_conditions_the_rest() -> None:
     prior, condition = make(), Condition(torch.tensor([0, 1]))
     nothing_BN = torch.full((2, TOKENS), MASKED_CODE)
     one, other = (prior.sample(condition, noise=Noise.seeded(3), given_BN=codes) for codes in (None, nothing_BN))
     assert torch.equal(one.codes_BN, other.codes_BN)
+    rest = []
+    for code in (0, CODES - 1):
+        given_BN = nothing_BN.clone()
+        given_BN[:, : TOKENS // 2] = code
+        drawn = prior.sample(condition, noise=Noise.seeded(1), given_BN=given_BN)
+        rest.append(drawn.codes_BN[:, TOKENS // 2 :])
+    assert not torch.equal(*rest)
