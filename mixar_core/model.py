@@ -192,7 +192,10 @@ class MixAR(nn.Module):
             lacks = "a prior; the recipe has none" if self.prior is None else "a prior that can predict codes"
             raise UserError(f"TI-Mix (ti_mix.schedule other than constant) needs {lacks}")
         masked_BN = split.masked_BN.repeat_interleave(self.prior.layout.depth, dim=1)
+        training = self.prior.training
+        self.prior.eval()  # one that is trained, too, predicts as it will while sampling: without dropout
         predicted = self.prior.predict(codes_BN, masked_BN, condition, noise=noise)
+        self.prior.train(training)
         rho_BN = noise.uniform(codes_BN.shape, codes_BN.device, name="rho")
         mixed_BN = ti_mixture(codes_BN, predicted.codes_BN, masked_BN, rho_BN, lam)
         if predicted.confidence_BN is None:

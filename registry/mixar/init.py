@@ -48,7 +48,8 @@ class Source:
 
     Args:
         tables: of the source. class_names: in the order of its labels; empty where they are not known.
-        other_parts: beginnings of names (`head.`) of parts that are of another type here, so that names say nothing.
+        other_parts: beginnings of names (`head.`) of parts that are of another type here, so that names say nothing, or
+            that begin with weights of their own.
     """
 
     tensors: Mapping[str, Tensor]
@@ -154,16 +155,15 @@ def start_from(system: System, registry: Registry, class_names: Sequence[str]) -
     recipe, init, trained = system.recipe, system.recipe.init, system.trained
     assert init is not None
     with said_of(f"recipe {recipe.name}: init.from: {init.from_}"):
-        file = find_weights(init.from_, registry)
+        file, kept = find_weights(init.from_, registry), _own_weights(recipe)
         source = _source(recipe, init, registry)
-        source = attrs.evolve(source, tensors=read_tensors(file))
+        source = attrs.evolve(source, tensors=read_tensors(file), other_parts=source.other_parts + kept)
     target, tables = trained.state_dict(), tables_of(trained)
     with said_of(f"recipe {recipe.name}: init.classes"):
         counts = [source.tables.get(name, tables[name]).rows for name in tables if name in source.tensors]
         learned = recipe.num_classes and any(isinstance(count, int) and count for count in counts)
         rows = match_classes(recipe, init, source, class_names) if learned else [None] * recipe.num_classes
     plan = plan_init(target, tables, source, rows)
-    kept = _own_weights(recipe)
     plan = attrs.evolve(plan, anew=tuple(name for name in plan.anew if not name.startswith(kept)))
     if not (plan.taken or plan.resized):
         raise UserError(f"recipe {recipe.name}: init.from: {init.from_}: nothing of it has a place here")

@@ -98,6 +98,16 @@ def test_a_prior_may_be_trained_on_tokens():
     assert {"prior/mlm", "diffusion"} <= one_step(objective).terms.keys() and gradient(objective.model.prior) > 0
 
 
+def test_a_prior_that_is_trained_predicts_for_ti_mix_as_it_will_while_sampling(monkeypatch: pytest.MonkeyPatch):
+    objective, heard = joint("prior").train(), []
+    prior = objective.model.prior
+    predict = prior.predict
+    monkeypatch.setattr(prior, "predict", lambda *a, **k: heard.append(prior.training) or predict(*a, **k))
+    objective.model.ti_mix = TIMixConfig(start=0.5)
+    one_step(objective)
+    assert heard == [False] and prior.training and not [m for m in prior.modules() if not m.training]
+
+
 @pytest.mark.parametrize("also_trained", [(LATENTS,), ("prior",)])
 def test_a_joint_run_is_like_any_other(tmp_path, also_trained):
     """Micro-batches change nothing, a resumed run ends with the same bits, and the weights hold what was trained."""

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from mixar import load, train
 from mixar.assembly import build
-from mixar.init import InitPlan, Source, begun, plan_init, resized, tables_of, told
+from mixar.init import InitPlan, Source, begun, plan_init, resized, start_from, tables_of, told
 from mixar.plugins import Registry
 from mixar.recipe import Recipe, load_recipe, make_recipe, to_plain, to_yaml
 from mixar_core.errors import UserError
-from mixar_core.storage import read_weights
+from mixar_core.storage import read_weights, write_weights
 from mixar_core.tables import Table
 from mixar_core.types import Grid, TokenLayout
 from tests.tiny import CLASSES
@@ -299,6 +299,22 @@ def test_a_joint_run_saves_loads_and_samples(
         assert any(not torch.equal(tensor, began[name]) for name, tensor in own.items())
     frozen = {"continuous_tokenizer", "discrete_tokenizer", "prior"} - {*also_trained}
     assert not [name for name in tensors if name.startswith(tuple(frozen))]
+
+
+def test_a_part_with_weights_of_its_own_begins_with_these(begin: Path, family: Path, registry: Registry):
+    """A joint model holds a prior, too; the recipe names another one."""
+    recipe = of(
+        family, "mixar", registry, also_trained=["prior"], prior__weights=str(begin / "prior"),
+        init={"from": str(begin / "joint.safetensors"), "classes": "fresh"},
+    )  # fmt: skip
+    system = build(recipe, registry)
+    tensors = {name: torch.full_like(tensor, 3) for name, tensor in system.trained.state_dict().items()}
+    write_weights(begin / "joint.safetensors", tensors)
+    facts = start_from(system, registry, CLASSES)
+    own = read_weights(begin / "prior/weights.safetensors")
+    assert all(torch.equal(tensor, own[name]) for name, tensor in system.prior.state_dict().items())
+    assert {f"prior.{name}" for name in own} <= {*facts["left"]} and "backbone.mask_token" in facts["taken"]
+    assert not [name for name in facts["anew"] if name.startswith("prior.")]
 
 
 def test_notes_name_the_first_of_many():
