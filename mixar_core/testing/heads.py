@@ -64,6 +64,8 @@ def check_head(
         shape = (images, 1 if "one token" in name else tokens, head.token_dim)
         expect_tensor(name, tensor, (images, tokens) if name == "loss" else shape)
     expect_equal("not as without guidance", {"sample at guidance 1": found["sample"]}, found, rtol=1e-5)
+    guided = found.get("sample with guidance")
+    expect(guided is None or not torch.equal(guided, found["sample"]), "guided, yet the sample is the same")
     solver = Step(solver="no solver has this name")
     expect(_unless_refused(head, z, solver) is None, "sample takes a solver that nobody knows")
 

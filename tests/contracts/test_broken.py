@@ -92,6 +92,11 @@ class Mean(Head):
         return super().sample(z, attrs.evolve(step, temperature=0.0), noise=noise)
 
 
+class Unguided(Head):
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        return super().sample(z._replace(uncond_BKD=None), step, noise=noise)
+
+
 class AnySolver(Head):
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
         return super().sample(z, attrs.evolve(step, solver=None), noise=noise)
@@ -141,6 +146,7 @@ def test_the_smallest_head_passes() -> None:
         (Detached, "input 0 gets no gradient"),
         (Deaf, "another seed, yet the same sample"),
         (Mean, "another seed, yet the same sample"),
+        (Unguided, "guided, yet the sample is the same"),
         (AnySolver, "a solver that nobody knows"),
         (Neighbours, "sample: it depends on what shares the batch"),
         (OfOneShape, "sample has shape (30, 4), not (3, 10, 4)"),

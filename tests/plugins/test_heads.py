@@ -184,6 +184,21 @@ def test_temperature_0_leaves_no_noise(name: str) -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("name", ["flow", "joint", "energy", "categorical", "mse"])
+def test_guidance_goes_from_the_unconditional_to_the_conditional_and_on(name: str) -> None:
+    """At a scale of 0 it is the one, at 1 the other, and at 2 the mean of a mean goes as far again."""
+    head = awake(build(name, **QUICK.get(name, {})))
+    cond, uncond = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        drawn = [head.sample(asked(cond, uncond), Step(cfg=cfg), noise=Noise.seeded(0)) for cfg in (0.0, 1.0, 2.0)]
+        alone = [head.sample(asked(z_BKD), Step(), noise=Noise.seeded(0)) for z_BKD in (uncond, cond)]
+    for found, wanted in zip(drawn, alone, strict=False):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(drawn[2], drawn[1])
+    if name == "mse":
+        torch.testing.assert_close(drawn[2], 2 * drawn[1] - drawn[0], rtol=1e-4, atol=1e-5)
+
+
 def test_the_mixture_is_torchs() -> None:
     head: MixtureHead = awake(build("mixture", components=3))
     gaussians = head.gaussians(torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0)))

@@ -1,4 +1,4 @@
-"""A rectified flow over one token's latent, as FlowAR, NextStep-1 and SphereAR have it on top of their transformers."""
+"""A rectified flow over one token's latent, as NextStep-1 and SphereAR have it on top of their transformers."""
 
 from __future__ import annotations
 
