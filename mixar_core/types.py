@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from attrs import field, frozen
-from attrs.validators import ge, min_len
+from attrs.validators import ge, in_, min_len
 from torch import Tensor
 
 #: The label that stands for "no class": what a dropped label becomes, and what an unconditional model is given.
@@ -55,9 +55,17 @@ class TokenLayout:
         depth: tokens a place, of `depth`.
     """
 
-    kind: Literal["grid", "depth", "pyramid", "sequence"]
+    kind: Literal["grid", "depth", "pyramid", "sequence"] = field(
+        validator=in_(("grid", "depth", "pyramid", "sequence"))
+    )
     scales: tuple[Grid, ...] = field(validator=min_len(1))
     depth: int = field(default=1, validator=ge(1))
+
+    def __attrs_post_init__(self) -> None:
+        if self.kind != "pyramid" and len(self.scales) > 1:
+            raise ValueError(f"{len(self.scales)} scales of a {self.kind}; only a pyramid has several")
+        if self.kind != "depth" and self.depth > 1:
+            raise ValueError(f"depth {self.depth} of a {self.kind}; only a depth has several tokens a place")
 
     @property
     def tokens(self) -> int:

@@ -206,6 +206,19 @@ def test_broken_layouts_fail() -> None:
             check(make)
 
 
+@pytest.mark.parametrize(
+    ("kind", "scales", "depth", "message"),
+    [
+        ("grid", (Grid(2, 2), Grid(4, 4)), 1, "2 scales of a grid"),
+        ("sequence", (Grid(1, 4),), 2, "depth 2 of a sequence"),
+        ("tree", (Grid(2, 2),), 1, "'kind' must be in"),
+    ],
+)
+def test_a_layout_is_one_of_four(kind: Any, scales: tuple[Grid, ...], depth: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TokenLayout(kind, scales, depth=depth)
+
+
 # ---------------------------------------------------------------- priors
 
 

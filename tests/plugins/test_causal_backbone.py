@@ -18,7 +18,9 @@ from mixar_core.masking import put, random_orders, raster_orders, split_by_order
 from mixar_core.model import Kept, MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.testing.common import build, normal
+from mixar_core.training.engine import gather_policy
 from mixar_core.training.objective import MixARObjective
+from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import NO_CLASS, Condition, Grid, Guidance, ImageBatch, MaskSplit, Step, TokenLayout
 from mixar_plugins.backbones.causal import CausalBackbone, CausalConfig
 from mixar_plugins.backbones.transformer import rotary_angles, rotate
@@ -327,3 +329,9 @@ def test_the_shipped_recipe_fits(registry) -> None:
     assert model is not None and isinstance(model.backbone, CausalBackbone)
     with pytest.raises(UserError, match="order raster"):
         build_system(load_recipe("digits_causal", {"backbone.order": "raster"}, registry=registry), registry, meta=True)
+
+
+def test_fsdp_gathers_its_blocks_as_a_backbones() -> None:
+    config = TrainingConfig(steps=1, batch_size=1, precision="bf16")
+    for block in MODELS["random", "rotary"].blocks():
+        assert gather_policy(block, config, torch.device("cuda")).param_dtype == torch.bfloat16
