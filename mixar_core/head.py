@@ -31,6 +31,13 @@ class ContinuousHead(nn.Module, ABC):
         Losses of two heads are of different kinds, and cannot be compared.
         """
 
+    def check(self, step: Step) -> None:
+        """Refuse what this head cannot do in a step: for `sample`, and for a recipe before it is trained.
+
+        Raises:
+            UserError: `step.solver`, `step.head_steps` or `step.temperature` is none of this head's.
+        """
+
     @abstractmethod
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
         """Draw the tokens (B, K, C), float32.
@@ -38,5 +45,5 @@ class ContinuousHead(nn.Module, ABC):
         `z.uncond_BKD` is what guidance of the scale `step.cfg` moves away from; None, or a scale of 1, means none.
 
         Raises:
-            UserError: `step.solver` or `step.head_steps` is none of this head's.
+            UserError: as `check`.
         """

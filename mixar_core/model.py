@@ -35,7 +35,7 @@ class SamplingConfig:
         cfg: classifier-free guidance scale of the head, 1 for none (MAR-B/L/H: 2.9, 3.0, 3.2). Ignored without classes.
         cfg_schedule: linear (rises with the share of tokens known) or constant.
         temperature: scale of the noise in the head's sampling.
-        head_steps: diffusion steps a token, at least two; None is what the head's config says.
+        head_steps: steps of the head's sampler, at least two; None is what the head's config says.
         prior_steps, prior_cfg, prior_temperature: the prior's sampler; None is what the prior's config says.
     """
 

@@ -29,7 +29,7 @@ from mixar_core.plan import Sampler
 from mixar_core.prior import DiscretePrior
 from mixar_core.storage import user_path
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.types import Condition, Grid, TokenLayout
+from mixar_core.types import Condition, Grid, Step, TokenLayout
 
 
 @frozen(eq=False)
@@ -299,17 +299,12 @@ def _mixar(
         _check_codes(recipe, injector, layout, patch, discrete, prior)
     head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=width, layout=layout)
     _check(recipe, kind.masks or not head.together, "backbone", "z that knows other tokens", "head", "tokens together")
+    with said_of(f"recipe {recipe.name}: {_of(recipe, 'head')}"):
+        head.check(Step(temperature=recipe.sampling.temperature, head_steps=recipe.sampling.head_steps))
     sampler: Sampler = construct(recipe, registry, "sampler")
-    backbone: Backbone = construct(
-        recipe,
-        registry,
-        "backbone",
-        layout=layout,
-        token_dim=token_dim,
-        num_classes=recipe.num_classes,
-        memory="memory" in injector.opens,
-        condition_width=0 if conditioner is None else conditioner.width,
-    )
+    sizes = {"layout": layout, "token_dim": token_dim, "num_classes": recipe.num_classes}
+    sizes |= {"memory": "memory" in injector.opens, "condition_width": 0 if conditioner is None else conditioner.width}
+    backbone: Backbone = construct(recipe, registry, "backbone", **sizes)
     follows = backbone.order == "any" or sampler.raster
     _check(recipe, follows, "backbone", "order raster", "sampler", "another order, or several tokens a step")
     return MixAR(

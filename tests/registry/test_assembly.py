@@ -184,3 +184,18 @@ def test_a_backbone_without_masks_takes_no_mask_ratios(registry: Registry) -> No
         build(load_recipe("digits", [*causal, "ti_mix=null", "masking.ratio_min=0.5"], registry=registry), meta=True)
     system = build(load_recipe("digits", [*causal, "ti_mix=null", "masking=null"], registry=registry), meta=True)
     assert system.model is not None and not system.model.backbone.masks
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("digits_mixture", {"sampling.head_steps": 5}, r"head \(mixture\): sampling.head_steps: 5; .* in one go"),
+        ("digits_quick", {"sampling.head_steps": 2000}, r"head \(diffusion\): sampling.head_steps: 2000; .* 2 to 1000"),
+        ("digits_mse", {"sampling.temperature": 0.9}, r"head \(mse\): sampling.temperature: 0.9; .* allowed: 0, 1"),
+    ],
+)
+def test_how_a_head_cannot_draw_is_said_before_it_is_trained(
+    registry: Registry, name: str, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UserError, match=f"^recipe {name}: {said}"):
+        build(load_recipe(name, changes, registry=registry), registry, meta=True)

@@ -49,13 +49,17 @@ class CategoricalHead(ContinuousHead):
         log_probs = self.log_probs(z.cond_BKD)
         return -log_probs.gather(-1, self.quantize(target_BKC)[..., None]).squeeze(-1).mean(dim=-1)
 
+    def check(self, step: Step) -> None:
+        """Refuse steps and solvers."""
+        at_once("categorical", step)
+
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
         """Draw a bin for every number: its middle, (B, K, C).
 
         Raises:
             UserError: the step asks for what has no meaning here.
         """
-        at_once("categorical", step)
+        self.check(step)
         log_probs, uncond_BKD = self.log_probs(z.cond_BKD), uncond_of(z, step)
         if uncond_BKD is not None:
             uncond = self.log_probs(uncond_BKD)

@@ -76,13 +76,17 @@ class DiffusionHead(ContinuousHead):
         mse = ((eps - predicted) ** 2).mean(dim=-1)
         return mse, self.tables.variational_bound(target, xt, t, predicted.detach(), variance)
 
-    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
-        """Reverse diffusion over `step.head_steps` respaced steps, its noisiest in float32 throughout: (B, K, C)."""
+    def check(self, step: Step) -> None:
+        """Refuse other solvers than DDPM, and steps that the schedule does not have."""
         if step.solver not in (None, "ddpm"):
             raise UserError(f"head diffusion has no solver {step.solver}; allowed: ddpm")
+        if step.head_steps is not None and not 2 <= step.head_steps <= TRAIN_STEPS:
+            raise UserError(f"sampling.head_steps: {step.head_steps}; head diffusion takes 2 to {TRAIN_STEPS}")
+
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        """Reverse diffusion over `step.head_steps` respaced steps, its noisiest in float32 throughout: (B, K, C)."""
+        self.check(step)
         steps, uncond_BKD = step.head_steps or self.config.sampling_steps, uncond_of(z, step)
-        if not 2 <= steps <= TRAIN_STEPS:
-            raise UserError(f"sampling.head_steps: {steps}; head diffusion takes 2 to {TRAIN_STEPS}")
         process, guided, device = schedule(steps), uncond_BKD is not None, z.cond_BKD.device
         z_BKD = z.cond_BKD if uncond_BKD is None else torch.cat([z.cond_BKD, uncond_BKD])
         timesteps = torch.tensor(process.timesteps, device=device)

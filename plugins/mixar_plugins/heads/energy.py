@@ -64,13 +64,17 @@ class EnergyHead(ContinuousHead):
 
         return distance(first, target) + distance(second, target) - c.train_temperature * distance(first, second)
 
+    def check(self, step: Step) -> None:
+        """Refuse steps and solvers."""
+        at_once("energy", step)
+
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
         """Draw the tokens (B, K, C), each by one pass of the network.
 
         Raises:
             UserError: the step asks for what has no meaning here.
         """
-        at_once("energy", step)
+        self.check(step)
         z_BKD, uncond_BKD = z.cond_BKD, uncond_of(z, step)
         if uncond_BKD is not None:
             z_BKD = step.cfg * z_BKD + (1.0 - step.cfg) * uncond_BKD

@@ -38,7 +38,7 @@ class JointHeadConfig(FlowConfig):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 
 
-class Condition(NamedTuple):
+class TokenCondition(NamedTuple):
     """What the blocks are told: a vector for each token (..., K, width), and who sees whom, bool (..., K, K)."""
 
     tokens: Tensor
@@ -87,18 +87,18 @@ class JointHead(RectifiedFlowHead):
         together_BKK = group_BK[:, :, None] == group_BK[:, None, :]
         t = self.draw_times(batch, 1, target_BKC.device, noise=noise)
         condition = self.embed(z.cond_BKD, z.positions_BK)
-        condition = Condition(condition.tokens[:, None], together_BKK[:, None])
+        condition = TokenCondition(condition.tokens[:, None], together_BKK[:, None])
         return self.flow_loss(condition, target_BKC[:, None], t, noise=noise)
 
-    def embed(self, z_BKD: Tensor, positions_BK: Tensor) -> Condition:
+    def embed(self, z_BKD: Tensor, positions_BK: Tensor) -> TokenCondition:
         """z and place of every token; all of them see each other."""
-        return Condition(self.cond_embed(z_BKD) + self.positions(positions_BK))
+        return TokenCondition(self.cond_embed(z_BKD) + self.positions(positions_BK))
 
     def embed_time(self, t: Tensor) -> Tensor:
         """(...) to (..., width)."""
         return self.time_embed(t)
 
-    def velocity(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def velocity(self, x: Tensor, time: Tensor, condition: TokenCondition) -> Tensor:
         """(..., K, C) to (..., K, C)."""
         modulator = F.silu(time + condition.tokens)
         h = self.input_proj(x)

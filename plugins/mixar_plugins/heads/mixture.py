@@ -71,13 +71,17 @@ class MixtureHead(ContinuousHead):
         log_density = self.gaussians(z.cond_BKD).log_density(target_BKC.float()[:, :, None])
         return -log_density.squeeze(-1) / self.token_dim
 
+    def check(self, step: Step) -> None:
+        """Refuse steps and solvers."""
+        at_once("mixture", step)
+
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
         """Draw the tokens (B, K, C).
 
         Raises:
             UserError: the step asks for what has no meaning here.
         """
-        at_once("mixture", step)
+        self.check(step)
         cond, uncond_BKD = self.gaussians(z.cond_BKD), uncond_of(z, step)
         count = 1 if uncond_BKD is None else self.config.candidates
         drawn_BKSC = self.draw(cond, count, step.temperature, noise=noise)

@@ -41,15 +41,19 @@ class MseHead(ContinuousHead):
         """Mean squared error over the numbers of a token: (B, K), float32."""
         return (self.net(z.cond_BKD).float() - target_BKC.float()).square().mean(dim=-1)
 
+    def check(self, step: Step) -> None:
+        """Refuse steps, solvers, and temperatures other than 0 and 1."""
+        at_once("mse", step)
+        if step.temperature not in (0.0, 1.0):
+            raise UserError(f"sampling.temperature: {step.temperature}; head mse has no noise to scale; allowed: 0, 1")
+
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
         """The means (B, K, C).
 
         Raises:
             UserError: the step asks for what has no meaning here.
         """
-        at_once("mse", step)
-        if step.temperature not in (0.0, 1.0):
-            raise UserError(f"sampling.temperature: {step.temperature}; head mse has no noise to scale; allowed: 0, 1")
+        self.check(step)
         mean, uncond_BKD = self.net(z.cond_BKD).float(), uncond_of(z, step)
         if uncond_BKD is None:
             return mean

@@ -78,15 +78,19 @@ class RectifiedFlowHead(ContinuousHead):
             return noise.uniform(shape, device, name="times")
         return noise.normal(shape, device, name="times").sigmoid()
 
+    def check(self, step: Step) -> None:
+        """Refuse solvers that are not known."""
+        if step.solver not in (None, *SOLVERS):
+            raise UserError(f"a flow has no solver {step.solver}; allowed: {', '.join(SOLVERS)}")
+
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
         """Solve the equation from noise to the tokens (B, K, C) in `step.head_steps` even steps.
 
         Raises:
             UserError: `step.solver` is unknown.
         """
+        self.check(step)
         solver, steps = step.solver or self.flow.solver, step.head_steps or self.flow.sampling_steps
-        if solver not in SOLVERS:
-            raise UserError(f"a flow has no solver {solver}; allowed: {', '.join(SOLVERS)}")
         uncond_BKD, device = uncond_of(z, step), z.cond_BKD.device
         copies = 1 if uncond_BKD is None else 2
         z_BKD = z.cond_BKD if uncond_BKD is None else torch.cat([z.cond_BKD, uncond_BKD])
