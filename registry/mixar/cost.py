@@ -181,8 +181,15 @@ def _sampling(system: System) -> dict[str, Figure]:
 
 
 def planned_steps(model: MixAR, settings: SamplingConfig) -> Sequence[PlannedStep]:
-    """The steps of sampling one image, with positions that have no value."""
-    return model.plan(model.condition(codes_of(1)[0]), settings, noise=Noise.seeded(0)).steps
+    """The steps of sampling one image, with positions that have no value.
+
+    Raises:
+        UserError: there is no such plan, or the head refuses one of its steps.
+    """
+    steps = model.plan(model.condition(codes_of(1)[0]), settings, noise=Noise.seeded(0)).steps
+    for planned in steps:
+        model.head.check(planned.step)
+    return steps
 
 
 def _head_gflop(head: ContinuousHead, plan: Sequence[PlannedStep], z: Z) -> float:

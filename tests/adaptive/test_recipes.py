@@ -45,3 +45,12 @@ def test_an_injector_that_follows_needs_passes_with_one_share_of_known_tokens(fa
             continue
         with pytest.raises(UserError, match=r"backbone .* and injector .* do not fit: no share of known tokens"):
             build(recipe, registry, meta=True)
+
+
+def test_steps_that_the_head_does_not_have_are_refused_when_a_recipe_is_checked(
+    family: Path, registry: Registry
+) -> None:
+    overrides = ["head={type: mse, depth: 1, width: 8}", "sampler={type: adaptive, confident_head_steps: 3}"]
+    recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry, overrides=overrides)
+    with pytest.raises(UserError, match=r"sampling.head_steps: 3; head mse draws a token in one go"):
+        estimate(build(recipe, registry, meta=True))
