@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 import mixar
-from mixar_core.data.loader import load_readable
+from benchmarks.heads import digits
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_eval.distances import frechet_distance, kernel_distance
 from mixar_eval.report import csv_text, table
 from mixar_zoo.classifier import DigitClassifier, fit_classifier
-from mixar_zoo.data_sets import Digits, NoSettings
 
 #: bits of a code, by tokenizer; that of the shipped one, whose prior is shipped, too, is not trained here
 BITS = {"rvq": 5, "pyramid": 8}
@@ -87,8 +86,8 @@ class Judge:
     """Real digits and a classifier fitted on them."""
 
     def __init__(self) -> None:
-        self.classifier: DigitClassifier = fit_classifier(*_digits("train"))
-        self.real_B3HW, _ = _digits("validation")
+        self.classifier: DigitClassifier = fit_classifier(*digits("train"))
+        self.real_B3HW, _ = digits("validation")
         self.real_AF = self.classifier.judge(self.real_B3HW)[1]
 
     def of_drawn(self, images_B3HW: Tensor, labels_B: Tensor) -> dict[str, float]:
@@ -159,12 +158,6 @@ def tables(seeds: list[int], out: Path, results: Path) -> None:
 
 def _spread(values: list[float], form: str) -> str:
     return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
-
-
-def _digits(split: str) -> tuple[Tensor, Tensor]:
-    dataset = Digits(NoSettings(), split=split, image_size=32)
-    loaded = load_readable(dataset, list(range(len(dataset))))
-    return loaded.pixels_B3HW, loaded.labels_B
 
 
 def main() -> None:

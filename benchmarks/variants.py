@@ -24,13 +24,12 @@ from attrs import frozen
 from safetensors.torch import load_file, save_file
 
 import mixar
+from benchmarks.heads import digits
 from mixar.cost import training_flop_per_image
-from mixar_core.data.loader import load_readable
 from mixar_core.pictures import rows_picture, write_png
 from mixar_eval.distances import kernel_distance
 from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler, OrderName
 from mixar_zoo.classifier import fit_classifier
-from mixar_zoo.data_sets import Digits, NoSettings
 
 TOKENS, WIDTH, BATCH = 64, 64, 100
 SIZES = {"width": WIDTH, "heads": 4, "buffer": 4, "dropout": 0.0, "attention_dropout": 0.0}
@@ -180,13 +179,6 @@ def training_tflop(folder: Path) -> float:
     assert recipe.training is not None and recipe.training.steps is not None
     per_image = training_flop_per_image(mixar.build(recipe, meta=True))
     return (per_image or 0) * recipe.training.batch_size * recipe.training.steps / 1e12
-
-
-def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images uint8 (N, 3, 32, 32) and labels of a split."""
-    dataset = Digits(NoSettings(), split=split, image_size=32)
-    loaded = load_readable(dataset, list(range(len(dataset))))
-    return loaded.pixels_B3HW, loaded.labels_B
 
 
 def show(found: Sequence[Mapping[str, Any]], out: Path) -> None:
