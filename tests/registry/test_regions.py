@@ -50,7 +50,7 @@ def test_tokens_without_a_place_have_no_region() -> None:
         tokens_in(torch.ones(1, SIZE, SIZE, dtype=torch.bool), TokenLayout("sequence", (Grid(1, 8),)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(masks, st.floats(0.01, 0.1), st.integers(0, 6))
 def test_pasting_keeps_the_input_beyond_the_feather_and_the_drawing_inside(noise_BHW, share, feather) -> None:
     region_BHW = noise_BHW < share

@@ -25,7 +25,8 @@ class AdaptiveConfig:
         confident: share that is drawn first: in each image the tokens whose codes the prior was surest of.
         confident_steps: at most how many of `sampling.steps` they take; the other tokens have the rest, evenly. Of one
             step all, they are drawn with the others.
-        confident_head_steps: at most how many steps of the head they take; None: as the others, `sampling.head_steps`.
+        confident_head_steps: how many steps of the head they take, no more than `sampling.head_steps` where that is
+            set; None: as the others.
         redraw: share, with the least sure codes, that is forgotten in the end and drawn once more, in a step of its own
             after those of `sampling.steps`.
     """
