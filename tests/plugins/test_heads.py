@@ -22,6 +22,7 @@ from mixar_plugins.heads.joint import JointHead
 from mixar_plugins.heads.mixture import Gaussians, MixtureHead, MixtureHeadConfig
 from mixar_plugins.heads.rectified_flow import FlowConfig, RectifiedFlowHead
 
+REGISTRY = plugin_manager()
 LAYOUT = TokenLayout("grid", (Grid(2, 2),))
 SMALL = {"depth": 1, "width": 32}
 ONE_GO = ("mixture", "energy", "categorical", "mse")
@@ -34,7 +35,7 @@ QUICK: dict[str, dict[str, Any]] = {
 
 
 def build(name: str, *, token_dim: int = 2, width: int = 4, **config: Any) -> Any:
-    part = plugin_manager().part("head", name)
+    part = REGISTRY.part("head", name)
     torch.manual_seed(0)
     return part.component(part.config(**{**SMALL, **config}), token_dim=token_dim, width=width, layout=LAYOUT)
 
