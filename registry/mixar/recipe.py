@@ -185,13 +185,17 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
     own = not registry.is_shipped(path) and not (path.name == "recipe.yaml" and (folder / "provenance.json").is_file())
     plain = placed(plain, folder if own else Path.cwd(), own=own)
     if parent is None:
-        return plain | ({"backbone": _with_type(plain["backbone"])} if "backbone" in plain else {})
+        return _with_typed_backbone(plain)
     with said_of(f"{where}: extends"):
         base = registry.find_recipe(Text(parent, folder))
     inherited = read_plain(base, registry, _seen=(*_seen, path.resolve()))
     for key in ("name", "summary"):
         inherited.pop(key, None)
-    return merge(inherited, plain)
+    return _with_typed_backbone(merge(inherited, plain))
+
+
+def _with_typed_backbone(plain: dict[str, Any]) -> dict[str, Any]:
+    return plain | ({"backbone": _with_type(plain["backbone"])} if "backbone" in plain else {})
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, whole_parts: bool = True) -> dict[str, Any]:

@@ -131,6 +131,15 @@ def test_the_order_of_overrides_does_not_matter(order: int, family: Path) -> Non
     assert injector is not None and injector.config.projection
 
 
+def test_naming_the_backbone_that_there_was_replaces_none_of_its_settings(tmp_path: Path, registry: Registry) -> None:
+    parts = "trains: mixar\nimage_size: 16\nnum_classes: 3\ncontinuous_tokenizer: {type: kl}\nhead: {type: diffusion}\n"
+    (tmp_path / "root.yaml").write_text(f"name: root\n{parts}")
+    (tmp_path / "child.yaml").write_text("extends: root.yaml\nbackbone: {width: 64, heads: 4}\n")
+    (tmp_path / "own.yaml").write_text("extends: child.yaml\nbackbone: {type: masked, depth: 2}\n")
+    config = load_recipe(tmp_path / "own.yaml", registry=registry).backbone.config
+    assert (config.width, config.heads, config.depth) == (64, 4, 2)
+
+
 def test_extends_by_path_and_by_name_and_never_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("extends: mixar_l\nsummary: mine\nhead: {depth: 2}\n")
     (tmp_path / "sub").mkdir()
