@@ -195,7 +195,8 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
 
 
 def _with_typed_backbone(plain: dict[str, Any]) -> dict[str, Any]:
-    return plain | ({"backbone": _with_type(plain["backbone"])} if "backbone" in plain else {})
+    typed = {"backbone": _with_type(plain["backbone"], "backbone")} if "backbone" in plain else {}
+    return plain | typed
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, whole_parts: bool = True) -> dict[str, Any]:
@@ -261,7 +262,7 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
     if trains == "mixar":
         for key, name in _DEFAULT_PARTS.items():
             values.setdefault(key, {"type": name})
-        values["backbone"] = _with_type(values["backbone"])
+        values |= {key: _with_type(values[key], key) for key in ("backbone", "sampler")}
     if isinstance(loss, Mapping) and bare(loss.get("perceptual_weight")):
         values.setdefault("extractor", {"type": "efficientnet-lite0"})
     for key, kind in PART_KEYS.items():
@@ -281,11 +282,11 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
     return recipe
 
 
-def _with_type(backbone: Any) -> Any:
-    """Recipes of before there was a choice of backbones have no type."""
-    if isinstance(backbone, Mapping) and "type" not in backbone:
-        return {"type": _DEFAULT_PARTS["backbone"], **backbone}
-    return backbone
+def _with_type(choice: Any, key: str) -> Any:
+    """Settings alone are those of the default part; recipes of before there was a choice of backbones have no more."""
+    if isinstance(choice, Mapping) and "type" not in choice:
+        return {"type": _DEFAULT_PARTS[key], **choice}
+    return choice
 
 
 def _is_at_hand(callback: str, registry: Registry) -> bool:

@@ -237,3 +237,9 @@ def test_a_default_callback_is_there_where_its_package_is(monkeypatch: pytest.Mo
     assert "tensorboard" not in without and "progress" in without
     asked = load_recipe("mixar_l", ["callbacks=[{type: tensorboard}]"], registry=REGISTRY)
     assert [callback.type for callback in asked.callbacks] == ["tensorboard"]
+
+
+def test_settings_alone_are_those_of_the_default_sampler(registry: Registry) -> None:
+    recipe = load_recipe("mar_b", ["sampler.order=halton", "backbone.depth=2"], registry=registry)
+    assert recipe.sampler is not None and (recipe.sampler.type, recipe.sampler.config.order) == ("cosine", "halton")
+    assert recipe.backbone is not None and (recipe.backbone.type, recipe.backbone.config.depth) == ("masked", 2)
