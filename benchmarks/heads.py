@@ -4,9 +4,10 @@ Trains the digits with each head, for the same steps, as DC-Mix (`--setting dc-m
 as plain MAR (`--setting mar`: all that tokens tell each other goes through backbone and head). Each model then draws
 digits: a DC-Mix 1,000, all from the same codes of the prior, in 4 autoregressive steps; a plain MAR 500 in 4 steps
 (several tokens at once) and 500 in 16 (one after the other). What was done already is not done again. At the end the
-figures of all runs are printed as a table, in Markdown, and written to `heads.csv`: validation loss, share recognised,
-kernel distance (KID) to the real validation digits, variety (variance within a class, in the features that the distance
-is taken in, as a share of that of the real ones), and processor seconds an image of backbone, head and decoder.
+figures of all runs are printed as a table, in Markdown, and written to `heads.csv`; some of what each head drew to
+`heads.png`. Figures: validation loss, share recognised, kernel distance (KID) to the real validation digits, variety
+(variance within a class, in the features that the distance is taken in, as a share of that of the real ones), and
+processor seconds an image of backbone, head and decoder.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 import mixar
 from mixar_core.data.loader import load_readable
+from mixar_core.pictures import rows_picture, write_png
 from mixar_eval.distances import kernel_distance
 from mixar_zoo.classifier import DigitClassifier, fit_classifier
 from mixar_zoo.data_sets import Digits, NoSettings
@@ -77,6 +79,7 @@ def main(
     if report:
         rows = measure(SETTINGS[setting], out / setting)
         table(rows, SETTINGS[setting].figures, out / setting / "heads.csv")
+        show(SETTINGS[setting], out / setting)
 
 
 def run(setting: Setting, head: str, seed: int, steps: int, folder: Path) -> None:
@@ -156,6 +159,15 @@ def variance(features: torch.Tensor, labels: torch.Tensor) -> float:
     return float(torch.stack([features[labels == digit].var(dim=0).sum() for digit in range(10)]).mean())
 
 
+def show(setting: Setting, folder: Path) -> None:
+    """Two of each digit as every head drew them, in the first numbers of steps and seed: `heads.png`."""
+    few = torch.cat([(setting.labels == digit).nonzero()[:2, 0] for digit in range(10)])
+    files = {head: sorted(folder.glob(f"{head}-*/drawn.safetensors")) for head in HEADS}
+    first = str(setting.ar_steps[0])
+    rows = {head: load_file(found[0])[first][few] for head, found in files.items() if found}
+    write_png(folder / "heads.png", rows_picture(rows, f"two of each digit, in {first} steps", scale=2))
+
+
 def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Images uint8 and labels of a split."""
     dataset = Digits(NoSettings(), split=split, image_size=32)
@@ -174,9 +186,9 @@ def table(rows: Sequence[Mapping[str, object]], names: Sequence[str], file: Path
         cells = []
         for name in names:
             values = [float(str(row[name])) for row in rows if row["head"] == head]
-            digits_ = 0 if name == "parameters" else 4
-            spread = f" ± {stdev(values):.{digits_}f}" if len(values) > 1 and name != "parameters" else ""
-            cells.append(f"{mean(values):.{digits_}f}{spread}")
+            places = 0 if name == "parameters" else 4 if "seconds" in name else 3
+            spread = f" ± {stdev(values):.{places}f}" if len(values) > 1 and name != "parameters" else ""
+            cells.append(f"{mean(values):.{places}f}{spread}")
         print(f"| {head} | {' | '.join(cells)} |")
 
 
