@@ -165,7 +165,7 @@ def show(setting: Setting, folder: Path) -> None:
     files = {head: sorted(folder.glob(f"{head}-*/drawn.safetensors")) for head in HEADS}
     first = str(setting.ar_steps[0])
     rows = {head: load_file(found[0])[first][few] for head, found in files.items() if found}
-    write_png(folder / "heads.png", rows_picture(rows, f"two of each digit, in {first} steps", scale=2))
+    write_png(folder / "heads.png", rows_picture(rows, f"two of each digit, in {first} steps"))
 
 
 def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
