@@ -227,7 +227,8 @@ def test_one_module_under_two_names_is_loaded_once(install: Install, tmp_path: P
 def test_a_blocked_plugin_must_exist() -> None:
     with pytest.raises(UserError, match="did you mean builtin"):
         plugin_manager(blocked=["builtins"])
-    assert plugin_manager(blocked=["builtin"]).parts("injector") == []
+    assert not any(part.name == "dc-mix" for part in plugin_manager(blocked=["builtin"]).parts("injector"))
+    assert plugin_manager(blocked=["builtin", "adaptive"]).parts("injector") == []
 
 
 def test_an_unknown_part_is_answered_with_choices() -> None:
