@@ -181,16 +181,18 @@ def match_classes(recipe: Recipe, init: InitChoice, source: Source, class_names:
     """For each class the source's row of it; None: made anew.
 
     Raises:
-        UserError: they are to be matched, and on one side classes have no names.
+        UserError: they are to be matched, and on one side classes have no names, but numbers that the other has not.
     """
     if init.classes == "fresh":
         return [None] * recipe.num_classes
     if recipe.accept_other_classes and len(source.class_names) in (0, recipe.num_classes):
         return [*range(recipe.num_classes)]
+    if [*class_names] == [*source.class_names]:  # all numbers, it may be: then that is how both call their classes
+        return [*range(recipe.num_classes)]
     sides = {"the data": class_names, init.from_: source.class_names}
     if nameless := [side for side, names in sides.items() if not has_names(names)]:
         raise UserError(
-            f"match: {' and '.join(nameless)} does not name its classes; take fresh, or where a label means the same "
+            f"match: no names of classes in {' and '.join(nameless)}; take fresh, or where a label means the same "
             "in both, set accept_other_classes: true"
         )
     known = {normalize("NFC", name): row for row, name in enumerate(source.class_names)}

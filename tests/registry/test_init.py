@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mixar import load, train
 from mixar.assembly import build
-from mixar.init import InitPlan, Source, begun, plan_init, resized, start_from, tables_of, told
+from mixar.init import InitPlan, Source, begun, match_classes, plan_init, resized, start_from, tables_of, told
 from mixar.plugins import Registry
 from mixar.recipe import Recipe, load_recipe, make_recipe, to_plain, to_yaml
 from mixar_core.errors import UserError
@@ -188,6 +188,15 @@ def test_classes_go_by_name(begin: Path, family: Path, tmp_path: Path, registry:
     assert noted["anew"] == [name] and not any(torch.equal(*rows) for rows in zip(tensors[name], old, strict=True))
 
 
+def test_classes_that_are_called_by_number_on_both_sides_match(registry: Registry):
+    numbers = tuple(map(str, range(10)))
+    recipe = load_recipe("digits_quick", {"init": {"from": "digits"}}, registry=registry)
+    assert recipe.init is not None
+    assert match_classes(recipe, recipe.init, Source({}, class_names=numbers), numbers) == [*range(10)]
+    with pytest.raises(UserError, match="no names of classes in the data and digits"):
+        match_classes(recipe, recipe.init, Source({}, class_names=numbers[:9]), numbers)
+
+
 def test_a_priors_row_of_no_class_is_taken(begin: Path, family: Path, tmp_path: Path, registry: Registry):
     fresh = of(family, "prior", registry, init={"from": str(begin / "prior"), "classes": "fresh"}, **STILL)
     noted, tensors = started(fresh, tmp_path / "run", registry)
@@ -245,7 +254,7 @@ def test_a_resumed_run_does_not_look_for_the_model(begin: Path, family: Path, tm
         ("mixar", {"init": {"from": "MODELS/prior"}}, "is a model of a prior, and this recipe trains mixar"),
         ("mixar", {"init": {"from": "MODELS/prior/weights.safetensors", "classes": "fresh"}}, "nothing of it has"),
         ("mixar", {"init": {"from": "MODELS/none"}}, "init.from: .*no such folder"),
-        ("mixar", {"init": {"from": "MODELS/mixar/weights.safetensors"}}, "does not name its classes; take fresh"),
+        ("mixar", {"init": {"from": "MODELS/mixar/weights.safetensors"}}, "no names of classes in"),
         ("mixar", {"init": {"from": "MODELS/mixar", "freeze": ["tail"]}}, "init.freeze: tail: no parameter's name"),
         ("mixar", {"init": {"from": "MODELS/mixar", "freeze": ["backbone", "head"]}}, "leaves nothing to train"),
         (
