@@ -41,6 +41,10 @@ class PartChoice:
     config: Any
     weights: str | None = None
 
+    def __str__(self) -> str:
+        settings = ", ".join(f"{name} {value}" for name, value in attrs.asdict(self.config).items())
+        return f"{self.type} ({settings})" if settings else self.type
+
 
 @frozen
 class InitChoice:

@@ -79,7 +79,7 @@ def train(
     if resume:
         notes += _check_facts(folder, recipe, facts)
     if optimizer is not None and not isinstance(optimizer, AdamW):
-        notes.insert(0, f"optimizer {optimizer.config}")
+        notes.insert(0, f"optimizer {recipe.optimizer}")
     tell(*([f"warning: {warning}"] if warning else []), *(f"note: {note}" for note in notes))
 
     if cache is not None and train_set is not None and train_set.stream is not None:

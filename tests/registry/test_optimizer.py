@@ -27,7 +27,7 @@ def test_a_run_with_another_goes_on_with_it_alone(
 ):
     path, muon = family / f"recipes/{name}.yaml", {"optimizer": {"type": "muon", "momentum": 0.9}}
     train(load_recipe(path, muon, registry=registry), tmp_path / "run", registry=registry)
-    assert "note: optimizer MuonConfig(momentum=0.9, iterations=5)\n" in capsys.readouterr().err
+    assert "note: optimizer muon (momentum 0.9, iterations 5)\n" in capsys.readouterr().err
     more = {"training.steps": 3}
     assert train(load_recipe(path, muon | more, registry=registry), tmp_path / "run", resume=True, registry=registry)
     more = {"training.steps": 4}

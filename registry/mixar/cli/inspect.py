@@ -114,7 +114,7 @@ def check_command(
         return
     print(f"{resolved.name}: trains {resolved.trains}, {found.parameters / 1e6:.1f}M trainable parameters")
     if optimizer is not None and not isinstance(optimizer, AdamW):
-        print(f"optimizer: {optimizer.config}")
+        print(f"optimizer: {resolved.optimizer}")
     print(f"data: {data}\n")
     cells = []
     for part in found.parts:
