@@ -23,7 +23,7 @@ from mixar_core.masking import take
 from mixar_core.plan import Order
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
-from mixar_plugins.backbones.condition import ConditionEmbedding
+from mixar_plugins.backbones.condition import ConditionEmbedding, class_vectors, init_as_mar
 from mixar_plugins.backbones.transformer import CachedBlock, KeyValueCache, rotary_angles, rotate
 
 _share = and_(ge(0.0), lt(1.0))
@@ -121,16 +121,9 @@ class CausalBackbone(Backbone):
         return of_class | ({} if self.pos_embed is None else {"pos_embed": Table(self.layout, dim=1)})
 
     def reset_parameters(self) -> None:
-        """Initialise as MAR: normal(0.02) for embeddings, Xavier-uniform for linear layers."""
-        embeddings: list[Tensor] = [self.fake_latent, self.buffer_embed, self.target_token]
-        embeddings += [] if self.class_emb is None else [self.class_emb.weight]
-        embeddings += [] if self.pos_embed is None else [self.pos_embed]
-        for embedding in embeddings:
-            nn.init.normal_(embedding, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        """Initialise as MAR."""
+        classes = None if self.class_emb is None else self.class_emb.weight
+        init_as_mar(self, [self.fake_latent, self.buffer_embed, self.target_token, classes, self.pos_embed])
 
     def blocks(self) -> Iterator[nn.Module]:
         """Every block."""
@@ -161,10 +154,7 @@ class CausalBackbone(Backbone):
 
     def front(self, condition: Condition, guidance: Guidance) -> Tensor:
         """[prefix, condition, class buffer] as tokens: (B, P + T + buffer, D)."""
-        labels_B = condition.labels_B
-        class_BD = self.fake_latent.expand(labels_B.shape[0], -1)
-        if self.class_emb is not None:
-            class_BD = torch.where(labels_B[:, None] >= 0, self.class_emb(labels_B.clamp(min=0)), class_BD)
+        class_BD = class_vectors(self.class_emb, self.fake_latent, condition.labels_B)
         tokens = [class_BD[:, None] + self.buffer_embed]
         if self.condition is not None:
             tokens.insert(0, self.condition(condition))

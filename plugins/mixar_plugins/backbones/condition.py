@@ -1,6 +1,8 @@
-"""How a condition's vectors enter a backbone: as tokens in front of the sequence."""
+"""What backbones share: how a condition enters them, and how they are initialised."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -27,3 +29,21 @@ class ConditionEmbedding(nn.Module):
         if condition.vectors_BTF is None:
             raise UserError("this backbone was made for a condition with vectors, and there are only labels")
         return torch.where(condition.counting_BT()[..., None], self.proj(condition.vectors_BTF), self.null)
+
+
+def class_vectors(table: nn.Embedding | None, no_class_1D: Tensor, labels_B: Tensor) -> Tensor:
+    """The class's vector of labels int64 (B,), `no_class_1D` for NO_CLASS and without classes: (B, D)."""
+    if table is None:
+        return no_class_1D.expand(labels_B.shape[0], -1)
+    return torch.where(labels_B[:, None] >= 0, table(labels_B.clamp(min=0)), no_class_1D)
+
+
+def init_as_mar(network: nn.Module, embeddings: Iterable[Tensor | None]) -> None:
+    """Initialise as MAR: normal(0.02) for embeddings, where there is one; Xavier-uniform for linear layers."""
+    for embedding in embeddings:
+        if embedding is not None:
+            nn.init.normal_(embedding, std=0.02)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)

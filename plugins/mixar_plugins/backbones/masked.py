@@ -16,7 +16,7 @@ from mixar_core.masking import put, take
 from mixar_core.mixture import dc_mixture
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
-from mixar_plugins.backbones.condition import ConditionEmbedding
+from mixar_plugins.backbones.condition import ConditionEmbedding, class_vectors, init_as_mar
 
 _share = and_(ge(0.0), lt(1.0))
 
@@ -118,22 +118,16 @@ class MaskedBackbone(Backbone):
         }
 
     def reset_parameters(self) -> None:
-        """Initialise as MAR: normal(0.02) for embeddings, Xavier-uniform for linear layers."""
-        embeddings: list[Tensor] = [
+        """Initialise as MAR."""
+        embeddings = [
             self.fake_latent,
             self.mask_token,
             self.encoder_pos_embed_learned,
             self.decoder_pos_embed_learned,
             self.diffusion_pos_embed_learned,
+            None if self.class_emb is None else self.class_emb.weight,
         ]
-        if self.class_emb is not None:
-            embeddings.append(self.class_emb.weight)
-        for embedding in embeddings:
-            nn.init.normal_(embedding, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        init_as_mar(self, embeddings)
 
     def forward(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
         """z (B, K, D) of the masked tokens."""
@@ -148,7 +142,7 @@ class MaskedBackbone(Backbone):
         """The encoder over [prefix, class buffer, visible tokens]: (B, P + buffer + U, D)."""
         buffer = self.config.buffer
         visible_BUD = self.z_proj(take(tokens_BNC, split.visible_BU))
-        class_B1D = self._class_embedding(condition.labels_B)[:, None].to(visible_BUD.dtype)
+        class_B1D = class_vectors(self.class_emb, self.fake_latent, condition.labels_B)[:, None].to(visible_BUD.dtype)
         positions = self.encoder_pos_embed_learned
         batch = tokens_BNC.shape[0]
         x = torch.cat(
@@ -187,12 +181,6 @@ class MaskedBackbone(Backbone):
         x = self._run(self.decoder_blocks, x, guidance.memory_BMD)
         x = self.decoder_norm(x)[:, prefix + buffer :]
         return x + self.diffusion_pos_embed_learned
-
-    def _class_embedding(self, labels_B: Tensor) -> Tensor:
-        if self.class_emb is None:
-            return self.fake_latent.expand(labels_B.shape[0], -1)
-        embedded_BD = self.class_emb(labels_B.clamp(min=0))
-        return torch.where(labels_B[:, None] >= 0, embedded_BD, self.fake_latent)
 
     def _blocks(self, width: int, heads: int, depth: int, memory: bool) -> nn.ModuleList:
         c = self.config
