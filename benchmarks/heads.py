@@ -186,10 +186,14 @@ def table(rows: Sequence[Mapping[str, object]], names: Sequence[str], file: Path
         cells = []
         for name in names:
             values = [float(str(row[name])) for row in rows if row["head"] == head]
-            places = 0 if name == "parameters" else 4 if "seconds" in name else 3
-            spread = f" ± {stdev(values):.{places}f}" if len(values) > 1 and name != "parameters" else ""
-            cells.append(f"{mean(values):.{places}f}{spread}")
+            places = 4 if "seconds" in name else 3
+            cells.append(f"{mean(values):.0f}" if name == "parameters" else spread(values, f".{places}f"))
         print(f"| {head} | {' | '.join(cells)} |")
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean ± standard deviation, which one value has not; `form` as in a format string."""
+    return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

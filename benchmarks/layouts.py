@@ -14,14 +14,13 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import mixar
-from benchmarks.heads import digits
+from benchmarks.heads import digits, spread
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_eval.distances import frechet_distance, kernel_distance
 from mixar_eval.report import csv_text, table
@@ -145,8 +144,8 @@ def tables(seeds: list[int], out: Path, results: Path) -> None:
             files = {seed: out / f"{name}_{door}_{seed}/measured.json" for seed in seeds}
             found[f"MixAR, {door} ({injector})"] = {seed: json.loads(file.read_text()) for seed, file in files.items()}
         for by, figures in found.items():
-            spread = {key: _spread([figure[key] for figure in figures.values()], form) for key, form in _DRAWN.items()}
-            drawn.append({"codes": f"digits_{name}", "drawn by": by, **spread})
+            cells = {key: spread([figure[key] for figure in figures.values()], form) for key, form in _DRAWN.items()}
+            drawn.append({"codes": f"digits_{name}", "drawn by": by, **cells})
             rows += [
                 {**about, "drawn_by": by, "seed": seed, **{key: figure[key] for key in _DRAWN}}
                 for seed, figure in figures.items()
@@ -154,10 +153,6 @@ def tables(seeds: list[int], out: Path, results: Path) -> None:
     results.mkdir(parents=True, exist_ok=True)
     (results / "layouts.csv").write_text(csv_text(rows))
     print(table(tokenizers), table(drawn), sep="\n")
-
-
-def _spread(values: list[float], form: str) -> str:
-    return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from statistics import mean, stdev
 
 import typer
 
 import mixar
+from benchmarks.heads import spread
 
 OPTIMIZERS = ("adamw", "muon", "schedule-free")
 
@@ -67,8 +67,8 @@ def report(out: Path) -> None:
         if not header:
             header = [f"{weights}, step {step}" for weights, step in measured[0]]
             print(f"| optimizer | runs | {' | '.join(header)} | seconds |\n|---|---|{'---|' * len(header)}---|")
-        cells = [spread([each[key] for each in measured], 4) for key in measured[0]]
-        seconds = spread([json.loads((folder / "seconds.json").read_text()) for folder in folders], 0)
+        cells = [spread([each[key] for each in measured], ".4f") for key in measured[0]]
+        seconds = spread([json.loads((folder / "seconds.json").read_text()) for folder in folders], ".0f")
         print(f"| {name} | {len(folders)} | {' | '.join(cells)} | {seconds} |")
 
 
@@ -77,11 +77,6 @@ def measurements(folder: Path) -> dict[tuple[str, int], float]:
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     lines = [entry for entry in log if entry["kind"] == "validation"]
     return {(kind, line["step"]): line["losses"][f"{kind}/loss"] for kind in ("raw", "ema") for line in lines}
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean ± standard deviation."""
-    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
