@@ -13,12 +13,13 @@ STAMP := $(VENV)/.installed
 OMP_NUM_THREADS ?= 1
 PYTEST = OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow check format clean
+.PHONY: help setup demo test test-slow check docs format clean
 help:
 	@echo "make demo       sample from the shipped models, and train a small one from scratch (minutes on two cores)"
 	@echo "make test       ruff, mypy and the tests; ARGS='-k recipe' goes to pytest, OMP_NUM_THREADS=2 to torch"
 	@echo "make test-slow  the tests that make virtual environments"
 	@echo "make check      ruff and mypy"
+	@echo "make docs       a page for every public name, from its docstring, in build/docs"
 	@echo "make format     let ruff format and repair what it can"
 	@echo "make clean      remove the environment and caches"
 
@@ -44,6 +45,11 @@ test: check
 
 test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
+
+# pdoc sees attrs' __init__ outside the module whose annotations it shows, and warns of each.
+docs: setup
+	$(BIN)/python -W "ignore:Error parsing type annotation" -m pdoc -d google --no-show-source -o build/docs \
+		mixar mixar_core mixar_core.testing '!mixar.cli'
 
 format: setup
 	$(BIN)/ruff format .

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,27 @@ def test_a_wheel_holds_the_packages_the_recipes_and_nothing_else(unpacked: Path)
         assert (unpacked / package / "py.typed").is_file()
     shipped = {path.name for path in (unpacked / "mixar_plugins/recipes").rglob("*.yaml")}
     assert shipped == {path.name for path in (ROOT / "recipes").rglob("*.yaml")} and "mixar_l.yaml" in shipped
+
+
+def test_the_guides_travel_with_the_wheel_and_help_says_where(unpacked: Path, tmp_path: Path) -> None:
+    packed = {path.relative_to(unpacked / "mixar/docs") for path in (unpacked / "mixar/docs").rglob("*")}
+    assert {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")} <= packed
+    for site, folder in ((unpacked, unpacked / "mixar/docs"), (None, ROOT / "docs")):
+        environment = {**os.environ, "COLUMNS": "400"} | ({"PYTHONPATH": str(site)} if site else {})
+        command = [sys.executable, "-P", "-m", "mixar", "--help"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and f"Guides: {folder}" in done.stdout
+
+
+@pytest.mark.slow
+def test_every_public_name_gets_a_page(tmp_path: Path) -> None:
+    (recipe,) = re.findall(r"^docs:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), flags=re.M)
+    command = recipe.replace("$(BIN)/python", sys.executable).replace("build/docs", str(tmp_path))
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "arn" not in done.stderr, done.stderr
+    for name in ("mixar", "mixar_core", "mixar_core.testing"):
+        page = (tmp_path / f"{name.replace('.', '/')}.html").read_text()
+        assert [public for public in import_module(name).__all__ if f'id="{public}"' not in page] == []
 
 
 def test_recipes_and_plugins_are_found_from_a_wheel(unpacked: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any
 
 import pluggy
@@ -46,6 +47,13 @@ app.command("plugins")(plugins_command)
 _PACKAGES = {"eval": "mixar_eval", "weights": "mixar_import", "demo": "mixar_zoo"}
 
 
+def _guides() -> Path:
+    """The guides: inside a wheel, and beside the packages in a checkout."""
+    here = Path(__file__).resolve()
+    packed, beside = here.parents[1] / "docs", here.parents[3] / "docs"
+    return packed if packed.is_dir() else beside
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -57,7 +65,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback(
     epilog="Examples: `mixar recipes` · `mixar recipe check mixar_l` · `mixar train RECIPE --out runs/first` · "
-    "`mixar sample runs/first --seed 1`. Every command has `--help`."
+    f"`mixar sample runs/first --seed 1`. Every command has `--help`.\n\nGuides: {_guides()}"
 )
 def root(
     context: typer.Context,
