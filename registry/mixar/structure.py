@@ -71,13 +71,13 @@ def unstructure(value: Any) -> dict[str, Any]:
         return str(item) if isinstance(item, Path) else item.value if isinstance(item, Enum) else item
 
     def keyed(item: Any) -> Any:
-        return {_key(name): keyed(inner) for name, inner in item.items()} if isinstance(item, dict) else item
+        return {key_of(name): keyed(inner) for name, inner in item.items()} if isinstance(item, dict) else item
 
     values: dict[str, Any] = keyed(attrs.asdict(value, filter=lambda field, _: field.init, value_serializer=plain))
     return values
 
 
-def _key(name: Any) -> Any:
+def key_of(name: Any) -> Any:
     """What a recipe calls a field: `from`, where Python's own words have an underscore behind them in a class."""
     return name[:-1] if isinstance(name, str) and name.endswith("_") and iskeyword(name[:-1]) else name
 
@@ -157,7 +157,7 @@ def _each(values: Iterable[tuple[str, Any, Any, Any]], problems: Sequence[str] =
 
 
 def _instance(value: Any, cls: type, path: str) -> Any:
-    fields = {_key(field.name): field for field in attrs.fields(cls) if field.init}
+    fields = {key_of(field.name): field for field in attrs.fields(cls) if field.init}
     _expect(isinstance(value, Mapping), value, "a mapping", f"; {choices(fields)}")
     unknown = sorted(str(key) for key in value.keys() - fields.keys())
     problems = [f"{_join(path, key)}: unknown key; {choices(fields, key)}" for key in unknown]
@@ -165,7 +165,8 @@ def _instance(value: Any, cls: type, path: str) -> Any:
     problems += [f"{_join(path, name)}: required, and not there" for name in lacking]
     types, there = get_type_hints(cls), [field for name, field in fields.items() if name in value]
     items = (
-        (_join(path, _key(f.name)), value[_key(f.name)], types.get(f.name, Any), f.metadata.get("path")) for f in there
+        (_join(path, key_of(f.name)), value[key_of(f.name)], types.get(f.name, Any), f.metadata.get("path"))
+        for f in there
     )
     return cls(**dict(zip((field.alias for field in there), _each(items, problems), strict=True)))
 

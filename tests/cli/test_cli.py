@@ -17,7 +17,7 @@ import torch
 import typer
 from PIL import Image
 
-from mixar.cli.common import as_path
+from mixar.cli.common import as_path, print_table
 from mixar.cli.main import add_commands, app
 from mixar.plugins import load_plugins
 from tests.cli.process import good, refused, run, started
@@ -55,6 +55,36 @@ def test_lists_and_their_json() -> None:
     recipes = json.loads(good("recipes", "--json"))
     assert {"mar_b", "mixar_l", "maskbit_generator_14bit"} <= {recipe["name"] for recipe in recipes}
     assert "dc-mix" in good("plugins") and "mixar_l_dc_ca" in good("recipes")
+
+
+def test_a_parts_settings_and_the_kinds_are_printed() -> None:
+    text = good("plugins", "--part", "mixture")
+    assert text.startswith('head "mixture" of plugin builtin (mixar ') and "Gaussians of a token" in text
+    (row,) = [line for line in text.splitlines() if line.startswith(" min_deviation ")]
+    assert row.split()[1:5] == ["float", "0.01", ">", "0.0"]
+    told = json.loads(good("plugins", "--part", "dataset:parquet", "--json"))
+    required = {setting["name"]: setting["required"] for setting in told["settings"]}
+    assert required["path"] and not required["orient"]
+    assert "It has no settings." in good("plugins", "--part", "injector:none")
+    assert "BackboneState.reveal(" in good("plugins", "--kinds")
+    assert [kind["base"] for kind in json.loads(good("plugins", "--kinds", "--json"))][:2] == [
+        "ContinuousTokenizer", "DiscreteTokenizer"
+    ]  # fmt: skip
+    assert "did you mean mixture?" in refused("plugins", "--part", "mixtur")
+    assert "--part and --kinds: give one" in refused("plugins", "--part", "mixture", "--kinds")
+
+
+def test_a_table_that_goes_to_no_terminal_is_not_folded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [("a", "word " * 60 + "[end]"), ("b", None)]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_table("Title", ("key", "text"), rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Title" and " a    " + rows[0][1] in lines and " b" in lines
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table("Title", ("key", "text"), rows)
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 60
 
 
 def test_recipe_show_prints_what_loads_again(tmp_path: Path) -> None:

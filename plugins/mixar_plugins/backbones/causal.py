@@ -34,10 +34,11 @@ class CausalConfig:
     """Sizes, order and positions.
 
     Args:
-        width, depth, heads: of the transformer.
+        width, depth, heads: of the transformer. mlp_ratio: width of its MLPs over its own.
         order: in which it is trained and can draw; random is any order.
         positions: rotary (of a row and a column on a grid) or a learned vector each.
         buffer: class tokens in front of the sequence.
+        dropout, attention_dropout: of activations and of attention weights, in training.
         label_dropout: share of labels dropped in training, for classifier-free guidance.
         patch_size: latents a token spans in each direction.
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more time.

@@ -27,6 +27,8 @@ class MaskedConfig:
 
     Args:
         width, depth, heads: of the encoder; MAR-B 768/12/12, MAR-L 1024/16/16, MAR-H 1280/20/16.
+        decoder_width, decoder_depth, decoder_heads: of the decoder.
+        mlp_ratio: width of the MLPs over that of their blocks.
         buffer: class tokens in front of the sequence (MAR: 64).
         dropout, attention_dropout: MAR trains with 0.1 each.
         label_dropout: share of labels dropped in training, for classifier-free guidance (MAR: 0.1).

@@ -36,14 +36,17 @@ class MaskBitConfig:
 
     Args:
         bits: bits of a code, those of the tokenizer. stride: pixels a token spans, those of the tokenizer.
+        width, depth, heads, mlp_dim: of the transformer.
         splits: into how many smaller codes a code is factorised; divides `bits`.
         prenorm: normalise before each layer instead of after it.
+        dropout: of the transformer's activations, in training. label_smoothing: of the training loss.
         class_dropout: share of labels dropped in training, for guidance.
         train_mask_schedule: how uniform numbers become shares of masked entries in training.
         steps, mask_schedule: the sampler's steps, and what stays masked after each.
         guidance_scale: logits are conditional + scale * (conditional - unconditional): 0 is no guidance.
         guidance_annealing, scale_pow: how the scale grows from 0 over the steps, and the cosine's power.
-        softmax_temperature: of the draws; with `sampling_annealing` it falls from 1.3 to 0.5 instead.
+        softmax_temperature: of the draws.
+        sampling_annealing: that temperature falls from 1.3 to 0.5 over the steps instead.
         randomize_temperature: of the Gumbel noise on the confidence that decides what stays masked; falls to 0.
         predict_temperature: of the draws of `predict` (TI-Mix); 0 takes the likeliest.
     """

@@ -45,7 +45,11 @@ class ConvConfig(QuantizerWeights):
 
 @frozen(kw_only=True)
 class LFQConfig(ConvConfig):
-    """Settings of LFQTokenizer: those of ConvConfig and `bits`, bits a code (2^bits codes, 10 to 18 published)."""
+    """Settings of LFQTokenizer: those of ConvConfig and
+
+    Args:
+        bits: of a code: there are 2^bits codes (10 to 18 published).
+    """
 
     bits: int = field(default=14, validator=validators.and_(layers.positive, validators.le(20)))
 

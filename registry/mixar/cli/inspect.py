@@ -1,4 +1,4 @@
-"""Commands that look: plugins, recipes, recipe show, recipe check."""
+"""Commands that look: recipes, recipe show, recipe check."""
 
 from __future__ import annotations
 
@@ -12,34 +12,6 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name (see `mi
 recipe_app = typer.Typer(
     no_args_is_help=True, help="Look at one recipe: `show` it resolved, or `check` its fit and its cost."
 )
-
-
-def plugins_command(context: typer.Context, no_plugin: NoPlugin = None, as_json: Json = False) -> None:
-    """List the installed plugins, their parts, and what could not be loaded and why."""
-    import attrs
-
-    registry = open_registry(context, no_plugin)
-    parts = [part for kind in registry.kinds for part in registry.parts(kind)]
-    told = [
-        {
-            "kind": part.kind,
-            "name": part.name,
-            "plugin": registry.plugin_of(part).name,
-            "summary": part.summary,
-            "settings": [field.name for field in attrs.fields(part.config) if field.init],
-        }
-        for part in parts
-    ]
-    models = sorted(registry.models())
-    if as_json:
-        plugins = [{"name": p.name, "distribution": p.distribution, "problem": p.problem} for p in registry.plugins]
-        print_json({"plugins": plugins, "parts": told, "models": models})
-        return
-    states = [(p.name, p.distribution, p.problem or "loaded") for p in registry.plugins]
-    print_table("Plugins", ("plugin", "distribution", "state"), states)
-    print_table("Parts", ("kind", "name", "plugin", "what it is"), [list(part.values())[:4] for part in told])
-    if models:
-        print_table("Models to sample from", ("name",), [(name,) for name in models])
 
 
 def recipes_command(context: typer.Context, no_plugin: NoPlugin = None, as_json: Json = False) -> None:

@@ -16,7 +16,8 @@ from typer.models import CommandInfo, TyperInfo
 from mixar.cli.cache import cache_command
 from mixar.cli.common import NoPlugin, Offline
 from mixar.cli.edit import edit_command
-from mixar.cli.inspect import plugins_command, recipe_app, recipes_command
+from mixar.cli.inspect import recipe_app, recipes_command
+from mixar.cli.plugin import plugins_command
 from mixar.cli.sample import sample_command
 from mixar.cli.train import train_command
 from mixar.plugins import load_plugins

@@ -1,0 +1,105 @@
+"""Commands for who writes plugins: plugins, plugin new, plugin check."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixar.cli.common import Json, NoPlugin, open_registry, print_json, print_table
+from mixar_core.errors import UserError
+
+if TYPE_CHECKING:
+    from mixar.plugins import Registry
+
+PART = "A part as recipes name it; `KIND:NAME` where several kinds have one of that name."
+
+
+def plugins_command(
+    context: typer.Context,
+    part: Annotated[str | None, typer.Option("--part", metavar="NAME", help=f"Its settings. {PART}")] = None,
+    kinds: Annotated[
+        bool, typer.Option("--kinds", help="The kinds of parts, and what a part of each must define.")
+    ] = False,
+    no_plugin: NoPlugin = None,
+    as_json: Json = False,
+) -> None:
+    """List the installed plugins, their parts, and what could not be loaded and why.
+
+    Examples: `mixar plugins --part diffusion` · `mixar plugins --kinds`
+    """
+    if part is not None and kinds:
+        raise UserError("--part and --kinds: give one of them")
+    registry = open_registry(context, no_plugin)
+    if part is not None:
+        _show_part(registry, part, as_json)
+    elif kinds:
+        _show_kinds(registry, as_json)
+    else:
+        _list(registry, as_json)
+
+
+def _list(registry: Registry, as_json: bool) -> None:
+    import attrs
+
+    parts = [part for kind in registry.kinds for part in registry.parts(kind)]
+    told = [
+        {
+            "kind": part.kind,
+            "name": part.name,
+            "plugin": registry.plugin_of(part).name,
+            "summary": part.summary,
+            "settings": [field.name for field in attrs.fields(part.config) if field.init],
+        }
+        for part in parts
+    ]
+    models = sorted(registry.models())
+    if as_json:
+        plugins = [{"name": p.name, "distribution": p.distribution, "problem": p.problem} for p in registry.plugins]
+        print_json({"plugins": plugins, "parts": told, "models": models})
+        return
+    states = [(p.name, p.distribution, p.problem or "loaded") for p in registry.plugins]
+    print_table("Plugins", ("plugin", "distribution", "state"), states)
+    print_table("Parts", ("kind", "name", "plugin", "what it is"), [list(part.values())[:4] for part in told])
+    if models:
+        print_table("Models to sample from", ("name",), [(name,) for name in models])
+
+
+def _show_part(registry: Registry, text: str, as_json: bool) -> None:
+    import attrs
+
+    from mixar.described import find_part, settings_of
+
+    part = find_part(registry, text)
+    plugin, settings = registry.plugin_of(part), settings_of(part.config)
+    if as_json:
+        told: dict[str, Any] = {"kind": part.kind, "name": part.name, "plugin": plugin.name, "summary": part.summary}
+        print_json(told | {"settings": [attrs.asdict(setting) for setting in settings]})
+        return
+    print(f'{part.kind} "{part.name}" of plugin {plugin.name} ({plugin.distribution}): {part.summary}')
+    print(f"class {part.component.__module__}.{part.component.__qualname__}\n")
+    rows = [
+        (s.name, s.type, "required" if s.required else json.dumps(s.default, default=str), s.allowed, s.meaning)
+        for s in settings
+    ]
+    if rows:
+        print_table("Settings", ("name", "type", "default", "allowed", "meaning"), rows)
+    else:
+        print("It has no settings.")
+
+
+def _show_kinds(registry: Registry, as_json: bool) -> None:
+    import attrs
+
+    from mixar.described import kinds_of
+
+    kinds = kinds_of(registry)
+    if as_json:
+        print_json([attrs.asdict(kind) for kind in kinds])
+        return
+    rows = []
+    for kind in kinds:
+        rows += [(kind.kind, kind.base, kind.meaning), ("", kind.built.replace("Class", "built as Class", 1), "")]
+        rows += [("", duty.signature, duty.meaning) for duty in kind.must_define]
+    print_table("Kinds of parts", ("kind", "class, and what one must define", "what it does"), rows)

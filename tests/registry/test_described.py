@@ -1,0 +1,107 @@
+"""What classes say of themselves: every setting of every part, every kind and what it must define."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from attrs import Factory, field, frozen
+from attrs.validators import and_, ge, in_, le, min_len, optional
+
+from mixar.described import Setting, find_part, kinds_of, settings_of
+from mixar.plugins import Registry
+from mixar_core.errors import UserError
+
+
+@frozen
+class Inner:
+    """Args: size: pixels."""
+
+    size: int = 3
+
+
+@frozen
+class Base:
+    """One setting.
+
+    Args:
+        depth: layers;
+            of the trunk.
+    """
+
+    depth: int | None = field(default=None, validator=optional(and_(ge(1), le(9))))
+
+
+@frozen
+class Config(Base):
+    """Many settings.
+
+    Args:
+        mode: how; note: this is no setting. file: where it lies.
+        low, high: the range.
+        from_: where it begins.
+    """
+
+    mode: Literal["a", "b"] = field(default="a", validator=in_(("a", "b")))
+    file: Path | None = None
+    low: float = 0.0
+    high: float = 1.0
+    from_: tuple[int, ...] = field(default=Factory(lambda: (1, 2)), validator=min_len(1))
+    inner: Inner = Inner()
+    must: str = field(kw_only=True)
+    own: int = field(init=False, default=0)
+
+
+def test_settings_are_read_from_the_class_and_its_docstrings() -> None:
+    assert settings_of(Config) == [
+        Setting("depth", "int | None", False, None, ">= 1, <= 9", "layers; of the trunk."),
+        Setting("mode", "str", False, "a", "a, b", "how; note: this is no setting."),
+        Setting("file", "Path | None", False, None, "", "where it lies."),
+        Setting("low", "float", False, 0.0, "", "the range."),
+        Setting("high", "float", False, 1.0, "", "the range."),
+        Setting("from", "tuple[int, ...]", False, (1, 2), "1 or more of them", "where it begins."),
+        Setting("inner.size", "int", False, 3, "", "pixels."),
+        Setting("must", "str", True, None, "", ""),
+    ]
+
+
+def test_every_setting_of_every_part_says_what_it_means(registry: Registry) -> None:
+    silent = [
+        f"{kind}:{part.name}.{setting.name}"
+        for kind in registry.kinds
+        for part in registry.parts(kind)
+        for setting in settings_of(part.config)
+        if not setting.meaning
+    ]
+    assert not silent
+
+
+def test_a_part_is_found_by_its_name_and_by_its_kind(registry: Registry) -> None:
+    assert find_part(registry, "diffusion") is registry.part("head", "diffusion")
+    assert find_part(registry, "head:diffusion") is registry.part("head", "diffusion")
+    for text, message in (
+        ("difusion", 'unknown part "difusion"; did you mean diffusion?'),
+        ("head:vq", 'unknown head "vq"'),
+        ("head:", 'unknown part "head:"'),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_part(registry, text)
+
+
+def test_every_kind_says_what_it_is_and_what_it_must_define(registry: Registry) -> None:
+    kinds = {kind.kind: kind for kind in kinds_of(registry)}
+    assert kinds.keys() == registry.kinds.keys()
+    for name, kind in kinds.items():
+        assert kind.meaning.endswith(".") and kind.built.startswith("Class(config")
+        duties = {duty.name for duty in kind.must_define}
+        assert registry.kinds[name].__dict__.get("__abstractmethods__", frozenset()) <= duties
+        assert all(duty.meaning for duty in kind.must_define if "(" in duty.signature), name
+    assert kinds["prior"].built == (
+        "Class(config, tokenizer=<DiscreteTokenizer>, num_classes=..., data=<Dataset or None>)"
+    )
+    assert {"start", "BackboneState.predict", "BackboneState.reveal", "width"} <= {
+        duty.name for duty in kinds["backbone"].must_define
+    }
+    (forward,) = [duty for duty in kinds["injector"].must_define if duty.name == "forward"]
+    assert forward.signature == "forward(tokens) -> Guidance" and "door" in forward.meaning
