@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from unicodedata import normalize
 
 from attrs import frozen
+from PIL import Image
 from torch import Tensor
 
-from mixar_core.data.images import read_image
+from mixar_core.data.images import Header, open_rgb, read_header, read_image
 from mixar_core.errors import UserError
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid")}
@@ -19,16 +21,33 @@ _SHOWN = 5
 
 @frozen(eq=False)
 class EncodedImage:
-    """An image file's content, its label (NO_CLASS if unlabelled), and how an error is to name it.
+    """An image file or its content, its label (NO_CLASS if unlabelled), and how an error is to name it.
 
-    `problem` says why there is no content; `orient` is that of `read_image`.
+    `problem` says why there is no content; `orient` and `background` are those of `read_image`.
     """
 
-    data: bytes
+    data: bytes | Path
     label: int
     where: str
     problem: str = ""
     orient: bool = False
+    background: str = "white"
+
+    def header(self) -> Header:
+        """What the file says of itself; nothing is decoded.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return read_header(self._data(), where=self.where)
+
+    def picture(self) -> Image.Image:
+        """The whole image decoded, RGB.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return open_rgb(self._data(), where=self.where, orient=self.orient, background=self.background)
 
     def pixels(self, size: int) -> Tensor:
         """The image decoded and cropped: uint8 (3, size, size).
@@ -36,9 +55,12 @@ class EncodedImage:
         Raises:
             UserError: it cannot be read.
         """
+        return read_image(self._data(), size, where=self.where, orient=self.orient, background=self.background)
+
+    def _data(self) -> bytes | Path:
         if self.problem:
             raise UserError(f"{self.where}: {self.problem}")
-        return read_image(self.data, size, where=self.where, orient=self.orient)
+        return self.data
 
 
 class ImageStream(ABC):
@@ -86,6 +108,10 @@ class ImageDataset(ABC):
     @abstractmethod
     def labels(self) -> list[int]:
         """All labels in order, without decoding images."""
+
+    def encoded(self, index: int) -> EncodedImage | None:
+        """The image as it is stored; None where a set holds pixels. `mixar data` tells sizes and modes by it."""
+        return None
 
 
 def names_of_split(split: str) -> tuple[str, ...]:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
 import torch
+from attrs import frozen
 from PIL import Image
 from torch import Tensor
 
 from mixar_core.errors import UserError
+
+# Every loader process would say again that a palette has transparency or an EXIF entry is odd. What cannot be read is
+# an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 #: What Pillow raises for damaged files, and `to_rgb` for what it refuses. SyntaxError: PNG; EOFError: WebP;
 #: RuntimeError: AVIF; struct.error: headers; MemoryError: too large here; ImportError: LAB without littlecms.
@@ -46,11 +52,45 @@ _TURNS = {
 }
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+@frozen
+class Header:
+    """What an image file says of itself before it is decoded.
+
+    Args:
+        size: width and height in pixels, as they are stored.
+        turned: whether its EXIF entry says that it lies on its side, on its head or mirrored.
+        transparent: whether it has an alpha channel or a transparent colour. Every pixel may still be opaque.
+        animated: whether it holds several pictures, of which the first is read.
+    """
+
+    size: tuple[int, int]
+    mode: str
+    format: str
+    turned: bool
+    transparent: bool
+    animated: bool
+
+
+def read_header(source: Path | bytes, *, where: str) -> Header:
+    """What a file, or its content, says of itself.
+
+    Raises:
+        UserError: it is no image; names `where`.
+    """
+    with _reading(where), Image.open(_file(source)) as opened:
+        # a PNG's EXIF entry may come after its pixels, and getexif would read all of them to see
+        turned = "exif" in opened.info and opened.getexif().get(_ORIENTATION) in _TURNS
+        frames = getattr(opened, "is_animated", False) and opened.format != "MPO"  # a photo, with a small one beside it
+        kind = opened.format or "unknown"
+        return Header(opened.size, opened.mode, kind, turned, opened.has_transparency_data, frames)
+
+
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     """An image of any mode as a viewer shows it on a white page, with 8 bits a channel.
 
-    Transparency of every kind (an alpha channel, a palette's, one colour of a PNG) is composed over white; 16-bit grey
-    is scaled by 1/257. Give an image as `Image.open` returns it: what PNG and TIFF say of their depth is gone later.
+    Transparency of every kind (an alpha channel, a palette's, one colour of a PNG) is composed over white, or another
+    `background` by its CSS name or #rrggbb; 16-bit grey is scaled by 1/257. Give an image as `Image.open` returns it:
+    what PNG and TIFF say of their depth is gone later.
 
     Raises:
         ValueError: nobody knows which value is white (modes `I` and `F`), or what is transparent; names the mode.
@@ -71,7 +111,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     over = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", over.size, background), over).convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -85,15 +125,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if clear is not None:
         done.putalpha(Image.fromarray(numpy.where(values == clear, 0, 255).astype(numpy.uint8)))
     return done
-
-
-def count_turned(files: Iterable[Path]) -> int:
-    """How many of these files are photos (JPEG) that their EXIF entry turns; their headers are read."""
-    turned = 0
-    for file in files:
-        with suppress(*UNREADABLE), Image.open(file) as opened:
-            turned += opened.format in ("JPEG", "MPO") and opened.getexif().get(_ORIENTATION) in _TURNS
-    return turned
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -116,36 +147,47 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC, box)
 
 
-def read_image(source: Path | bytes, size: int, *, where: str, orient: bool = False) -> Tensor:
-    """Decode an image and crop it: uint8 (3, size, size), RGB, transparency over white.
+def read_image(
+    source: Path | bytes, size: int, *, where: str, orient: bool = False, background: str = "white"
+) -> Tensor:
+    """Decode an image and crop it: uint8 (3, size, size), RGB, transparency over the background.
 
     Args:
         source: a file or its content.
         size: side of the square.
         where: the row or file as the error is to name it.
         orient: turn the image as its EXIF entry says. The published systems do not; TIFFs are turned in any case.
+        background: a colour by its CSS name or #rrggbb.
 
     Raises:
         UserError: the image cannot be read.
     """
     with _reading(where):
-        pixels = numpy.array(center_crop(_opened(source, orient), size))
+        pixels = numpy.array(center_crop(_opened(source, orient, background), size))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def open_rgb(source: Path | bytes | Image.Image, *, where: str, orient: bool = False) -> Image.Image:
+def open_rgb(
+    source: Path | bytes | Image.Image, *, where: str, orient: bool = False, background: str = "white"
+) -> Image.Image:
     """Decode an image, or take one that is open, as `read_image` does, and leave it whole.
 
     Raises:
         UserError: the image cannot be read.
     """
     with _reading(where):
-        return to_rgb(source) if isinstance(source, Image.Image) else _opened(source, orient)
+        if isinstance(source, Image.Image):
+            return to_rgb(source, background)
+        return _opened(source, orient, background)
 
 
-def _opened(source: Path | bytes, orient: bool) -> Image.Image:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-        image = to_rgb(opened)
+def _file(source: Path | bytes) -> Path | io.BytesIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _opened(source: Path | bytes, orient: bool, background: str) -> Image.Image:
+    with Image.open(_file(source)) as opened:
+        image = to_rgb(opened, background)
         turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1)) if orient else None
     return image if turn is None else image.transpose(turn)
 

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from unicodedata import normalize
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
+from attrs.validators import ge, lt, optional
+from PIL import ImageColor
 from torch import Tensor
 
-from mixar_core.data.dataset import ImageDataset, empty_classes, names_of_split
-from mixar_core.data.folders import data_folders, list_images
-from mixar_core.data.images import count_turned, read_image
+from mixar_core.data.dataset import EncodedImage, ImageDataset, empty_classes
+from mixar_core.data.folders import ImageFiles, data_folders, list_images
+from mixar_core.data.images import read_header
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
 from mixar_core.types import NO_CLASS
+from mixar_plugins.datasets.layout import Layout, find_layout, set_aside
 
-#: images whose headers tell whether photos lie on their side
+#: images whose headers tell what a person should know of all
 _LOOKED_AT = 32
+
+
+def _colour(_: object, field: Attribute[str | None], value: str | None) -> None:
+    if value is not None and len(ImageColor.getrgb(value)) != 3:
+        raise ValueError(f"{value}: is itself transparent")
 
 
 @frozen
@@ -25,39 +35,50 @@ class ImageFolderConfig:
     """Where the images are.
 
     Args:
-        path: a folder with `train/` and `validation/` (or `val/`, `valid/`), each with one folder a class, or, for
-            an unlabelled set, with images.
+        path: a folder of class folders, or of images without a class; or one with `train/` and `validation/` (or
+            `val/`, `valid/`), each of which is such a folder.
         orient: turn photos as their EXIF entry says, as viewers do. The published systems do not.
+        validation: the share of the images that is set aside for validation, chosen by a hash of their paths. None: a
+            tenth where `path` has no `train/` in it.
+        background: what is seen where an image is transparent: a CSS colour or #rrggbb. None: white.
     """
 
     path: str = field(metadata={"path": True})
     orient: bool = False
+    validation: float | None = field(default=None, validator=optional([ge(0), lt(1)]))
+    background: str | None = field(default=None, validator=_colour)
 
 
 class ImageFolder(ImageDataset):
-    """Images in PATH/train/CLASS/ and PATH/val/CLASS/, at any depth; labels are the folders of train/ in sorted order.
+    """Images in PATH/train/CLASS/ and PATH/val/CLASS/, at any depth; or in PATH/CLASS/, of which a share is validation.
 
-    Names are compared, and given, in Unicode's composed form (NFC): disks of different systems spell é differently.
+    Labels are the class folders (of train/) in sorted order. Names are compared, and given, in Unicode's composed form
+    (NFC): disks of different systems spell é differently.
 
     Raises:
-        UserError: a folder is missing or empty; validation has a class that train has not; there are images beside the
-            class folders.
+        UserError: a folder is missing or empty, or may be meant in two ways; validation has a class that train has not;
+            there are images beside the class folders.
     """
 
     def __init__(self, config: ImageFolderConfig, *, split: str, image_size: int) -> None:
         self.config, self.image_size = config, image_size
-        path = user_path(config.path).absolute()
-        there = [path / name for name in names_of_split(split) if (path / name).is_dir()]
-        if not there:
-            names = " or ".join(f"{name}/" for name in names_of_split(split))
-            without = "; training.evaluate_every=0 does without" if split == "validation" else ""
-            raise UserError(f"{path}: no folder {names} in it{without}")
-        self._root = there[0]
-        # The labels of both splits come from train/, where there is one: validation may lack a class.
-        train = path / "train" if (path / "train").is_dir() else self._root
+        layout = find_layout(user_path(config.path).absolute(), split, config.validation)
+        self._root, train = layout.root, layout.classes
         found = list_images(self._root)
         self.class_names = _class_names(train)
         self.num_classes = len(self.class_names)
+        every = self._labelled(found, train)
+        self._rows, share_note = _of_split(every, layout, split)
+        notes = [f"{self._root}: {found.note()}"] if found.left_out else []
+        notes += [*layout.notes, *share_note]
+        if split != "train" and train != self._root and train.samefile(self._root):
+            notes.append(f"{self._root}: is the same folder as {train}")
+        where = str(self._root) if layout.share is None else f"{self._root}, {split}"
+        notes += empty_classes(where, self.class_names, self.labels())
+        self.notes = (*notes, *self._looked_at(every))
+
+    def _labelled(self, found: ImageFiles, train: Path) -> list[tuple[int, str]]:
+        """The label and file of every image, in order."""
         label_of = {name: label for label, name in enumerate(self.class_names)}
         if unknown := [name for name in found.folders if normalize("NFC", name) not in label_of]:
             raise UserError(f"{self._root / unknown[0]}: a class that {train} does not have")
@@ -72,32 +93,60 @@ class ImageFolder(ImageDataset):
         if not found.files:
             raise UserError(f"{self._root}: no images in it{'; ' if found.left_out else ''}{found.note()}")
         label_of |= {name: label_of[normalize("NFC", name)] for name in found.folders}
-        self._rows = sorted((label_of.get(file.split(os.sep)[0], NO_CLASS), file) for file in found.files)
-        notes = [f"{self._root}: {found.note()}"] if found.left_out else []
-        notes += [f"{other}: not read, because {self._root} is there" for other in there[1:]]
-        if split != "train" and train != self._root and train.samefile(self._root):
-            notes.append(f"{self._root}: is the same folder as {train}")
-        notes += empty_classes(str(self._root), self.class_names, self.labels())
-        self.notes = (*notes, *([] if config.orient else self._turned()))
+        return sorted((label_of.get(file.split(os.sep)[0], NO_CLASS), file) for file in found.files)
 
-    def _turned(self) -> list[str]:
-        """A note where photos are to be turned and are not."""
-        some = [self._root / file for _, file in self._rows[:: -(-len(self._rows) // _LOOKED_AT)]]
-        turned = count_turned(some)
-        where = f"{self._root}: {turned} of {len(some)} images that were looked at"
-        how = "are to be turned as their EXIF entry says, and are not; data.orient=true turns them"
-        return [f"{where} {how}"] if turned else []
+    def _looked_at(self, rows: Sequence[tuple[int, str]]) -> list[str]:
+        """Notes on what is done to some of these images, as far as a few headers tell."""
+        headers = []
+        some = [file for _, file in rows[:: -(-len(rows) // _LOOKED_AT)]]
+        for file in some:
+            with suppress(UserError):
+                headers.append(read_header(self._root / file, where=file))
+        config, found = self.config, dict[str, int]()
+        if not config.orient:
+            turning = "are to be turned as their EXIF entry says, and are not; data.orient=true turns them"
+            found[turning] = sum(header.turned for header in headers)
+        found[f"have transparency, shown over {config.background or 'white'} (data.background)"] = sum(
+            header.transparent for header in headers
+        )
+        found["hold several pictures, of which the first is taken"] = sum(header.animated for header in headers)
+        found[f"are smaller than {self.image_size} pixels, and are enlarged"] = sum(
+            min(header.size) < self.image_size for header in headers
+        )
+        where = f"of {len(some)} images that were looked at"
+        return [f"{self._root}: {count} {where} {what}" for what, count in found.items() if count]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.encoded(index)
+        return image.pixels(self.image_size), image.label
+
+    def encoded(self, index: int) -> EncodedImage:
+        """An image's file and label."""
         label, file = self._rows[index]
-        path = self._root / file
-        return read_image(path, self.image_size, where=str(path), orient=self.config.orient), label
+        path, config = self._root / file, self.config
+        return EncodedImage(path, label, str(path), orient=config.orient, background=config.background or "white")
 
     def labels(self) -> list[int]:
         return [label for label, _ in self._rows]
+
+
+def _of_split(every: Sequence[tuple[int, str]], layout: Layout, split: str) -> tuple[list[tuple[int, str]], list[str]]:
+    """The split's images of all in a folder, in order, and a note on what is set aside."""
+    if layout.share is None:
+        return list(every), []
+    aside = set_aside(every, layout.share)
+    if not aside and split == "validation":
+        raise UserError(
+            f"{layout.root}: {len(every):,} images, no class of which has two, so none is set aside for validation; "
+            "training.evaluate_every=0 does without"
+        )
+    rows = [row for row in every if (row[1] in aside) == (split == "validation")]
+    how = f"by a hash of their names (data.validation={layout.share:g})"
+    note = f"{layout.root}: {len(aside):,} of {len(every):,} images are set aside for validation, {how}"
+    return rows, [note] if aside else []
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -127,7 +127,11 @@ class HuggingFaceDataset(ImageDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         label = self._labels[index]
-        return self._encoded(self._rows[index], index).pixels(self.image_size), label
+        return self.encoded(index).pixels(self.image_size), label
+
+    def encoded(self, index: int) -> EncodedImage:
+        """A row's image file and label."""
+        return self._encoded(self._rows[index], index)
 
     def labels(self) -> list[int]:
         return list(self._labels)
