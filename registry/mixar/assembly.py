@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
 from mixar.freeze import freeze
 from mixar.hub import is_file
-from mixar.plugins import Registry, plugin_manager
+from mixar.plugins import Registry, registry_without
 from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, read_plain
 from mixar_core.backbone import Backbone
 from mixar_core.conditioner import Conditioner
@@ -70,6 +70,7 @@ def build(
     trained_weights: str | Path | None = None,
     data: ImageDataset | None = None,
     checked: bool = False,
+    without_plugins: Sequence[str] = (),
 ) -> System:
     """The modules a recipe describes, checked to fit and in evaluation mode. What it does not train is frozen.
 
@@ -80,13 +81,14 @@ def build(
         trained_weights: a file with the weights of what the recipe trains.
         data: the training split, for a prior that draws from it (ground-truth).
         checked: this recipe was built with `meta` before, and need not be checked again.
+        without_plugins: names of installed plugins to leave out.
 
     Raises:
         UserError: two parts do not fit, weights do not fit a part, or the device is not there.
     """
     if not isinstance(recipe, Recipe):
         raise UserError(f"recipe {recipe!r}: not a Recipe, which mixar.load_recipe makes of a name or path")
-    registry, device = registry or plugin_manager(), available_device(device)
+    registry, device = registry_without(registry, without_plugins), available_device(device)
     if meta or not checked:
         _check_prior_model(recipe, registry)
         with torch.device("meta"):

@@ -15,7 +15,7 @@ from mixar.editing import Edited, Level, edit
 from mixar.folder import RECIPE, Kind, find_weights, read_provenance, weights_file
 from mixar.generation import Generation, Progress, batch_noise, decoded, label_name
 from mixar.labels import Labels, checked_number, class_numbers, code_tensor
-from mixar.plugins import Registry, plugin_manager
+from mixar.plugins import Registry, registry_without
 from mixar.recipe import TRAINABLE, Recipe, load_recipe
 from mixar.text import choices
 from mixar_core.distributed import available_device
@@ -336,6 +336,7 @@ def load(
     weights: Kind = "ema",
     precision: Precision = "float32",
     registry: Registry | None = None,
+    without_plugins: Sequence[str] = (),
 ) -> Model:
     """A model to sample from: a shipped one by name, a model folder, or the folder of a run.
 
@@ -343,6 +344,7 @@ def load(
         device: None takes the GPU if there is one.
         weights: averaged over training (ema) or those of the last step (raw; a run folder has both).
         precision: bf16 computes all but the decoders under autocast: about twice as fast, and other images.
+        without_plugins: names of installed plugins to leave out.
 
     Raises:
         UserError: no such model, its weights are missing, truncated or do not fit, or an argument is not one of these.
@@ -350,7 +352,7 @@ def load(
     for what, value, allowed in (("weights", weights, get_args(Kind)), ("precision", precision, get_args(Precision))):
         if value not in allowed:
             raise UserError(f"{what} {value!r}: not known; {choices(allowed, str(value))}")
-    registry = registry or plugin_manager()
+    registry = registry_without(registry, without_plugins)
     folder = registry.find_model(name_or_path)
     recipe = load_recipe(folder / RECIPE, registry=registry)
     chosen = available_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)

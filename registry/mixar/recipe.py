@@ -14,7 +14,8 @@ from attrs.validators import ge, gt
 
 from mixar import strict_yaml
 from mixar.hub import PREFIX, is_file
-from mixar.plugins import Registry, plugin_manager
+from mixar.origin import chosen_part, of_silence, same_type, settled
+from mixar.plugins import Registry, registry_without
 from mixar.structure import Invalid, structure, unstructure
 from mixar.text import choices
 from mixar.written import Text, bare, path_of, placed, read_value
@@ -154,18 +155,20 @@ def load_recipe(
     overrides: Sequence[str] | Mapping[str, object] = (),
     *,
     registry: Registry | None = None,
+    without_plugins: Sequence[str] = (),
 ) -> Recipe:
     """The recipe of this name or path, with `extends` followed and `overrides` applied.
 
     Args:
         overrides: `{"training.steps": 100}`, or as on the command line `["training.steps=100"]`.
+        without_plugins: names of installed plugins to leave out.
 
     Raises:
         UserError: no such recipe, or it is not valid: every problem with path, value and choices.
     """
-    registry = plugin_manager() if registry is None else registry
+    registry = registry_without(registry, without_plugins)
     path = registry.find_recipe(name_or_path)
-    plain = merge(read_plain(path, registry), parse_overrides(overrides))
+    plain = merge(read_plain(path, registry), settled(parse_overrides(overrides), PART_KEYS, registry))
     plain.setdefault("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
     return make_recipe(plain, registry, where=f"recipe {name_or_path}")
 
@@ -186,20 +189,22 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
     if not isinstance(plain, dict):
         raise UserError(f"{where}: a recipe is a mapping of keys to values, this is {type(plain).__name__}")
     parent, folder = plain.pop("extends", None), path.absolute().parent
-    own = not registry.is_shipped(path) and not (path.name == "recipe.yaml" and (folder / "provenance.json").is_file())
+    shipped = registry.shipped_by(path) is not None
+    own = not shipped and not (path.name == "recipe.yaml" and (folder / "provenance.json").is_file())
     plain = placed(plain, folder if own else Path.cwd(), own=own)
+    plain = settled(plain, PART_KEYS, registry, read_from=path)
     if parent is None:
-        return _with_typed_backbone(plain)
+        return _with_typed_backbone(plain, registry)
     with said_of(f"{where}: extends"):
         base = registry.find_recipe(Text(parent, folder))
     inherited = read_plain(base, registry, _seen=(*_seen, path.resolve()))
     for key in ("name", "summary"):
         inherited.pop(key, None)
-    return _with_typed_backbone(merge(inherited, plain))
+    return _with_typed_backbone(merge(inherited, plain), registry)
 
 
-def _with_typed_backbone(plain: dict[str, Any]) -> dict[str, Any]:
-    typed = {"backbone": _with_type(plain["backbone"], "backbone")} if "backbone" in plain else {}
+def _with_typed_backbone(plain: dict[str, Any], registry: Registry) -> dict[str, Any]:
+    typed = {"backbone": _with_type(plain["backbone"], "backbone", registry)} if "backbone" in plain else {}
     return plain | typed
 
 
@@ -221,7 +226,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, whole_parts: bool
 def _replaces(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     weights = new.get("weights")
     names_a_model = isinstance(weights, str) and bare(weights) is not None and not is_file(weights)
-    return names_a_model or new.get("type", old.get("type")) != old.get("type")
+    return names_a_model or not same_type(old.get("type"), new.get("type", old.get("type")))
 
 
 def parse_overrides(overrides: Sequence[str] | Mapping[str, object]) -> dict[str, Any]:
@@ -260,15 +265,16 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
     """
     values = {key: value for key, value in plain.items() if key in _PLAIN or bare(value) is not None}
     trains, loss = str(bare(values.get("trains"))), values.get("reconstruction")
-    values.setdefault("callbacks", [{"type": name} for name in _DEFAULT_CALLBACKS if _is_at_hand(name, registry)])
+    callbacks = [of_silence("callback", name, registry) for name in _DEFAULT_CALLBACKS]
+    values.setdefault("callbacks", [choice for choice in callbacks if _is_at_hand(choice["type"], registry)])
     if "training" in values:
-        values.setdefault("optimizer", {"type": "adamw"})
+        values.setdefault("optimizer", of_silence("optimizer", "adamw", registry))
     if trains == "mixar":
         for key, name in _DEFAULT_PARTS.items():
-            values.setdefault(key, {"type": name})
-        values |= {key: _with_type(values[key], key) for key in ("backbone", "sampler")}
+            values.setdefault(key, of_silence(PART_KEYS[key], name, registry))
+        values |= {key: _with_type(values[key], key, registry) for key in ("backbone", "sampler")}
     if isinstance(loss, Mapping) and bare(loss.get("perceptual_weight")):
-        values.setdefault("extractor", {"type": "efficientnet-lite0"})
+        values.setdefault("extractor", of_silence("extractor", "efficientnet-lite0", registry))
     for key, kind in PART_KEYS.items():
         value = values.get(key)
         if key == "callbacks" and isinstance(value, list):
@@ -286,10 +292,10 @@ def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> 
     return recipe
 
 
-def _with_type(choice: Any, key: str) -> Any:
+def _with_type(choice: Any, key: str, registry: Registry) -> Any:
     """Settings alone are those of the default part; recipes of before there was a choice of backbones have no more."""
     if isinstance(choice, Mapping) and "type" not in choice:
-        return {"type": _DEFAULT_PARTS[key], **choice}
+        return of_silence(PART_KEYS[key], _DEFAULT_PARTS[key], registry) | dict(choice)
     return choice
 
 
@@ -301,7 +307,7 @@ def _is_at_hand(callback: str, registry: Registry) -> bool:
 
 def _choice(value: Any, path: str, kind: str, registry: Registry, *, user: str = "") -> PartChoice:
     """The part that a recipe describes at `path`, which begins the message of an error."""
-    known = choices(part.name for part in registry.parts(kind))
+    known = choices(registry.name_of(part) for part in registry.parts(kind))
     if value is None:
         raise UserError(f"required {user}; {known}")
     if not isinstance(value, Mapping):
@@ -313,8 +319,8 @@ def _choice(value: Any, path: str, kind: str, registry: Registry, *, user: str =
     if "type" not in settings:
         raise UserError(f"{path}.type: required, and not there; {known}")
     with said_of(f"{path}.type"):
-        part = registry.part(kind, str(settings.pop("type")))
-    return PartChoice(part.name, structure(settings, part.config, path=path), weights)
+        part = chosen_part(kind, settings.pop("type"), registry)
+    return PartChoice(registry.name_of(part), structure(settings, part.config, path=path), weights)
 
 
 def _weights(weights: Any, settings: dict[str, Any], key: str, registry: Registry) -> tuple[str, dict[str, Any]]:
@@ -339,7 +345,7 @@ def _weights(weights: Any, settings: dict[str, Any], key: str, registry: Registr
         raise UserError(f"{where}: {weights} is a model of a {plain.get('trains')}, not of a {key}")
     settings = {**own, **settings}
     settings.pop("weights", None)
-    if settings.get("type") != own.get("type"):
+    if not same_type(own.get("type"), settings.get("type")):
         raise UserError(f"{key}.type: {settings['type']} is not the type of {weights}, which is {own['type']}")
     return place, settings
 

@@ -18,8 +18,9 @@ from mixar.folder import PROVENANCE, RECIPE, read_provenance, sha256, versions
 from mixar.init import start_from, told
 from mixar.joint import JointObjective
 from mixar.memory import check_memory
-from mixar.plugins import Registry, plugin_manager
-from mixar.recipe import TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
+from mixar.origin import origins
+from mixar.plugins import Registry, registry_without
+from mixar.recipe import PART_KEYS, TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar.structure import differences, flat
 from mixar.text import first_of, shortened, tell
 from mixar_core.data.dataset import has_names
@@ -43,6 +44,7 @@ def train(
     device: torch.device | str | None = None,
     callbacks: Sequence[Callback] | None = None,
     registry: Registry | None = None,
+    without_plugins: Sequence[str] = (),
 ) -> Result:
     """Train what a recipe describes. The folder then is a model folder: `load` samples from it.
 
@@ -52,11 +54,12 @@ def train(
         folder: new or empty, or with `resume` that of a run that was stopped.
         device: None takes this process's GPU if there is one.
         callbacks: instead of the recipe's.
+        without_plugins: names of installed plugins to leave out.
 
     Raises:
         UserError: the recipe does not say how long to train, its parts or data do not fit, or see `trainer.train`.
     """
-    registry, folder = registry or plugin_manager(), user_path(folder)
+    registry, folder = registry_without(registry, without_plugins), user_path(folder)
     planned, training = build(recipe, registry, meta=True), recipe.training
     if training is None:
         raise UserError(f"recipe {recipe.name}: training: required to train, and not there; set steps or epochs of it")
@@ -93,7 +96,8 @@ def train(
         callbacks = [registry.part("callback", choice.type).component(choice.config) for choice in recipe.callbacks]
     if not (isinstance(callbacks, list | tuple) and all(isinstance(each, Callback) for each in callbacks)):
         raise UserError(f"callbacks {shortened(repr(callbacks))}: not a list of mixar_core Callbacks")
-    provenance = {"trained_by": f"mixar train {recipe.name}", "versions": versions(), **facts}
+    made = {"versions": versions(), "parts": origins(recipe, PART_KEYS, registry)}
+    provenance = {"trained_by": f"mixar train {recipe.name}", **made, **facts}
     return run_trainer(
         make_objective(system, registry),
         train_set,

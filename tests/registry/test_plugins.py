@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import re
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +10,7 @@ import pytest
 import mixar_core
 from mixar.plugins import load_plugins, plugin_manager
 from mixar_core.errors import UserError
-
-Install = Callable[..., None]
+from tests.registry.conftest import Install
 
 GOOD = """
     from attrs import frozen
@@ -67,23 +63,6 @@ INJECTOR = """
 HOOK = "from mixar import UserError, hookimpl\nMIXAR_INTERFACE = 2\n@hookimpl\n"
 
 
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """install(distribution, entry, code): puts a distribution with one module and one entry point on the path."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def make(distribution: str, entry: str, code: str) -> None:
-        module = re.sub(r"\W", "_", f"{distribution}_{tmp_path.name}")  # a module of its own for every test
-        (tmp_path / f"{module}.py").write_text(textwrap.dedent(code))
-        info = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[mixar]\n{entry} = {module}\n")
-        importlib.invalidate_caches()
-
-    return make
-
-
 def test_a_third_party_comes_in_through_the_door_the_shipped_parts_use(install: Install) -> None:
     install("bell-shop", "bells", GOOD.replace("NAME", '"bell"'))
     registry = plugin_manager()
@@ -102,25 +81,64 @@ def test_every_call_finds_anew(install: Install) -> None:
     assert [p.name for p in plugin_manager().plugins] == sorted([*(p.name for p in before.plugins), "bells"])
 
 
-def test_one_plugin_name_of_two_distributions_is_refused(install: Install) -> None:
+def test_one_plugin_name_of_two_distributions_takes_down_these_two(install: Install) -> None:
     install("bell-shop", "bells", GOOD.replace("NAME", '"bell"'))
     install("bell-forge", "bells", GOOD.replace("NAME", '"gong"'))
-    with pytest.raises(UserError, match=r'"bells".*bell-forge 1\.0 and bell-shop 1\.0'):
-        plugin_manager()
+    registry = plugin_manager(option="--no-plugin")
+    assert [(p.name, p.distribution) for p in registry.broken] == [
+        ("bells", "bell-forge 1.0"),
+        ("bells", "bell-shop 1.0"),
+    ]
+    for plugin in registry.broken:
+        assert plugin.problem == (
+            "bell-forge 1.0 and bell-shop 1.0 each have a plugin of this name; uninstall one, or --no-plugin bells"
+        )
+    assert registry.part("injector", "dc-mix")
+    with pytest.raises(UserError, match=r"bell-shop 1\.0 was not loaded: bell-forge 1\.0 and bell-shop 1\.0 each"):
+        registry.part("callback", "bell")
     assert "bells" not in [p.name for p in plugin_manager(blocked=["bells"]).plugins]
 
 
-def test_one_part_of_two_plugins_is_refused(install: Install) -> None:
+def test_one_part_of_two_plugins_is_refused_where_it_is_named(install: Install) -> None:
     install("bell-shop", "bells", GOOD.replace("NAME", '"progress"'))
-    with pytest.raises(UserError, match=r'callback "progress".*bell-shop 1\.0.*mixar'):
-        plugin_manager()
+    registry = plugin_manager()
+    assert not registry.broken and registry.part("injector", "dc-mix")
+    with pytest.raises(UserError, match=r'callback "progress": more than one package') as refused:
+        registry.part("callback", "progress")
+    assert "write bells:progress (of bell-shop 1.0) or builtin:progress (of mixar " in str(refused.value)
+    ours, theirs = (registry.part("callback", f"{plugin}:progress") for plugin in ("builtin", "bells"))
+    assert ours.component is not theirs.component and theirs.summary == "Rings."
+    assert [registry.plugin_of(part).name for part in (ours, theirs)] == ["builtin", "bells"]
+    assert [registry.name_of(part) for part in (ours, theirs)] == ["builtin:progress", "bells:progress"]
+    assert [part for part in registry.parts("callback") if part.name == "progress"] == [theirs, ours]
+    assert registry.name_of(registry.part("injector", "builtin:dc-mix")) == "dc-mix"
+    with pytest.raises(UserError, match=r'unknown callback "bell:progress"; did you mean bells:progress\?? '):
+        registry.part("callback", "bell:progress")
+    alone = plugin_manager(blocked=["builtin"], option="--no-plugin")
+    assert alone.part("callback", "progress").summary == "Rings."
+    with pytest.raises(UserError, match=r"allowed: bells:progress \(plugin builtin of mixar .* is left out by --no-pl"):
+        alone.part("callback", "builtin:progress")
 
 
-def test_one_part_twice_of_one_plugin_is_refused(install: Install) -> None:
+def test_the_same_object_of_two_plugins_is_a_part_of_each(install: Install, tmp_path: Path) -> None:
+    offered = 'Part("callback", "bell", Bell, BellConfig)'
+    once = GOOD.replace("NAME", '"bell"').replace(f"return [{offered}]", "return [PART]")
+    install("bell-shop", "bells", once + f"\n    PART = {offered}\n")
+    (module,) = (path.stem for path in tmp_path.glob("bell_shop*.py"))
+    install("bell-again", "again", f"from {module} import PART\n{HOOK}def mixar_parts():\n    return [PART]")
+    registry = plugin_manager()
+    first, second = (registry.part("callback", f"{plugin}:bell") for plugin in ("again", "bells"))
+    assert first == second and [registry.plugin_of(part).name for part in (first, second)] == ["again", "bells"]
+
+
+def test_one_part_twice_of_one_plugin_is_left_out(install: Install) -> None:
     twice = 'Part("callback", NAME, Bell, BellConfig)'
-    install("bell-shop", "bells", GOOD.replace(twice, f"{twice}, {twice}").replace("NAME", '"bell"'))
-    with pytest.raises(UserError, match=r'callback "bell".*bell-shop 1\.0.*bell-shop 1\.0'):
-        plugin_manager()
+    more = 'Part("callback", "gong", Bell, BellConfig)'
+    install("bell-shop", "bells", GOOD.replace(twice, f"{twice}, {twice}, {more}").replace("NAME", '"bell"'))
+    registry = plugin_manager()
+    assert registry.part("callback", "gong")
+    with pytest.raises(UserError, match=r'of bell-shop 1\.0 offers one .*callback "bell": offered 2 times'):
+        registry.part("callback", "bell")
 
 
 @pytest.mark.parametrize(
@@ -130,12 +148,28 @@ def test_one_part_twice_of_one_plugin_is_refused(install: Install) -> None:
         ("raise RuntimeError('out of luck')", "out of luck"),
         ("x = 1", "no function marked"),
         (GOOD.replace("mixar_parts", "mixar_partz").replace("NAME", '"bell"'), "did you mean mixar_parts"),
-        (GOOD.replace("NAME", '"Bell!"'), "lower-case"),
         (GOOD.replace("NAME", "1 / 0"), "ZeroDivisionError"),
         (HOOK + "def mixar_kinds():\n    return 1 / 0", "ZeroDivisionError"),
         (HOOK + "def mixar_parts():\n    raise UserError('no bells')", "no bells"),
         (HOOK + "def mixar_kinds():\n    return 'bells'", "AttributeError"),
         (HOOK + "def mixar_kinds():\n    return {'head': int}", 'kind "head" is there'),
+    ],
+)
+def test_a_broken_plugin_is_reported_and_the_others_load(install: Install, code: str, reason: str) -> None:
+    install("bell-shop", "bells", code)
+    registry = plugin_manager()
+    (broken,) = registry.broken
+    assert broken.distribution == "bell-shop 1.0"
+    assert broken.problem is not None and reason in broken.problem and "\n" not in broken.problem
+    assert registry.part("injector", "dc-mix")
+    with pytest.raises(UserError, match="bell-shop"):  # what is missed may be what it would have brought
+        registry.part("callback", "bell")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (GOOD.replace("NAME", '"Bell!"'), "lower-case"),
         (GOOD.replace('"callback", NAME', '"callbak", "bell"'), "did you mean callback"),
         (GOOD.replace('"callback", NAME', '"head", "bell"'), "does not derive from ContinuousHead"),
         (GOOD.replace("@frozen", "").replace("NAME", '"bell"'), "not a frozen attrs class"),
@@ -150,15 +184,25 @@ def test_one_part_twice_of_one_plugin_is_refused(install: Install) -> None:
         ),
     ],
 )
-def test_a_broken_plugin_is_reported_and_the_others_load(install: Install, code: str, reason: str) -> None:
-    install("bell-shop", "bells", code)
+def test_a_broken_part_is_reported_and_the_others_of_its_package_are_in_use(
+    install: Install, code: str, reason: str
+) -> None:
+    code = textwrap.dedent(code).replace("return [", 'return [Part("head", "gong", MseHead, MseHeadConfig), ')
+    install("bell-shop", "bells", f"from mixar_plugins.heads.mse import MseHead, MseHeadConfig\n{code}")
     registry = plugin_manager()
-    (broken,) = registry.broken
-    assert broken.distribution == "bell-shop 1.0"
-    assert broken.problem is not None and reason in broken.problem and "\n" not in broken.problem
-    assert registry.part("injector", "dc-mix")
-    with pytest.raises(UserError, match="bell-shop"):  # what is missed may be what it would have brought
-        registry.part("callback", "bell")
+    assert not registry.broken
+    assert registry.part("head", "gong") and registry.part("injector", "dc-mix")
+    (plugin,) = (plugin for plugin in registry.plugins if plugin.distribution == "bell-shop 1.0")
+    assert plugin.problem is None and [part.name for part in plugin.parts] == ["gong"]
+    (broken,) = plugin.broken_parts
+    assert reason in broken.problem and "\n" not in broken.problem
+    kind, name = ("injector", "mine") if "mine" in code else ("callback", "bell")
+    with pytest.raises(UserError, match=r"plugin bells of bell-shop 1\.0 offers one that cannot be used: "):
+        registry.part(kind, name)
+    if broken.name:
+        with pytest.raises(UserError) as unknown:
+            registry.part("head", "difusion")
+        assert "bell-shop" not in str(unknown.value)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +280,41 @@ def test_an_unknown_part_is_answered_with_choices() -> None:
     with pytest.raises(UserError, match="did you mean dc-mix"):
         registry.part("injector", "dc-mixx")
     assert all(part.kind == kind for kind in registry.kinds for part in registry.parts(kind))
+
+
+def test_two_recipes_of_one_name_are_told_apart(install: Install, tmp_path: Path) -> None:
+    hook = """
+        from pathlib import Path
+        from mixar import hookimpl
+
+        @hookimpl
+        def mixar_recipe_folders():
+            return [Path(FOLDER)]
+
+        @hookimpl
+        def mixar_model_folders():
+            return [Path(FOLDER) / "models"]
+    """
+    for plugin in ("bells", "gongs"):
+        folder = tmp_path / plugin
+        (folder / "models/old").mkdir(parents=True)
+        (folder / "twin.yaml").write_text("summary: x\n")
+        (folder / "models/old/recipe.yaml").write_text("summary: x\n")
+        install(f"{plugin}-shop", plugin, hook.replace("FOLDER", repr(str(folder))))
+    registry = plugin_manager()
+    bells, gongs = tmp_path / "bells", tmp_path / "gongs"
+    with pytest.raises(UserError) as refused:
+        registry.find_recipe("twin")
+    ways = f"bells:twin ({bells}/twin.yaml) or gongs:twin ({gongs}/twin.yaml)"
+    assert str(refused.value) == f'recipe "twin" is there more than once; give {ways}'
+    with pytest.raises(UserError, match=rf'model "old" is there more than once; give bells:old \({bells}/models/old\)'):
+        registry.find_model("old")
+    assert registry.find_recipe("gongs:twin") == gongs / "twin.yaml"
+    assert registry.find_model("bells:old") == bells / "models/old"
+    assert registry.recipes()["bells:twin"] == [bells / "twin.yaml"] and "twin" not in registry.recipes()
+    assert registry.models()["gongs:old"] == [gongs / "models/old"] and "old" not in registry.models()
+    with pytest.raises(UserError, match=r'unknown recipe "bels:twin"; did you mean bells:twin'):
+        registry.find_recipe("bels:twin")
 
 
 def test_a_recipe_that_two_plugins_bring_is_found_by_path_only(install: Install, tmp_path: Path) -> None:

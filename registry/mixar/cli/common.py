@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -114,13 +113,10 @@ def command_line(*words: object) -> str:
 
 
 def open_registry(context: typer.Context, no_plugin: Sequence[str] | None) -> Registry:
-    """The installed plugins but those left out, before the command's name or after it; broken ones are warned of."""
+    """The installed plugins but those left out, before the command's name or after it."""
     from mixar.plugins import plugin_manager
 
-    registry = plugin_manager(blocked=[*(context.obj or ()), *(no_plugin or ())])
-    for p in registry.broken:
-        print(f"warning: plugin {p.name} of {p.distribution} is not loaded: {p.problem}", file=sys.stderr)
-    return registry
+    return plugin_manager(blocked=[*(context.obj or ()), *(no_plugin or ())], option="--no-plugin")
 
 
 def print_json(value: Any) -> None:

@@ -11,7 +11,7 @@ from mixar.cli.common import Json, NoPlugin, open_registry, print_json, print_ta
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
-    from mixar.plugins import Registry
+    from mixar.plugins import Plugin, Registry
 
 PART = "A part as recipes name it; `KIND:NAME` where several kinds have one of that name."
 
@@ -47,7 +47,7 @@ def _list(registry: Registry, as_json: bool) -> None:
     told = [
         {
             "kind": part.kind,
-            "name": part.name,
+            "name": registry.name_of(part),
             "plugin": registry.plugin_of(part).name,
             "summary": part.summary,
             "settings": [field.name for field in attrs.fields(part.config) if field.init],
@@ -56,14 +56,21 @@ def _list(registry: Registry, as_json: bool) -> None:
     ]
     models = sorted(registry.models())
     if as_json:
-        plugins = [{"name": p.name, "distribution": p.distribution, "problem": p.problem} for p in registry.plugins]
+        keys = ("name", "distribution", "problem", "broken_parts")
+        plugins = [{key: value for key, value in attrs.asdict(p).items() if key in keys} for p in registry.plugins]
         print_json({"plugins": plugins, "parts": told, "models": models})
         return
-    states = [(p.name, p.distribution, p.problem or "loaded") for p in registry.plugins]
+    states = [(p.name, p.distribution, state) for p in registry.plugins for state in _states(p)]
     print_table("Plugins", ("plugin", "distribution", "state"), states)
     print_table("Parts", ("kind", "name", "plugin", "what it is"), [list(part.values())[:4] for part in told])
     if models:
         print_table("Models to sample from", ("name",), [(name,) for name in models])
+
+
+def _states(plugin: Plugin) -> list[str]:
+    if plugin.problem:
+        return [f"not in use: {plugin.problem}"]
+    return ["loaded", *(f"left out: {broken.problem}" for broken in plugin.broken_parts)]
 
 
 def _show_part(registry: Registry, text: str, as_json: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from mixar.labels import checked_number
-from mixar.plugins import plugin_manager
+from mixar.plugins import registry_without
 from mixar.recipe import Recipe, load_recipe
 from mixar_core.distributed import PATIENT, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
@@ -32,6 +33,7 @@ def evaluate(
     workers: int = 0,
     device: torch.device | str | None = None,
     cache: str | Path | None = None,
+    without_plugins: Sequence[str] = (),
 ) -> Report:
     """Measure images against a reference: Frechet and kernel distance, Inception Score, precision, recall, the floor.
 
@@ -47,11 +49,12 @@ def evaluate(
             they are `PART:SPLIT`, without a recipe.
         batch_size: images at a time; figures of another one differ in their last digits.
         cache: a folder where features are kept, for another call.
+        without_plugins: names of installed plugins to leave out.
 
     Raises:
         UserError: the images or the reference cannot be read, do not fit each other, or are too few.
     """
-    registry = plugin_manager()
+    registry = registry_without(None, without_plugins)
     if not isinstance(extractor, str | FeatureExtractor):
         raise UserError(
             f"extractor: {type(extractor).__name__}; allowed: a part's name with its settings, an extractor"

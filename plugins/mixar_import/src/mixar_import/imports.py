@@ -13,8 +13,9 @@ from torch import Tensor
 from mixar import hub
 from mixar.assembly import System, build
 from mixar.folder import PROVENANCE, RECIPE, WEIGHTS, check_fit, save_model, sha256
+from mixar.origin import origins
 from mixar.plugins import Registry
-from mixar.recipe import load_recipe, to_yaml
+from mixar.recipe import PART_KEYS, load_recipe, to_yaml
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
 from mixar_import.entries import StateDict, check_finite, check_stored, flatten, state_dicts
@@ -95,6 +96,7 @@ def import_weights(
         "source": {**source, "sha256": sha256(path)},
         "weights": f"entry {entry}" if entry else which,
         "recipe": done.system.recipe.name,
+        "parts": origins(done.system.recipe, PART_KEYS, registry),
         "remarks": list(done.remarks),
     }
     own = evolve(done.system.recipe, name=folder.name, summary=f"{kind}, imported from {Path(file).name}")
