@@ -1,14 +1,13 @@
 """Contracts that any plugin's component must pass: call them from your own tests.
 
-    from mixar_core.testing import check_head
-    from mixar_core.types import Grid, TokenLayout
+    from mixar_core.testing import check_part
 
     def test_my_head() -> None:
-        layout = TokenLayout("grid", (Grid(2, 3),))
-        check_head(lambda: MyHead(MyConfig(), token_dim=4, width=16, layout=layout), width=16, layout=layout)
+        check_part(MyHead, MyConfig(depth=1))
 
-Each raises AssertionError with what is wrong. What a component is built for is told by `make`, which is called more
-than once, also under `torch.device("meta")`; keep it small.
+`check_part` builds a part amid small stand-ins and runs the contract of its kind, one of the others, which take a
+function that builds it for whatever you want it checked beside: it is called more than once, also under
+`torch.device("meta")`. Each raises AssertionError with what is wrong.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from mixar_core.testing.data import check_callback, check_dataset, check_extract
 from mixar_core.testing.heads import check_head
 from mixar_core.testing.injectors import check_conditioner, check_injector
 from mixar_core.testing.optimizers import check_optimizer
+from mixar_core.testing.parts import check_part
 from mixar_core.testing.priors import check_prior
 from mixar_core.testing.samplers import check_plan, check_sampler
 from mixar_core.testing.tokenizers import check_continuous_tokenizer, check_discrete_tokenizer
@@ -33,6 +33,7 @@ __all__ = [
     "check_head",
     "check_injector",
     "check_optimizer",
+    "check_part",
     "check_plan",
     "check_prior",
     "check_sampler",

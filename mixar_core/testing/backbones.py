@@ -23,6 +23,7 @@ from mixar_core.testing.common import (
     labels_of,
     near,
     normal,
+    topic,
     unchanged,
 )
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, Z
@@ -54,11 +55,16 @@ def check_backbone(make: Callable[..., Backbone]) -> None:
     asked = _Asked.of(backbone)
     with torch.no_grad():
         _check_forward(asked, found)
+        topic("what z must not know")
         _check_secrets(asked)
+        topic("the conversation of sampling")
         _check_conversation(asked)
+        topic("sampling agrees with training")
         _check_agreement(asked)
+        topic("tokens that are kept or redrawn")
         _check_known(asked)
         _check_redraw(asked)
+        topic("doors")
         doors = {door for door in (*_DOORS, _VECTORS) if _has_door(make, door)}
     _check_training(_built(make, doors), doors)
 
@@ -140,9 +146,11 @@ def _check_forward(asked: _Asked, found: Mapping[str, Tensor]) -> None:
     backbone, wanted = asked.backbone, asked.split.masked_BK.shape[1]
     expect(found["z"].shape[1] == wanted, f"forward gives z of {found['z'].shape[1]} tokens; {wanted} are asked for")
     expect_alone(found, {"z": _Asked.of(backbone, rows=1).z()})
+    topic("what it depends on")
     if backbone.num_classes:
         other = Condition((asked.condition.labels_B + 1) % backbone.num_classes)
         _expect_differ(evolve(asked, condition=other).z(), found["z"], "another label, yet the same z")
+    topic("under bf16 autocast")
     with torch.autocast("cpu", torch.bfloat16):
         expect_tensor("z under autocast", asked.z().float(), found["z"].shape)
 

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mixar_core.noise import Noise
+from mixar_core.testing.report import expect as expect
+from mixar_core.testing.report import measured as measured
+from mixar_core.testing.report import topic as topic
 from mixar_core.tokenizer import Tokenizer
 from mixar_core.types import NO_CLASS
 
@@ -21,19 +24,13 @@ BATCH = 3
 _INPUT_SEED = 1000
 
 
-def expect(fact: bool, message: str) -> None:
-    """Raise AssertionError with the message unless the fact holds."""
-    if not fact:
-        raise AssertionError(message)
-
-
 def expect_error(kind: type[Exception], access: Callable[[], object], what: str) -> None:
     """`access` raises an error of this kind."""
     try:
         access()
     except kind:
         return
-    raise AssertionError(f"{what} raises no {kind.__name__}")
+    expect(False, f"{what} raises no {kind.__name__}")
 
 
 def expect_tensor(
@@ -70,6 +67,7 @@ def near(a: Tensor, b: Tensor, *, rtol: float = 0.0) -> bool:
 
 def expect_alone(found: Mapping[str, Tensor], alone: Mapping[str, Tensor], *, rtol: float = 1e-4) -> None:
     """The first image of a batch comes out as it does `alone`."""
+    topic("batch independence")
     first = {name: found[name][:1] for name in alone}
     expect_equal("an image depends on what shares its batch", first, alone, rtol=rtol)
 
@@ -128,45 +126,73 @@ def build(make: Callable[[], M], *, seed: int = 0) -> M:
 
 
 def check_module(
-    make: Callable[[], M], exercise: Callable[[M, str], Mapping[str, Tensor]], *, on_meta: bool = True
+    make: Callable[[], M],
+    exercise: Callable[[M, str], Mapping[str, Tensor]],
+    *,
+    on_meta: bool = True,
+    autocast: bool = True,
 ) -> tuple[M, Mapping[str, Tensor]]:
     """What every component that is a network must keep; returns one in evaluation mode, and what came out of it.
 
     It repeats itself, draws nothing from torch's global generator, has all it has learned in its state dict (which
-    safetensors can hold), registers no tokenizer as its submodule, and runs where its weights are: also on the `meta`
-    device, where no shape can depend on a value.
+    safetensors can hold), registers no tokenizer as its submodule, runs under bf16 autocast, and where its weights are:
+    also on the `meta` device, where no shape can depend on a value, and on a GPU if there is one.
 
     Args:
         exercise: runs it on a device with inputs of its own making, always the same; what came out, by name.
     """
     module = build(make)
+    topic("what it holds")
     if not isinstance(module, Tokenizer):
         inner = next((name for name, child in module.named_modules() if isinstance(child, Tokenizer)), None)
         expect(inner is None, f"the tokenizer is registered as its submodule {inner}; its weights would be saved twice")
 
     with torch.no_grad():
+        topic("random numbers")
         before = torch.get_rng_state()
         first = exercise(module, "cpu")
         untouched = torch.equal(before, torch.get_rng_state())
         expect(untouched, "random numbers come from torch's global generator, not `noise`")
-        expect_equal("two calls with equal inputs and noise differ", first, exercise(module, "cpu"))
 
+        topic("repeatable")
+        again = measured(f"all its calls once, with {BATCH} images", lambda: exercise(module, "cpu"))
+        expect_equal("two calls with equal inputs and noise differ", first, again)
+
+        topic("state dict")
         saved = safetensors.torch.save({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
         other = build(make, seed=1)
         other.load_state_dict(safetensors.torch.load(saved))
         expect_equal("a second component with the same state dict differs", first, exercise(other, "cpu"))
 
+        if autocast:
+            topic("under bf16 autocast")
+            with torch.autocast("cpu", torch.bfloat16):
+                for name, tensor in exercise(module, "cpu").items():
+                    expect_tensor(f"{name} under autocast", tensor, first[name].shape, dtype=tensor.dtype)
+
         if on_meta:
+            topic("on meta, without values")
             with torch.device("meta"):
                 empty = make().eval()
-            shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in exercise(empty, "meta").items()}
-            for name, tensor in first.items():
-                expect(shapes[name] == (tensor.shape, tensor.dtype), f"{name} has another shape or dtype on `meta`")
+            _check_moved(first, exercise(empty, "meta"), "meta")
+        if torch.cuda.is_available():
+            topic("on cuda")
+            _check_moved(first, exercise(other.to("cuda"), "cuda"), "cuda")
+        topic("shapes and ranges")
     return module, first
+
+
+def _check_moved(first: Mapping[str, Tensor], moved: Mapping[str, Tensor], device: str) -> None:
+    """What comes out on another device lies there, in the same shape and dtype."""
+    for name, tensor in moved.items():
+        expect(tensor.device.type == device, f"{name} lies on {tensor.device}, not on `{device}`")
+        same = (tensor.shape, tensor.dtype) == (first[name].shape, first[name].dtype)
+        expect(same, f"{name} has another shape or dtype on `{device}`")
 
 
 def check_gradients(module: nn.Module, loss: Tensor, *inputs: Tensor) -> None:
     """The loss gives every trained weight, and these inputs, a finite gradient, and not only zeros."""
+    topic("gradients")
     expect(loss.requires_grad, "the loss cannot be differentiated")
     module.zero_grad()
     loss.backward()

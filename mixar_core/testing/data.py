@@ -20,7 +20,9 @@ from mixar_core.testing.common import (
     expect_equal,
     expect_error,
     expect_tensor,
+    measured,
     normal,
+    topic,
     unchanged,
 )
 from mixar_core.training.callback import Callback, RunInfo, StepReport
@@ -36,6 +38,7 @@ def check_dataset(data: ImageDataset, *, image_size: int) -> None:
     if data.stream is not None:
         _check_stream(data, data.stream)
         return
+    topic("sizes, labels and notes")
     size, labels = len(data), data.labels()
     expect(size > 0, "it has no image, and so cannot be checked")
     expect(all(note and "\n" not in note for note in data.notes), f"notes are not lines of text: {data.notes}")
@@ -44,6 +47,8 @@ def check_dataset(data: ImageDataset, *, image_size: int) -> None:
     allowed = _allowed_labels(data)
     expect(set(labels) <= set(allowed), f"labels() holds {sorted(set(labels) - set(allowed))[:3]}")
     expect_error(IndexError, lambda: data[size], "an index behind the end")
+    topic("images, repeatable and after pickling")
+    measured("an image", lambda: data[0])
     copy = pickle.loads(pickle.dumps(data))
     expect(len(copy) == size and copy.labels() == labels, "it does not survive pickling into loader workers")
     for index in sorted({0, size // 2, size - 1}):
@@ -58,6 +63,7 @@ def check_dataset(data: ImageDataset, *, image_size: int) -> None:
 
 
 def _check_stream(data: ImageDataset, stream: ImageStream) -> None:
+    topic("images of a stream")
     images = list(stream)
     expect(bool(images), "it has no image, and so cannot be checked")
     expect([image.data for image in stream] == [image.data for image in images], "a second pass has another order")
@@ -90,12 +96,13 @@ def check_extractor(make: Callable[[], FeatureExtractor]) -> None:
                 found |= {f"map {index} at {side}": m for index, m in enumerate(module.maps(images_B3HW))}
         return found
 
-    extractor, found = check_module(make, exercise, on_meta=False)
+    extractor, found = check_module(make, exercise, on_meta=False, autocast=False)
     images_B3HW = normal(BATCH, 3, 64, 64).clamp(-1.0, 1.0)
     with torch.no_grad():
         outputs = extractor.outputs(images_B3HW)
     for side in (32, 64):
         expect_tensor(f"features at {side}", found[f"features at {side}"], (BATCH, extractor.feature_dim))
+    topic("features, logits and maps")
     in_one = {"features at 64": outputs.features_BF}
     expect_equal("outputs gives other features than forward", in_one, found, rtol=1e-5)
     if outputs.logits_BL is None:
@@ -111,11 +118,16 @@ def check_extractor(make: Callable[[], FeatureExtractor]) -> None:
     heights = [tensor.shape[2] for tensor in maps]
     expect(heights == sorted(heights, reverse=True), f"maps are not from shallow to deep: heights {heights}")
 
+    topic("frozen")
     trained = [name for name, parameter in extractor.named_parameters() if parameter.requires_grad]
     expect(not trained, f"it is not frozen: {', '.join(trained[:3])}")
+    topic("batch independence")
     first = {"features": extractor(images_B3HW[:1])}
     together = {"features": found["features at 64"][:1]}
     expect_equal("an image depends on what shares its batch", first, together, rtol=1e-3)
+    topic("under bf16 autocast")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expect_tensor("features under autocast", extractor(images_B3HW[:1]), (1, extractor.feature_dim))
     images_B3HW.requires_grad_()
     squares = [tensor.float().square().mean() for tensor in extractor.maps(images_B3HW)]
     check_gradients(extractor, torch.stack(squares).sum(), images_B3HW)
@@ -132,6 +144,7 @@ def check_callback(make: Callable[[], Callback], folder: Path) -> None:
     run = RunInfo(name="contract", folder=folder, steps=2, batch_size=BATCH, first_step=0)
     callback = make()
     before = torch.get_rng_state()
+    topic("a run with it")
     with unchanged(**pictures):
         callback.on_start(run)
         for step in (1, 2):
@@ -149,4 +162,5 @@ def check_callback(make: Callable[[], Callback], folder: Path) -> None:
         callback.on_preview(run, 2, pictures)
         callback.on_checkpoint(run, 2, folder / "checkpoint")
         callback.on_end(run, 2)
+    topic("random numbers")
     expect(torch.equal(before, torch.get_rng_state()), "it draws from torch's global generator: the run would change")

@@ -19,6 +19,7 @@ from mixar_core.testing.common import (
     expect_tensor,
     normal,
     shares,
+    topic,
     unchanged,
 )
 from mixar_core.types import Step, TokenLayout, Z
@@ -66,22 +67,26 @@ def check_head(
     expect_equal("not as without guidance", {"sample at guidance 1": found["sample"]}, found, rtol=1e-5)
     guided = found.get("sample with guidance")
     expect(guided is None or not torch.equal(guided, found["sample"]), "guided, yet the sample is the same")
+    topic("what it refuses")
     solver = Step(solver="no solver has this name")
     expect(_unless_refused(head, z, solver) is None, "sample takes a solver that nobody knows")
 
     z = z._replace(uncond_BKD=None)
+    topic("what it depends on")
     with torch.no_grad():
         other = head.sample(z, Step(), noise=Noise.seeded(1))
         what = "another seed and another sample" if deterministic else "another seed, yet the same sample"
         expect(torch.equal(found["sample"], other) == deterministic, what)
         other = head.sample(z._replace(cond_BKD=z.cond_BKD + 1), Step(), noise=Noise.seeded(0))
         expect(not torch.equal(found["sample"], other), "another z, yet the same sample")
+        topic("batch independence")
         losses, samples = [], []
         for (rows, noise), (_, again) in zip(shares(), shares(), strict=True):
             losses.append(head.loss(_rows(z, rows), target_BKC[rows], noise=noise))
             samples.append(head.sample(_rows(z, rows), Step(), noise=again))
         alone = {"loss": torch.cat(losses), "sample": torch.cat(samples)}
         expect_equal("it depends on what shares the batch", alone, found, rtol=1e-4)
+        topic("under bf16 autocast")
         with torch.autocast("cpu", torch.bfloat16):
             rounded = z._replace(cond_BKD=z.cond_BKD.bfloat16())
             loss = head.loss(rounded, target_BKC, noise=Noise.seeded(0))

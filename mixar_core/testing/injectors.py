@@ -20,6 +20,7 @@ from mixar_core.testing.common import (
     expect_tensor,
     labels_of,
     normal,
+    topic,
     unchanged,
 )
 from mixar_core.tokenizer import DiscreteTokenizer
@@ -62,9 +63,11 @@ def check_injector(make: Callable[[], GuidanceInjector], *, tokenizer: DiscreteT
     expect(injector.needs_codes or not opened, "it opens a door but says that it needs no codes")
     if injector.needs_codes:
         with torch.no_grad():
+            topic("what it depends on")
             other = exercise(injector, "cpu", (truth_BN + 1) % tokenizer.codebook_size)
             expect(any(not torch.equal(opened[d], other[d]) for d in opened), "other codes, yet the same guidance")
             expect_alone(opened, exercise(injector, "cpu", truth_BN[:1]))
+            topic("uncertain codes, and the share known")
             certain = exercise(injector, "cpu", confidence_BN=torch.zeros_like(unsure_BN))
             expect_equal("no confidence is not as certain codes", certain, opened)
             for door, tensor in exercise(injector, "cpu", confidence_BN=unsure_BN).items():
@@ -104,8 +107,10 @@ def check_conditioner(make: Callable[[], Conditioner], *, num_classes: int) -> N
     expect_tensor("vectors", found["vectors"], (BATCH, length, conditioner.width))
     expect_tensor("mask", found["mask"], (BATCH, length), dtype=torch.bool)
     with torch.no_grad():
+        topic("what it depends on")
         expect(torch.equal(found["labels"], asked_B), "the labels are not those it was given")
         expect_alone(found, exercise(conditioner, "cpu", asked_B[:1]))
+        topic("what it depends on")
         other = exercise(conditioner, "cpu", (asked_B + 1) % num_classes)
         expect(not found["mask"][-1].any(), "a vector counts although there is no class; dropped, none would")
         counting = [(said["vectors"] * said["mask"][..., None])[:-1] for said in (found, other)]

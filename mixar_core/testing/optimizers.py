@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixar_core.blocks import Block
-from mixar_core.testing.common import expect, expect_equal, normal
+from mixar_core.testing.common import expect, expect_equal, measured, normal, topic
 from mixar_core.training.optimizer import Optimizer, Updates
 from mixar_core.training.settings import TrainingConfig
 
@@ -74,9 +74,12 @@ def check_optimizer(make: Callable[[], Optimizer], *, rate: float = 1e-2) -> Non
         rate: a learning rate at which it learns.
     """
     before = torch.get_rng_state()
-    run = _Run(make).steps(0, 40, rate)
+    run = measured("40 steps of a small network", lambda: _Run(make).steps(0, 40, rate))
+    topic("random numbers")
     expect(torch.equal(before, torch.get_rng_state()), "random numbers come from torch's global generator")
+    topic("repeatable")
     expect_equal("two equal runs differ", run.weights(), _Run(make).steps(0, 40, rate).weights())
+    topic("what it moves")
     expect(sum(run.losses[-5:]) < 0.7 * sum(run.losses[:5]), f"at a learning rate of {rate} the loss does not fall")
     for name, moved in run.moved().items():
         fits = moved == 0 if name.startswith("frozen") else 0 < moved < float("inf")
@@ -85,10 +88,12 @@ def check_optimizer(make: Callable[[], Optimizer], *, rate: float = 1e-2) -> Non
     for name in run.updates.parameters:
         expect(still[name] == 0, f"{name} moves at a learning rate of 0")
         expect(once[name] < twice[name], f"{name} moves no further at twice the learning rate")
+    topic("weight decay")
     without, decayed = (_Run(make, weight_decay).steps(0, 1, rate).weights() for weight_decay in (0.0, 0.5))
     for name, weight in without.items():
         free = weight.ndim < 2 or name.startswith(("head", "frozen"))
         expect(torch.equal(weight, decayed[name]) == free, f"{name} is decayed, or is not, as it should not be")
+    topic("state in checkpoints")
     _check_state(make, rate)
 
 

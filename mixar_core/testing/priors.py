@@ -20,6 +20,7 @@ from mixar_core.testing.common import (
     expect_tensor,
     labels_of,
     shares,
+    topic,
     unchanged,
 )
 from mixar_core.types import Condition, DrawnCodes, Losses
@@ -65,6 +66,7 @@ def check_prior(make: Callable[[], DiscretePrior], *, sees_truth: bool = False) 
     for name in ("predict", _GIVEN):
         certain = not found.get(f"{name}'s confidence", torch.zeros(codes_BN.shape))[~masked_BN].any()
         expect(certain, f"{name}'s confidence in codes that it was given is not 0")
+    topic("predict")
     with torch.no_grad():
         if prior.predicts:
             truth_BN = prior.predict(codes_BN, masked_BN, condition, noise=Noise.seeded(0)).truth_BN
@@ -77,11 +79,14 @@ def check_prior(make: Callable[[], DiscretePrior], *, sees_truth: bool = False) 
             other_BN = torch.where(masked_BN, (codes_BN + 1) % prior.codebook_size, codes_BN)
             blind = _named("predict", prior.predict(other_BN, masked_BN, condition, noise=Noise.seeded(0)))
             expect_equal("it depends on the codes it must not see", blind, found)
+        topic("steps of sampling, and given codes")
         _check_steps(prior, found)
         _check_given(prior, found)
+        topic("batch independence")
         parts = [prior.sample(Condition(condition.labels_B[rows]), noise=noise).codes_BN for rows, noise in shares()]
     expect_equal("it depends on how many processes share the batch", {"sample's codes": torch.cat(parts)}, found)
 
+    topic("losses")
     losses = _loss(prior.train(), codes_BN, condition)
     if losses is None:
         return

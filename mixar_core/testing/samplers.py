@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 
 import torch
 from attrs import evolve
@@ -12,7 +13,7 @@ from torch import Tensor
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.plan import Plan, Sampler, Task
-from mixar_core.testing.common import BATCH, expect, normal, shares
+from mixar_core.testing.common import BATCH, expect, measured, normal, shares, topic
 from mixar_core.types import Grid, TokenLayout
 
 #: of every kind; a sampler may refuse one that it cannot plan for
@@ -38,12 +39,16 @@ def check_sampler(make: Callable[[], Sampler], *, layouts: Iterable[TokenLayout]
         layouts: for which it is to plan; one of them at least it must not refuse.
     """
     planned = 0
+    topic("plans")
     for layout in layouts:
         task = Task(images=BATCH, layout=layout, device=torch.device("cpu"), steps=4)
         try:
             plan_of(make(), task)
         except UserError:
             continue
+        topic("plans")
+        if not planned:
+            measured(f"a plan for a {layout}", partial(plan_of, make(), task))
         planned += 1
         for steps in (1, 2, layout.tokens, 3 * layout.tokens):
             check_plan(make(), evolve(task, steps=steps))
@@ -52,11 +57,16 @@ def check_sampler(make: Callable[[], Sampler], *, layouts: Iterable[TokenLayout]
                 given_BK = normal(BATCH, layout.tokens).argsort(dim=1)[:, :known]
                 check_plan(make(), evolve(task, known_BK=given_BK))
         check_plan(make(), evolve(task, confidence_BN=-normal(BATCH, layout.tokens).square()))
+        topic("settings of the steps")
         _check_settings(make(), task)
+        topic("row by row")
         _check_raster(make(), task)
+        topic("repeatable, and batch independence")
         _check_seeds(make(), task)
+        topic("on meta, without values")
         on_meta = make().plan(evolve(task, device=torch.device("meta")), noise=Noise.seeded(0))
         expect(all(p.positions_BK.is_meta for p in on_meta.steps), "positions are not on the device that was asked for")
+    topic("plans")
     expect(planned > 0, "it refuses every layout")
 
 

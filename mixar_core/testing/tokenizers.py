@@ -20,6 +20,7 @@ from mixar_core.testing.common import (
     expect_tensor,
     images_of,
     normal,
+    topic,
     unchanged,
 )
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
@@ -61,6 +62,7 @@ def check_continuous_tokenizer(make: Callable[[], ContinuousTokenizer]) -> None:
         expect_tensor(name, found[name], latents_BChw.shape)
     expect_tensor("decode_raw", found["decode_raw"], images_B3HW.shape)
     expect_tensor("decode", found["decode"], images_B3HW.shape, within=(-1.0, 1.0))
+    topic("normalised latents")
     with torch.no_grad():
         std, mean = (tokenizer.get_buffer(name)[:, None, None] for name in ("latent_std_C", "latent_mean_C"))
         raw = {"latents": found["encode"] * std + mean}
@@ -117,6 +119,7 @@ def check_discrete_tokenizer(make: Callable[[], DiscreteTokenizer]) -> None:
         expect_tensor("vectors_on_grid", found["vectors_on_grid"], (BATCH, layout.grid.tokens, width))
     expect_tensor("decode", found["decode"], images_B3HW.shape, within=(-1.0, 1.0))
     with torch.no_grad():
+        topic("codes and their vectors")
         if layout.grid is None:
             expect_error(TypeError, lambda: tokenizer.vectors_on_grid(codes_BN), "vectors_on_grid of a sequence")
         vectors_of = tokenizer.code_vectors if layout.grid is None else tokenizer.vectors_on_grid
@@ -129,6 +132,7 @@ def check_discrete_tokenizer(make: Callable[[], DiscreteTokenizer]) -> None:
     tokenizer.train()
     images_B3HW.requires_grad_()
     quantized = tokenizer.quantize(images_B3HW)
+    topic("losses")
     expect("quantizer" in quantized.losses, "in training mode the losses have no `quantizer`, the sum to train on")
     for name, loss in quantized.losses.items():
         expect_tensor(f"loss {name}", loss, ())

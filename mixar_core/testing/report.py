@@ -1,0 +1,125 @@
+"""What a contract says: it stops at the first thing that does not hold, or notes it and goes on, asked for findings."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from attrs import Factory, define, frozen
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mixar_core.errors import UserError
+
+T = TypeVar("T")
+#: the topic of what happens before a component stands
+BUILT = "it is built"
+
+
+@frozen
+class Finding:
+    """What a contract found on one topic.
+
+    Args:
+        topic: what it is about.
+        problems: what does not hold; none: all does.
+        figures: what was measured.
+    """
+
+    topic: str
+    problems: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+
+
+@define
+class _Notes:
+    """What is noted while a contract runs; the topic is the last one."""
+
+    topic: str = BUILT
+    problems: dict[str, list[str]] = Factory(lambda: {BUILT: []})
+    figures: dict[str, list[str]] = Factory(dict)
+
+
+_NOTES: ContextVar[_Notes | None] = ContextVar("notes", default=None)
+
+
+def findings(check: Callable[[], object]) -> list[Finding]:
+    """Run a contract as far as it goes and give what it found, topic by topic, in order.
+
+    Raises:
+        UserError: the component refuses its settings or what it stands beside, so that there is nothing to check.
+    """
+    notes = _Notes()
+    token = _NOTES.set(notes)
+    try:
+        check()
+    except Exception as error:
+        if isinstance(error, UserError) and notes.topic == BUILT:
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        problems = notes.problems[notes.topic]
+        problems.append(f"{'after that ' if problems else ''}{said}; what follows was not checked")
+    finally:
+        _NOTES.reset(token)
+    return [Finding(name, tuple(said), tuple(notes.figures.get(name, ()))) for name, said in notes.problems.items()]
+
+
+def topic(name: str) -> None:
+    """What is checked from here on is about this."""
+    if (notes := _NOTES.get()) is not None:
+        notes.topic = name
+        notes.problems.setdefault(name, [])
+
+
+def expect(fact: bool, message: str) -> None:
+    """Raise AssertionError with the message unless the fact holds; where findings are asked for, note it instead."""
+    if not fact:
+        notes = _NOTES.get()
+        if notes is None:
+            raise AssertionError(message)
+        notes.problems[notes.topic].append(message)
+
+
+def measured(what: str, call: Callable[[], T]) -> T:
+    """What `call` returns; where findings are asked for, its time and memory are noted under the name `what`."""
+    notes = _NOTES.get()
+    if notes is None:
+        return call()
+    started = time.perf_counter()
+    found = call()
+    seconds = time.perf_counter() - started
+    with _Memory() as memory:
+        call()
+    name = "speed and memory"
+    notes.problems.setdefault(name, [])
+    notes.figures.setdefault(name, []).append(f"{what}: {1e3 * seconds:.3g} ms, {memory.most / 1e6:.3g} MB")
+    return found
+
+
+class _Memory(TorchDispatchMode):
+    """The most bytes of tensors that were there at one time, of those that operators made or looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.there: set[int] = set()
+
+    def _free(self, key: int, size: int) -> None:
+        self.there.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for made in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(made, Tensor):
+                storage = made.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self.there:
+                    self.there.add(key)
+                    self.now += size
+                    self.most = max(self.most, self.now)
+                    weakref.finalize(storage, self._free, key, size)
+        return out

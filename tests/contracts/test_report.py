@@ -1,0 +1,75 @@
+"""Asked for findings, a contract goes on past what does not hold and tells what it found, topic by topic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixar_core.errors import UserError
+from mixar_core.head import ContinuousHead
+from mixar_core.noise import Noise
+from mixar_core.testing import check_part
+from mixar_core.testing.report import findings
+from mixar_core.types import Step, Z
+from mixar_plugins.heads.mixture import MixtureHead, MixtureHeadConfig
+
+SMALL = MixtureHeadConfig(components=2, depth=1, width=16)
+
+
+class Rounds(MixtureHead):
+    """Draws from torch's own generator, and gives losses in bf16."""
+
+    def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
+        return super().loss(z, target_BKC, noise=noise).bfloat16()
+
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        torch.rand(1)
+        return super().sample(z, step, noise=noise)
+
+
+class Fails(MixtureHead):
+    """Cannot be called."""
+
+    def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
+        return z.cond_BKD @ target_BKC
+
+
+def test_a_part_that_keeps_its_contract_has_no_problem_and_is_measured() -> None:
+    found = findings(lambda: check_part(MixtureHead, SMALL))
+    assert not any(finding.problems for finding in found)
+    topics = [finding.topic for finding in found]
+    assert topics[0] == "it is built" and len({*topics}) == len(topics)
+    assert {"random numbers", "repeatable", "state dict", "shapes and ranges", "batch independence"} <= {*topics}
+    assert {"under bf16 autocast", "on meta, without values", "gradients"} <= {*topics}
+    (figure,) = next(finding.figures for finding in found if finding.topic == "speed and memory")
+    assert figure.startswith("all its calls once, with 3 images: ") and figure.endswith(" MB")
+
+
+def test_everything_that_does_not_hold_is_found_at_once() -> None:
+    found = {finding.topic: finding for finding in findings(lambda: check_part(Rounds, SMALL))}
+    assert "torch's global generator" in found["random numbers"].problems[0]
+    assert "loss is torch.bfloat16, not torch.float32" in found["shapes and ranges"].problems
+    assert not found["state dict"].problems and "gradients" in found
+    with pytest.raises(AssertionError, match="global generator"):
+        check_part(Rounds, SMALL)
+
+
+def test_an_error_ends_the_contract_and_is_told() -> None:
+    *held, last = findings(lambda: check_part(Fails, SMALL))
+    assert not any(finding.problems for finding in held)
+    assert last.topic == "random numbers" and last.problems[0].startswith("RuntimeError: ")
+    assert last.problems[0].endswith("what follows was not checked")
+    check_part(MixtureHead, SMALL)  # outside, a contract is as strict as before
+
+
+def test_what_refuses_to_be_built_is_no_finding() -> None:
+    class Refuses(MixtureHead):
+        def __init__(self, *_: object, **__: object) -> None:
+            raise UserError("head: no")
+
+    with pytest.raises(UserError, match="head: no"):
+        findings(lambda: check_part(Refuses, SMALL))
+    with pytest.raises(TypeError, match="dict derives from no abstract class"):
+        check_part(dict, SMALL)
+    assert issubclass(Refuses, ContinuousHead)
