@@ -68,6 +68,14 @@ class Objective(nn.Module, ABC):
         """Parameters or modules of `trained`, by name, whose matrices are not decayed either."""
         return ()
 
+    def window(self, reduce: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
+        """Figures of all steps since it was last called, for reports: what no single step shows.
+
+        Args:
+            reduce: the sum of a tensor over the processes, all of which call it.
+        """
+        return {}
+
     def finish(self, batches: Iterable[tuple[ImageBatch, int]], reduce: Callable[[Tensor], Tensor]) -> None:
         """After the last step, before the weights are written: measure what belongs beside them.
 

@@ -14,6 +14,7 @@ from mixar_core.noise import Noise
 from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B, psnr_B
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.training.objective import Objective
+from mixar_core.training.usage import CodeUsage, LatentUsage
 from mixar_core.types import ImageBatch, Losses, Posterior, Quantized, TokenBatch
 
 
@@ -51,6 +52,8 @@ class Reconstruction(Objective):
     """What both kinds of tokenizer share: pixels and features of an image and its reconstruction."""
 
     takes_tokens = False
+    #: what is reported of all steps since the last report
+    usage: CodeUsage | LatentUsage
 
     def __init__(
         self,
@@ -64,7 +67,16 @@ class Reconstruction(Objective):
         if config.perceptual_weight and extractor is None:
             raise ValueError("reconstruction.perceptual_weight is set, and there is no extractor")
         self.config = config
+        self.usage = (
+            LatentUsage(tokenizer.latent_channels)
+            if isinstance(tokenizer, ContinuousTokenizer)
+            else CodeUsage(tokenizer.codebook_size)
+        )
         self.extractor = extractor.requires_grad_(False).eval() if extractor and config.perceptual_weight else None
+
+    def window(self, reduce: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
+        """How much of the codebook, or of the latents' channels, training steps used."""
+        return self.usage.take(reduce)
 
     def compare(self, images_B3HW: Tensor, decoded_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of pixel and feature differences, and the terms: each unweighted, and the PSNR in dB."""
@@ -84,6 +96,7 @@ class ContinuousReconstruction(Reconstruction):
     """A continuous tokenizer: reconstruction from a sample of the posterior, and its KL divergence."""
 
     tokenizer: ContinuousTokenizer
+    usage: LatentUsage
 
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
         """Terms: reconstruction, psnr, perceptual, kl (nats an image)."""
@@ -94,6 +107,8 @@ class ContinuousReconstruction(Reconstruction):
     def losses(self, images_B3HW: Tensor, posterior: Posterior, raw_BChw: Tensor) -> Losses:
         """The losses of a posterior and a sample of it."""
         total, terms = self.compare(images_B3HW, self.tokenizer.decode_raw(raw_BChw))
+        if torch.is_grad_enabled():  # validation is measured without
+            self.usage.add(posterior)
         kl = Posterior(posterior.mean_BChw.float(), posterior.logvar_BChw.float()).kl_B().mean()
         return Losses(total + self.config.kl_weight * kl, {**terms, "kl": kl.detach()})
 
@@ -122,6 +137,7 @@ class DiscreteReconstruction(Reconstruction):
     """A discrete tokenizer: reconstruction from the code vectors, and what the quantizer asks for."""
 
     tokenizer: DiscreteTokenizer
+    usage: CodeUsage
 
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
         """Terms: reconstruction, psnr, perceptual, the quantizer's by its names, codes_in_use.
@@ -139,6 +155,8 @@ class DiscreteReconstruction(Reconstruction):
         factor = self.config.entropy_factor(step)
         if factor and "entropy" in quantized.losses:
             quantizer = quantizer + factor * quantized.losses["entropy"]
+        if torch.is_grad_enabled():  # validation is measured without
+            self.usage.add(quantized.codes_BN)
         # Marked and counted: the length of a list of them would be a shape that depends on values.
         met_V = total.new_zeros(self.tokenizer.codebook_size).index_fill(0, quantized.codes_BN.flatten(), 1.0)
         logged = {name: value.detach() for name, value in quantized.losses.items()}

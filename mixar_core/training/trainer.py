@@ -302,7 +302,8 @@ class Trainer:
     def _report(self, norm: float) -> None:
         meter, self.meter = self.meter, Meter()
         waited = max(self.processes.all_gather(meter.waited))  # the slowest loader holds all of them up
-        self.last_losses = {name: value / meter.steps for name, value in meter.sums.items()}
+        means = {name: value / meter.steps for name, value in meter.sums.items()}
+        self.last_losses = {**means, **self.objective.window(self.processes.sum)}
         figures: dict[str, Any] = {
             "losses": self.last_losses,
             "learning_rate": self.engine.optimizer.param_groups[0]["lr"],

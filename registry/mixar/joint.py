@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from mixar_core.blocks import blocks_in
 from mixar_core.data.tokens import FrozenTokenizers
@@ -13,6 +13,7 @@ from mixar_core.noise import Noise
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.training.objective import MixARObjective
 from mixar_core.training.reconstruction import ContinuousReconstruction, DiscreteReconstruction, ReconstructionConfig
+from mixar_core.training.usage import under
 from mixar_core.types import ImageBatch, Losses, Posterior, TokenBatch
 
 
@@ -64,6 +65,13 @@ class JointObjective(MixARObjective):
             total = total + added.total
             terms = {**terms, **{f"{name}/{term}": value for term, value in added.terms.items()}}
         return Losses(total, terms)
+
+    def window(self, reduce: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
+        """Those of the tokenizers that are trained with it."""
+        return {
+            **under("continuous_tokenizer", self.continuous.window(reduce) if self.continuous else {}),
+            **under("discrete_tokenizer", self.codes.window(reduce) if self.codes else {}),
+        }
 
     def blocks(self) -> Iterator[nn.Module]:
         """The MixAR's, and of the parts trained with it every child, and of a list of blocks every block."""
