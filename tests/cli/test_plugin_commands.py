@@ -71,8 +71,17 @@ def test_a_broken_one_takes_down_neither_help_nor_the_others(tmp_path: Path) -> 
     assert "the commands of plugin cannot_be_built are left out" in told.stderr
     assert "command sample of plugin takes_ours is left out" in told.stderr
     assert "command ring of plugin takes_theirs is left out" in told.stderr
-    assert mixar(tmp_path, "ring").stdout == "ding\n"
-    assert mixar(tmp_path, "bang").stdout == "bang\n"
+    assert "warning: plugin not_imported of bell-not_imported 1.0 was not loaded: ModuleNotFoundError" in told.stderr
+    ring, bang = mixar(tmp_path, "ring"), mixar(tmp_path, "bang")
+    assert (ring.stdout, bang.stdout) == ("ding\n", "bang\n")
+    assert not ring.stderr and not bang.stderr  # a command that works has nothing to say of it
+    listed = mixar(tmp_path, "plugins")
+    assert "the commands of plugin raises are left out" in listed.stderr and "not_imported" not in listed.stderr
+    assert "not in use: ModuleNotFoundError" in listed.stdout
+    unknown = mixar(tmp_path, "knell")
+    assert unknown.returncode == 2 and "No such command 'knell'" in unknown.stderr
+    assert "(plugin ends_at_once of bell-ends_at_once 1.0 was not loaded: SystemExit: no licence)" in unknown.stderr
+    assert "(the commands of plugin raises are left out: RuntimeError: out of order)" in unknown.stderr
     assert "Draw images" in mixar(tmp_path, "sample", "--help").stdout
 
 

@@ -82,9 +82,15 @@ def root(
 
 def main() -> None:
     """Run the program; ends the process with 0, 2 for bad input, or 130 when interrupted."""
+    words, missing = sys.argv[1:], []
     try:
-        manager, _ = load_plugins(blocked=_blocked(sys.argv[1:]))
-        for warning in add_commands(app, manager):
+        manager, plugins = load_plugins(blocked=_blocked(words), option="--no-plugin")
+        problems = add_commands(app, manager)
+        missing = [f"plugin {p.name} of {p.distribution} was not loaded: {p.problem}" for p in plugins if p.problem]
+        missing += problems
+        # told to whoever asks what there is, or for what is not there; `mixar plugins` lists broken plugins itself
+        asked = not words or {"-h", "--help"} & {*words}
+        for warning in missing if asked else problems if "plugins" in words else ():
             print(f"warning: {warning}", file=sys.stderr)
         code = app(standalone_mode=False)
     except UserError as error:
@@ -92,7 +98,7 @@ def main() -> None:
     except _ClickError as error:
         context, message = getattr(error, "ctx", None), error.format_message()
         see = f" (see {context.command_path} --help)" if context else ""
-        code = _complain(f"{message}{_package_of(message)}{see}")
+        code = _complain(f"{message}{_why_missing(message, missing)}{see}")
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -165,9 +171,12 @@ def _complain(message: str) -> int:
     return 2
 
 
-def _package_of(message: str) -> str:
-    """Where a command comes from that is one of ours and not there."""
+def _why_missing(message: str, missing: Sequence[str]) -> str:
+    """Of a command that is not there: which plugins could have brought it, or where it comes from if it is ours."""
+    if "No such command" not in message:
+        return ""
+    said = "".join(f" ({each})" for each in missing)
     for name, package in _PACKAGES.items():
-        if f"No such command '{name}'" in message:
-            return f"; it comes with {package}, in a checkout: pip install ./plugins/{package}"
-    return ""
+        if f"No such command '{name}'" in message and f"of {package.replace('_', '-')} " not in said:
+            return f"; it comes with {package}, in a checkout: pip install ./plugins/{package}{said}"
+    return said
