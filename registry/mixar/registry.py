@@ -94,6 +94,10 @@ class Registry:
             raise self._unknown(kind, name, offers, self._broken_like(name))
         return fits[0][0]
 
+    def offers(self, kind: str, name: str) -> bool:
+        """Whether there is a part of this kind and name, or several."""
+        return bool(self._fitting(kind, name))
+
     def name_of(self, part: Part) -> str:
         """The name that means this part alone: the bare one, if no other plugin offers one of it."""
         alone = len(self._fitting(part.kind, part.name)) == 1

@@ -14,7 +14,8 @@ from PIL import Image
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe
 from mixar_core.errors import UserError
-from mixar_eval.images import ImageSet, open_images
+from mixar_eval.extractors import open_extractor
+from mixar_eval.images import ImageSet, open_images, other_split
 
 SIZE = 16
 
@@ -155,6 +156,7 @@ def test_bad_words_are_one_line(family: Path, registry: Registry) -> None:
         ("data:test", "no split 'test'; allowed: train, validation"),
         ("image-folder:train,pth=/x", "pth: unknown key; did you mean path"),
         ("image-folder:train,path", "'path' is not of the form setting=value"),
+        ("data:train,path=x", "no split 'train,path=x'"),
     ):
         with pytest.raises(UserError, match=message):
             open_images(text, registry, recipe=recipe)
@@ -162,6 +164,23 @@ def test_bad_words_are_one_line(family: Path, registry: Registry) -> None:
         open_images("data", registry)
     with pytest.raises(UserError, match="at which size is not known"):
         open_images(f"image-folder:train,path={family / 'data'}", registry)
+
+
+def test_a_part_may_be_named_with_its_plugin(family: Path, registry: Registry) -> None:
+    place = f"path={family / 'data'}"
+    qualified = open_images(f"builtin:image-folder:validation,{place}", registry, image_size=SIZE)
+    assert len(qualified) == len(open_images(f"image-folder:validation,{place}", registry, image_size=SIZE))
+    assert other_split(f"builtin:image-folder:train,{place}") == f"builtin:image-folder:validation,{place}"
+    assert other_split("data") == "data:validation" and other_split("builtin:data") is None
+    assert type(open_extractor("builtin:efficientnet-lite0", registry)).__name__ == "EfficientNetLite0"
+    for text, message in (
+        ("efficientnet-lite0:x=1", "x: unknown key"),
+        ("builtin:efficientnet-lite0:x=1", "x: unknown key"),
+        ("builtin:efficientnet", 'unknown extractor "builtin:efficientnet"; did you mean builtin:efficientnet-lite0'),
+        ("efficientnet:x=1", 'unknown extractor "efficientnet"; did you mean efficientnet-lite0'),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_extractor(text, registry)
 
 
 def test_a_folder_that_mixar_sampled_has_its_labels(family: Path, tmp_path: Path, registry: Registry) -> None:

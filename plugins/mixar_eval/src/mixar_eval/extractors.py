@@ -25,6 +25,9 @@ def open_extractor(text: str, registry: Registry, *, device: torch.device | str 
         text: `efficientnet-lite0`, or for example `inception:weights_file=/data/inception.pth`.
     """
     name, _, settings = text.partition(":")
+    if not (registry.offers("extractor", name.strip()) or "=" in settings.partition(":")[0]):  # plugin:name
+        second, _, settings = settings.partition(":")
+        name = f"{name}:{second}" if second else name
     part = registry.part("extractor", name.strip())
     extractor: FeatureExtractor = part.component(part_config(part.config, settings, where=f"--extractor {text}"))
     return extractor.to(device).eval()

@@ -152,16 +152,23 @@ def other_images(source: object, registry: Registry, **known: Any) -> ImageSet |
 
 def other_split(source: object) -> str | None:
     """The same data's other split, in words; None where `source` names no split."""
-    head, colon, rest = source.partition(":") if isinstance(source, str) else ("", "", "")
-    split, comma, settings = rest.partition(",") if colon else ("train" if head == DATA else "", "", "")
-    return f"{head}:{OTHER[split]}{comma}{settings}" if split in OTHER else None
+    head, split, settings = _words(source) if isinstance(source, str) else ("", "", "")
+    return f"{head}:{OTHER[split]}{settings and ','}{settings}" if split in OTHER else None
+
+
+def _words(text: str) -> tuple[str, str, str]:
+    """NAME, SPLIT and settings of `NAME:SPLIT,setting=value`, NAME perhaps qualified; `data` alone is its train."""
+    place, _, settings = text.partition(",")
+    head, colon, split = place.rpartition(":")
+    return (head, split, settings) if colon else (place, "train" if place == DATA else "", settings)
 
 
 def _of_words(text: str, registry: Registry, recipe: Recipe | None, size: int | None, where: str) -> ImageSet:
-    head, colon, rest = text.partition(":")
-    if head != DATA and not (colon and head in {part.name for part in registry.parts("dataset")}):
+    head, split, settings = _words(text)
+    if head != DATA and not (":" in text and registry.offers("dataset", head)):
         return _of_path(text, registry, size, where)
-    split, _, settings = rest.partition(",") if head != DATA else (rest if colon else "train", "", "")
+    if head == DATA and settings:  # which are the recipe's
+        split = f"{split},{settings}"
     if split not in OTHER:
         raise UserError(f"{where}: no split {split!r}; {choices(OTHER, split)}")
     if head == DATA:
@@ -195,7 +202,7 @@ def _of_path(text: str | Path, registry: Registry, size: int | None, where: str)
         data = npz_images(path, image_size=size)
         kind, stored = "images (arr_0)", "npz, uint8"
     else:
-        known = ", ".join(f"{part.name}:SPLIT" for part in registry.parts("dataset"))
+        known = ", ".join(f"{registry.name_of(part)}:SPLIT" for part in registry.parts("dataset"))
         raise UserError(
             f"{where}: no such folder or .npz file; allowed: {DATA}:train, {DATA}:validation, {known}, a folder of "
             f"PNGs, an .npz of images"
