@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ class Conditioner(nn.Module, ABC):
 
     #: F, the length of its vectors
     width: int
+    #: whether its constructor loads what it has learned; then a run notes the weights' digest
+    brings_weights: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, labels_B: Tensor) -> Condition:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +20,9 @@ class DiscretePrior(nn.Module, ABC):
     `Class(config, tokenizer=<DiscreteTokenizer>, num_classes=..., data=<Dataset or None>)`; the tokenizer is there to
     be asked (layout, codebook) and must not become a submodule.
     """
+
+    #: whether its constructor loads what it has learned, so that a recipe that keeps it frozen names no weights
+    brings_weights: ClassVar[bool] = False
 
     def __init__(self, *, layout: TokenLayout, codebook_size: int, num_classes: int) -> None:
         super().__init__()

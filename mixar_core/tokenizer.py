@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ class Tokenizer(nn.Module, ABC):
     image_size: int
     #: pixels a token spans in each direction
     stride: int
+    #: whether its constructor loads what it has learned, so that a recipe that keeps it frozen names no weights
+    brings_weights: ClassVar[bool] = False
 
     @property
     def layout(self) -> TokenLayout:

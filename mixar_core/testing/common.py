@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mixar_core import meta
 from mixar_core.noise import Noise
 from mixar_core.testing.report import expect as expect
 from mixar_core.testing.report import measured as measured
@@ -136,7 +137,8 @@ def check_module(
 
     It repeats itself, draws nothing from torch's global generator, has all it has learned in its state dict (which
     safetensors can hold), registers no tokenizer as its submodule, runs under bf16 autocast, and where its weights are:
-    also on the `meta` device, where no shape can depend on a value, and on a GPU if there is one.
+    also on the `meta` device, where no shape can depend on a value (unless it says `meta_safe = False`), and on a GPU if
+    there is one.
 
     Args:
         exercise: runs it on a device with inputs of its own making, always the same; what came out, by name.
@@ -170,11 +172,10 @@ def check_module(
                 for name, tensor in exercise(module, "cpu").items():
                     expect_tensor(f"{name} under autocast", tensor, first[name].shape, dtype=tensor.dtype)
 
-        if on_meta:
+        if on_meta and getattr(module, "meta_safe", True):
             topic("on meta, without values")
-            with torch.device("meta"):
-                empty = make().eval()
-            _check_moved(first, exercise(empty, "meta"), "meta")
+            empty = meta.on_meta(make, safe=meta.meta_safe(module)).eval()
+            _check_moved(first, _on_meta(exercise, empty), "meta")
         if torch.cuda.is_available():
             topic("on cuda")
             _check_moved(first, exercise(other.to("cuda"), "cuda"), "cuda")
@@ -188,6 +189,17 @@ def _check_moved(first: Mapping[str, Tensor], moved: Mapping[str, Tensor], devic
         expect(tensor.device.type == device, f"{name} lies on {tensor.device}, not on `{device}`")
         same = (tensor.shape, tensor.dtype) == (first[name].shape, first[name].dtype)
         expect(same, f"{name} has another shape or dtype on `{device}`")
+
+
+def _on_meta(exercise: Callable[[M, str], Mapping[str, Tensor]], empty: M) -> Mapping[str, Tensor]:
+    try:
+        return exercise(empty, "meta")
+    except RuntimeError as error:
+        kind = NotImplementedError if isinstance(error, NotImplementedError) else RuntimeError
+        raise kind(
+            f"it does not run on `meta`, where recipes are checked without values: {error}; no shape and no branch may "
+            "depend on a tensor's value (a part that cannot do without says `meta_safe = False`)"
+        ) from error
 
 
 def check_gradients(module: nn.Module, loss: Tensor, *inputs: Tensor) -> None:

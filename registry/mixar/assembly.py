@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from attrs import frozen
+from attrs import Factory, frozen
 from torch import Tensor, nn
 
 from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
 from mixar.freeze import freeze
 from mixar.hub import is_file
+from mixar.parts import chosen, construct, construct_once, named
 from mixar.plugins import Registry, registry_without
-from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, read_plain
+from mixar.recipe import TRAINABLE, Recipe, read_plain
 from mixar_core.backbone import Backbone
 from mixar_core.conditioner import Conditioner
 from mixar_core.data.cache import TokenCache
@@ -34,7 +36,11 @@ from mixar_core.types import Condition, Grid, Step, TokenLayout
 
 @frozen(eq=False)
 class System:
-    """What a recipe describes, built. Parts that what is trained does not need are None."""
+    """What a recipe describes, built. Parts that what is trained does not need are None.
+
+    Args:
+        brought: the parts that bring their own weights, by recipe key; with values where the others are on `meta`, too.
+    """
 
     recipe: Recipe
     continuous_tokenizer: ContinuousTokenizer | None
@@ -42,6 +48,7 @@ class System:
     prior: DiscretePrior | None
     model: MixAR | None
     conditioner: Conditioner | None = None
+    brought: Mapping[str, nn.Module] = Factory(dict)
 
     def condition(self, labels_B: Tensor) -> Condition:
         """What is drawn for these labels int64 (B,)."""
@@ -69,18 +76,19 @@ def build(
     load_weights: bool = True,
     trained_weights: str | Path | None = None,
     data: ImageDataset | None = None,
-    checked: bool = False,
+    planned: System | None = None,
     without_plugins: Sequence[str] = (),
 ) -> System:
     """The modules a recipe describes, checked to fit and in evaluation mode. What it does not train is frozen.
 
     Args:
         device: where the modules end up.
-        meta: stop after the check; the modules have shapes and no memory.
+        meta: stop after the check; the modules have shapes and no memory, but `System.brought`.
         load_weights: whether parts whose choice names weights get them; without, they are freshly initialised.
         trained_weights: a file with the weights of what the recipe trains.
         data: the training split, for a prior that draws from it (ground-truth).
-        checked: this recipe was built with `meta` before, and need not be checked again.
+        planned: what this recipe gave with `meta`: it is not checked again, and what brings its weights is that which
+            was built there.
         without_plugins: names of installed plugins to leave out.
 
     Raises:
@@ -89,17 +97,17 @@ def build(
     if not isinstance(recipe, Recipe):
         raise UserError(f"recipe {recipe!r}: not a Recipe, which mixar.load_recipe makes of a name or path")
     registry, device = registry_without(registry, without_plugins), available_device(device)
-    if meta or not checked:
+    if planned is None:
         _check_prior_model(recipe, registry)
         with torch.device("meta"):
-            system = _assemble(recipe, registry, data)
+            planned = _assemble(recipe, registry, data, {})
     if meta:
-        return system
-    system = _assemble(recipe, registry, data)
+        return planned
+    system = _assemble(recipe, registry, data, dict(planned.brought))
     for key in TRAINABLE if load_weights else ():
         module, choice = getattr(system, key), getattr(recipe, key)
         if module is not None and choice.weights is not None and not (key in recipe.trained_parts and trained_weights):
-            load_into(module, read_tensors(weights_of(recipe, key, registry)), where=_of(recipe, key))
+            load_into(module, read_tensors(weights_of(recipe, key, registry)), where=named(recipe, key))
     if trained_weights is not None:
         load_into(system.trained, read_tensors(user_path(trained_weights)), where=f"weights {trained_weights}")
     parts = (system.continuous_tokenizer, system.discrete_tokenizer, system.prior, system.conditioner, system.model)
@@ -116,15 +124,7 @@ def weights_of(recipe: Recipe, key: str, registry: Registry) -> Path:
         UserError: it is not there; says which key names it.
     """
     with said_of(f"recipe {recipe.name}: {key}.weights"):
-        return find_weights(_chosen(recipe, key).weights or "", registry)
-
-
-def construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> Any:
-    """Build the part that the recipe chose for `key`; `context` is what the abstract class's docstring names."""
-    choice = _chosen(recipe, key)
-    component: Callable[..., Any] = registry.part(PART_KEYS[key], choice.type).component
-    with said_of(f"recipe {recipe.name}: {_of(recipe, key)}"):
-        return component(choice.config, **context)
+        return find_weights(chosen(recipe, key).weights or "", registry)
 
 
 # ---------------------------------------------------------------- data
@@ -184,7 +184,7 @@ def data_notes(recipe: Recipe, registry: Registry, **sets: ImageDataset | TokenC
     notes = [note for data in sets.values() if isinstance(data, ImageDataset) for note in data.notes]
     names = {f"data ({name})": data.class_names for name, data in sets.items() if data is not None}
     if recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is not None:
-        names[_of(recipe, "prior")] = _trained_classes(recipe.prior.weights, registry)
+        names[named(recipe, "prior")] = _trained_classes(recipe.prior.weights, registry)
     return list(dict.fromkeys(notes + compare_classes(recipe, names)))
 
 
@@ -226,23 +226,24 @@ def compare_classes(recipe: Recipe, names: Mapping[str, Sequence[str]]) -> list[
 # ---------------------------------------------------------------- what fits what
 
 
-def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None) -> System:
-    """Build every part that is needed on torch's current default device, and check the fit."""
+def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None, brought: dict[str, nn.Module]) -> System:
+    """Build every part that is needed on torch's current default device, and check the fit; see `construct_once`."""
+    make = partial(construct_once, recipe, registry, brought=brought)
     size, trains = recipe.image_size, recipe.trains
     continuous: ContinuousTokenizer | None = None
     discrete: DiscreteTokenizer | None = None
     prior: DiscretePrior | None = None
     if trains in ("mixar", "continuous_tokenizer"):
-        continuous = construct(recipe, registry, "continuous_tokenizer", image_size=size)
+        continuous = make("continuous_tokenizer", image_size=size)
     if trains != "continuous_tokenizer" and recipe.discrete_tokenizer is not None:
-        discrete = construct(recipe, registry, "discrete_tokenizer", image_size=size)
+        discrete = make("discrete_tokenizer", image_size=size)
     for key, tokenizer in (("continuous_tokenizer", continuous), ("discrete_tokenizer", discrete)):
         if tokenizer is not None:
             _check(recipe, size % tokenizer.stride == 0, key, f"stride {tokenizer.stride}", "image_size", size)
     if trains in ("mixar", "prior") and recipe.prior is not None:
         if discrete is None:
-            raise UserError(f"recipe {recipe.name}: {_of(recipe, 'prior')} needs a discrete_tokenizer, there is none")
-        prior = construct(recipe, registry, "prior", tokenizer=discrete, num_classes=recipe.num_classes, data=data)
+            raise UserError(f"recipe {recipe.name}: {named(recipe, 'prior')} needs a discrete_tokenizer, there is none")
+        prior = make("prior", tokenizer=discrete, num_classes=recipe.num_classes, data=data)
         for what, other, theirs in (
             ("layout", "discrete_tokenizer", discrete.layout),
             ("codebook_size", "discrete_tokenizer", discrete.codebook_size),
@@ -252,11 +253,11 @@ def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None) -> 
             _check(recipe, own == theirs, "prior", f"{what} {own}", other, f"{what} {theirs}")
     conditioner: Conditioner | None = None
     if trains in ("mixar", "prior") and recipe.conditioner is not None:
-        conditioner = construct(recipe, registry, "conditioner", num_classes=recipe.num_classes)
+        conditioner = make("conditioner", num_classes=recipe.num_classes)
     model: MixAR | None = None
     if continuous is not None and trains == "mixar":
         model = _mixar(recipe, registry, continuous, discrete, prior, conditioner)
-    system = System(recipe, continuous, discrete, prior, model, conditioner)
+    system = System(recipe, continuous, discrete, prior, model, conditioner, brought)
     for key in (*TRAINABLE, "conditioner"):
         if (part := getattr(system, key)) is not None and key not in recipe.trained_parts:
             part.requires_grad_(False)
@@ -274,8 +275,8 @@ def _mixar(
     prior: DiscretePrior | None,
     conditioner: Conditioner | None,
 ) -> MixAR:
-    kind: type[Backbone] = registry.part("backbone", _chosen(recipe, "backbone").type).component
-    config, latents = _chosen(recipe, "backbone").config, continuous.layout
+    kind: type[Backbone] = registry.part("backbone", chosen(recipe, "backbone").type).component
+    config, latents = chosen(recipe, "backbone").config, continuous.layout
     layout, patch = latents, getattr(config, "patch_size", 1)
     if patch != 1:
         grid = latents.grid if latents.kind == "grid" else None
@@ -286,10 +287,10 @@ def _mixar(
     token_dim = continuous.latent_channels * patch**2
     width, guidance_width = kind.widths(config)
     if not kind.masks and recipe.masking != MaskingConfig():
-        said = f"{_of(recipe, 'backbone')} predicts every token in each pass; set masking=null"
+        said = f"{named(recipe, 'backbone')} predicts every token in each pass; set masking=null"
         raise UserError(f"recipe {recipe.name}: masking: {said}")
     # What stands in the decoder is as wide as the decoder; what the encoder attends to is as wide as the encoder.
-    opens = registry.part("injector", _chosen(recipe, "injector").type).component.opens  # type: ignore[attr-defined]
+    opens = registry.part("injector", chosen(recipe, "injector").type).component.opens  # type: ignore[attr-defined]
     widths = f"decoder_width {width} beside width {guidance_width}"
     one_width = "fill" not in opens or len(opens) == 1 or width == guidance_width
     _check(recipe, one_width, "injector", f"doors {', '.join(sorted(opens))}", "backbone", widths)
@@ -301,7 +302,7 @@ def _mixar(
         _check_codes(recipe, injector, layout, patch, discrete, prior)
     head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=width, layout=layout)
     _check(recipe, kind.masks or not head.together, "backbone", "z that knows other tokens", "head", "tokens together")
-    with said_of(f"recipe {recipe.name}: {_of(recipe, 'head')}"):
+    with said_of(f"recipe {recipe.name}: {named(recipe, 'head')}"):
         head.check(Step(temperature=recipe.sampling.temperature, head_steps=recipe.sampling.head_steps))
     sampler: Sampler = construct(recipe, registry, "sampler")
     sizes = {"layout": layout, "token_dim": token_dim, "num_classes": recipe.num_classes}
@@ -378,20 +379,5 @@ def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
 
 def _check(recipe: Recipe, fits: bool, one: str, its: str, other: str, others: object) -> None:
     if not fits:
-        pair = f"{_of(recipe, one)} and {_of(recipe, other)}"
+        pair = f"{named(recipe, one)} and {named(recipe, other)}"
         raise UserError(f"recipe {recipe.name}: {pair} do not fit: {its} against {others}")
-
-
-def _chosen(recipe: Recipe, key: str) -> PartChoice:
-    choice = getattr(recipe, key)
-    if not isinstance(choice, PartChoice):
-        raise UserError(f"recipe {recipe.name}: {key}: required where a recipe trains {recipe.trains}")
-    return choice
-
-
-def _of(recipe: Recipe, key: str) -> str:
-    """A key, with the part that the recipe chose for it."""
-    choice = getattr(recipe, key)
-    if not isinstance(choice, PartChoice):
-        return key
-    return f"{key} ({choice.type}{f', weights {choice.weights}' if choice.weights else ''})"

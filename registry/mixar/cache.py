@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from mixar.assembly import System, build, construct, data_notes, open_data, weights_of
+from mixar.assembly import System, build, data_notes, open_data, weights_of
 from mixar.folder import find_weights, load_into, read_tensors, sha256
+from mixar.parts import construct_once, state_sha256
 from mixar.plugins import Registry
 from mixar.recipe import PartChoice, Recipe
 from mixar.structure import differences, unstructure
@@ -62,7 +63,7 @@ def _misfit(cache: TokenCache, system: System, registry: Registry) -> str | None
         return "the cache has no mirrored images, and training.flip is set"
     for key, used in (("continuous", continuous), ("discrete", discrete)):
         if used is not None and settings is not None:
-            now = fingerprint(getattr(recipe, f"{key}_tokenizer"), registry)
+            now = fingerprint(system, f"{key}_tokenizer", registry)
             if changed := differences(settings.tokenizers.get(key) or {}, now):
                 return f"the cache was made by another {key} tokenizer: {', '.join(changed)}"
     if continuous is not None and cache.latent_shape != (shape := _latent_shape(continuous)):
@@ -125,14 +126,14 @@ def make_cache(
         rows_per_shard=rows_per_shard,
         batch=batch,
         tokenizers={
-            key: None if part is None else fingerprint(getattr(recipe, f"{key}_tokenizer"), registry)
+            key: None if part is None else fingerprint(system, f"{key}_tokenizer", registry)
             for key, part in (("continuous", continuous), ("discrete", discrete))
         },
         source={**_plain_config(recipe.data), "images": None if data.stream is not None else len(data)},
     )
     tokenizers = FrozenTokenizers(
-        None if continuous is None else _trained(recipe, registry, "continuous_tokenizer"),
-        None if discrete is None else _trained(recipe, registry, "discrete_tokenizer"),
+        None if continuous is None else _trained(system, registry, "continuous_tokenizer"),
+        None if discrete is None else _trained(system, registry, "discrete_tokenizer"),
     )
     processes = join_processes(device, timeout=PATIENT)
     with StopSignals() as signals, naming_lost_processes(processes):
@@ -151,12 +152,14 @@ def make_cache(
     return made
 
 
-def _trained(recipe: Recipe, registry: Registry, key: str) -> Any:
+def _trained(planned: System, registry: Registry, key: str) -> Any:
     """A tokenizer of the recipe alone, with its weights."""
-    module, choice = construct(recipe, registry, key, image_size=recipe.image_size), getattr(recipe, key)
+    recipe = planned.recipe
+    module = construct_once(recipe, registry, key, dict(planned.brought), image_size=recipe.image_size)
+    choice = getattr(recipe, key)
     if choice.weights is not None:
         load_into(module, read_tensors(weights_of(recipe, key, registry)), where=f"{key} ({choice.weights})")
-    elif any(True for _ in module.parameters()):
+    elif key not in planned.brought and any(True for _ in module.parameters()):
         raise UserError(
             f"recipe {recipe.name}: {key}.weights: required, because a cache keeps what a trained tokenizer makes; "
             "give a model's name, a model folder or a .safetensors file"
@@ -177,9 +180,13 @@ def needed_tokenizers(system: System) -> tuple[ContinuousTokenizer | None, Discr
     raise UserError(f"recipe {system.recipe.name} trains a {system.recipe.trains}, which reads images and not tokens")
 
 
-def fingerprint(choice: PartChoice, registry: Registry) -> dict[str, Any]:
-    """What tells a tokenizer from another: its type, its settings, the sha256 of its weights' file."""
-    weights = None if choice.weights is None else sha256(find_weights(choice.weights, registry))
+def fingerprint(system: System, key: str, registry: Registry) -> dict[str, Any]:
+    """What tells a tokenizer from another: its type, its settings, the sha256 of its weights' file or of its own."""
+    choice, weights = getattr(system.recipe, key), None
+    if choice.weights is not None:
+        weights = sha256(find_weights(choice.weights, registry))
+    elif key in system.brought:
+        weights = state_sha256(system.brought[key])
     return {**_plain_config(choice), "weights_sha256": weights}
 
 

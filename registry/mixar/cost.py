@@ -165,9 +165,9 @@ def _sampling(system: System) -> dict[str, Figure]:
         return {part: _figure(run) for part, run in trained_passes(system).items()}
     costs: dict[str, Figure] = {}
     if model is not None:
-        plan, z_BKD = planned_steps(model, settings), torch.zeros(1, 1, model.backbone.width, device=META)
-        costs["backbone"] = figure(lambda: _backbone_gflop(system, model, plan))
-        costs["head"] = figure(lambda: _head_gflop(model.head, plan, Z(z_BKD, codes_of(1), z_BKD)))
+        plan, z_BKD = partial(planned_steps, model, settings), torch.zeros(1, 1, model.backbone.width, device=META)
+        costs["backbone"] = figure(lambda: _backbone_gflop(system, model, plan()))
+        costs["head"] = figure(lambda: _head_gflop(model.head, plan(), Z(z_BKD, codes_of(1), z_BKD)))
     if prior is not None and (model is None or model.injector.needs_codes):
 
         def draw_codes(steps: int | None) -> Tensor:
@@ -259,14 +259,15 @@ def _masked(system: System) -> int:
 
 
 def _tokens(system: System) -> dict[str, int]:
-    """Empty where there is no backbone, or its injector cannot run on the meta device."""
+    """Empty where there is no backbone, or something cannot run on the meta device."""
     model = system.model
     if model is None:
         return {}
-    masked, tokens = _masked(system), model.backbone.layout.tokens
+    tokens = model.backbone.layout.tokens
     try:
+        plan, masked = planned_steps(model, system.recipe.sampling), _masked(system)
         prefix_BPD = model.guidance(drawn_codes(system)).prefix_BPD
-    except UserError:  # it opens other doors than it announced
+    except UserError:  # no such plan, or the injector opens other doors than it announced
         raise
     except Exception:  # the costs say why
         return {}
@@ -274,7 +275,7 @@ def _tokens(system: System) -> dict[str, int]:
     front = getattr(config, "buffer", 0) + (0 if prefix_BPD is None else prefix_BPD.shape[1])
     if not model.backbone.masks:
         return {"training_masked": masked, "training_decoder": front + tokens, "sampling_decoder": front + tokens}
-    last = planned_steps(model, system.recipe.sampling)[-1].positions_BK.shape[1]
+    last = plan[-1].positions_BK.shape[1]
     return {
         "training_masked": masked,
         "training_encoder": front + tokens - masked,

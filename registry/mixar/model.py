@@ -15,6 +15,7 @@ from mixar.editing import Edited, Level, edit
 from mixar.folder import RECIPE, Kind, find_weights, read_provenance, weights_file
 from mixar.generation import Generation, Progress, batch_noise, decoded, label_name
 from mixar.labels import Labels, checked_number, class_numbers, code_tensor
+from mixar.parts import check_frozen, state_sha256
 from mixar.plugins import Registry, registry_without
 from mixar.recipe import TRAINABLE, Recipe, load_recipe
 from mixar.text import choices
@@ -362,6 +363,8 @@ def load(
         system = build(recipe, registry, device=chosen, trained_weights=trained, data=data)
     except UserError as error:  # a frozen part that was moved: the key, and the file to write its new place into
         raise UserError(f"{folder / RECIPE}: {error}") from error
+    brought = {key: state_sha256(part) for key, part in system.brought.items() if _as_brought(recipe, key)}
+    check_frozen(folder, brought, "it draws as it was trained with those alone")
     files = {
         key: find_weights(choice.weights, registry)
         for key in TRAINABLE
@@ -371,6 +374,11 @@ def load(
     }
     names = _class_names(recipe, folder, registry)
     return Model(system, names, chosen, files | {recipe.trains: trained}, weights, precision)
+
+
+def _as_brought(recipe: Recipe, key: str) -> bool:
+    """Whether a part that brings its weights is used with these."""
+    return key not in recipe.trained_parts and getattr(recipe, key).weights is None
 
 
 def prior_draws_from_data(recipe: Recipe) -> bool:

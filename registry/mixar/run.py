@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from mixar.assembly import System, build, compare_classes, construct, data_notes, open_data, weights_of
+from mixar.assembly import System, build, compare_classes, data_notes, open_data, weights_of
 from mixar.cache import open_cache
 from mixar.cost import training_flop_per_image
 from mixar.folder import PROVENANCE, RECIPE, read_provenance, sha256, versions
@@ -19,6 +19,7 @@ from mixar.init import start_from, told
 from mixar.joint import JointObjective
 from mixar.memory import check_memory
 from mixar.origin import origins
+from mixar.parts import check_frozen, construct, named, state_sha256
 from mixar.plugins import Registry, registry_without
 from mixar.recipe import PART_KEYS, TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar.structure import differences, flat
@@ -27,6 +28,7 @@ from mixar_core.data.dataset import has_names
 from mixar_core.distributed import own_device
 from mixar_core.errors import UserError, said_of
 from mixar_core.storage import user_path
+from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.training.callback import Callback
 from mixar_core.training.objective import MixARObjective, Objective, PriorObjective
 from mixar_core.training.optimizer import AdamW, Optimizer, Updates
@@ -63,7 +65,7 @@ def train(
     planned, training = build(recipe, registry, meta=True), recipe.training
     if training is None:
         raise UserError(f"recipe {recipe.name}: training: required to train, and not there; set steps or epochs of it")
-    optimizer, frozen_files = make_optimizer(planned, registry), _frozen_files(planned, registry)
+    optimizer, frozen = make_optimizer(planned, registry), _frozen_digests(planned, registry)
     if resume:
         _check_recipe(folder, recipe, registry)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -78,9 +80,10 @@ def train(
     notes = data_notes(recipe, registry, train=train_set, cache=cache, validation=validation_set)
     classes = [list(data.class_names) for data in (train_set, cache) if data is not None]
     class_names = next(filter(has_names, classes), classes[0])
-    facts: dict[str, Any] = {"class_names": class_names, "frozen": {key: sha256(f) for key, f in frozen_files.items()}}
+    facts: dict[str, Any] = {"class_names": class_names, "frozen": frozen}
     if resume:
         notes += _check_facts(folder, recipe, facts)
+    notes += _unmeasured(planned)
     if optimizer is not None and not isinstance(optimizer, AdamW):
         notes.insert(0, f"optimizer {recipe.optimizer}")
     tell(*([f"warning: {warning}"] if warning else []), *(f"note: {note}" for note in notes))
@@ -88,7 +91,7 @@ def train(
     if cache is not None and train_set is not None and train_set.stream is not None:
         train_set = None  # a stream is for making the cache
     torch.manual_seed(training.seed)  # initial weights
-    system = build(recipe, registry, data=train_set, checked=True)
+    system = build(recipe, registry, data=train_set, planned=planned)
     if recipe.init is not None and not resume:
         facts["init"] = begun = start_from(system, registry, class_names)
         tell(*(f"note: {line}" for line in told(begun)))
@@ -147,30 +150,47 @@ def make_objective(system: System, registry: Registry) -> Objective:
     return ContinuousReconstruction(parts.continuous_tokenizer, extractor, recipe.reconstruction)
 
 
-def _frozen_files(system: System, registry: Registry) -> dict[str, Path]:
-    """The weights' files of frozen parts, by recipe key.
+def _frozen_digests(system: System, registry: Registry) -> dict[str, str]:
+    """The sha256 of frozen parts' weights, by recipe key: of the file, or of what a part brings.
 
     One that was never trained would teach what it is used for nothing. One whose training is not over will be another:
     a tokenizer, for one, measures its latents' mean and deviation at the end.
     """
-    recipe, files = system.recipe, {}
-    for key in TRAINABLE:
+    recipe, digests = system.recipe, {}
+    for key in (*TRAINABLE, "conditioner"):
         part, choice = getattr(system, key), getattr(recipe, key)
         if key in recipe.trained_parts or part is None:
             continue
         if choice.weights is not None:
-            files[key] = weights_of(recipe, key, registry)
-            if files[key].is_dir():
+            file = weights_of(recipe, key, registry)
+            if file.is_dir():
                 raise UserError(
                     f"recipe {recipe.name}: {key}.weights: {choice.weights} is a run that is not finished, its newest "
-                    f"state is {files[key].parent.name}; finish it with --resume, or give a finished model"
+                    f"state is {file.parent.name}; finish it with --resume, or give a finished model"
                 )
-        elif any(True for _ in part.parameters()):
+            digests[key] = sha256(file)
+        elif key in system.brought:
+            digests[key] = state_sha256(system.brought[key])
+        elif key in TRAINABLE and any(True for _ in part.parameters()):
             raise UserError(
                 f"recipe {recipe.name}: {key}.weights: required, because this recipe trains {recipe.trains} and keeps "
                 f"{key} as it is; give a model's name, a model folder or a .safetensors file"
             )
-    return files
+    return digests
+
+
+def _unmeasured(planned: System) -> list[str]:
+    """A note where a tokenizer brought its weights, and nobody says how its latents are distributed."""
+    recipe, choice = planned.recipe, planned.recipe.continuous_tokenizer
+    brought = planned.brought.get("continuous_tokenizer")
+    if choice is None or choice.weights is not None or "continuous_tokenizer" in recipe.trained_parts:
+        return []
+    if not isinstance(brought, ContinuousTokenizer) or brought.latent_mean_C.any() or (brought.latent_std_C != 1).any():
+        return []
+    return [
+        f"{named(recipe, 'continuous_tokenizer')}: its latents are not measured, and are taken as they are; "
+        "`mixar measure` measures them"
+    ]
 
 
 #: what may change between a run and its resumption: the trainer looks at `training` itself, and what is computed again
@@ -201,12 +221,7 @@ def _check_facts(folder: Path, recipe: Recipe, now: Mapping[str, Any]) -> list[s
     Returns:
         Notes, of classes that cannot be compared.
     """
-    then = read_provenance(folder)
-    for key, digest in now["frozen"].items():
-        if (noted := then.get("frozen", {}).get(key, digest)) != digest:
-            raise UserError(
-                f"{folder} was started with other weights of its {key}: their sha256 was {noted}, is {digest}; resume "
-                "with those, or start anew"
-            )
-    names = {f"the run in {folder}": then.get("class_names") or (), "its data now": now["class_names"]}
+    check_frozen(folder, now["frozen"], "resume with those, or start anew")
+    noted = read_provenance(folder).get("class_names") or ()
+    names = {f"the run in {folder}": noted, "its data now": now["class_names"]}
     return compare_classes(recipe, names)

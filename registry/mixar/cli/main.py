@@ -17,6 +17,7 @@ from mixar.cli.cache import cache_command
 from mixar.cli.common import NoPlugin, Offline
 from mixar.cli.edit import edit_command
 from mixar.cli.inspect import recipe_app, recipes_command
+from mixar.cli.measure import measure_command
 from mixar.cli.plugin import plugins_command
 from mixar.cli.sample import sample_command
 from mixar.cli.train import train_command
@@ -39,6 +40,7 @@ app.command("sample")(sample_command)
 app.command("edit")(edit_command)
 app.command("train")(train_command)
 app.command("cache")(cache_command)
+app.command("measure")(measure_command)
 app.command("recipes")(recipes_command)
 app.add_typer(recipe_app, name="recipe")
 app.command("plugins")(plugins_command)
