@@ -137,7 +137,7 @@ def check_module(
 
     It repeats itself, draws nothing from torch's global generator, has all it has learned in its state dict (which
     safetensors can hold), registers no tokenizer as its submodule, runs under bf16 autocast, and where its weights are:
-    also on the `meta` device, where no shape can depend on a value (unless it says `meta_safe = False`), and on a GPU if
+    also on the `meta` device, where no shape can depend on a value, unless it says `meta_safe = False`; and on a GPU if
     there is one.
 
     Args:
