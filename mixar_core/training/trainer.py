@@ -101,8 +101,10 @@ def train(
     with StopSignals() as signals, naming_lost_processes(processes), tf32_where(config.precision, processes.device):
         trainer = Trainer(objective, train_set, validation_set, config, folder, cache, callbacks, processes, optimizer)
         with closing(trainer.lock), closing(trainer.checkpoints):  # nothing is written once others are let in
-            trainer.prepare(files or {}, resume=resume)
-            result = trainer.run(signals, flop_per_image=flop_per_image)
+            if trainer.prepare(files or {}, resume=resume):
+                result = trainer.run(signals, flop_per_image=flop_per_image)
+            else:
+                result = Result(folder, trainer.done, trainer.steps)
     processes.leave()
     return result
 
@@ -150,8 +152,12 @@ class Trainer:
 
     # ---------------------------------------------------------------- before the first step
 
-    def prepare(self, files: Mapping[str, str], *, resume: bool) -> None:
-        """Check the folder, build what the steps need, and load the checkpoint if there is one to go on with."""
+    def prepare(self, files: Mapping[str, str], *, resume: bool) -> bool:
+        """Check the folder, build what the steps need, and load the checkpoint if there is one to go on with.
+
+        Returns:
+            Whether anything is left to do. Weights that are there are not written again: others may have noted them.
+        """
         config, processes = self.config, self.processes
         checkpoint = processes.on_main(self._resumed if resume else lambda: self._begun(files))
         self.engine = Engine(
@@ -160,10 +166,13 @@ class Trainer:
         if checkpoint is not None:
             self._load(checkpoint)
         processes.on_main(self._forget)
+        if self.done == self.steps and processes.on_main(lambda: all((self.folder / n).is_file() for n in WEIGHTS)):
+            return False
         self.source = make_source(self.objective, self.data, config, processes)
         self.validation: Source | None = None
         if self.validation_set is not None and config.evaluate_every:
             self.validation = make_source(self.objective, self.validation_set, config, processes, validation=True)
+        return True
 
     def _begun(self, files: Mapping[str, str]) -> None:
         """A folder for a new run, with `files` in it."""

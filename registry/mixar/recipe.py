@@ -167,10 +167,21 @@ def load_recipe(
         UserError: no such recipe, or it is not valid: every problem with path, value and choices.
     """
     registry = registry_without(registry, without_plugins)
+    return make_recipe(load_plain(name_or_path, overrides, registry), registry, where=f"recipe {name_or_path}")
+
+
+def load_plain(
+    name_or_path: str | Path, overrides: Sequence[str] | Mapping[str, object], registry: Registry
+) -> dict[str, Any]:
+    """What `load_recipe` makes a recipe of: the models that it names need not be there yet.
+
+    Raises:
+        UserError: no such recipe, or it is no mapping.
+    """
     path = registry.find_recipe(name_or_path)
     plain = merge(read_plain(path, registry), settled(parse_overrides(overrides), PART_KEYS, registry))
     plain.setdefault("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
-    return make_recipe(plain, registry, where=f"recipe {name_or_path}")
+    return plain
 
 
 def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def test_a_killed_process_ends_the_other_and_torchrun_goes_on(family: Path, tmp_
         wait_for(lambda: steps_logged(folder) > begun + 2 or process.poll() is not None)
         send(signal.SIGTERM, tree(process.pid))
         process.wait(60)
-    stopped_step(output.read_text(), folder, "torchrun ... -m mixar")
+    stopped_step(output.read_text(), folder, "torchrun --nproc-per-node 2 -m mixar")
 
 
 def rank_of(pid: int) -> int | None:

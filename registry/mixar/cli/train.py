@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from attrs import frozen
 
 from mixar.cli.common import Device, NoPlugin, Set, as_path, command_line, open_registry
 from mixar_core.errors import UserError
@@ -14,15 +18,20 @@ from mixar_core.errors import UserError
 if TYPE_CHECKING:
     from mixar.plugins import Registry
     from mixar.recipe import Recipe
+    from mixar_core.training.trainer import Result
 
 
 def train_command(
     context: typer.Context,
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="Name or path of a recipe; with --resume also a run folder.")
+    recipes: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE...", help="Names or paths of recipes; with --resume, run folders."),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", parser=as_path, help="Run folder; default: runs/NAME.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", parser=as_path, help="Run folder, or of several the folder of theirs; default: runs/NAME."
+        ),
     ] = None,
     settings: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
@@ -32,33 +41,89 @@ def train_command(
 ) -> None:
     """Train what a recipe describes, into a run folder that `mixar sample` takes.
 
-    Examples: `mixar train digits_quick` · `mixar train kl16 --set data.path=/data/imagenet --out runs/kl` ·
-    `mixar train runs/kl --resume` · `torchrun --nproc-per-node 8 -m mixar train kl16`
+    Several recipes are trained one after the other, each into a folder of its own; --set and --seed are for all of
+    them. With --resume the finished ones are passed over, one that was stopped goes on, and the rest begin. Examples:
+    `mixar train digits_quick` · `mixar train kl16 --set data.path=/data/imagenet --out runs/kl` ·
+    `mixar train runs/kl --resume` · `mixar train own/continuous.yaml own/discrete.yaml --out own/runs` ·
+    `torchrun --nproc-per-node 8 -m mixar train kl16`
     """
-    from mixar.folder import RECIPE
     from mixar.recipe import load_recipe
     from mixar.run import train
 
     registry = open_registry(context, no_plugin)
-    run = as_path(recipe)
-    if (run / RECIPE).is_file():
-        if not resume and not registry.recipes().get(recipe):
-            raise UserError(f"{recipe} is a run or a model; --resume goes on with it, {run / RECIPE} is its recipe")
-        out, recipe = (out or run, str(run / RECIPE)) if resume else (out, recipe)
     overrides = [*(settings or ()), *(() if seed is None else (f"training.seed={seed}",))]
-    resolved = load_recipe(recipe, registry=registry, overrides=overrides)
-    result = train(resolved, out or Path("runs") / resolved.name, resume=resume, device=device, registry=registry)
-    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks
-        return
-    losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items() if name.endswith("loss"))
-    if result.stopped:
-        launch = "torchrun ... -m mixar" if "WORLD_SIZE" in os.environ else "mixar"
-        again = f"{launch} {command_line('train', result.folder, '--resume')}"
-        print(f"stopped after step {result.step} of {result.steps}; {again} goes on")
-        return
-    measured = f"; {losses}" if losses else ""  # nothing was, where the run had ended before
-    print(f"{result.steps} steps in {result.seconds:.0f} s{measured}")
-    print(_next_command(resolved, result.folder, registry))
+    jobs = _jobs(recipes, out, overrides, resume, registry)
+    speaks = os.environ.get("RANK", "0") == "0"  # under torchrun one process does
+    for job in jobs:
+        resolved = load_recipe(job.recipe, registry=registry, overrides=overrides)
+        result = train(resolved, job.folder, resume=job.resume, device=device, registry=registry)
+        if speaks:
+            print(_how_it_ended(result, jobs, device))
+        if result.stopped:
+            return
+    if speaks:
+        print(_next_command(resolved, result.folder, registry))
+
+
+@frozen
+class _Job:
+    """A recipe, by name or path, its run folder, and whether the run in it goes on."""
+
+    recipe: str
+    folder: Path
+    resume: bool
+
+
+def _jobs(
+    words: Sequence[str], out: Path | None, overrides: Sequence[str], resume: bool, registry: Registry
+) -> list[_Job]:
+    """What is to be trained, in this order; refused before anything is, where one of several cannot begin."""
+    from mixar.folder import RECIPE
+    from mixar.recipe import load_plain
+
+    several, jobs = len(words) > 1, []
+    for word in words:
+        run = as_path(word)
+        if is_run := (run / RECIPE).is_file() and (resume or not registry.recipes().get(word)):
+            if not resume:
+                raise UserError(f"{word} is a run or a model; --resume goes on with it, {run / RECIPE} is its recipe")
+            word = str(run / RECIPE)
+        name = str(load_plain(word, overrides, registry)["name"])
+        folder = run if is_run and (several or out is None) else out or Path("runs") / name
+        folder = folder / name if several and out is not None and not is_run else folder
+        jobs.append(_Job(word, folder, resume and (not several or (folder / RECIPE).is_file())))
+    for folder, count in Counter(job.folder for job in jobs).items():
+        if count > 1:
+            raise UserError(f"{count} of these recipes would be trained into {folder}; give them names of their own")
+        if several and not resume and folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} is not an empty folder; with --resume all of these go on where they were")
+    return jobs
+
+
+def _how_it_ended(result: Result, jobs: Sequence[_Job], device: str | None) -> str:
+    """A line; of a run that was stopped with the command that goes on."""
+    several = len(jobs) > 1
+    name = f"{result.folder}: " if several else ""
+    if not result.stopped:
+        losses = ", ".join(f"{name} {value:.4g}" for name, value in result.losses.items() if name.endswith("loss"))
+        measured = f"; {losses}" if losses else ""
+        before = ", done before" if several and not losses else f" in {result.seconds:.0f} s"
+        return f"{name}{result.steps} steps{before}{measured}"
+    words: list[object] = ["train", result.folder, "--resume", *(() if device is None else ("--device", device))]
+    if several:
+        words = [word for word in sys.argv[1:] if word != "--resume"]
+        words.insert(words.index("train") + 1, "--resume")
+    again = f"{_launcher()} {command_line(*words)}"
+    return f"{name}stopped after step {result.step} of {result.steps}; {again} goes on"
+
+
+def _launcher() -> str:
+    """What the command line began with."""
+    world = os.environ.get("WORLD_SIZE")
+    if world is None:
+        return "mixar"
+    here = world == os.environ.get("LOCAL_WORLD_SIZE")  # of several machines each has a command line of its own
+    return f"torchrun {f'--nproc-per-node {world}' if here else '...'} -m mixar"
 
 
 def _next_command(recipe: Recipe, run: Path, registry: Registry) -> str:
