@@ -26,6 +26,7 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.datasets.hugging_face import HuggingFaceConfig, HuggingFaceDataset
     from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
     from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
+    from mixar_plugins.extractors.timm_model import TimmConfig, TimmExtractor
     from mixar_plugins.heads.categorical import CategoricalHead, CategoricalHeadConfig
     from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
     from mixar_plugins.heads.energy import EnergyHead, EnergyHeadConfig
@@ -72,6 +73,7 @@ def mixar_parts() -> list[Part]:
         Part("dataset", "image-folder", ImageFolder, ImageFolderConfig),
         Part("dataset", "datasets", HuggingFaceDataset, HuggingFaceConfig),
         Part("extractor", "efficientnet-lite0", EfficientNetLite0, EfficientNetLite0Config),
+        Part("extractor", "timm", TimmExtractor, TimmConfig),
         Part("optimizer", "adamw", AdamW, AdamWConfig),
         Part("optimizer", "muon", Muon, MuonConfig),
         Part("optimizer", "schedule-free", ScheduleFree, ScheduleFreeConfig),

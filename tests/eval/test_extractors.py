@@ -9,9 +9,9 @@ import torch
 
 from mixar_core.errors import UserError
 from mixar_eval.inception import Inception, InceptionConfig
-from mixar_eval.timm_model import TimmConfig, TimmExtractor
 from mixar_plugins.extractors import efficientnet_lite0
 from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
+from mixar_plugins.extractors.timm_model import TimmConfig, TimmExtractor
 from tests.networks import TIMM_MODEL, write_timm
 
 try:
@@ -151,3 +151,20 @@ def test_timm_models_by_name_with_a_local_file(tmp_path):
     refused("does not fit", TIMM_MODEL, str(tmp_path / "trap.pth"))
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:100])
     refused("does not fit", TIMM_MODEL, str(tmp_path / "cut.safetensors"))
+
+
+def test_a_vision_transformers_maps_are_its_tokens_on_their_grid(tmp_path):
+    weights = write_timm(tmp_path / "model.safetensors")
+    as_published = TimmExtractor(
+        TimmConfig(TIMM_MODEL, str(weights), size=96, mean=(0.5,) * 3, std=(0.5,) * 3, layers=(-1,), norm=True)
+    )
+    images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (last,) = as_published.maps(images)
+    tokens = as_published.network.forward_features(images)[:, as_published.network.num_prefix_tokens :]
+    side = last.shape[-1]
+    torch.testing.assert_close(last, tokens.transpose(1, 2).unflatten(2, (side, side)), rtol=1e-4, atol=1e-5)
+    every = TimmExtractor(TimmConfig(TIMM_MODEL, str(weights), size=96))
+    assert len(every.maps(images)) == len(every.network.blocks)
+    assert "mean" in as_published.identity and "mean" not in every.identity
+    with pytest.raises(UserError, match=r"extractor timm: layers \(99,\) of test_vit: .*out of range"):
+        TimmExtractor(TimmConfig(TIMM_MODEL, str(weights), layers=(99,)))

@@ -37,14 +37,10 @@ def mixar_evaluate() -> Callable[..., Any]:
 
 @hookimpl
 def mixar_parts() -> list[Part]:
-    """The extractors that published figures are measured with."""
+    """The extractor that published figures are measured with."""
     from mixar_eval.inception import Inception, InceptionConfig
-    from mixar_eval.timm_model import TimmConfig, TimmExtractor
 
-    return [
-        Part("extractor", "inception", Inception, InceptionConfig),
-        Part("extractor", "timm", TimmExtractor, TimmConfig),
-    ]
+    return [Part("extractor", "inception", Inception, InceptionConfig)]
 
 
 @hookimpl

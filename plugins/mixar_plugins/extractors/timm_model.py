@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from attrs import field, frozen
-from attrs.validators import ge, optional
+from attrs.validators import deep_iterable, ge, gt, min_len, optional
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,18 +26,26 @@ class TimmConfig:
         model: timm's name of it, for example `vit_small_patch14_dinov2.lvd142m`.
         weights_file: its weights, as timm publishes them: .safetensors, or a .pth of tensors alone.
         size: side to which images are resized; None: what the weights were trained at.
+        mean, std: of pixels from 0 to 1, channel by channel, that it was trained with; None: those that timm knows.
+        layers: which of its maps are given, 0 being the first and -1 the last: of a vision transformer the tokens after
+            each block; None: all of them.
+        norm: maps of a vision transformer after its last norm, as its own output is.
     """
 
     model: str
-    weights_file: str
+    weights_file: str = field(metadata={"path": True})
     size: int | None = field(default=None, validator=optional(ge(8)))
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = field(default=None, validator=optional(deep_iterable(gt(0.0))))
+    layers: tuple[int, ...] | None = field(default=None, validator=optional(min_len(1)))
+    norm: bool = False
 
 
 class TimmExtractor(FeatureExtractor):
     """Any timm model with a local weights file: its pooled features, and maps where timm can give them.
 
     Raises:
-        UserError: timm has no such model, or the file does not fit it.
+        UserError: timm is not installed, or has no such model; the file does not fit it, or it has no such layer.
     """
 
     def __init__(self, config: TimmConfig) -> None:
@@ -49,16 +57,21 @@ class TimmExtractor(FeatureExtractor):
         self.size: int = config.size or described["input_size"][-1]
         self.feature_dim = network.head_hidden_size
         self.network = network
-        self.register_buffer("mean_311", torch.tensor(described["mean"])[:, None, None], persistent=False)
-        self.register_buffer("std_311", torch.tensor(described["std"])[:, None, None], persistent=False)
+        mean, std = config.mean or described["mean"], config.std or described["std"]
+        self.register_buffer("mean_311", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std_311", torch.tensor(std)[:, None, None], persistent=False)
         self.mean_311: Tensor
         self.std_311: Tensor
         self.eval().requires_grad_(False)
+        if config.layers is not None:
+            self._try_layers()
 
     @property
     def label(self) -> str:
-        """Names the model and the size at which it sees images."""
-        return f"timm {self.config.model} at {self.size} px"
+        """Names the model, the size at which it sees images, and pixels' statistics that are not its own."""
+        config = self.config
+        other = f", mean {config.mean}, std {config.std}" if config.mean or config.std else ""
+        return f"timm {config.model} at {self.size} px{other}"
 
     def weights_digest(self) -> str:
         """Of the file."""
@@ -70,10 +83,24 @@ class TimmExtractor(FeatureExtractor):
             return self.network(self._seen(images_B3HW))
 
     def maps(self, images_B3HW: Tensor) -> list[Tensor]:
-        """Maps (B, F_i, H_i, W_i), shallow to deep, of the images resized to `size`."""
-        if not hasattr(self.network, "forward_intermediates"):
-            raise UserError(f"extractor timm: {self.config.model} gives no feature maps; vectors only")
-        return self.network.forward_intermediates(self._seen(images_B3HW), intermediates_only=True)
+        """Maps (B, F_i, H_i, W_i) in the order of the network, of the images resized to `size`; as `layers` says."""
+        config, network = self.config, self.network
+        if not hasattr(network, "forward_intermediates"):
+            raise UserError(f"extractor timm: {config.model} gives no feature maps; vectors only")
+        layers = None if config.layers is None else [*config.layers]
+        maps: list[Tensor] = network.forward_intermediates(
+            self._seen(images_B3HW), indices=layers, norm=config.norm, intermediates_only=True
+        )
+        return maps
+
+    def _try_layers(self) -> None:
+        """See that there are such layers, which is known once one is asked for."""
+        try:
+            with torch.no_grad():
+                self.maps(torch.zeros(1, 3, self.size, self.size))
+        except AssertionError as error:
+            where = f"extractor timm: layers {self.config.layers} of {self.config.model}"
+            raise UserError(f"{where}: {error}") from error
 
     def _seen(self, images_B3HW: Tensor) -> Tensor:
         size = (self.size, self.size)
@@ -82,8 +109,10 @@ class TimmExtractor(FeatureExtractor):
 
 
 def _network(config: TimmConfig) -> Any:
-    import timm  # seconds to import
-
+    try:
+        import timm  # seconds to import
+    except ImportError as error:
+        raise UserError("extractor timm: package timm is not installed: pip install 'mixar[perceptual]'") from error
     path = Path(config.weights_file).expanduser()
     if ":" in config.model or not timm.is_model(config.model):  # a colon would send timm to a hub
         raise UserError(f"extractor timm: {config.model}: timm {timm.__version__} has no model of that name")
