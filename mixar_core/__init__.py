@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # `as`: this module exports them
     from mixar_core.types import Grid as Grid
     from mixar_core.types import Guidance as Guidance
     from mixar_core.types import ImageBatch as ImageBatch
+    from mixar_core.types import ImageSize as ImageSize
     from mixar_core.types import Losses as Losses
     from mixar_core.types import MaskSplit as MaskSplit
     from mixar_core.types import Posterior as Posterior
@@ -94,6 +95,7 @@ _HOMES = {
         "Grid",
         "Guidance",
         "ImageBatch",
+        "ImageSize",
         "Losses",
         "MaskSplit",
         "Posterior",

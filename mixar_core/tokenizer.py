@@ -9,16 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from mixar_core.noise import Noise
-from mixar_core.types import Grid, Posterior, Quantized, TokenLayout
+from mixar_core.types import Grid, ImageSize, Posterior, Quantized, TokenLayout
 
 
 class Tokenizer(nn.Module, ABC):
-    """What both kinds share. Images are float (B, 3, H, W) in [-1, 1], H = W = `image_size`.
+    """What both kinds share. Images are float (B, 3, H, W) in [-1, 1], of `image_size` pixels.
 
     Registered as a Part, a tokenizer is built as `Class(config, image_size=...)`.
     """
 
-    image_size: int
+    #: whether it is refused where a recipe's `image_size` is (height, width) and no one number
+    squares_only: ClassVar[bool] = False
+
+    #: the side of a square, or (height, width)
+    image_size: ImageSize
     #: pixels a token spans in each direction
     stride: int
     #: whether its constructor loads what it has learned, so that a recipe that keeps it frozen names no weights
@@ -27,8 +31,8 @@ class Tokenizer(nn.Module, ABC):
     @property
     def layout(self) -> TokenLayout:
         """Where an image's tokens stand: on a grid of `image_size / stride`, unless a tokenizer says otherwise."""
-        side = self.image_size // self.stride
-        return TokenLayout("grid", (Grid(side, side),))
+        pixels = Grid.of_pixels(self.image_size)
+        return TokenLayout("grid", (Grid(pixels.height // self.stride, pixels.width // self.stride),))
 
 
 class ContinuousTokenizer(Tokenizer):
@@ -42,7 +46,7 @@ class ContinuousTokenizer(Tokenizer):
     latent_mean_C: Tensor
     latent_std_C: Tensor
 
-    def __init__(self, *, image_size: int, stride: int, latent_channels: int) -> None:
+    def __init__(self, *, image_size: ImageSize, stride: int, latent_channels: int) -> None:
         super().__init__()
         self.image_size, self.stride, self.latent_channels = image_size, stride, latent_channels
         self.register_buffer("latent_mean_C", torch.zeros(latent_channels))
@@ -86,7 +90,7 @@ class ContinuousTokenizer(Tokenizer):
 class DiscreteTokenizer(Tokenizer):
     """Image <-> codes (B, N), int64 in [0, codebook_size), as `layout` has them; a code has a vector of length E."""
 
-    def __init__(self, *, image_size: int, stride: int, codebook_size: int, code_width: int) -> None:
+    def __init__(self, *, image_size: ImageSize, stride: int, codebook_size: int, code_width: int) -> None:
         super().__init__()
         self.image_size, self.stride = image_size, stride
         self.codebook_size, self.code_width = codebook_size, code_width

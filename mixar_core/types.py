@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from attrs import field, frozen
@@ -25,6 +25,9 @@ from torch import Tensor
 
 #: The label that stands for "no class": what a dropped label becomes, and what an unconditional model is given.
 NO_CLASS = -1
+
+#: An image's pixels: the side of a square, or (height, width). A square is always the one number.
+ImageSize: TypeAlias = int | tuple[int, int]
 
 
 @frozen
@@ -41,6 +44,16 @@ class Grid:
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}"
+
+    @classmethod
+    def of_pixels(cls, size: ImageSize) -> Grid:
+        """The grid of an image's pixels."""
+        return cls(size, size) if isinstance(size, int) else cls(*size)
+
+    @property
+    def image_size(self) -> ImageSize:
+        """What a tokenizer or a data set of images of so many pixels is told."""
+        return self.height if self.height == self.width else (self.height, self.width)
 
 
 @frozen

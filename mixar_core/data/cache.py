@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from math import prod
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
@@ -30,7 +30,7 @@ from torch import Tensor
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.errors import UserError
 from mixar_core.storage import file_sha256, read_weights
-from mixar_core.types import Posterior
+from mixar_core.types import ImageSize, Posterior
 
 INDEX = "index.json"
 #: holds what a cache that is not finished yet knows of its shards
@@ -77,7 +77,7 @@ class CacheSettings:
     """All that decides what a cache's files hold; one that was begun goes on only with the same.
 
     Args:
-        image_size: pixels of a side. num_classes: 0: unlabelled.
+        image_size: as the recipe has it. num_classes: 0: unlabelled.
         split: of the data, train or validation.
         flip: whether the mirrored images are there.
         stores: what latents are; None: there are none.
@@ -90,7 +90,7 @@ class CacheSettings:
         source: the data: type and settings, and the number of images where it is known beforehand.
     """
 
-    image_size: int
+    image_size: ImageSize
     num_classes: int
     class_names: tuple[str, ...]
     split: str
@@ -173,7 +173,11 @@ def read_plain(value: Any, kind: Any, path: str = "") -> Any:
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType or origin is Union:
-        return None if value is None else read_plain(value, inner[0], path)
+        if value is None and NoneType in inner:
+            return None
+        # a list is that of two types which is a tuple
+        of_list = [member for member in inner if (get_origin(member) is tuple) == isinstance(value, list)]
+        return read_plain(value, (of_list or inner)[0], path)
     if origin is tuple and isinstance(value, list) and (inner[-1] is ... or len(inner) == len(value)):
         return tuple(read_plain(each, inner[0], f"{path}[{number}]") for number, each in enumerate(value))
     if attrs.has(kind) and isinstance(value, dict):

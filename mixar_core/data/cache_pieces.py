@@ -15,6 +15,7 @@ from mixar_core.data.dataset import EncodedImage, ImageDataset, ImageStream
 from mixar_core.data.loader import LoadedRows
 from mixar_core.data.workers import read_ahead
 from mixar_core.errors import UserError
+from mixar_core.types import Grid, ImageSize
 
 
 @frozen(eq=False)
@@ -71,12 +72,13 @@ class StreamPieces:
             yield range(self.count - len(held), self.count), held
 
 
-def _decode(size: int, image: EncodedImage) -> tuple[Tensor, int]:
+def _decode(size: ImageSize, image: EncodedImage) -> tuple[Tensor, int]:
     return image.pixels(size), image.label
 
 
-def _load(read: Callable[[Any], tuple[Tensor, int]], size: int, wanted: tuple[range, Sequence[Any]]) -> Piece:
-    images, labels, unreadable = [torch.empty(0, 3, size, size, dtype=torch.uint8)], list[int](), dict[int, str]()
+def _load(read: Callable[[Any], tuple[Tensor, int]], size: ImageSize, wanted: tuple[range, Sequence[Any]]) -> Piece:
+    pixels, labels, unreadable = Grid.of_pixels(size), list[int](), dict[int, str]()
+    images = [torch.empty(0, 3, pixels.height, pixels.width, dtype=torch.uint8)]
     for row, item in zip(*wanted, strict=True):
         try:
             image, label = read(item)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 from unicodedata import normalize
 
 from attrs import frozen
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mixar_core.data.images import Header, open_rgb, read_header, read_image
 from mixar_core.errors import UserError
+from mixar_core.types import ImageSize
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid")}
 #: classes that a note names
@@ -49,8 +51,8 @@ class EncodedImage:
         """
         return open_rgb(self._data(), where=self.where, orient=self.orient, background=self.background)
 
-    def pixels(self, size: int) -> Tensor:
-        """The image decoded and cropped: uint8 (3, size, size).
+    def pixels(self, size: ImageSize) -> Tensor:
+        """The image decoded and cropped to `size`: uint8 (3, H, W).
 
         Raises:
             UserError: it cannot be read.
@@ -81,6 +83,9 @@ class ImageDataset(ABC):
     Registered as a Part, it is built as `Class(config, split="train" | "validation", image_size=...)`. Opening must be
     cheap (no image is decoded) and the object must survive pickling into loader workers.
     """
+
+    #: Whether it is refused where a recipe's `image_size` is (height, width) and no one number.
+    squares_only: ClassVar[bool] = False
 
     #: Set where there is no random access: the methods below then raise UserError.
     stream: ImageStream | None = None

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mixar_core.errors import UserError
+from mixar_core.types import Grid, ImageSize
 
 # Every loader process would say again that a palette has transparency or an EXIF entry is odd. What cannot be read is
 # an error.
@@ -127,34 +128,42 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return done
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central `size` x `size` square of the image, scaled so that its shorter side is `size`.
+def is_enlarged(width: int, height: int, size: ImageSize) -> bool:
+    """Whether `center_crop` enlarges an image of so many pixels."""
+    wanted = Grid.of_pixels(size)
+    return width < wanted.width or height < wanted.height
 
-    The protocol of ADM, which LightningDiT, MAR and MaskBit follow: halve with a box filter while the shorter side is
-    at least twice the size, then scale the rest bicubically, then crop. Images smaller than `size` are enlarged. What
-    is far outside of the square is cut off first, so that a strip of 65000 x 1 needs no more memory than others.
+
+def center_crop(image: Image.Image, size: ImageSize) -> Image.Image:
+    """The middle of the image in the proportion of `size`, as large as it fits, scaled to `size`.
+
+    The protocol of ADM, which LightningDiT, MAR and MaskBit follow for squares: halve with a box filter while both
+    sides are at least twice the size's, then scale bicubically so that the image just covers the size, then crop.
+    Images smaller than `size` are enlarged. What is far outside is cut off first, so that a strip of 65000 x 1 needs no
+    more memory than others.
     """
-    while min(image.size) >= 2 * size:
+    wanted = Grid.of_pixels(size)
+    while image.width >= 2 * wanted.width and image.height >= 2 * wanted.height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(wanted.width / image.width, wanted.height / image.height)
     width, height = round(image.width * scale), round(image.height * scale)
-    left, upper = (width - size) // 2, (height - size) // 2
-    right, lower = left + size, upper + size
-    if max(width, height) <= _LONGEST * size:
+    left, upper = (width - wanted.width) // 2, (height - wanted.height) // 2
+    right, lower = left + wanted.width, upper + wanted.height
+    if width <= _LONGEST * wanted.width and height <= _LONGEST * wanted.height:
         return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, upper, right, lower))
     across, down = image.width / width, image.height / height
     box = (left * across, upper * down, right * across, lower * down)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box)
+    return image.resize((wanted.width, wanted.height), Image.Resampling.BICUBIC, box)
 
 
 def read_image(
-    source: Path | bytes, size: int, *, where: str, orient: bool = False, background: str = "white"
+    source: Path | bytes, size: ImageSize, *, where: str, orient: bool = False, background: str = "white"
 ) -> Tensor:
-    """Decode an image and crop it: uint8 (3, size, size), RGB, transparency over the background.
+    """Decode an image and crop it: uint8 (3, H, W), RGB, transparency over the background.
 
     Args:
         source: a file or its content.
-        size: side of the square.
+        size: side of a square, or (height, width).
         where: the row or file as the error is to name it.
         orient: turn the image as its EXIF entry says. The published systems do not; TIFFs are turned in any case.
         background: a colour by its CSS name or #rrggbb.

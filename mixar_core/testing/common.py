@@ -16,7 +16,7 @@ from mixar_core.testing.report import expect as expect
 from mixar_core.testing.report import measured as measured
 from mixar_core.testing.report import topic as topic
 from mixar_core.tokenizer import Tokenizer
-from mixar_core.types import NO_CLASS
+from mixar_core.types import NO_CLASS, Grid
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -74,6 +74,16 @@ def expect_alone(found: Mapping[str, Tensor], alone: Mapping[str, Tensor], *, rt
 
 
 @contextmanager
+def taking_pairs() -> Iterator[None]:
+    """Expect that an `image_size` of (height, width) is no wrong type."""
+    try:
+        yield
+    except TypeError as error:
+        squares = f"image_size (height, width): {error}; if squares are all it knows, set squares_only"
+        raise AssertionError(squares) from error
+
+
+@contextmanager
 def unchanged(**tensors: Tensor | None) -> Iterator[None]:
     """Expect that what happens inside leaves these tensors as they are (where there are values: not on `meta`)."""
     given = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None and not tensor.is_meta}
@@ -90,7 +100,8 @@ def normal(*shape: int, device: str = "cpu", seed: int = 0) -> Tensor:
 
 def images_of(tokenizer: Tokenizer, device: str = "cpu") -> Tensor:
     """Images (BATCH, 3, H, W) in [-1, 1]."""
-    return normal(BATCH, 3, tokenizer.image_size, tokenizer.image_size, device=device).clamp(-1.0, 1.0)
+    pixels = Grid.of_pixels(tokenizer.image_size)
+    return normal(BATCH, 3, pixels.height, pixels.width, device=device).clamp(-1.0, 1.0)
 
 
 def codes_of(codebook_size: int, tokens: int, device: str = "cpu") -> Tensor:

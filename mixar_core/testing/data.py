@@ -26,10 +26,10 @@ from mixar_core.testing.common import (
     unchanged,
 )
 from mixar_core.training.callback import Callback, RunInfo, StepReport
-from mixar_core.types import NO_CLASS
+from mixar_core.types import NO_CLASS, Grid, ImageSize
 
 
-def check_dataset(data: ImageDataset, *, image_size: int) -> None:
+def check_dataset(data: ImageDataset, *, image_size: ImageSize) -> None:
     """Raise AssertionError where a data set breaks its contract.
 
     Args:
@@ -53,7 +53,8 @@ def check_dataset(data: ImageDataset, *, image_size: int) -> None:
     expect(len(copy) == size and copy.labels() == labels, "it does not survive pickling into loader workers")
     for index in sorted({0, size // 2, size - 1}):
         image, label = data[index]
-        shape = (3, image_size, image_size)
+        pixels = Grid.of_pixels(image_size)
+        shape = (3, pixels.height, pixels.width)
         expect_tensor(f"image {index}", image, shape, dtype=torch.uint8)
         expect(type(label) is int and label == labels[index], f"image {index} has label {label}, not {labels[index]}")
         before = image.clone()

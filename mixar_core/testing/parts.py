@@ -22,6 +22,7 @@ from mixar_core.perceptual import FeatureExtractor
 from mixar_core.plan import Sampler
 from mixar_core.prior import DiscretePrior
 from mixar_core.testing.backbones import check_backbone
+from mixar_core.testing.common import taking_pairs
 from mixar_core.testing.data import check_callback, check_dataset, check_extractor
 from mixar_core.testing.heads import check_head
 from mixar_core.testing.injectors import check_conditioner, check_injector
@@ -36,6 +37,7 @@ from mixar_core.types import Grid, Quantized, TokenLayout
 
 #: what a part stands beside: images of this size, a backbone this wide, latents and classes
 IMAGE_SIZE, WIDTH, TOKEN_DIM, CLASSES = 16, 16, 4, 3
+OBLONG = (IMAGE_SIZE, 24)
 LAYOUT = TokenLayout("grid", (Grid(2, 3),))
 #: of which a tokenizer gets the first that it takes and that is two tokens high
 _SIZES = (IMAGE_SIZE, 32, 64, 128, 256, 512)
@@ -150,6 +152,9 @@ def _conditioner(component: Any, config: Any, options: dict[str, Any]) -> None:
 def _dataset(component: Any, config: Any, options: dict[str, Any]) -> None:
     for split in ("train", "validation"):
         check_dataset(component(config, split=split, image_size=IMAGE_SIZE), image_size=IMAGE_SIZE, **options)
+    if not component.squares_only:
+        with taking_pairs():
+            check_dataset(component(config, split="train", image_size=OBLONG), image_size=OBLONG, **options)
 
 
 def _callback(component: Any, config: Any, options: dict[str, Any]) -> None:

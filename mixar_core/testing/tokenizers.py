@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.testing.common import (
     BATCH,
@@ -20,20 +25,54 @@ from mixar_core.testing.common import (
     expect_tensor,
     images_of,
     normal,
+    taking_pairs,
     topic,
     unchanged,
 )
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer, Tokenizer
 from mixar_core.types import Grid
 
+T = TypeVar("T", bound=Tokenizer)
+
 
 def check_continuous_tokenizer(make: Callable[[], ContinuousTokenizer]) -> None:
     """Raise AssertionError where a continuous tokenizer breaks its contract.
 
     Args:
-        make: builds one, small enough to run in a moment.
+        make: builds one, small enough to run in a moment; if it takes `image_size`, as `partial(Class, config,
+            image_size=16)` does, also for images that are not square.
     """
+    _check_continuous(make)
+    if (oblong := _oblong(make)) is not None:
+        topic("images that are not square")
+        _check_continuous(oblong)
 
+
+def check_discrete_tokenizer(make: Callable[[], DiscreteTokenizer]) -> None:
+    """Raise AssertionError where a discrete tokenizer breaks its contract.
+
+    Args:
+        make: see `check_continuous_tokenizer`.
+    """
+    _check_discrete(make)
+    if (oblong := _oblong(make)) is not None:
+        topic("images that are not square")
+        _check_discrete(oblong)
+
+
+def _oblong(make: Callable[..., T]) -> Callable[[], T] | None:
+    """`make` for images one token wider than high; None where it has no say in their size, or knows squares only."""
+    if "image_size" not in inspect.signature(make).parameters or (square := make()).squares_only:
+        return None
+    pixels = Grid.of_pixels(square.image_size)
+    wide = partial(make, image_size=(pixels.height, pixels.height + square.stride))
+    with suppress(UserError), taking_pairs():  # where it is refused, its settings are those of a square
+        expect(wide().image_size == wide.keywords["image_size"], "image_size is not what it was built with")
+        return wide
+    return None
+
+
+def _check_continuous(make: Callable[[], ContinuousTokenizer]) -> None:
     def exercise(module: ContinuousTokenizer, device: str) -> dict[str, Tensor]:
         images_B3HW = images_of(module, device)
         latents_BChw = normal(*_latent_shape(module), device=device)
@@ -83,13 +122,7 @@ def check_continuous_tokenizer(make: Callable[[], ContinuousTokenizer]) -> None:
     check_gradients(tokenizer, decoded.square().mean() + posterior.kl_B().mean(), images_B3HW)
 
 
-def check_discrete_tokenizer(make: Callable[[], DiscreteTokenizer]) -> None:
-    """Raise AssertionError where a discrete tokenizer breaks its contract.
-
-    Args:
-        make: builds one, small enough to run in a moment.
-    """
-
+def _check_discrete(make: Callable[[], DiscreteTokenizer]) -> None:
     def exercise(module: DiscreteTokenizer, device: str) -> dict[str, Tensor]:
         images_B3HW = images_of(module, device)
         codes_BN = codes_of(module.codebook_size, module.layout.tokens, device)
@@ -151,12 +184,15 @@ def _tokens_BNC(latents_BChw: Tensor) -> Tensor:
 
 def _check_layout(tokenizer: Tokenizer) -> None:
     layout = tokenizer.layout
-    expect(tokenizer.image_size % tokenizer.stride == 0, "the image's size is not a multiple of the stride")
+    pixels, stride = Grid.of_pixels(tokenizer.image_size), tokenizer.stride
+    whole = pixels.height % stride == 0 == pixels.width % stride
+    expect(whole, "the image's size is not a multiple of the stride")
+    square = isinstance(tokenizer.image_size, int) or pixels.height != pixels.width
+    expect(square, "image_size of a square is a pair, and not the one number that it was given")
     expect(layout.kind == "pyramid" or len(layout.scales) == 1, f"a {layout.kind} has one grid, not {layout.scales}")
     if layout.kind == "sequence":
         expect(layout.scales[0].height == 1, f"a sequence is one row, not {layout.scales[0]}")
         return
-    side = tokenizer.image_size // tokenizer.stride
-    expect(layout.grid == Grid(side, side), "the grid is not image_size / stride")
+    expect(layout.grid == Grid(pixels.height // stride, pixels.width // stride), "the grid is not image_size / stride")
     sizes = [grid.tokens for grid in layout.scales]
     expect(sizes == sorted(set(sizes)), f"the scales do not rise: {', '.join(map(str, layout.scales))}")

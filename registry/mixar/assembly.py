@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
 from mixar.freeze import freeze
 from mixar.hub import is_file
+from mixar.image_sizes import check_images, check_size
 from mixar.parts import chosen, construct, construct_once, named
 from mixar.plugins import Registry, registry_without
 from mixar.recipe import TRAINABLE, Recipe, read_plain
@@ -144,6 +145,8 @@ def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "valid
 def _fitting(recipe: Recipe, data: ImageDataset) -> ImageDataset:
     fits = recipe.num_classes in (0, data.num_classes)  # labelled data may train an unconditional model
     _check(recipe, fits, "data", f"{data.num_classes} classes", "num_classes", recipe.num_classes)
+    with said_of(f"recipe {recipe.name}: {named(recipe, 'data')}"):
+        check_images(data, recipe.image_size)
     return data
 
 
@@ -239,7 +242,8 @@ def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None, bro
         discrete = make("discrete_tokenizer", image_size=size)
     for key, tokenizer in (("continuous_tokenizer", continuous), ("discrete_tokenizer", discrete)):
         if tokenizer is not None:
-            _check(recipe, size % tokenizer.stride == 0, key, f"stride {tokenizer.stride}", "image_size", size)
+            with said_of(f"recipe {recipe.name}: {named(recipe, key)} and image_size do not fit"):
+                check_size(tokenizer, size)
     if trains in ("mixar", "prior") and recipe.prior is not None:
         if discrete is None:
             raise UserError(f"recipe {recipe.name}: {named(recipe, 'prior')} needs a discrete_tokenizer, there is none")
@@ -364,6 +368,7 @@ def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
     trained = read_plain(folder / RECIPE, registry)
     for key in ("num_classes", "image_size"):
         theirs, ours = trained.get(key), getattr(recipe, key)
+        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
         _check(recipe, theirs == ours, "prior", f"{key} {theirs}", key, ours)
     theirs = (trained.get("discrete_tokenizer") or {}).get("weights")
     ours = recipe.discrete_tokenizer.weights if recipe.discrete_tokenizer else None

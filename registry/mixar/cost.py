@@ -36,7 +36,7 @@ from mixar_core.head import ContinuousHead
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.plan import PlannedStep
-from mixar_core.types import Step, Z
+from mixar_core.types import Grid, Step, Z
 
 META = torch.device("meta")
 #: a step in forward passes: forward and backward, and forward again where activations are recomputed
@@ -133,7 +133,8 @@ def _gflop_of_steps(run: Callable[[int | None], object], steps: int | None) -> f
 def _training(system: System, *, recomputed: bool = True) -> dict[str, Figure]:
     recipe, model, noise = system.recipe, system.model, Noise.seeded(0)
     continuous, discrete, prior = system.continuous_tokenizer, system.discrete_tokenizer, system.prior
-    images_B3HW = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device=META)
+    pixels = Grid.of_pixels(recipe.image_size)
+    images_B3HW = torch.zeros(1, 3, pixels.height, pixels.width, device=META)
     passes = trained_passes(system, _masked(system))
     costs = {part: _figure(run, FORWARDS_A_STEP) for part, run in passes.items()}
     if recomputed and model is not None and checkpoints_activations(recipe):

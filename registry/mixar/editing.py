@@ -102,12 +102,12 @@ def edit(
     originals, masks = (torch.stack([getattr(each, key) for each in canvases]) for key in ("image_3HW", "mask_HW"))
     layouts, redrawn = _redrawn(model, level, masks)
     layout = layouts["codes" if level == "codes" else "latents"]
-    regions = pixels_of(redrawn["codes" if level == "codes" else "latents"], layout, masks.shape[-1])
+    regions = pixels_of(redrawn["codes" if level == "codes" else "latents"], layout, model.recipe.image_size)
     if feather is not None and not paste:
         raise UserError("feather: where nothing is pasted, nothing fades in; leave out one of the two")
     width = checked_number(feather, "feather (in pixels)", low=0, whole=True)
     if width is None:
-        width = masks.shape[-1] // layout.scales[-1].height // 4
+        width = masks.shape[-2] // layout.scales[-1].height // 4
     if codes is not None:
         if level != "latents" or "codes" not in redrawn:
             raise UserError("codes: they stand for the image's own, at level latents of a model with codes; not here")

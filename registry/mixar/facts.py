@@ -24,11 +24,12 @@ from mixar.recipe import load_recipe
 from mixar.structure import structure, unstructure
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.folders import list_images
+from mixar_core.data.images import is_enlarged
 from mixar_core.data.workers import read_ahead
 from mixar_core.errors import UserError
 from mixar_core.pictures import rows_picture
 from mixar_core.storage import user_path
-from mixar_core.types import NO_CLASS
+from mixar_core.types import NO_CLASS, Grid, ImageSize
 
 #: sides that are proposed
 SIZES = (16, 32, 48, 64, 96, 128, 192, 256)
@@ -48,7 +49,7 @@ class DataFacts:
 
     Args:
         data: what a recipe says under `data`, plain values with `type`.
-        image_size: pixels of a side: what was asked for, or one that enlarges at most a tenth of the images.
+        image_size: what was asked for, or the side of a square that enlarges at most a tenth of the images.
         class_names: in label order; none of an unlabelled set.
         counts: split -> readable images a class, in label order; of an unlabelled set one number. There is no
             "validation" where there are no images for it.
@@ -63,7 +64,7 @@ class DataFacts:
     """
 
     data: Mapping[str, Any]
-    image_size: int
+    image_size: ImageSize
     class_names: tuple[str, ...]
     counts: Mapping[str, tuple[int, ...]]
     sizes: Mapping[tuple[int, int], int]
@@ -119,7 +120,7 @@ class _Seen:
 def look(
     source: str | Path,
     *,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     registry: Registry | None = None,
     workers: int = 0,
     progress: Callable[[int, int, int], object] = lambda done, total, fresh: None,
@@ -175,7 +176,7 @@ def _open_folder(data: dict[str, Any], registry: Registry) -> tuple[dict[str, An
 
 
 def _open(
-    data: Mapping[str, Any], registry: Registry, image_size: int, needed: Sequence[str] = ("train",)
+    data: Mapping[str, Any], registry: Registry, image_size: ImageSize, needed: Sequence[str] = ("train",)
 ) -> dict[str, ImageDataset]:
     """The splits that there are.
 
@@ -238,7 +239,7 @@ def _facts(
     sets: Mapping[str, ImageDataset],
     seen: Mapping[str, Sequence[_Seen]],
     folder: Path | None,
-    image_size: int | None,
+    image_size: ImageSize | None,
     registry: Registry,
 ) -> DataFacts:
     every = [(split, image) for split, found in seen.items() for image in found]
@@ -251,7 +252,7 @@ def _facts(
     turned = sum(image.turned for image in images)
     if folder is not None and not turned:
         settings = {key: value for key, value in settings.items() if key != "orient"}
-    size = image_size or fitting_size([min(image.size) for image in images])
+    size: ImageSize = image_size or fitting_size([min(image.size) for image in images])
     labels = {split: Counter(image.label for image in found if image.problem is None) for split, found in seen.items()}
     groups = None if imagehash() is None else near_duplicates([image.print for image in images if image.print])
     notes = [note for opened in _open(settings, registry, size).values() for note in opened.notes]
@@ -266,7 +267,7 @@ def _facts(
         turned=turned,
         transparent=sum(image.transparent for image in images),
         animated=sum(image.animated for image in images),
-        enlarged=sum(min(image.size) < size for image in images),
+        enlarged=sum(is_enlarged(*image.size, size) for image in images),
         left_out={} if folder is None else _left_out(folder, {image.name for _, image in every}),
         unreadable=unreadable,
         duplicates=None if groups is None else tuple(tuple(images[index].name for index in group) for group in groups),
@@ -315,6 +316,6 @@ def contact_sheet(facts: DataFacts, registry: Registry | None = None) -> Image.I
         if shown:
             rows["no class" if label == NO_CLASS else facts.class_names[label]] = torch.stack(shown)
     more = f", {_CLASSES} of {facts.num_classes:,} classes" if facts.num_classes > _CLASSES else ""
-    return rows_picture(
-        rows, title=f"{facts.image_size} x {facts.image_size}{more}", scale=-(-_SHEET_SIDE // facts.image_size)
-    )
+    pixels = Grid.of_pixels(facts.image_size)
+    title = f"{pixels.width} x {pixels.height}{more}"
+    return rows_picture(rows, title=title, scale=-(-_SHEET_SIDE // pixels.height))

@@ -24,7 +24,7 @@ from mixar_core.blocks import sharded_blocks
 from mixar_core.errors import UserError
 from mixar_core.masking import split_by_order
 from mixar_core.noise import Noise
-from mixar_core.types import DrawnCodes, Z
+from mixar_core.types import DrawnCodes, Grid, Z
 
 #: kinds of memory that a run holds from its first step to its last; the rest comes and goes with each step
 STANDING = ("weights", "gradients", "adamw", "ema", "frozen_weights")
@@ -191,7 +191,8 @@ def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], ob
     """
     recipe, model, noise = system.recipe, system.model, Noise.seeded(0)
     continuous, discrete, prior = system.continuous_tokenizer, system.discrete_tokenizer, system.prior
-    images_B3HW = torch.zeros(1, 3, recipe.image_size, recipe.image_size, device="meta")
+    pixels = Grid.of_pixels(recipe.image_size)
+    images_B3HW = torch.zeros(1, 3, pixels.height, pixels.width, device="meta")
 
     passes: dict[str, Callable[[], object]] = {}
     if model is not None:

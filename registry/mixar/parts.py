@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixar.folder import read_provenance
+from mixar.image_sizes import seen_by
 from mixar.plugins import Registry
 from mixar.recipe import PART_KEYS, PartChoice, Recipe
 from mixar_core.errors import UserError, said_of
@@ -23,7 +24,7 @@ def construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> A
     choice = chosen(recipe, key)
     component: Callable[..., Any] = registry.part(PART_KEYS[key], choice.type).component
     make = partial(component, choice.config, **context)
-    with said_of(f"recipe {recipe.name}: {named(recipe, key)}"):
+    with said_of(f"recipe {recipe.name}: {named(recipe, key)}"), seen_by(component, context.get("image_size", 1)):
         return on_meta(make, safe=meta_safe(component)) if _on_meta() else make()
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import attrs
 from attrs import field, frozen
-from attrs.validators import ge, gt
+from attrs.validators import ge
 
 from mixar import strict_yaml
 from mixar.hub import PREFIX, is_file
@@ -25,6 +25,7 @@ from mixar_core.mixture import TIMixConfig
 from mixar_core.model import SamplingConfig
 from mixar_core.training.reconstruction import ReconstructionConfig
 from mixar_core.training.settings import TrainingConfig
+from mixar_core.types import Grid, ImageSize
 
 Trains = Literal["mixar", "continuous_tokenizer", "discrete_tokenizer", "prior"]
 AlsoTrained = Literal["continuous_tokenizer", "discrete_tokenizer", "prior", "conditioner"]
@@ -66,13 +67,24 @@ def _part(kind: str) -> Any:
     return field(default=None, metadata={"kind": kind})
 
 
+def _one_number(size: Any) -> Any:
+    """The side of a square, also where it is written as a pair."""
+    return Grid(*size).image_size if isinstance(size, tuple) else size
+
+
+def _positive(_: Any, field: attrs.Attribute[Any], size: ImageSize) -> None:
+    pixels = Grid.of_pixels(size)
+    if min(pixels.height, pixels.width) < 1:
+        raise ValueError(f"'{field.name}' must be > 0: {size}")
+
+
 @frozen
 class Recipe:
     """A recipe, resolved: nothing left to look up but weights and data, every path absolute. `load_recipe` makes one.
 
     Args:
         trains: which part is trained. The others are frozen, or absent where that part does not need them.
-        image_size: pixels of a side. num_classes: 0 for an unconditional model.
+        image_size: pixels of a square's side, or [height, width]. num_classes: 0 for an unconditional model.
         extractor: of the perceptual loss (reconstruction.perceptual_weight).
         accept_other_classes: data whose class names are not those that a frozen prior, a cache or the run began with
             are used all the same: label 0 means the same class in both, and so on.
@@ -85,7 +97,7 @@ class Recipe:
 
     name: str
     trains: Trains
-    image_size: int = field(validator=gt(0))
+    image_size: ImageSize = field(converter=_one_number, validator=_positive)
     num_classes: int = field(validator=ge(0))
     summary: str = ""
     accept_other_classes: bool = False

@@ -16,7 +16,7 @@ from torch import Tensor
 from mixar_core.data.images import center_crop, open_rgb
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
-from mixar_core.types import Grid, TokenLayout
+from mixar_core.types import Grid, ImageSize, TokenLayout
 
 #: pixels from the region's edge that count as near it
 NEAR = 4
@@ -56,9 +56,9 @@ class Seam:
 
 
 def make_canvas(
-    image: Any, mask: Any, size: int, *, outside: bool = False, place: Sequence[int] | None = None
+    image: Any, mask: Any, size: ImageSize, *, outside: bool = False, place: Sequence[int] | None = None
 ) -> Canvas:
-    """A picture and a mask of it as the model sees them: the middle square, scaled as training images are.
+    """A picture and a mask of it as the model sees them: the middle, cropped and scaled as training images are.
 
     A photo is turned as its EXIF entry says: a mask is drawn on what a viewer shows.
 
@@ -66,7 +66,7 @@ def make_canvas(
         image: a file, a PIL image, a tensor uint8 (3, H, W) or an array uint8 (H, W), (H, W, 3) or (H, W, 4).
         mask: of the picture's own size, light where it is to be drawn anew: a file, a PIL image, or an array or tensor
             (H, W), bool or uint8; or a box (x, y, width, height) in its pixels. None: all of it.
-        size: the side of the model's images.
+        size: of the model's images, the side of a square or (height, width).
         outside: the mask says what stays instead.
         place: (x, y, width) on the model's canvas, to which the whole picture is scaled; the rest is to be drawn.
 
@@ -76,10 +76,12 @@ def make_canvas(
     if outside and mask is None:
         raise UserError("outside: says that a mask is of what stays, and there is no mask")
     picture, name = _picture(image, "image")
+    wanted = Grid.of_pixels(size)
+    canvas = f"{wanted.width}x{wanted.height}"
     if place is not None:
         if mask is not None:
             raise UserError("mask and place: give one; what is outside of the placed picture is drawn")
-        return _placed(picture, name, size, *_whole_numbers(place, 3, "place", "x, y and width"))
+        return _placed(picture, name, Grid.of_pixels(size), *_whole_numbers(place, 3, "place", "x, y and width"))
     if mask is None:
         region = Image.new("L", picture.size, 255)
     else:
@@ -90,11 +92,12 @@ def make_canvas(
     mask_HW = _tensor(center_crop(region, size)) >= _LIGHT
     mask_HW = ~mask_HW if outside else mask_HW
     if not mask_HW.any():
-        raise UserError(f"the mask is empty at {size}x{size} pixels: light pixels ({_LIGHT} to 255) are drawn anew")
-    square = picture.width == picture.height
-    how = "scaled" if square else "its middle square scaled"
-    note = f"{name}: {picture.width}x{picture.height} pixels, {how} to {size}x{size} as training images are"
-    return Canvas(_tensor(center_crop(picture, size)), mask_HW, "" if picture.size == (size, size) else note)
+        raise UserError(f"the mask is empty at {canvas} pixels: light pixels ({_LIGHT} to 255) are drawn anew")
+    middle = "middle square" if isinstance(size, int) else "middle"
+    how = "scaled" if picture.width * wanted.height == picture.height * wanted.width else f"its {middle} scaled"
+    note = f"{name}: {picture.width}x{picture.height} pixels, {how} to {canvas} as training images are"
+    fits = picture.size == (wanted.width, wanted.height)
+    return Canvas(_tensor(center_crop(picture, size)), mask_HW, "" if fits else note)
 
 
 def tokens_in(mask_BHW: Tensor, layout: TokenLayout) -> Tensor:
@@ -109,12 +112,13 @@ def tokens_in(mask_BHW: Tensor, layout: TokenLayout) -> Tensor:
     return torch.cat(touched, dim=1).repeat_interleave(layout.depth, dim=1)
 
 
-def pixels_of(tokens_BN: Tensor, layout: TokenLayout, size: int) -> Tensor:
-    """The pixels of these tokens, bool (B, size, size): a mask, grown to whole tokens; of a pyramid the finest."""
+def pixels_of(tokens_BN: Tensor, layout: TokenLayout, size: ImageSize) -> Tensor:
+    """The pixels of these tokens, bool (B, H, W): a mask, grown to whole tokens; of a pyramid the finest."""
     grid = layout.scales[-1]
     places_BN = tokens_BN.unflatten(1, (-1, layout.depth)).any(dim=2)[:, -grid.tokens :]
     shown = places_BN.unflatten(1, (grid.height, grid.width))[:, None].float()
-    return F.interpolate(shown, size=(size, size))[:, 0] > 0
+    pixels = Grid.of_pixels(size)
+    return F.interpolate(shown, size=(pixels.height, pixels.width))[:, 0] > 0
 
 
 def filled(images_B3HW: Tensor, hole_BHW: Tensor) -> Tensor:
@@ -203,15 +207,17 @@ def _box_mask(box: Sequence[Any], size: tuple[int, int]) -> Image.Image:
     return region
 
 
-def _placed(picture: Image.Image, name: str, size: int, x: int, y: int, width: int) -> Canvas:
+def _placed(picture: Image.Image, name: str, canvas: Grid, x: int, y: int, width: int) -> Canvas:
     height = max(1, round(picture.height * width / picture.width)) if width > 0 else 0
-    if x < 0 or y < 0 or width < 1 or x + width > size or y + height > size:
+    size = f"{canvas.width}x{canvas.height}"
+    if x < 0 or y < 0 or width < 1 or x + width > canvas.width or y + height > canvas.height:
         raise UserError(
-            f"place {x},{y},{width}: the image becomes {width}x{height} pixels, not inside the canvas of {size}x{size}"
+            f"place {x},{y},{width}: the image becomes {width}x{height} pixels, not inside the canvas of {size}"
         )
-    if (width, height) == (size, size):
-        raise UserError(f"place {x},{y},{width}: the image covers the canvas of {size}x{size}; nothing is to be drawn")
-    image_3HW, mask_HW = torch.zeros(3, size, size, dtype=torch.uint8), torch.ones(size, size, dtype=torch.bool)
+    if (height, width) == (canvas.height, canvas.width):
+        raise UserError(f"place {x},{y},{width}: the image covers the canvas of {size}; nothing is to be drawn")
+    image_3HW = torch.zeros(3, canvas.height, canvas.width, dtype=torch.uint8)
+    mask_HW = torch.ones(canvas.height, canvas.width, dtype=torch.bool)
     image_3HW[:, y : y + height, x : x + width] = _tensor(picture.resize((width, height), Image.Resampling.BICUBIC))
     mask_HW[y : y + height, x : x + width] = False
     note = f"{name}: {picture.width}x{picture.height} pixels, scaled to {width}x{height} at {x},{y}"

@@ -175,7 +175,7 @@ def _first_that_fits(value: Any, members: Sequence[Any], path: str) -> Any:
     if NoneType in members and bare(value) is None:
         return None
     # any word is text, so that text comes last
-    members = sorted({*members} - {NoneType}, key=lambda member: member in (str, Path))
+    members = sorted((member for member in members if member is not NoneType), key=lambda member: member in (str, Path))
     if len(members) == 1:
         return structure(value, members[0], path=path)
     reasons = []

@@ -236,6 +236,33 @@ def test_ordinary_images_are_cropped_as_before_and_strips_cost_nothing() -> None
     tracemalloc.stop()
 
 
+@settings(max_examples=40)
+@given(st.tuples(*4 * [st.integers(1, 70)]))
+def test_the_middle_of_any_proportion_is_cropped_as_large_as_it_fits(sides: tuple[int, int, int, int]) -> None:
+    """Columns and rows say where they come from: the crop is centred, and one side of it is whole."""
+    width, height, across, down = sides
+    grid = numpy.meshgrid(numpy.linspace(0, 255, width), numpy.linspace(0, 255, height))
+    image = Image.fromarray(numpy.stack([*grid, 0 * grid[0]], axis=2).round().astype(numpy.uint8))
+    turned = image.transpose(Image.Transpose.TRANSPOSE)
+    cropped = numpy.asarray(center_crop(image, (down, across)), dtype=int)
+    assert cropped.shape == (down, across, 3)
+    other = numpy.asarray(center_crop(turned, (across, down)), dtype=int).transpose(1, 0, 2)
+    assert numpy.abs(cropped - other).max() <= 2  # rounding after each of two passes, in the other order
+    if across == down:
+        assert (numpy.asarray(center_crop(image, across), dtype=int) == cropped).all()
+    if width * down == height * across and width >= across:  # of the same proportion: nothing is cut off
+        whole = numpy.asarray(image.resize((across, down), Image.Resampling.BOX), dtype=int)
+        assert numpy.abs(cropped - whole).max() <= 255 / min(width, height) * 2 + 2
+
+
+def test_what_is_cut_off_a_wide_image() -> None:
+    image = Image.new("RGB", (60, 20), "black")
+    image.paste("white", (14, 0, 46, 20))  # what a crop of 3 : 2 leaves, and a pixel more
+    assert numpy.asarray(center_crop(image, (20, 30))).min() == 255
+    assert numpy.asarray(center_crop(image, (10, 15))).min() == 255  # halved first
+    assert numpy.asarray(center_crop(image, (20, 40)))[0, :, 0].tolist() == [0] * 4 + [255] * 32 + [0] * 4
+
+
 def test_what_does_not_fit_into_memory_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise MemoryError

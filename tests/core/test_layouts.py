@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -158,6 +160,16 @@ def test_a_shared_codebook_is_stored_once(make: Any, shared: int, separate: int)
         assert sum("embedding" in name for name in make(shared=setting).state_dict()) == count
 
 
+def test_a_pyramid_of_images_that_are_not_square_has_pairs_for_scales() -> None:
+    config = PyramidConfig(**{**SMALL, "code_width": 3, "scales": (1, (2, 3), (4, 6)), "smoothing": 1})
+    check_discrete_tokenizer(lambda: PyramidTokenizer(config, image_size=(16, 24)))
+    layout = PyramidTokenizer(config, image_size=(16, 24)).layout
+    assert layout.scales == (Grid(1, 1), Grid(2, 3), Grid(4, 6)) and layout.tokens == 31
+    for wrong in ((1, (2, 7), (4, 6)), (1, 2, 4), (1, (4, 6), (4, 6))):
+        with pytest.raises(UserError, match=r"must rise to image_size / stride, \(4, 6\)"):
+            PyramidTokenizer(evolve(config, scales=wrong), image_size=(16, 24))
+
+
 @pytest.mark.parametrize("scales", [(1, 2), (1, 2, 8), (2, 1, 4), (1, 4, 4)])
 def test_scales_must_rise_to_the_encoders_grid(scales: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=r"pyramid: scales are .*; they must rise to image_size / stride, 4"):
@@ -198,6 +210,7 @@ def test_broken_layouts_fail() -> None:
     config = RVQConfig(**SMALL, depth=2)
     for check, make, message in (
         (check_discrete_tokenizer, lambda: Placed(length, image_size=16), "raises no TypeError"),
+        (check_discrete_tokenizer, partial(SequenceTokenizer, length, image_size=16), "if squares are all it knows"),
         (check_discrete_tokenizer, lambda: Reversed(config, image_size=16), "not those of its codes"),
         (check_continuous_tokenizer, lambda: Halving(length, image_size=16), "changes when it is projected again"),
         (check_continuous_tokenizer, lambda: Together(length, image_size=16), "depends on those beside it"),

@@ -99,7 +99,7 @@ def test_what_cannot_be_measured_is_one_line(tmp_path: Path) -> None:
         (good_ones.permute(0, 2, 3, 1), r"needed: uint8 \(N, 3, H, W\)"),
         (good_ones[0], r"needed: uint8 \(N, 3, H, W\)"),
         (good_ones[:1], "too few images: 1"),
-        (good_ones[..., :8], "8x16; needed: square"),
+        (good_ones[..., :8], "reference: images of 16x16 pixels; needed: 8x16"),
         ([1, 2], "list is no set of images"),
         (good_ones.to("meta"), "Tensor is no set of images"),
         (good_ones.to_sparse(), "Tensor is no set of images"),

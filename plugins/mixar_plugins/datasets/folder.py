@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mixar_core.data.dataset import EncodedImage, ImageDataset, empty_classes
 from mixar_core.data.folders import ImageFiles, data_folders, list_images
-from mixar_core.data.images import read_header
+from mixar_core.data.images import is_enlarged, read_header
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
-from mixar_core.types import NO_CLASS
+from mixar_core.types import NO_CLASS, ImageSize
 from mixar_plugins.datasets.layout import Layout, find_layout, set_aside
 
 #: images whose headers tell what a person should know of all
@@ -60,7 +60,7 @@ class ImageFolder(ImageDataset):
             there are images beside the class folders.
     """
 
-    def __init__(self, config: ImageFolderConfig, *, split: str, image_size: int) -> None:
+    def __init__(self, config: ImageFolderConfig, *, split: str, image_size: ImageSize) -> None:
         self.config, self.image_size = config, image_size
         layout = find_layout(user_path(config.path).absolute(), split, config.validation)
         self._root, train = layout.root, layout.classes
@@ -111,7 +111,7 @@ class ImageFolder(ImageDataset):
         )
         found["hold several pictures, of which the first is taken"] = sum(header.animated for header in headers)
         found[f"are smaller than {self.image_size} pixels, and are enlarged"] = sum(
-            min(header.size) < self.image_size for header in headers
+            is_enlarged(*header.size, self.image_size) for header in headers
         )
         where = f"of {len(some)} images that were looked at"
         return [f"{self._root}: {count} {where} {what}" for what, count in found.items() if count]

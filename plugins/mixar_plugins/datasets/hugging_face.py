@@ -26,7 +26,7 @@ from mixar_core.data.dataset import (
 from mixar_core.data.folders import image_endings, is_hidden
 from mixar_core.errors import UserError
 from mixar_core.storage import is_url
-from mixar_core.types import NO_CLASS
+from mixar_core.types import NO_CLASS, ImageSize
 
 _FORMATS = ("arrow", "csv", "hdf5", "imagefolder", "json", "lance", "pandas", "parquet", "text", "webdataset", "xml")
 
@@ -95,7 +95,7 @@ class HuggingFaceDataset(ImageDataset):
             of the classes, or two files name their classes differently.
     """
 
-    def __init__(self, config: HuggingFaceConfig, *, split: str, image_size: int) -> None:
+    def __init__(self, config: HuggingFaceConfig, *, split: str, image_size: ImageSize) -> None:
         names_of_split(split)
         named = config.train_split if split == "train" else config.validation_split
         rows, files = open_rows(config, named)
@@ -103,7 +103,7 @@ class HuggingFaceDataset(ImageDataset):
         if not config.streaming:
             self.notes = (*self.notes, *_unread(rows, config.image_columns[0], files, self._name))
 
-    def _hold(self, rows: Any, config: HuggingFaceConfig, name: str, image_size: int) -> None:
+    def _hold(self, rows: Any, config: HuggingFaceConfig, name: str, image_size: ImageSize) -> None:
         """Take rows with the columns that `config` names."""
         self.config, self.image_size, self._name, self._rows = config, image_size, name, rows
         names, column = label_names(rows.features, config), config.label_column

@@ -13,6 +13,7 @@ from mixar_core.data.dataset import SPLIT_NAMES, names_of_split
 from mixar_core.data.folders import is_hidden
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
+from mixar_core.types import ImageSize
 from mixar_plugins.datasets.hugging_face import (
     HuggingFaceConfig,
     HuggingFaceDataset,
@@ -54,7 +55,7 @@ class ParquetDataset(HuggingFaceDataset):
             classes differently.
     """
 
-    def __init__(self, config: ParquetConfig, *, split: str, image_size: int) -> None:
+    def __init__(self, config: ParquetConfig, *, split: str, image_size: ImageSize) -> None:
         ours, known = names_of_split(split), tuple(name for names in SPLIT_NAMES.values() for name in names)
         import_datasets()
         import pyarrow.parquet as pq

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mixar_core.errors import UserError
 from mixar_core.tokenizer import ContinuousTokenizer
-from mixar_core.types import Posterior
+from mixar_core.types import ImageSize, Posterior
 from mixar_plugins.tokenizers import layers
 
 #: What the log-variance is clamped to, as published.
@@ -58,7 +58,7 @@ class KLConfig:
 class KLAutoencoder(ContinuousTokenizer):
     """Convolutional autoencoder with a Gaussian bottleneck: MAR's KL-16 and VA-VAE."""
 
-    def __init__(self, config: KLConfig, *, image_size: int) -> None:
+    def __init__(self, config: KLConfig, *, image_size: ImageSize) -> None:
         stride = layers.stride_of(config.channel_multipliers, image_size, "kl")
         allowed = [2**level for level in range(len(config.channel_multipliers))]
         for key in ("encoder_attention", "decoder_attention"):

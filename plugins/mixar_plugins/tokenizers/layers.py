@@ -12,6 +12,7 @@ from attrs import validators
 from torch import Tensor, nn
 
 from mixar_core.errors import UserError
+from mixar_core.types import Grid, ImageSize
 
 #: `group` as published; `none` for small tokenizers, which train faster and sharper without.
 Norm = Literal["group", "none"]
@@ -27,14 +28,15 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
     return nn.Identity() if kind == "none" else nn.GroupNorm(math.gcd(channels, 32), channels, eps=1e-6)
 
 
-def stride_of(channel_multipliers: Sequence[int], image_size: int, part: str) -> int:
+def stride_of(channel_multipliers: Sequence[int], image_size: ImageSize, part: str) -> int:
     """Pixels a token spans, 2^(levels - 1).
 
     Raises:
         UserError: the image size is no multiple of it.
     """
     stride = 2 ** (len(channel_multipliers) - 1)
-    if image_size < stride or image_size % stride:
+    pixels = Grid.of_pixels(image_size)
+    if min(pixels.height, pixels.width) < stride or pixels.height % stride or pixels.width % stride:
         raise UserError(
             f"{part}: image_size {image_size} is not a multiple of its stride {stride} "
             f"({len(channel_multipliers)} channel_multipliers)"

@@ -13,7 +13,7 @@ from attrs import field, frozen, validators
 from torch import Tensor, nn
 
 from mixar_core.tokenizer import DiscreteTokenizer
-from mixar_core.types import Quantized, TokenLayout
+from mixar_core.types import ImageSize, Quantized, TokenLayout
 from mixar_plugins.tokenizers import layers
 from mixar_plugins.tokenizers.quantizers import LookupFreeQuantizer, LookupQuantizer, Quantizer, QuantizerWeights
 
@@ -70,7 +70,7 @@ class VQConfig(ConvConfig):
 class ConvTokenizer(DiscreteTokenizer):
     """Encoder, quantizer and decoder. The networks see pixels in [0, 1], as published; the interface's are [-1, 1]."""
 
-    def __init__(self, config: ConvConfig, quantizer: Quantizer, *, image_size: int, part: str) -> None:
+    def __init__(self, config: ConvConfig, quantizer: Quantizer, *, image_size: ImageSize, part: str) -> None:
         stride = layers.stride_of(config.channel_multipliers, image_size, part)
         code_width = quantizer.width
         super().__init__(image_size=image_size, stride=stride, codebook_size=quantizer.codes, code_width=code_width)
@@ -116,14 +116,14 @@ class ConvTokenizer(DiscreteTokenizer):
 class LFQTokenizer(ConvTokenizer):
     """MaskBit's tokenizer: every token is a string of bits, its code vector their signs."""
 
-    def __init__(self, config: LFQConfig, *, image_size: int) -> None:
+    def __init__(self, config: LFQConfig, *, image_size: ImageSize) -> None:
         super().__init__(config, LookupFreeQuantizer(config.bits, config), image_size=image_size, part="lfq")
 
 
 class VQTokenizer(ConvTokenizer):
     """VQGAN+ and MaskGIT's tokenizer: every token is the nearest vector of a learned codebook."""
 
-    def __init__(self, config: VQConfig, *, image_size: int) -> None:
+    def __init__(self, config: VQConfig, *, image_size: ImageSize) -> None:
         quantizer = LookupQuantizer(config.codebook_size, config.code_width, config)
         super().__init__(config, quantizer, image_size=image_size, part="vq")
 

@@ -11,7 +11,7 @@ from attrs import field, frozen, validators
 from torch import Tensor, nn
 
 from mixar_core.errors import UserError
-from mixar_core.types import Grid, TokenLayout
+from mixar_core.types import Grid, ImageSize, TokenLayout
 from mixar_plugins.tokenizers import layers
 from mixar_plugins.tokenizers.maskbit import ConvTokenizer, VQConfig
 from mixar_plugins.tokenizers.quantizers import LookupQuantizer, Quantizer, QuantizerWeights, in_place
@@ -87,7 +87,7 @@ class PyramidQuantizer(ResidualQuantizer):
     """Stages on grids from coarse to fine: what is left is averaged onto a stage's grid, its vectors scaled up again.
 
     Args:
-        scales: sides of the grids; the last is the encoder output's.
+        scales: the grids, a whole number for a square one, or (height, width); the last is the encoder output's.
         upsample: how vectors are scaled up.
         smoothing: 3x3 convolutions, shared evenly among the stages, each of which takes half of what was scaled up
             (VAR's phi); 0: none.
@@ -96,31 +96,33 @@ class PyramidQuantizer(ResidualQuantizer):
     def __init__(
         self,
         stages: Sequence[Quantizer],
-        scales: Sequence[int],
+        scales: Sequence[ImageSize],
         weights: QuantizerWeights,
         *,
         upsample: Literal["bicubic", "nearest"],
         smoothing: int,
     ) -> None:
         super().__init__(stages, len(scales), weights)
-        self.scales, self.upsample = tuple(scales), upsample
+        self.scales, self.upsample = tuple(Grid.of_pixels(scale) for scale in scales), upsample
         self.smooth = nn.ModuleList(nn.Conv2d(self.width, self.width, 3, padding=1) for _ in range(smoothing))
 
     def layout(self, grid: Grid) -> TokenLayout:
-        return TokenLayout("pyramid", tuple(Grid(side, side) for side in self.scales))
+        return TokenLayout("pyramid", self.scales)
 
     def split(self, tokens: Tensor) -> Sequence[Tensor]:
-        return tokens.split([side**2 for side in self.scales], dim=1)
+        return tokens.split([scale.tokens for scale in self.scales], dim=1)
 
     def join(self, stages: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(stages), dim=1)
 
     def shrink(self, left_BEhw: Tensor, stage: int) -> Tensor:
-        return F.interpolate(left_BEhw, size=(self.scales[stage],) * 2, mode="area")
+        scale = self.scales[stage]
+        return F.interpolate(left_BEhw, size=(scale.height, scale.width), mode="area")
 
     def spread(self, vectors_BEhw: Tensor, stage: int) -> Tensor:
         if stage < self.count - 1:
-            vectors_BEhw = F.interpolate(vectors_BEhw, size=(self.scales[-1],) * 2, mode=self.upsample)
+            finest = self.scales[-1]
+            vectors_BEhw = F.interpolate(vectors_BEhw, size=(finest.height, finest.width), mode=self.upsample)
         if not self.smooth:
             return vectors_BEhw
         smooth = self.smooth[stage * len(self.smooth) // self.count]
@@ -128,8 +130,10 @@ class PyramidQuantizer(ResidualQuantizer):
 
     def on_grid(self, codes_BN: Tensor) -> Tensor:
         """The sum of all scales, (B, h * w, E)."""
-        parts = enumerate(zip(self.split(self.vectors(codes_BN)), self.scales, strict=True))
-        spread = [self.spread(part.transpose(1, 2).unflatten(2, (side, side)), index) for index, (part, side) in parts]
+        spread = [
+            self.spread(part_BNE.transpose(1, 2).unflatten(2, (scale.height, scale.width)), stage)
+            for stage, (part_BNE, scale) in enumerate(zip(self.split(self.vectors(codes_BN)), self.scales, strict=True))
+        ]
         return torch.stack(spread).sum(dim=0).flatten(2).transpose(1, 2)
 
 
@@ -151,12 +155,13 @@ class PyramidConfig(VQConfig):
     """Settings of PyramidTokenizer: those of VQConfig and
 
     Args:
-        scales: sides of the grids of codes, rising; the last is image_size over the stride.
+        scales: of the grids of codes, rising: the side of a square one, or [height, width]; the last is image_size over
+            the stride.
         shared: one codebook for all of them; otherwise each has its own.
         upsample, smoothing: see PyramidQuantizer.
     """
 
-    scales: tuple[int, ...] = field(default=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16), validator=layers.multipliers)
+    scales: tuple[ImageSize, ...] = field(default=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16), validator=validators.min_len(1))
     shared: bool = True
     upsample: Literal["bicubic", "nearest"] = field(default="bicubic", validator=validators.in_(("bicubic", "nearest")))
     smoothing: int = field(default=4, validator=validators.ge(0))
@@ -170,7 +175,7 @@ def _codebooks(config: RVQConfig | PyramidConfig, count: int) -> list[LookupQuan
 class RVQTokenizer(ConvTokenizer):
     """Residual quantisation on a grid: `depth` codes a place, whose vectors are summed."""
 
-    def __init__(self, config: RVQConfig, *, image_size: int) -> None:
+    def __init__(self, config: RVQConfig, *, image_size: ImageSize) -> None:
         quantizer = DepthQuantizer(_codebooks(config, config.depth), config.depth, config)
         super().__init__(config, quantizer, image_size=image_size, part="rvq")
 
@@ -180,12 +185,17 @@ class PyramidTokenizer(ConvTokenizer):
 
     quantizer: PyramidQuantizer
 
-    def __init__(self, config: PyramidConfig, *, image_size: int) -> None:
-        side, scales = image_size // layers.stride_of(config.channel_multipliers, image_size, "pyramid"), config.scales
-        if list(scales) != sorted(set(scales)) or scales[-1] != side:
-            raise UserError(f"pyramid: scales are {list(scales)}; they must rise to image_size / stride, {side}")
+    def __init__(self, config: PyramidConfig, *, image_size: ImageSize) -> None:
+        stride, pixels = layers.stride_of(config.channel_multipliers, image_size, "pyramid"), Grid.of_pixels(image_size)
+        scales = [Grid.of_pixels(scale) for scale in config.scales]
+        sides = [[scale.height for scale in scales], [scale.width for scale in scales]]
+        rising = all(side == sorted(side) and side[0] > 0 for side in sides) and len(set(scales)) == len(scales)
+        last = Grid(pixels.height // stride, pixels.width // stride)
+        if not rising or scales[-1] != last:
+            asked = ", ".join(str(scale) for scale in config.scales)
+            raise UserError(f"pyramid: scales are [{asked}]; they must rise to image_size / stride, {last.image_size}")
         quantizer = PyramidQuantizer(
-            _codebooks(config, len(scales)), scales, config, upsample=config.upsample, smoothing=config.smoothing
+            _codebooks(config, len(scales)), config.scales, config, upsample=config.upsample, smoothing=config.smoothing
         )
         super().__init__(config, quantizer, image_size=image_size, part="pyramid")
 

@@ -109,8 +109,7 @@ def generation_command(
             there = images.open_images(samples, run.registry, option="samples")
             if count is not None and count != len(there):
                 raise UserError(f"--count {count}: {samples} holds {len(there):,} images, and all are measured")
-            generation.check_square(there, samples)
-            against = references.open_reference(reference, run, image_size=there.height)
+            against = references.open_reference(reference, run, image_size=there.image_size)
         found = generation.measure(there, against, run, cache=out / generation.FEATURES, title=title)
         publish(found, run, context, brief=True)
 
@@ -187,7 +186,7 @@ def statistics_command(
     ] = None,
     settings: common.Set = None,
     size: Annotated[
-        int | None, typer.Option(callback=common.at_least(1), help="Side of the images of NAME:SPLIT without a recipe.")
+        str | None, typer.Option(metavar="SIDE|HxW", help="Height and width of images of NAME:SPLIT without a recipe.")
     ] = None,
     extractor: ExtractorText = "efficientnet-lite0",
     batch: common.Batch = 64,
@@ -210,10 +209,12 @@ def statistics_command(
         raise UserError("--set: changes a recipe's settings; give --recipe")
     with measuring(context) as run:
         from mixar.recipe import load_recipe
+        from mixar_eval.images import size_of_text
         from mixar_eval.references import open_reference
 
+        pixels = None if size is None else size_of_text(size, "--size")
         resolved = None if recipe is None else load_recipe(recipe, registry=run.registry, overrides=settings or ())
-        found = open_reference(images, run, recipe=resolved, image_size=size, option="SET")
+        found = open_reference(images, run, recipe=resolved, image_size=pixels, option="SET")
         if run.processes.is_main:
             found.save(out)
             notes = "".join(f"note: {note}\n" for note in found.notes)

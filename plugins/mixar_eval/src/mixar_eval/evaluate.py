@@ -14,10 +14,11 @@ from mixar_core.distributed import PATIENT, join_processes, naming_lost_processe
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import user_path
+from mixar_core.types import ImageSize
 from mixar_eval.context import EvalContext
 from mixar_eval.extractors import DEFAULT, open_extractor
-from mixar_eval.generation import check_square, measure
-from mixar_eval.images import Images, open_images
+from mixar_eval.generation import measure
+from mixar_eval.images import Images, checked_size, open_images
 from mixar_eval.references import open_reference
 from mixar_eval.report import Report
 
@@ -28,7 +29,7 @@ def evaluate(
     *,
     extractor: str | FeatureExtractor = DEFAULT,
     recipe: Recipe | str | Path | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | str | None = None,
@@ -45,8 +46,8 @@ def evaluate(
             of PNGs or an `.npz`, by path; `PART:SPLIT,setting=value` or, with `recipe`, `data:train`.
         reference: the same; or an `.npz` of statistics (`mu`, `sigma`).
         extractor: what images are seen through: `NAME` or `NAME:setting=value`, or an extractor. FID is `inception`'s.
-        recipe: whose data `data:...` are: a recipe, or its name or path. image_size: side of the samples; needed where
-            they are `PART:SPLIT`, without a recipe.
+        recipe: whose data `data:...` are: a recipe, or its name or path. image_size: side of the samples, or (height,
+            width); needed where they are `PART:SPLIT`, without a recipe.
         batch_size: images at a time; figures of another one differ in their last digits.
         cache: a folder where features are kept, for another call.
         without_plugins: names of installed plugins to leave out.
@@ -74,10 +75,9 @@ def evaluate(
             batch_size=checked_number(batch_size, "batch_size", low=1, whole=True, needed=True),
             workers=checked_number(workers, "workers", low=0, whole=True, needed=True),
         )
-        size = checked_number(image_size, "image_size", low=1, whole=True)
+        size = checked_size(image_size, "image_size")
         images = open_images(samples, registry, recipe=recipe, image_size=size, option="samples")
-        check_square(images, "samples")
-        found = open_reference(reference, context, recipe=recipe, image_size=images.height, option="reference")
+        found = open_reference(reference, context, recipe=recipe, image_size=images.image_size, option="reference")
         report = measure(images, found, context, cache=None if cache is None else user_path(cache))
     processes.leave()
     return report

@@ -145,12 +145,6 @@ def measure(
     )
 
 
-def check_square(images: ImageSet, what: str) -> None:
-    """Refuse images that are not square."""
-    if images.height != images.width:
-        raise UserError(f"{what}: images of {images.width}x{images.height}; needed: square ones")
-
-
 def figures(scores: Scores) -> dict[str, float | None]:
     """The scores by name, each a number."""
     return {

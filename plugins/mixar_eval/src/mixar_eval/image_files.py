@@ -20,7 +20,7 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.folders import list_images
 from mixar_core.data.images import UNREADABLE, to_rgb
 from mixar_core.errors import UserError
-from mixar_core.types import NO_CLASS
+from mixar_core.types import NO_CLASS, Grid, ImageSize
 from mixar_eval.npz import NpzArray, array_names
 
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -37,13 +37,15 @@ class PngFolder(ImageDataset):
 
     Args:
         drawn: the label of every image of a folder that `mixar sample` wrote: its numbered images and no others.
-        image_size: side they must have; None: that of the first.
+        image_size: pixels they must have; None: those of the first.
 
     Raises:
         UserError: there are none, or one is no 8-bit PNG or of another size.
     """
 
-    def __init__(self, folder: Path, *, drawn: Sequence[int] | None = None, image_size: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, drawn: Sequence[int] | None = None, image_size: ImageSize | None = None
+    ) -> None:
         listed = list_images(folder)
         files, note, self.class_names = listed.files, listed.note(), ()
         if drawn is not None:
@@ -71,9 +73,9 @@ class PngFolder(ImageDataset):
             self._labels = [label_of[normalize("NFC", file.split(os.sep)[0])] for file in files]
         self.folder, self._files, self.num_classes = folder, files, len(self.class_names)
         self.notes = [f"{folder}: {note}"] if note else []
-        size = None if image_size is None else (image_size, image_size)
+        pixels = None if image_size is None else Grid.of_pixels(image_size)
         for file in files:
-            size = _checked(folder / file, size)
+            pixels = _checked(folder / file, pixels)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -91,8 +93,8 @@ class PngFolder(ImageDataset):
         return list(self._labels)
 
 
-def _checked(path: Path, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width of an 8-bit PNG of this size, from its header."""
+def _checked(path: Path, pixels: Grid | None) -> Grid:
+    """The pixels of an 8-bit PNG of this size, from its header."""
     try:
         with path.open("rb") as file:
             header = file.read(25)  # signature, length and name of the first chunk, width, height, bits
@@ -105,21 +107,27 @@ def _checked(path: Path, size: tuple[int, int] | None) -> tuple[int, int]:
     width, height, bits = int.from_bytes(header[16:20]), int.from_bytes(header[20:24]), header[24]
     if bits > 8:
         raise UserError(f"{path}: a PNG of {bits} bits a channel; needed: 8")
-    if size is not None and (height, width) != size:
-        raise UserError(f"{path}: {width}x{height} pixels; needed: {size[1]}x{size[0]}")
-    return height, width
+    if pixels is not None and pixels != Grid(height, width):
+        raise UserError(f"{path}: {width}x{height} pixels; needed: {pixels.width}x{pixels.height}")
+    return Grid(height, width)
 
 
 class ArrayImages(ImageDataset):
     """uint8 images (N, H, W, 3) in memory or in an `.npz`, with a label each if they are known."""
 
     def __init__(
-        self, array: NpzArray | numpy.ndarray, labels: Sequence[int] | None, *, where: str, image_size: int | None
+        self,
+        array: NpzArray | numpy.ndarray,
+        labels: Sequence[int] | None,
+        *,
+        where: str,
+        image_size: ImageSize | None,
     ) -> None:
         self._array = array
         count, height, width, _ = array.shape
-        if image_size is not None and (height, width) != (image_size, image_size):
-            raise UserError(f"{where}: images of {width}x{height} pixels; needed: {image_size}x{image_size}")
+        needed = Grid(height, width) if image_size is None else Grid.of_pixels(image_size)
+        if needed != Grid(height, width):
+            raise UserError(f"{where}: images of {width}x{height} pixels; needed: {needed.width}x{needed.height}")
         self._labels = [NO_CLASS] * count if labels is None else list(labels)
         self.num_classes = max([NO_CLASS, *self._labels]) + 1
         self.class_names = tuple(map(str, range(self.num_classes)))
@@ -136,7 +144,7 @@ class ArrayImages(ImageDataset):
         return list(self._labels)
 
 
-def npz_images(path: Path, *, image_size: int | None = None) -> ArrayImages:
+def npz_images(path: Path, *, image_size: ImageSize | None = None) -> ArrayImages:
     """Images in an `.npz` as ADM's evaluation suite has them: `arr_0` uint8 (N, H, W, 3), labels `arr_1` if known."""
     array, labels = NpzArray(path, "arr_0"), None
     if array.dtype != numpy.uint8:

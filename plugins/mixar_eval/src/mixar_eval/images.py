@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mixar.assembly import open_data
 from mixar.generation import Generation
+from mixar.labels import checked_number
 from mixar.plugins import Registry
 from mixar.recipe import Recipe
 from mixar.sampling import MANIFEST, manifest_beside, plan_of, read_manifest, with_timing
@@ -25,7 +26,7 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.loader import load_batches
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
-from mixar_core.types import NO_CLASS
+from mixar_core.types import NO_CLASS, Grid, ImageSize
 from mixar_eval.extractors import part_config
 from mixar_eval.image_files import ArrayImages, PngFolder, npz_images
 
@@ -64,6 +65,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.data) if self.rows is None else len(self.rows)
 
+    @property
+    def image_size(self) -> ImageSize:
+        """Pixels of an image, as a recipe has them."""
+        return Grid(self.height, self.width).image_size
+
     def take(self, indices_A: Tensor) -> ImageSet:
         """Some images of a whole set, in its order."""
         rows = indices_A.sort().values
@@ -96,6 +102,25 @@ class ImageSet:
         return evolve(self, labels=[place[label] for label in self.labels], class_names=tuple(names))
 
 
+def checked_size(value: object, what: str) -> ImageSize | None:
+    """Pixels of an image: the side of a square, or a pair of height and width; None stays None.
+
+    Raises:
+        UserError: it is neither, or a side is below 1.
+    """
+    if isinstance(value, tuple | list) and len(value) == 2:
+        height, width = (checked_number(side, what, low=1, whole=True, needed=True) for side in value)
+        return Grid(height, width).image_size
+    size: int | None = checked_number(value, what, low=1, whole=True)
+    return size
+
+
+def size_of_text(text: str, what: str) -> ImageSize | None:
+    """Pixels of an image as a command line has them: `32`, or `32x48` for height and width; see `checked_size`."""
+    sides = [int(side) if side.isdecimal() else side for side in text.split("x")]
+    return checked_size(sides if len(sides) == 2 else sides[0] if len(sides) == 1 else text, what)
+
+
 #: what `open_images` takes
 Images: TypeAlias = str | Path | Tensor | numpy.ndarray | Generation | ImageDataset | ImageSet
 
@@ -105,7 +130,7 @@ def open_images(
     registry: Registry,
     *,
     recipe: Recipe | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     num_classes: int = 0,
     option: str = "--data",
 ) -> ImageSet:
@@ -117,7 +142,7 @@ def open_images(
             folder of PNGs or of class folders of PNGs, or an `.npz` with `arr_0` uint8 (N, H, W, 3) and perhaps labels
             `arr_1`; from Python also uint8 images (N, 3, H, W), what `Model.generate` gives, or a data set.
         recipe: the evaluated model's, if there is one.
-        image_size: side that the images must have; None: that of the first one of a folder or file.
+        image_size: pixels that the images must have; None: those of the first one of a folder or file.
         num_classes: labels must be below it; 0: any.
         option: how an error names where `source` came from.
 
@@ -163,7 +188,7 @@ def _words(text: str) -> tuple[str, str, str]:
     return (head, split, settings) if colon else (place, "train" if place == DATA else "", settings)
 
 
-def _of_words(text: str, registry: Registry, recipe: Recipe | None, size: int | None, where: str) -> ImageSet:
+def _of_words(text: str, registry: Registry, recipe: Recipe | None, size: ImageSize | None, where: str) -> ImageSet:
     head, split, settings = _words(text)
     if head != DATA and not (":" in text and registry.offers("dataset", head)):
         return _of_path(text, registry, size, where)
@@ -185,7 +210,7 @@ def _of_words(text: str, registry: Registry, recipe: Recipe | None, size: int | 
     return evolve(_of_data(data, where, description, size), split=split)
 
 
-def _of_path(text: str | Path, registry: Registry, size: int | None, where: str) -> ImageSet:
+def _of_path(text: str | Path, registry: Registry, size: ImageSize | None, where: str) -> ImageSet:
     """A folder or an `.npz`, with how `mixar sample` says its images were drawn."""
     path, drawn = user_path(text), None
     if path.is_dir():
@@ -215,7 +240,7 @@ def _of_path(text: str | Path, registry: Registry, size: int | None, where: str)
     return evolve(found, class_names=names, drawn=manifest)
 
 
-def _of_array(source: Any, size: int | None, where: str) -> ImageSet:
+def _of_array(source: Any, size: ImageSize | None, where: str) -> ImageSet:
     images, labels = (source.images, source.labels) if isinstance(source, Generation) else (source, None)
     if isinstance(images, Tensor) and images.layout == torch.strided and not images.is_meta:
         images = images.detach().cpu().numpy()
@@ -229,17 +254,17 @@ def _of_array(source: Any, size: int | None, where: str) -> ImageSet:
     return evolve(_of_data(data, where, "{count} images of {size}"), format="array, uint8")
 
 
-def _of_data(data: ImageDataset, where: str, description: str, size: int | None = None) -> ImageSet:
+def _of_data(data: ImageDataset, where: str, description: str, size: ImageSize | None = None) -> ImageSet:
     """All of a data set, described by their count and size (that of the first one where it is not known)."""
     if len(data) < 2:
         raise UserError(f"{where}: too few images: {len(data)}; a set to measure has at least 2")
-    height, width = data[0][0].shape[-2:] if size is None else (size, size)
+    pixels = Grid(*data[0][0].shape[-2:]) if size is None else Grid.of_pixels(size)
     labels = data.labels()
     return ImageSet(
         data,
-        description.replace("{count}", f"{len(data):,}").replace("{size}", f"{width}x{height}"),
-        height,
-        width,
+        description.replace("{count}", f"{len(data):,}").replace("{size}", f"{pixels.width}x{pixels.height}"),
+        pixels.height,
+        pixels.width,
         labels=None if set(labels) == {NO_CLASS} else labels,
         class_names=tuple(data.class_names),
         notes=tuple(data.notes),

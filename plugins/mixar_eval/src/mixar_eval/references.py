@@ -14,6 +14,7 @@ from mixar.recipe import Recipe
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import user_path, writing
+from mixar_core.types import ImageSize
 from mixar_eval.context import EvalContext
 from mixar_eval.distances import Gaussian
 from mixar_eval.features import features_of, gaussian_of
@@ -73,7 +74,7 @@ def open_reference(
     context: EvalContext,
     *,
     recipe: Recipe | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     num_classes: int = 0,
     option: str = "--reference",
 ) -> Reference:

@@ -17,6 +17,7 @@ from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.pictures import rows_picture
 from mixar_core.tokenizer import Tokenizer
+from mixar_core.types import Grid
 from mixar_eval.context import EvalContext
 from mixar_eval.distances import Gaussian
 from mixar_eval.features import as_saved, features_of, over_batches
@@ -73,8 +74,9 @@ def open_tokenizers(names: Sequence[str], registry: Registry, device: torch.devi
                 f"{first.name} is of {size} pixels and {entry.name} of {entry.recipe.image_size}; "
                 f"tokenizers of one image size compare"
             )
-    if size < SMALLEST:
-        raise UserError(f"{first.name}: images of {size} pixels; SSIM needs {SMALLEST} or more")
+    pixels = Grid.of_pixels(size)
+    if min(pixels.height, pixels.width) < SMALLEST:
+        raise UserError(f"{first.name}: images of {size} pixels; SSIM needs {SMALLEST} or more a side")
     return entries
 
 
@@ -152,7 +154,7 @@ def compare_tokenizers(
         reasons=reasons,
         figures={f"{row}: {key}": value for row, found in rows.items() for key, value in found.items()},
         plain={
-            "images": {"count": len(images), "of": images.description, "size": images.height},
+            "images": {"count": len(images), "of": images.description, "size": images.image_size},
             "seed": seed,
             "extractor": described(extractor),
             "reference": {"description": reference.description, "notes": list(reference.notes)},

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mixar_core.data.dataset import ImageDataset, names_of_split
 from mixar_core.data.images import read_image
+from mixar_core.types import ImageSize
 
 DATA = Path(__file__).parent / "data"
 
@@ -25,7 +26,7 @@ class _InPackage(ImageDataset):
 
     name: str
 
-    def __init__(self, config: NoSettings, *, split: str, image_size: int) -> None:
+    def __init__(self, config: NoSettings, *, split: str, image_size: ImageSize) -> None:
         names_of_split(split)
         self._name, self.image_size = f"{self.name}, {split}", image_size
         table = pq.read_table(

@@ -1,0 +1,71 @@
+"""Images that are not square: parts that know squares only are refused, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.errors import UserError
+from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
+from mixar_core.types import Grid, ImageSize
+
+
+@contextmanager
+def seen_by(part: object, size: ImageSize) -> Iterator[None]:
+    """Refuse a part that knows squares only where images are none, or to which a pair is a wrong type.
+
+    Raises:
+        UserError: as said.
+    """
+    if isinstance(size, int):
+        yield
+        return
+    asked = f"it knows square images only, and image_size is {list(size)}"
+    if getattr(part, "squares_only", False):
+        raise UserError(asked)
+    try:
+        yield
+    except TypeError as error:
+        raise UserError(f"{asked} ({error})") from error
+
+
+def check_size(tokenizer: ContinuousTokenizer | DiscreteTokenizer, size: ImageSize) -> None:
+    """See that the stride divides the size; and on meta, where it is a pair, that an image goes through and back.
+
+    What cannot run on meta is not known before it is trained.
+
+    Raises:
+        UserError: it does not.
+    """
+    pixels, stride = Grid.of_pixels(size), tokenizer.stride
+    if pixels.height % stride or pixels.width % stride:
+        raise UserError(f"stride {stride} against {size}")
+    weights = [*tokenizer.parameters(), *tokenizer.buffers()]
+    device = weights[0].device if weights else torch.get_default_device()
+    if isinstance(size, int) or device.type != "meta":
+        return
+    with torch.no_grad(), seen_by(tokenizer, size), suppress(RuntimeError, NotImplementedError):
+        images_B3HW = torch.zeros(1, 3, pixels.height, pixels.width, device=device)
+        decoded_B3HW = tokenizer.decode(tokenizer.encode(images_B3HW))
+        if decoded_B3HW.shape != images_B3HW.shape:
+            raise UserError(f"it makes {list(decoded_B3HW.shape[2:])} of images of {list(size)} pixels")
+
+
+def check_images(data: ImageDataset, size: ImageSize) -> None:
+    """Where images are not square, see that the first one comes in this size.
+
+    Raises:
+        UserError: it does not.
+    """
+    if isinstance(size, int) or data.stream is not None or not len(data):
+        return
+    with seen_by(data, size):
+        try:
+            shape = tuple(data[0][0].shape[1:])
+        except UserError:  # an unreadable image; the others are met in training
+            return
+    if shape != size:
+        raise UserError(f"its images have {list(shape)} pixels, and image_size is {list(size)}")
