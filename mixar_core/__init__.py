@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # `as`: this module exports them
     from mixar_core.data.folders import list_images as list_images
     from mixar_core.data.images import read_image as read_image
     from mixar_core.data.images import to_rgb as to_rgb
+    from mixar_core.discriminator import Discriminator as Discriminator
     from mixar_core.errors import UserError as UserError
     from mixar_core.head import ContinuousHead as ContinuousHead
     from mixar_core.injector import Door as Door
@@ -73,6 +74,7 @@ _HOMES = {
     "data.dataset": ("EncodedImage", "ImageDataset", "ImageStream", "empty_classes"),
     "data.folders": ("list_images",),
     "data.images": ("read_image", "to_rgb"),
+    "discriminator": ("Discriminator",),
     "errors": ("UserError",),
     "head": ("ContinuousHead",),
     "injector": ("Door", "GuidanceInjector"),

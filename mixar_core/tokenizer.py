@@ -34,6 +34,11 @@ class Tokenizer(nn.Module, ABC):
         pixels = Grid.of_pixels(self.image_size)
         return TokenLayout("grid", (Grid(pixels.height // self.stride, pixels.width // self.stride),))
 
+    @property
+    def last_layer(self) -> nn.Parameter | None:
+        """The weight that makes pixels, by whose gradient an adversarial loss is weighed; None: it cannot be."""
+        return None
+
 
 class ContinuousTokenizer(Tokenizer):
     """Image <-> latents (B, C, h, w), h x w being `layout.shape`: its grid, or of other layouts a row of all tokens.

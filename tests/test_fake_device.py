@@ -137,7 +137,7 @@ def train_on_a_gpu(recipe: Recipe, objective: Objective, *, precision: str, opti
     source = SimpleNamespace(share=BatchShard(0, BATCH, BATCH), seed=0)
     with OnlyOn(GPU):
         given = engine.gradients(images_for(recipe, GPU), source, step=1, counts={})
-        engine.update(1, norm=2.0)
+        engine.update(1, attrs.evolve(given, norm=2.0))
     assert "loss" in given.losses
     moved = [p for p in engine.parameters if p.grad is not None]
     assert moved and all(p.device == GPU and p.dtype == torch.float32 for p in moved)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from mixar_core.testing.backbones import check_backbone
 from mixar_core.testing.data import check_callback, check_dataset, check_extractor
+from mixar_core.testing.discriminators import check_discriminator
 from mixar_core.testing.heads import check_head
 from mixar_core.testing.injectors import check_conditioner, check_injector
 from mixar_core.testing.optimizers import check_optimizer
@@ -29,6 +30,7 @@ __all__ = [
     "check_continuous_tokenizer",
     "check_dataset",
     "check_discrete_tokenizer",
+    "check_discriminator",
     "check_extractor",
     "check_head",
     "check_injector",

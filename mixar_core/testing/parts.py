@@ -15,6 +15,7 @@ from torch import Tensor
 from mixar_core.backbone import Backbone
 from mixar_core.conditioner import Conditioner
 from mixar_core.data.dataset import ImageDataset
+from mixar_core.discriminator import Discriminator
 from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
 from mixar_core.injector import GuidanceInjector
@@ -24,6 +25,7 @@ from mixar_core.prior import DiscretePrior
 from mixar_core.testing.backbones import check_backbone
 from mixar_core.testing.common import taking_pairs
 from mixar_core.testing.data import check_callback, check_dataset, check_extractor
+from mixar_core.testing.discriminators import check_discriminator
 from mixar_core.testing.heads import check_head
 from mixar_core.testing.injectors import check_conditioner, check_injector
 from mixar_core.testing.optimizers import check_optimizer
@@ -111,19 +113,33 @@ def check_part(component: type, config: Any, **options: Any) -> None:
 
 def _tokenizer(check: Callable[..., None], component: Any, config: Any, options: dict[str, Any]) -> None:
     def fits(size: int) -> bool:
-        try:
-            stride: int = component(config, image_size=size).stride
-        except UserError:
-            return False
+        stride: int = component(config, image_size=size).stride
         return size % stride == 0 and size >= 2 * stride
 
-    size = next((size for size in _SIZES if fits(size)), _SIZES[-1])
+    size = _smallest(fits)
     check(partial(component, config, image_size=size), **options)
+
+
+def _smallest(fits: Callable[[int], bool]) -> int:
+    """The first image size that fits, and that it does not refuse."""
+
+    def does(size: int) -> bool:
+        try:
+            return fits(size)
+        except UserError:
+            return False
+
+    return next((size for size in _SIZES if does(size)), _SIZES[-1])
 
 
 def _prior(component: Any, config: Any, options: dict[str, Any]) -> None:
     data = StandInImages()
     check_prior(partial(component, config, tokenizer=_frozen(), num_classes=CLASSES, data=data), **options)
+
+
+def _discriminator(component: Any, config: Any, options: dict[str, Any]) -> None:
+    size = _smallest(lambda size: component(config, image_size=size) is not None)
+    check_discriminator(partial(component, config, image_size=size), image_size=size, **options)
 
 
 def _injector(component: Any, config: Any, options: dict[str, Any]) -> None:
@@ -181,6 +197,7 @@ _CHECKS: Mapping[type, Callable[[Any, Any, dict[str, Any]], None]] = {
     Conditioner: _conditioner,
     ImageDataset: _dataset,
     FeatureExtractor: partial(_alone, check_extractor),
+    Discriminator: _discriminator,
     Optimizer: partial(_alone, check_optimizer),
     Callback: _callback,
 }

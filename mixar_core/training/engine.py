@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from mixar_core.data.source import Batch, Source
 from mixar_core.data.streams import Stream, seed_of, step_noise
 from mixar_core.distributed import Processes
 from mixar_core.noise import Noise
+from mixar_core.training.beside import Beside
 from mixar_core.training.checkpoint import load_tensors, stored_in
 from mixar_core.training.ema import EMA, local
 from mixar_core.training.objective import Objective
@@ -96,6 +97,12 @@ class Engine:
             self.module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.parameters = [p for p in objective.trained.parameters() if p.requires_grad]
         self.optimizer = Updates(optimizer or AdamW(), objective.trained, config, objective.no_weight_decay())
+        #: what the loss trains beside it, each with its optimizer
+        self.beside: dict[str, tuple[Beside, Updates]] = {
+            name: (module, Updates(optimizer or AdamW(), module, config))
+            for name, module in objective.beside.items()
+            if isinstance(module, Beside)
+        }
         self.ema = EMA(objective.trained, config.ema_decay)
         self._settled = processes.world < 3 or not isinstance(self.module, DistributedDataParallel)
 
@@ -109,15 +116,16 @@ class Engine:
             self._settle(batch, source, step=step)
         self.seed_dropout(step)
         self.optimizer.zero_grad()
+        for _, optimizer in self.beside.values():
+            optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         for part in self.micro_batches(batch, source, step):
             with self._summing_gradients(part.last):
                 losses = self.losses(part, step=step, module=self.module)
                 (losses.total * part.weight).backward()
             add(sums, losses, part.weight)
-        norm = get_total_norm(self._gradients())
-        if self.sharded:  # the parts' norms
-            norm = self.processes.sum(norm.square()).sqrt()
+        norm = self._norm(self.parameters)
+        sums |= {f"{name}_norm": self._norm(module.parameters()) for name, module, _ in self._learning(step)}
         counted = [norm.new_full((), value * self.processes.world) for value in counts.values()]
         means = iter(self._means([*sums.values(), norm, *counted]))
         return Gradients({name: next(means) for name in sums}, next(means), {name: next(means) for name in counts})
@@ -141,12 +149,30 @@ class Engine:
         """Dropout draws from torch's own generator: a resumed or repeated step drops what the first one would have."""
         torch.manual_seed(seed_of(self.config.seed, step, Stream.GLOBAL, self.processes.rank))
 
-    def update(self, step: int, norm: float) -> None:
-        """Clip the gradient, whose norm is `norm`, and move the weights and their average."""
-        if self.config.clip is not None and norm > self.config.clip:
-            torch._foreach_mul_(self._gradients(), self.config.clip / (norm + 1e-6))
-        self.optimizer.step(lr_at(step, self.config, steps=self.steps, warmup=self.warmup))
+    def update(self, step: int, gradients: Gradients) -> None:
+        """Clip what `gradients` left in the parameters, and move the weights and their average."""
+        rate = lr_at(step, self.config, steps=self.steps, warmup=self.warmup)
+        self._clip(self.parameters, gradients.norm)
+        self.optimizer.step(rate)
         self.ema.update(self.optimizer.evaluated())
+        for name, module, optimizer in self._learning(step):
+            self._clip([*module.parameters()], gradients.losses[f"{name}_norm"])
+            optimizer.step(rate * ((module.learning_rate or self.config.learning_rate) / self.config.learning_rate))
+            module.learned(gradients.losses)
+            for buffer in module.buffers() if self.processes.world > 1 else ():
+                dist.broadcast(buffer, 0)
+
+    def _learning(self, step: int) -> Iterator[tuple[str, Beside, Updates]]:
+        """What is trained beside, as far as this step does."""
+        yield from ((name, *pair) for name, pair in self.beside.items() if pair[0].learns(step))
+
+    def _norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        norm = get_total_norm(gradients_of(parameters))
+        return self.processes.sum(norm.square()).sqrt() if self.sharded else norm  # of the parts' norms
+
+    def _clip(self, parameters: Iterable[nn.Parameter], norm: float) -> None:
+        if self.config.clip is not None and norm > self.config.clip:
+            torch._foreach_mul_(gradients_of(parameters), self.config.clip / (norm + 1e-6))
 
     def losses(self, part: MicroBatch, *, step: int, module: nn.Module | None = None) -> Losses:
         """The objective's, by itself or through the `module` that wraps it."""
@@ -182,14 +208,12 @@ class Engine:
         was in a run that never stopped.
         """
         self._settled = True
-        buffers = [(buffer, buffer.clone()) for buffer in self.objective.trained.buffers()]
+        trained = (self.objective.trained, self.objective.beside)
+        buffers = [(buffer, buffer.clone()) for module in trained for buffer in module.buffers()]
         part = next(self.micro_batches(batch, source, step))
         self.losses(part, step=step, module=self.module).total.backward()
         for buffer, before in buffers:
             buffer.copy_(before)
-
-    def _gradients(self) -> list[Tensor]:
-        return [local(p.grad) for p in self.parameters if p.grad is not None]
 
     def _means(self, values: Sequence[Tensor]) -> list[float]:
         """The values' means over the processes."""
@@ -200,7 +224,10 @@ class Engine:
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, by folder and name, sharing memory with this object."""
         raw = self.objective.trained.state_dict()
-        return {"raw": raw, "ema": self.ema.state_dict(), "optimizer": self.optimizer.state()}
+        state = {"raw": raw, "ema": self.ema.state_dict(), "optimizer": self.optimizer.state()}
+        for name, (module, optimizer) in self.beside.items():
+            state |= {name: module.state_dict(), f"{name}_optimizer": optimizer.state()}
+        return {name: tensors for name, tensors in state.items() if tensors}  # no moments before the first step
 
     def load(self, checkpoint: Path, *, steps_done: int) -> None:
         """Go on from what a checkpoint holds. All processes must call it.
@@ -208,10 +235,14 @@ class Engine:
         Raises:
             UserError: it was written of something else.
         """
-        self.optimizer.expect(stored_in(checkpoint / "optimizer"))
+        optimizers = {"optimizer": self.optimizer} | {f"{n}_optimizer": pair[1] for n, pair in self.beside.items()}
+        found = {name: each for name, each in optimizers.items() if (checkpoint / name).is_dir()}
+        for name, each in found.items():
+            each.expect(stored_in(checkpoint / name))
         state = self.state()
         load_tensors(checkpoint, state, self.processes)
-        self.optimizer.take(state["optimizer"])
+        for name, each in found.items():
+            each.take(state[name])
         self.ema.updates = steps_done
 
     @contextmanager
@@ -269,6 +300,11 @@ def gather_policy(block: nn.Module, config: TrainingConfig, device: torch.device
     if config.precision == "bf16" and device.type == "cuda" and isinstance(block, Block):
         return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     return MixedPrecisionPolicy()
+
+
+def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Those that there are; of sharded ones this process's part."""
+    return [local(p.grad) for p in parameters if p.grad is not None]
 
 
 def add(sums: dict[str, Tensor], losses: Losses, weight: float) -> None:

@@ -25,6 +25,7 @@ class Meter:
     seconds: float = 0.0
     waited: float = 0.0
     sums: dict[str, float] = field(factory=dict)
+    counts: dict[str, int] = field(factory=dict)
     _started: float = 0.0
     _waits: bool = False
 
@@ -44,7 +45,9 @@ class Meter:
         """The step is done."""
         self.steps += 1
         self.seconds += time.perf_counter() - self._started
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in losses.items()}
+        for name, value in losses.items():  # not every step has every term
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
 
 
 class RunLog:

@@ -35,8 +35,14 @@ class Objective(nn.Module, ABC):
     needs_length: bool = False
     #: How many images of the training split `finish` is to see; 0: it is not called.
     finish_images: int = 0
+    #: What its loss trains beside `trained`, by name: a discriminator, say.
+    beside: nn.ModuleDict
     #: What makes tokens of images; objectives on images do not have it.
     tokenizers: FrozenTokenizers
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.ModuleDict()
 
     @abstractmethod
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
@@ -86,9 +92,10 @@ class Objective(nn.Module, ABC):
         """
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for `trained` alone; the frozen parts stay in evaluation mode."""
+        """Training mode for what is trained alone; the frozen parts stay in evaluation mode."""
         super().train(False)
         self.trained.train(mode)
+        self.beside.train(mode)
         self.training = mode
         return self
 

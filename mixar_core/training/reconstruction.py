@@ -13,6 +13,7 @@ from torch import Tensor
 from mixar_core.noise import Noise
 from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B, psnr_B
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
+from mixar_core.training.adversarial import Adversary
 from mixar_core.training.objective import Objective
 from mixar_core.training.usage import CodeUsage, LatentUsage
 from mixar_core.types import ImageBatch, Losses, Posterior, Quantized, TokenBatch
@@ -60,13 +61,18 @@ class Reconstruction(Objective):
         tokenizer: ContinuousTokenizer | DiscreteTokenizer,
         extractor: FeatureExtractor | None,
         config: ReconstructionConfig,
+        adversary: Adversary | None = None,
     ) -> None:
         super().__init__()
         self.trained = self.tokenizer = tokenizer
         self.finish_images = config.statistics_images if isinstance(tokenizer, ContinuousTokenizer) else 0
         if config.perceptual_weight and extractor is None:
             raise ValueError("reconstruction.perceptual_weight is set, and there is no extractor")
+        if adversary is not None and adversary.config.adaptive and tokenizer.last_layer is None:
+            raise ValueError(f"adversarial.adaptive is set, and {type(tokenizer).__name__} has no last_layer")
         self.config = config
+        if adversary is not None:
+            self.beside["discriminator"] = adversary
         self.usage = (
             LatentUsage(tokenizer.latent_channels)
             if isinstance(tokenizer, ContinuousTokenizer)
@@ -74,12 +80,20 @@ class Reconstruction(Objective):
         )
         self.extractor = extractor.requires_grad_(False).eval() if extractor and config.perceptual_weight else None
 
+    @property
+    def adversary(self) -> Adversary | None:
+        """The discriminator that the tokenizer is trained against, with the losses of both."""
+        return next((module for module in self.beside.values() if isinstance(module, Adversary)), None)
+
     def window(self, reduce: Callable[[Tensor], Tensor]) -> Mapping[str, float]:
         """How much of the codebook, or of the latents' channels, training steps used."""
         return self.usage.take(reduce)
 
-    def compare(self, images_B3HW: Tensor, decoded_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of pixel and feature differences, and the terms: each unweighted, and the PSNR in dB."""
+    def compare(self, images_B3HW: Tensor, decoded_B3HW: Tensor, *, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of pixel and feature differences and of the losses against a discriminator, and the terms.
+
+        These are each unweighted, and the PSNR in dB; the discriminator's from its first step on, see Adversary.
+        """
         config = self.config
         difference = decoded_B3HW.float() - images_B3HW
         pixels = difference.abs().mean() if config.loss == "l1" else difference.square().mean()
@@ -89,7 +103,12 @@ class Reconstruction(Objective):
             perceptual = perceptual_distance_B(self.extractor, images_B3HW, decoded_B3HW).mean()
             total = total + config.perceptual_weight * perceptual
             terms["perceptual"] = perceptual.detach()
-        return total, terms
+        if (adversary := self.adversary) is None:
+            return total, terms
+        if not adversary.learns(step):
+            return total + adversary.idle(), terms
+        added, found = adversary(images_B3HW, decoded_B3HW, reconstruction=total, last_layer=self.tokenizer.last_layer)
+        return total + added, {**terms, **found}
 
 
 class ContinuousReconstruction(Reconstruction):
@@ -99,14 +118,15 @@ class ContinuousReconstruction(Reconstruction):
     usage: LatentUsage
 
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
-        """Terms: reconstruction, psnr, perceptual, kl (nats an image)."""
+        """Terms: those of `compare`, kl (nats an image)."""
         assert isinstance(batch, ImageBatch)
         posterior = self.tokenizer.posterior(batch.images_B3HW)
-        return self.losses(batch.images_B3HW, posterior, self.tokenizer.sample_posterior(posterior, noise))
+        raw_BChw = self.tokenizer.sample_posterior(posterior, noise)
+        return self.losses(batch.images_B3HW, posterior, raw_BChw, step=step)
 
-    def losses(self, images_B3HW: Tensor, posterior: Posterior, raw_BChw: Tensor) -> Losses:
-        """The losses of a posterior and a sample of it."""
-        total, terms = self.compare(images_B3HW, self.tokenizer.decode_raw(raw_BChw))
+    def losses(self, images_B3HW: Tensor, posterior: Posterior, raw_BChw: Tensor, *, step: int) -> Losses:
+        """The losses of a posterior and a sample of it at this step."""
+        total, terms = self.compare(images_B3HW, self.tokenizer.decode_raw(raw_BChw), step=step)
         if torch.is_grad_enabled():  # validation is measured without
             self.usage.add(posterior)
         kl = Posterior(posterior.mean_BChw.float(), posterior.logvar_BChw.float()).kl_B().mean()
@@ -140,7 +160,7 @@ class DiscreteReconstruction(Reconstruction):
     usage: CodeUsage
 
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
-        """Terms: reconstruction, psnr, perceptual, the quantizer's by its names, codes_in_use.
+        """Terms: those of `compare`, the quantizer's by its names, codes_in_use.
 
         The batch's entropy, and the count of different codes, are those of a process's micro-batch: unlike all other
         losses they depend on how the batch is shared out.
@@ -150,7 +170,7 @@ class DiscreteReconstruction(Reconstruction):
 
     def losses(self, images_B3HW: Tensor, quantized: Quantized, *, step: int) -> Losses:
         """The losses of quantized images at this step."""
-        total, terms = self.compare(images_B3HW, self.tokenizer.decode_vectors(quantized.vectors_BEhw))
+        total, terms = self.compare(images_B3HW, self.tokenizer.decode_vectors(quantized.vectors_BEhw), step=step)
         quantizer = quantized.losses["quantizer"]
         factor = self.config.entropy_factor(step)
         if factor and "entropy" in quantized.losses:

@@ -127,6 +127,8 @@ class Trainer:
         data = train_set if cache is None else cache
         if data is None or (images := len(data)) == 0:
             raise UserError("data: the training split has no images")
+        if "discriminator" in objective.beside and config.parallel == "fsdp":
+            raise UserError("training.parallel: fsdp does not shard a discriminator; use ddp")
         # refuses a batch that is not to be shared out, before anything is written
         BatchShard.of(config.batch_size, rank=processes.rank, world=processes.world)
         self.objective, self.config, self.folder, self.processes = objective, config, folder, processes
@@ -139,6 +141,7 @@ class Trainer:
             "images": images,
             "latents": "samples" if cache is not None and cache.stores == "samples" else "posteriors",
             **({"steps": self.steps} if objective.needs_length else {}),
+            **{name: str(module.config) for name, module in objective.beside.items()},
             **({} if isinstance(self.optimizer, AdamW) else {"optimizer": str(self.optimizer.config)}),
         }
         self.lock, self.log, self.meter = FolderLock(folder), RunLog(folder), Meter()
@@ -266,7 +269,7 @@ class Trainer:
             }
             gradients = self.engine.gradients(batch, self.source, step=self.done, counts=counts)
             self._check(batch, gradients)
-            self.engine.update(self.done, gradients.norm)
+            self.engine.update(self.done, gradients)
             self.meter.stop(gradients.losses)
             self.done, stop = self.done + 1, gradients.counts["stop"] > 0
             last = self.done == self.steps
@@ -311,7 +314,7 @@ class Trainer:
     def _report(self, norm: float) -> None:
         meter, self.meter = self.meter, Meter()
         waited = max(self.processes.all_gather(meter.waited))  # the slowest loader holds all of them up
-        means = {name: value / meter.steps for name, value in meter.sums.items()}
+        means = {name: value / meter.counts[name] for name, value in meter.sums.items()}
         self.last_losses = {**means, **self.objective.window(self.processes.sum)}
         figures: dict[str, Any] = {
             "losses": self.last_losses,

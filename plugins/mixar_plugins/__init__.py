@@ -25,6 +25,8 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
     from mixar_plugins.datasets.hugging_face import HuggingFaceConfig, HuggingFaceDataset
     from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
+    from mixar_plugins.discriminators.maskbit import MaskBitDiscriminator, MaskBitDiscriminatorConfig
+    from mixar_plugins.discriminators.patchgan import PatchGAN, PatchGANConfig
     from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
     from mixar_plugins.extractors.timm_model import TimmConfig, TimmExtractor
     from mixar_plugins.heads.categorical import CategoricalHead, CategoricalHeadConfig
@@ -74,6 +76,8 @@ def mixar_parts() -> list[Part]:
         Part("dataset", "datasets", HuggingFaceDataset, HuggingFaceConfig),
         Part("extractor", "efficientnet-lite0", EfficientNetLite0, EfficientNetLite0Config),
         Part("extractor", "timm", TimmExtractor, TimmConfig),
+        Part("discriminator", "patchgan", PatchGAN, PatchGANConfig),
+        Part("discriminator", "maskbit", MaskBitDiscriminator, MaskBitDiscriminatorConfig),
         Part("optimizer", "adamw", AdamW, AdamWConfig),
         Part("optimizer", "muon", Muon, MuonConfig),
         Part("optimizer", "schedule-free", ScheduleFree, ScheduleFreeConfig),

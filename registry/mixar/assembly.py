@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from attrs import Factory, frozen
+from attrs import Factory, evolve, frozen
 from torch import Tensor, nn
 
 from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
@@ -50,6 +50,7 @@ class System:
     model: MixAR | None
     conditioner: Conditioner | None = None
     brought: Mapping[str, nn.Module] = Factory(dict)
+    discriminator: nn.Module | None = None
 
     def condition(self, labels_B: Tensor) -> Condition:
         """What is drawn for these labels int64 (B,)."""
@@ -104,7 +105,7 @@ def build(
             planned = _assemble(recipe, registry, data, {})
     if meta:
         return planned
-    system = _assemble(recipe, registry, data, dict(planned.brought))
+    system = _assemble(recipe, registry, data, dict(planned.brought), training=trained_weights is None)
     for key in TRAINABLE if load_weights else ():
         module, choice = getattr(system, key), getattr(recipe, key)
         if module is not None and choice.weights is not None and not (key in recipe.trained_parts and trained_weights):
@@ -229,8 +230,18 @@ def compare_classes(recipe: Recipe, names: Mapping[str, Sequence[str]]) -> list[
 # ---------------------------------------------------------------- what fits what
 
 
-def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None, brought: dict[str, nn.Module]) -> System:
-    """Build every part that is needed on torch's current default device, and check the fit; see `construct_once`."""
+def _assemble(
+    recipe: Recipe,
+    registry: Registry,
+    data: ImageDataset | None,
+    brought: dict[str, nn.Module],
+    *,
+    training: bool = True,
+) -> System:
+    """Build every part that is needed on torch's current default device, and check the fit; see `construct_once`.
+
+    Without `training`, what is needed for that alone is left out.
+    """
     make = partial(construct_once, recipe, registry, brought=brought)
     size, trains = recipe.image_size, recipe.trains
     continuous: ContinuousTokenizer | None = None
@@ -268,6 +279,10 @@ def _assemble(recipe: Recipe, registry: Registry, data: ImageDataset | None, bro
     if recipe.init is not None:
         with said_of(f"recipe {recipe.name}: init.freeze"):
             freeze(system.trained, recipe.init.freeze)
+    if training and recipe.discriminator is not None:
+        fits = not recipe.adversarial.adaptive or getattr(system.trained.last_layer, "requires_grad", False)
+        _check(recipe, fits, trains, "no trained last_layer", "adversarial.adaptive", "need of it")
+        return evolve(system, discriminator=make("discriminator", image_size=size))
     return system
 
 
@@ -359,9 +374,7 @@ def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
     """A prior's weights mean something for one tokenizer's codes, one grid and one list of classes only."""
     if recipe.trains != "mixar" or recipe.prior is None or recipe.prior.weights is None:
         return
-    if "prior" in recipe.also_trained:  # the model's own file holds it
-        return
-    if is_file(recipe.prior.weights):  # a bare file does not say what it was trained with
+    if "prior" in recipe.also_trained or is_file(recipe.prior.weights):  # its file has all; a bare one says nothing
         return
     weights_of(recipe, "prior", registry)  # is there
     folder = registry.find_model(recipe.prior.weights)

@@ -81,7 +81,7 @@ def estimate(system: System, *, processes: int = 1) -> Estimate:
     """
     parts, tokens = _parts(system), _tokens(system)
     training, sampling = _training(system), _sampling(system)
-    weights = sum(part.parameters for part in parts)
+    weights = sum(part.parameters for part in parts if part.part != "discriminator")
     memory = training_memory(system, processes=processes) | {"sampling": figure(lambda: _sampling_gb(system, weights))}
     training["total"], sampling["total"] = total(training), total(sampling)
     return Estimate(system.parameters, parts, tokens, training, sampling, memory)
@@ -163,7 +163,7 @@ def _sampling(system: System) -> dict[str, Figure]:
     model, recipe, settings, prior = system.model, system.recipe, system.recipe.sampling, system.prior
     noise = Noise.seeded(0)
     if model is None and recipe.trains != "prior":
-        return {part: _figure(run) for part, run in trained_passes(system).items()}
+        return {recipe.trains: _figure(trained_passes(system)[recipe.trains])}
     costs: dict[str, Figure] = {}
     if model is not None:
         plan, z_BKD = partial(planned_steps, model, settings), torch.zeros(1, 1, model.backbone.width, device=META)
@@ -289,15 +289,15 @@ def _tokens(system: System) -> dict[str, int]:
 
 def _parts(system: System) -> tuple[PartCost, ...]:
     trained = dict(system.model.trained.items()) if system.model is not None else {}
-    frozen = {key: getattr(system, key) for key in (*TRAINABLE, "conditioner")}
+    others = {key: getattr(system, key) for key in (*TRAINABLE, "conditioner", "discriminator")}
     return tuple(
         PartCost(
             key,
             getattr(getattr(system.recipe, key), "type", "mar"),
             sum(parameter.numel() for parameter in module.parameters()),
-            key == system.recipe.trains or key in trained,
+            key in (system.recipe.trains, "discriminator") or key in trained,
         )
-        for key, module in {**trained, **frozen}.items()
+        for key, module in {**trained, **others}.items()
         if module is not None
     )
 

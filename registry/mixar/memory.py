@@ -54,7 +54,8 @@ def figure(count: Callable[[], float]) -> Figure:
 def training_memory(system: System, *, processes: int = 1) -> dict[str, Figure]:
     """What each of `processes` needs, by kind, and their sum as `training`.
 
-    Weights, gradients, AdamW's two moments and averages take 4 bytes a parameter each. Under `training.parallel: fsdp`
+    Weights, gradients, AdamW's two moments and averages take 4 bytes a parameter each; a discriminator has no average,
+    and is one figure. Under `training.parallel: fsdp`
     every process holds its share of these, and in addition the whole weights and gradients of what it computes with:
     what is outside the blocks, and two blocks, the present one and the next. Where a step has several passes
     (`training.micro_batch`), it keeps all gradients whole between them.
@@ -75,6 +76,8 @@ def training_memory(system: System, *, processes: int = 1) -> dict[str, Figure]:
         kind: size * 1e-9 * trained / shares
         for kind, size in {"weights": 4, "gradients": 4, "adamw": 8, "ema": 4}.items()
     }
+    if system.discriminator is not None:
+        memory["discriminator"] = 16e-9 * sum(p.numel() for p in system.discriminator.parameters())
     memory["frozen_weights"] = 4e-9 * (sum(everything.values()) - trained)
     if shares > 1:
         blocks = sorted(sum(p.numel() for p in block.parameters()) for block in sharded_blocks(module))
@@ -109,9 +112,12 @@ def check_memory(system: System, *, device: torch.device, processes: int = 1) ->
     memory = training_memory(system, processes=processes)
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
     frozen, standing = float(memory["frozen_weights"]), sum(float(memory[kind]) for kind in STANDING)
+    standing += float(memory.get("discriminator", 0.0))
     name = f"recipe {system.recipe.name} on {device}"
     shared = f" for its {together} processes on this machine" if together > 1 else ""
-    fsdp = _fsdp(standing - frozen, frozen, settings.parallel, processes, capacity)
+    fsdp = "a device with more memory"
+    if system.discriminator is None:
+        fsdp = _fsdp(standing - frozen, frozen, settings.parallel, processes, capacity)
     if together * standing > capacity:
         raise UserError(
             f"{name}: weights, gradients, optimizer and averages need {_gb(together * standing)}{shared}, and there "
@@ -215,6 +221,9 @@ def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], ob
         passes["continuous_tokenizer"] = lambda: continuous.decode_raw(continuous.posterior(images_B3HW).mean_BChw)
     if "discrete_tokenizer" in recipe.trained_parts and discrete is not None:
         passes["discrete_tokenizer"] = lambda: discrete.decode_vectors(discrete.quantize(images_B3HW).vectors_BEhw)
+    if (discriminator := system.discriminator) is not None:
+        # of images, of reconstructions, and of these for the tokenizer's sake
+        passes["discriminator"] = lambda: [discriminator(images_B3HW + 0.0) for _ in range(3)]
     return passes
 
 
@@ -239,7 +248,8 @@ def _activations(system: System, processes: int) -> float:
 
 def _kept(system: System, masked: int = 0, *, training: bool = True) -> float:
     """Bytes that autograd keeps of one image for a backward pass, the parameters not counted."""
-    own = {id(s): s for s in (parameter.untyped_storage() for parameter in system.trained.parameters())}
+    modules = [module for module in (system.trained, system.discriminator) if module is not None]
+    own = {id(s): s for module in modules for s in (parameter.untyped_storage() for parameter in module.parameters())}
     kept: dict[int, Any] = {}  # by identity: storages without memory have no address
 
     def keep(tensor: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def chosen(recipe: Recipe, key: str) -> PartChoice:
 
 def named(recipe: Recipe, key: str) -> str:
     """A key, with the part that the recipe chose for it."""
-    choice = getattr(recipe, key)
+    choice = getattr(recipe, key, None)
     if not isinstance(choice, PartChoice):
         return key
     return f"{key} ({choice.type}{f', weights {choice.weights}' if choice.weights else ''})"

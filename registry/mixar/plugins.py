@@ -51,6 +51,7 @@ _OWN_KINDS = {
     "conditioner": "Conditioner",
     "dataset": "ImageDataset",
     "extractor": "FeatureExtractor",
+    "discriminator": "Discriminator",
     "optimizer": "Optimizer",
     "callback": "Callback",
 }

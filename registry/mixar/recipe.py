@@ -23,6 +23,7 @@ from mixar_core.errors import UserError, said_of
 from mixar_core.masking import MaskingConfig
 from mixar_core.mixture import TIMixConfig
 from mixar_core.model import SamplingConfig
+from mixar_core.training.adversarial import AdversarialConfig
 from mixar_core.training.reconstruction import ReconstructionConfig
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import Grid, ImageSize
@@ -86,6 +87,7 @@ class Recipe:
         trains: which part is trained. The others are frozen, or absent where that part does not need them.
         image_size: pixels of a square's side, or [height, width]. num_classes: 0 for an unconditional model.
         extractor: of the perceptual loss (reconstruction.perceptual_weight).
+        discriminator: what a tokenizer is trained against, as `adversarial` says; None: nothing.
         accept_other_classes: data whose class names are not those that a frozen prior, a cache or the run began with
             are used all the same: label 0 means the same class in both, and so on.
         init: what a new run starts from; None: nothing but the parts' own weights.
@@ -111,12 +113,14 @@ class Recipe:
     head: PartChoice | None = _part("head")
     sampler: PartChoice | None = _part("sampler")
     extractor: PartChoice | None = _part("extractor")
+    discriminator: PartChoice | None = _part("discriminator")
     optimizer: PartChoice | None = _part("optimizer")
     init: InitChoice | None = None
     also_trained: tuple[AlsoTrained, ...] = ()
     masking: MaskingConfig = MaskingConfig()
     ti_mix: TIMixConfig = TIMixConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     training: TrainingConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
     callbacks: tuple[PartChoice, ...] = field(default=(), metadata={"kind": "callback"})
@@ -128,6 +132,10 @@ class Recipe:
             raise ValueError(f"also_trained: {absent[0]}, and the recipe has none")
         if "discrete_tokenizer" in self.also_trained and self.prior and "prior" not in self.also_trained:
             raise ValueError("also_trained: discrete_tokenizer: codes will mean something else; train the prior, too")
+        if self.discriminator is not None and not self.trains.endswith("tokenizer"):
+            raise ValueError(f"discriminator: only where a tokenizer is trained, and this recipe trains {self.trains}")
+        if self.discriminator is None and self.adversarial != AdversarialConfig():
+            raise ValueError("adversarial: is about a discriminator, and the recipe has none; set both or none")
         own = getattr(self, self.trains, None)
         if self.init is not None and own is not None and own.weights is not None:
             raise ValueError(f"init.from and {self.trains}.weights both say what training starts from; set one of them")
@@ -377,6 +385,7 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
     """The plain values that `make_recipe` makes an equal recipe of, every setting written out."""
     plain, written = unstructure(recipe), ("training", "callbacks", *_RELEVANT[recipe.trains])
     written += ("reconstruction",) if {"continuous_tokenizer", "discrete_tokenizer"} & {*recipe.also_trained} else ()
+    written += ("adversarial",) if recipe.discriminator is not None else ()
     for key in PART_KEYS:
         for choice in [plain[key]] if isinstance(plain[key], dict) else plain[key] or ():
             settings, weights = choice.pop("config"), choice.pop("weights")

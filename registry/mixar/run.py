@@ -29,6 +29,7 @@ from mixar_core.distributed import own_device
 from mixar_core.errors import UserError, said_of
 from mixar_core.storage import user_path
 from mixar_core.tokenizer import ContinuousTokenizer
+from mixar_core.training.adversarial import Adversary
 from mixar_core.training.callback import Callback
 from mixar_core.training.objective import MixARObjective, Objective, PriorObjective
 from mixar_core.training.optimizer import AdamW, Optimizer, Updates
@@ -118,7 +119,7 @@ def train(
 
 
 def make_optimizer(system: System, registry: Registry) -> Optimizer | None:
-    """The recipe's optimizer, tried on what is trained; None: AdamW.
+    """The recipe's optimizer, tried on what is trained, a discriminator too; None: AdamW.
 
     Args:
         system: built with `meta=True`.
@@ -131,7 +132,9 @@ def make_optimizer(system: System, registry: Registry) -> Optimizer | None:
         return None
     optimizer: Optimizer = construct(recipe, registry, "optimizer")
     with said_of(f"recipe {recipe.name}: optimizer ({recipe.optimizer.type})"):
-        Updates(optimizer, system.trained, recipe.training)
+        for module in (system.trained, system.discriminator):
+            if module is not None:
+                Updates(optimizer, module, recipe.training)
     return optimizer
 
 
@@ -145,9 +148,10 @@ def make_objective(system: System, registry: Registry) -> Objective:
     extractor = construct(recipe, registry, "extractor") if recipe.reconstruction.perceptual_weight else None
     if recipe.trains == "mixar":
         return JointObjective(parts.model, recipe.sampling, extractor, recipe.reconstruction)
+    adversary = None if system.discriminator is None else Adversary(parts.discriminator, recipe.adversarial)
     if recipe.trains == "discrete_tokenizer":
-        return DiscreteReconstruction(parts.discrete_tokenizer, extractor, recipe.reconstruction)
-    return ContinuousReconstruction(parts.continuous_tokenizer, extractor, recipe.reconstruction)
+        return DiscreteReconstruction(parts.discrete_tokenizer, extractor, recipe.reconstruction, adversary)
+    return ContinuousReconstruction(parts.continuous_tokenizer, extractor, recipe.reconstruction, adversary)
 
 
 def _frozen_digests(system: System, registry: Registry) -> dict[str, str]:

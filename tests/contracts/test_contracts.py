@@ -144,6 +144,10 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "inception": [write_inception],
         "timm": [write_timm],
     },
+    "discriminator": {
+        "patchgan": [{"channels": 8, "layers": 2}, {"channels": 4, "layers": 1}],
+        "maskbit": [{"channels": 32, "stages": 2, "pool": 2}, {"channels": 8, "stages": 3, "pool": None}],
+    },
     "optimizer": {
         "adamw": [{}],
         "muon": [{}, {"momentum": 0.5, "iterations": 3}],

@@ -34,7 +34,7 @@ from mixar_core.training.objective import MixARObjective
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.trainer import train
 from tests.cli.process import send, tree
-from tests.core.training_toys import ToyImages
+from tests.core.training_toys import ToyImages, against_a_judge
 from tests.toys import small_mixar
 
 # Python 3.11's fork server does not hand its parent's sys.path to what it imports beforehand.
@@ -53,11 +53,16 @@ _MOMENTS: tuple[Moment, ...] = ("save", "step", "save", "start")
 
 @frozen
 class Setup:
-    """What is run: how many processes share it and how, and whether checkpoints are written in the background."""
+    """What is run: how many processes share it and how, and whether checkpoints are written in the background.
+
+    Args:
+        adversarial: a tokenizer against a discriminator is trained, and no MixAR.
+    """
 
     processes: int = 1
     parallel: Parallel = "ddp"
     background: bool = False
+    adversarial: bool = False
     steps: int = 200
     checkpoint_every: int = 5
 
@@ -65,7 +70,8 @@ class Setup:
     def name(self) -> str:
         """As the table has it."""
         shared = f"{self.processes} processes, {self.parallel.upper()}" if self.processes > 1 else "1 process"
-        return f"{shared}{', background checkpoints' if self.background else ''}"
+        trained = ", against a discriminator" if self.adversarial else ""
+        return f"{shared}{', background checkpoints' if self.background else ''}{trained}"
 
 
 @mutable
@@ -118,11 +124,9 @@ def train_one(
         preview_images=2,
         workers=workers,
     )
-    model = small_mixar(depth=1, dropout=0.1, attention_dropout=0.1)  # the same in every process
-    model.ti_mix = TIMixConfig(schedule="linear")
     try:
         train(
-            MixARObjective(model, SamplingConfig()),
+            against_a_judge(start_step=5) if setup.adversarial else _mixar(),
             ToyImages(50),
             ToyImages(8),
             config,
@@ -140,6 +144,12 @@ def train_one(
         os._exit(1)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _mixar() -> MixARObjective:
+    model = small_mixar(depth=1, dropout=0.1, attention_dropout=0.1)  # the same in every process
+    model.ti_mix = TIMixConfig(schedule="linear")
+    return MixARObjective(model, SamplingConfig())
 
 
 class _Looks(Callback):

@@ -21,6 +21,7 @@ SETUPS = [
     (Setup(processes=1, background=True, steps=40, checkpoint_every=4), 10),
     (Setup(processes=2, parallel="ddp", steps=24, checkpoint_every=4), 6),
     (Setup(processes=2, parallel="fsdp", background=True, steps=12, checkpoint_every=3), 3),
+    (Setup(processes=2, adversarial=True, steps=12, checkpoint_every=3), 2),
     # the sums of more than two depend on their order
     (Setup(processes=4, parallel="ddp", steps=16, checkpoint_every=4), 2),
 ]

@@ -10,12 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixar_core.data.dataset import ImageDataset
+from mixar_core.discriminator import Discriminator
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
+from mixar_core.tokenizer import ContinuousTokenizer
+from mixar_core.training.adversarial import AdversarialConfig, Adversary
 from mixar_core.training.objective import Objective
+from mixar_core.training.reconstruction import ContinuousReconstruction, ReconstructionConfig
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.trainer import Result, train
-from mixar_core.types import ImageBatch, Losses
+from mixar_core.types import ImageBatch, Losses, Posterior
 
 
 class ToyImages(ImageDataset):
@@ -77,6 +81,45 @@ class ToyObjective(Objective):
     def finish(self, batches, reduce) -> None:
         seen = reduce(torch.tensor(float(sum(rows for _, rows in batches))))
         self.net.seen.fill_(seen + self.net.head.bias.sum().item())
+
+
+class ToyJudge(Discriminator):
+    """Judges patches of 8 pixels; with a batch norm that keeps statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.LeakyReLU(0.2), nn.Conv2d(8, 1, 2, stride=2)
+        )
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        return self.layers(images_B3HW)
+
+
+class ToyAutoencoder(ContinuousTokenizer):
+    """Four by four tokens of 3 channels, made by one convolution and decoded by another."""
+
+    def __init__(self) -> None:
+        super().__init__(image_size=16, stride=4, latent_channels=3)
+        torch.manual_seed(2)
+        self.inner, self.outer = nn.Conv2d(3, 6, 4, stride=4), nn.ConvTranspose2d(3, 3, 4, stride=4)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.outer.weight
+
+    def posterior(self, images_B3HW: Tensor) -> Posterior:
+        return Posterior(*self.inner(images_B3HW).chunk(2, dim=1))
+
+    def decode_raw(self, latents_BChw: Tensor) -> Tensor:
+        return self.outer(latents_BChw)
+
+
+def against_a_judge(**settings) -> ContinuousReconstruction:
+    """An autoencoder trained against a discriminator."""
+    adversary = Adversary(ToyJudge(), AdversarialConfig(**({"lecam_weight": 0.1, "lecam_decay": 0.9} | settings)))
+    return ContinuousReconstruction(ToyAutoencoder(), None, ReconstructionConfig(), adversary)
 
 
 def toy_config(**settings) -> TrainingConfig:

@@ -10,7 +10,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from tests.parity import conv_tokenizer, ear, generator, kl, mar
+from tests.parity import adversarial, conv_tokenizer, ear, generator, kl, mar
 from tests.parity.case import Case, NotACase
 
 
@@ -61,6 +61,7 @@ RUNNERS = (
         ear.run,
         ear.MANIFESTS,
     ),
+    Runner("adversarial", ("lossconfig",), ("images", "decoded"), adversarial.run, {}),
 )
 
 

@@ -105,6 +105,12 @@ class KLAutoencoder(ContinuousTokenizer):
         if config.norm == "none":  # 1.6x faster on CPU; a group norm would change the layout back and forth
             self.to(memory_format=torch.channels_last)
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Of the decoder: what makes pixels."""
+        weight: nn.Parameter = self.decoder.get_parameter("conv_out.weight")
+        return weight
+
     def posterior(self, images_B3HW: Tensor) -> Posterior:
         """The encoder's Gaussian over raw latents (B, C, h, w), in the images' dtype even under autocast."""
         moments = self.quant_conv(self.encoder(images_B3HW)).to(images_B3HW.dtype)

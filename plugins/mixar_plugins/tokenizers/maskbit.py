@@ -100,6 +100,12 @@ class ConvTokenizer(DiscreteTokenizer):
         """Where the quantizer puts its codes."""
         return self.quantizer.layout(super().layout.scales[0])
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Of the decoder: what makes pixels."""
+        weight: nn.Parameter = self.decoder.get_parameter("conv_out.weight")
+        return weight
+
     def quantize(self, images_B3HW: Tensor) -> Quantized:
         """Encode and quantize; see Quantizer for the losses."""
         return self.quantizer(self.encoder((images_B3HW + 1) / 2))

@@ -1,0 +1,35 @@
+"""The contract of discriminators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from mixar_core.discriminator import Discriminator
+from mixar_core.testing.common import BATCH, check_gradients, check_module, expect, expect_tensor, normal
+
+
+def check_discriminator(make: Callable[[], Discriminator], *, image_size: int) -> None:
+    """The contract of `Discriminator`, whose `make` builds one for images of this size.
+
+    Logits are finite and one or several an image, also of pixels beyond [-1, 1]; they change with the image, and give
+    it, and every weight, a gradient. What a batch's other images are may matter: batch norm is common.
+    """
+
+    def exercise(discriminator: Discriminator, device: str) -> Mapping[str, Tensor]:
+        return {"logits": discriminator(2.0 * normal(BATCH, 3, image_size, image_size, device=device))}
+
+    discriminator, found = check_module(make, exercise)
+    logits = found["logits"]
+    expect(logits.ndim > 0 and len(logits) == BATCH, f"logits have shape {tuple(logits.shape)}, not (B, ...)")
+    expect(logits.numel() > 0, "there are no logits: the images are too small for it, and it does not refuse them")
+    expect_tensor("logits", logits, logits.shape)
+    discriminator.train()
+    images_B3HW = normal(BATCH, 3, image_size, image_size).requires_grad_()
+    other_B3HW = normal(BATCH, 3, image_size, image_size, seed=1)
+    with torch.no_grad():
+        changed = not torch.equal(discriminator(images_B3HW), discriminator(other_B3HW))
+    expect(changed, "logits do not depend on the images")
+    check_gradients(discriminator, discriminator(images_B3HW).square().mean(), images_B3HW)
