@@ -43,13 +43,14 @@ class EncodedImage:
         """
         return read_header(self._data(), where=self.where)
 
-    def picture(self) -> Image.Image:
-        """The whole image decoded, RGB.
+    def picture(self, least: int = 0) -> Image.Image:
+        """The whole image decoded, RGB; `least` as of `open_rgb`.
 
         Raises:
             UserError: it cannot be read.
         """
-        return open_rgb(self._data(), where=self.where, orient=self.orient, background=self.background)
+        how = {"where": self.where, "background": self.background}
+        return open_rgb(self._data(), orient=self.orient, least=least, **how)
 
     def pixels(self, size: ImageSize) -> Tensor:
         """The image decoded and cropped to `size`: uint8 (3, H, W).

@@ -51,6 +51,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 @frozen
@@ -58,7 +59,7 @@ class Header:
     """What an image file says of itself before it is decoded.
 
     Args:
-        size: width and height in pixels, as they are stored.
+        size: width and height in pixels, turned as it says.
         turned: whether its EXIF entry says that it lies on its side, on its head or mirrored.
         transparent: whether it has an alpha channel or a transparent colour. Every pixel may still be opaque.
         animated: whether it holds several pictures, of which the first is read.
@@ -80,10 +81,11 @@ def read_header(source: Path | bytes, *, where: str) -> Header:
     """
     with _reading(where), Image.open(_file(source)) as opened:
         # a PNG's EXIF entry may come after its pixels, and getexif would read all of them to see
-        turned = "exif" in opened.info and opened.getexif().get(_ORIENTATION) in _TURNS
+        turn = opened.getexif().get(_ORIENTATION, 1) if "exif" in opened.info else 1
         frames = getattr(opened, "is_animated", False) and opened.format != "MPO"  # a photo, with a small one beside it
+        size = opened.size[::-1] if turn in _ON_ITS_SIDE else opened.size
         kind = opened.format or "unknown"
-        return Header(opened.size, opened.mode, kind, turned, opened.has_transparency_data, frames)
+        return Header(size, opened.mode, kind, turn in _TURNS, opened.has_transparency_data, frames)
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
@@ -177,9 +179,11 @@ def read_image(
 
 
 def open_rgb(
-    source: Path | bytes | Image.Image, *, where: str, orient: bool = False, background: str = "white"
+    source: Path | bytes | Image.Image, *, where: str, orient: bool = False, background: str = "white", least: int = 0
 ) -> Image.Image:
     """Decode an image, or take one that is open, as `read_image` does, and leave it whole.
+
+    With `least` a JPEG may come scaled down, its sides no shorter than that: all of the file is read, but faster.
 
     Raises:
         UserError: the image cannot be read.
@@ -187,15 +191,17 @@ def open_rgb(
     with _reading(where):
         if isinstance(source, Image.Image):
             return to_rgb(source, background)
-        return _opened(source, orient, background)
+        return _opened(source, orient, background, least)
 
 
 def _file(source: Path | bytes) -> Path | io.BytesIO:
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
-def _opened(source: Path | bytes, orient: bool, background: str) -> Image.Image:
+def _opened(source: Path | bytes, orient: bool, background: str, least: int = 0) -> Image.Image:
     with Image.open(_file(source)) as opened:
+        if least:
+            opened.draft(None, (least, least))
         image = to_rgb(opened, background)
         turn = _TURNS.get(opened.getexif().get(_ORIENTATION, 1)) if orient else None
     return image if turn is None else image.transpose(turn)

@@ -13,8 +13,8 @@ from PIL import Image
 
 #: bits of 64 in which the hashes of near-duplicates may differ: almost all copies as JPEG or of another size have fewer
 FAR = 4
-#: mean difference of their thumbnails, in levels of 256: shapes that are alike may have other colours
-OTHER_COLOURS = 10
+#: mean difference of their colours, in levels of 256: what is alike in grey may have others
+OTHER_COLOURS = 5
 #: rows that are compared with others at a time
 _BLOCK = 1024
 

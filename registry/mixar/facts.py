@@ -6,6 +6,7 @@ facts.counts, facts.image_size, facts.data
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +27,9 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.folders import list_images
 from mixar_core.data.images import is_enlarged
 from mixar_core.data.workers import read_ahead
-from mixar_core.errors import UserError
-from mixar_core.pictures import rows_picture
-from mixar_core.storage import user_path
+from mixar_core.errors import UserError, said_of
+from mixar_core.pictures import rows_picture, to_pil, write_png
+from mixar_core.storage import user_path, write_text, writing
 from mixar_core.types import NO_CLASS, Grid, ImageSize
 
 #: sides that are proposed
@@ -37,6 +38,8 @@ SIZES = (16, 32, 48, 64, 96, 128, 192, 256)
 _ENLARGED = 0.1
 #: of a folder without a validation split, the share that is set aside for one
 SHARE = 0.1
+#: sides that JPEGs keep at least while they are looked at, which takes a third of the time
+_LEAST = 256
 #: images that a loader process looks at before it reports
 _AT_ONCE = 16
 #: in a contact sheet
@@ -137,14 +140,14 @@ def look(
     Raises:
         UserError: there is no such folder or recipe, the data cannot be opened, or no image can be read.
     """
-    registry = registry or plugin_manager()
-    path = user_path(source)
+    registry, path = registry or plugin_manager(), user_path(source)
     folder = path.absolute() if path.is_dir() and not (path / "recipe.yaml").is_file() else None
     if folder is not None:
         data = {"type": "image-folder", "path": str(folder), "orient": True}
         settings, sets = _open_folder(data, registry)
     else:
-        recipe = load_recipe(source, registry=registry)
+        with said_of(f"{source}: no folder of images; as a recipe"):
+            recipe = load_recipe(source, registry=registry)
         if recipe.data is None:
             raise UserError(f"recipe {recipe.name}: names no data to look at")
         image_size = image_size or recipe.image_size
@@ -154,7 +157,9 @@ def look(
     done, total = 0, sum(map(len, sets.values()))
     for split, images in sets.items():
         parts = torch.arange(len(images)).split(_AT_ONCE)
-        for found in read_ahead(partial(_see, images, folder), (part.tolist() for part in parts), workers=workers):
+        for found in read_ahead(
+            partial(_see, images, split, folder), (part.tolist() for part in parts), workers=workers
+        ):
             seen[split] += found
             done += len(found)
             progress(done, total, done)
@@ -197,24 +202,25 @@ def _open(
     return sets
 
 
-def _see(images: ImageDataset, folder: Path | None, indices: Sequence[int]) -> list[_Seen]:
-    return [_seen(images, index, folder) for index in indices]
+def _see(images: ImageDataset, split: str, folder: Path | None, indices: Sequence[int]) -> list[_Seen]:
+    return [_seen(images, index, split, folder) for index in indices]
 
 
-def _seen(images: ImageDataset, index: int, folder: Path | None) -> _Seen:
+def _seen(images: ImageDataset, index: int, split: str, folder: Path | None) -> _Seen:
     """An image, decoded once."""
     encoded = images.encoded(index)
     if encoded is None:
-        return _pixels_seen(images, index)
+        return _pixels_seen(images, index, f"{split} image {index}")
     name = encoded.where if folder is None else os.path.relpath(encoded.where, folder)
     try:
-        header, picture = encoded.header(), encoded.picture()
+        header, picture = encoded.header(), encoded.picture(_LEAST)
     except UserError as error:
-        return _Seen(name, encoded.label, problem=str(error).removeprefix(f"{encoded.where}: "))
+        reason = str(error).removeprefix(f"{encoded.where}: ").removeprefix("unreadable image: ")
+        return _Seen(name, encoded.label, problem=reason)
     return _Seen(
         name,
         encoded.label,
-        size=picture.size,
+        size=header.size,
         mode=header.mode,
         format=header.format,
         turned=header.turned,
@@ -224,14 +230,14 @@ def _seen(images: ImageDataset, index: int, folder: Path | None) -> _Seen:
     )
 
 
-def _pixels_seen(images: ImageDataset, index: int) -> _Seen:
+def _pixels_seen(images: ImageDataset, index: int, name: str) -> _Seen:
     """An image of a set that holds pixels."""
     try:
         pixels_3HW, label = images[index]
     except UserError as error:
-        return _Seen(f"image {index}", NO_CLASS, problem=str(error))
-    picture = Image.fromarray(pixels_3HW.permute(1, 2, 0).contiguous().numpy())
-    return _Seen(f"image {index}", label, picture.size, mode="RGB", format="pixels", print=print_of(picture))
+        return _Seen(name, NO_CLASS, problem=str(error))
+    picture = to_pil(pixels_3HW)
+    return _Seen(name, label, picture.size, mode="RGB", format="pixels", print=print_of(picture))
 
 
 def _facts(
@@ -297,6 +303,19 @@ def _leaks(groups: Sequence[Sequence[tuple[str, _Seen]]]) -> list[tuple[str, str
         if train is not None:
             found += [(image.name, train) for split, image in group if split == "validation"]
     return found
+
+
+def write_facts(facts: DataFacts, folder: Path, registry: Registry | None = None) -> None:
+    """Write `facts.json`, with every file's name, and `contact_sheet.png` into a folder; what is there is replaced.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    sheet = contact_sheet(facts, registry)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_png(folder / "contact_sheet.png", sheet)
+    write_text(folder / "facts.json", json.dumps(facts.plain(), indent=2) + "\n")
 
 
 def contact_sheet(facts: DataFacts, registry: Registry | None = None) -> Image.Image:

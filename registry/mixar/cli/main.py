@@ -15,6 +15,7 @@ from typer.models import CommandInfo, TyperInfo
 
 from mixar.cli.cache import cache_command
 from mixar.cli.common import NoPlugin, Offline
+from mixar.cli.data import data_command
 from mixar.cli.edit import edit_command
 from mixar.cli.inspect import recipe_app, recipes_command
 from mixar.cli.measure import measure_command
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command("sample")(sample_command)
 app.command("edit")(edit_command)
 app.command("train")(train_command)
+app.command("data")(data_command)
 app.command("cache")(cache_command)
 app.command("measure")(measure_command)
 app.command("recipes")(recipes_command)
