@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixar.assembly import System, build
     from mixar.editing import Edited
+    from mixar.facts import DataFacts, look
     from mixar.generation import Generation
     from mixar.model import Model, load
     from mixar.plugins import Part, Registry, evaluate, hookimpl, plugin_manager
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __version__ = version("mixar")
 __all__ = [
+    "DataFacts",
     "Edited",
     "Generation",
     "Model",
@@ -43,6 +45,7 @@ __all__ = [
     "hookimpl",
     "load",
     "load_recipe",
+    "look",
     "plugin_manager",
     "train",
 ]
@@ -50,6 +53,7 @@ __all__ = [
 _HOMES = {
     "mixar.assembly": ("System", "build"),
     "mixar.editing": ("Edited",),
+    "mixar.facts": ("DataFacts", "look"),
     "mixar.generation": ("Generation",),
     "mixar.model": ("Model", "load"),
     "mixar.plugins": ("Part", "Registry", "evaluate", "hookimpl", "plugin_manager"),

@@ -1,6 +1,6 @@
 """What is in a set of images, seen once: sizes, modes, classes, what is left out, near-duplicates, the `data:` lines.
 
-facts = mixar.facts.look("photos")
+facts = mixar.look("photos")
 facts.counts, facts.image_size, facts.data
 """
 

@@ -50,6 +50,13 @@ def write_unlabelled_folder(folder: Path) -> dict[str, Any]:
     return {"path": str(folder)}
 
 
+def write_class_folders(folder: Path) -> dict[str, Any]:
+    for number in range(8):
+        (folder / "ab"[number % 2]).mkdir(exist_ok=True)
+        (folder / "ab"[number % 2] / f"{number}.png").write_bytes(_png(20 * number))
+    return {"path": str(folder), "validation": 0.3}
+
+
 def write_inception(folder: Path) -> dict[str, Any]:
     return {"weights_file": str(networks.write_inception(folder / "inception.pth")), "unknown_weights": True}
 
@@ -136,7 +143,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
     },
     "dataset": {
         "parquet": [write_parquet],
-        "image-folder": [write_folder, write_unlabelled_folder],
+        "image-folder": [write_folder, write_unlabelled_folder, write_class_folders],
         "datasets": [write_for_datasets, write_for_streaming],
     },
     "extractor": {

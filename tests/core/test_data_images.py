@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
-from mixar_core.data.images import center_crop, read_image, to_rgb
+from mixar_core.data.images import Header, center_crop, open_rgb, read_header, read_image, to_rgb
 from mixar_core.errors import UserError
 
 PIXELS = numpy.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=numpy.uint8)
@@ -282,3 +282,40 @@ def test_orientation_is_followed_where_it_is_asked_for(orientation: int) -> None
     assert numpy.array_equal(read_image(data, 64, where="", orient=True).permute(1, 2, 0), numpy.asarray(turned))
     tiff = bytes(encoded("TIFF", exif=exif))  # Pillow turns these itself, once
     assert numpy.array_equal(read_image(tiff, 64, where="", orient=True), read_image(tiff, 64, where=""))
+
+
+def test_a_header_says_what_is_done_to_an_image() -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    data = bytes(encoded("JPEG", exif=exif))
+    wide = io.BytesIO()
+    Image.fromarray(PIXELS[:40]).save(wide, "JPEG", exif=exif)
+    assert read_header(data, where="") == Header((64, 64), "RGB", "JPEG", True, False, False)
+    assert read_header(wide.getvalue(), where="").size == (40, 64)  # upright
+    still, moving = io.BytesIO(), io.BytesIO()
+    Image.new("LA", (4, 4)).save(still, "PNG")
+    frames = [Image.new("RGBA", (4, 4), colour) for colour in ("red", "#00000000", "blue")]
+    frames[0].putpixel((0, 0), (0, 0, 0, 0))
+    frames[0].save(moving, "GIF", save_all=True, append_images=frames[1:])
+    assert read_header(still.getvalue(), where="") == Header((4, 4), "LA", "PNG", False, True, False)
+    header = read_header(moving.getvalue(), where="")
+    assert (header.format, header.transparent, header.animated) == ("GIF", True, True)
+    with pytest.raises(UserError, match=r"^row 3: unreadable image: not an image Pillow knows$"):
+        read_header(b"torn", where="row 3")
+
+
+def test_transparency_is_over_the_background_that_is_asked_for(tmp_path: Path) -> None:
+    Image.new("LA", (4, 4), (7, 0)).save(tmp_path / "x.png")
+    for colour, expected in (("white", [255] * 3), ("#102030", [16, 32, 48])):
+        pixels = read_image(tmp_path / "x.png", 4, where="", background=colour)
+        assert pixels[:, 0, 0].tolist() == expected
+        assert numpy.asarray(open_rgb(tmp_path / "x.png", where="", background=colour))[0, 0].tolist() == expected
+
+
+def test_a_jpeg_may_be_decoded_smaller_and_is_read_to_its_end() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).resize((1600, 1200)).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    assert open_rgb(data, where="").size == (1600, 1200) and open_rgb(data, where="", least=256).size == (400, 300)
+    with pytest.raises(UserError, match="truncated"):
+        open_rgb(data[: len(data) * 9 // 10], where="", least=256)

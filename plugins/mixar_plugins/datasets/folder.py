@@ -26,8 +26,12 @@ _LOOKED_AT = 32
 
 
 def _colour(_: object, field: Attribute[str | None], value: str | None) -> None:
-    if value is not None and len(ImageColor.getrgb(value)) != 3:
-        raise ValueError(f"{value}: is itself transparent")
+    try:
+        opaque = value is None or len(ImageColor.getrgb(value)) == 3
+    except ValueError:
+        opaque = False
+    if not opaque:
+        raise ValueError(f"'{field.name}' must be an opaque colour, such as white or #808080; {value!r} is none")
 
 
 @frozen
