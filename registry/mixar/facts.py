@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from mixar.duplicates import Print, imagehash, near_duplicates, print_of
+from mixar.origin import of_silence
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import load_recipe
 from mixar.structure import structure, unstructure
@@ -143,7 +144,7 @@ def look(
     registry, path = registry or plugin_manager(), user_path(source)
     folder = path.absolute() if path.is_dir() and not (path / "recipe.yaml").is_file() else None
     if folder is not None:
-        data = {"type": "image-folder", "path": str(folder), "orient": True}
+        data: dict[str, Any] = {**of_silence("dataset", "image-folder", registry), "path": str(folder), "orient": True}
         settings, sets = _open_folder(data, registry)
     else:
         with said_of(f"{source}: no folder of images; as a recipe"):
