@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
 from mixar.freeze import freeze
 from mixar.hub import is_file
-from mixar.image_sizes import check_images, check_size
+from mixar.image_sizes import as_size, check_images, check_size
 from mixar.parts import chosen, construct, construct_once, named
 from mixar.plugins import Registry, registry_without
 from mixar.recipe import TRAINABLE, Recipe, read_plain
@@ -380,8 +380,7 @@ def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
     folder = registry.find_model(recipe.prior.weights)
     trained = read_plain(folder / RECIPE, registry)
     for key in ("num_classes", "image_size"):
-        theirs, ours = trained.get(key), getattr(recipe, key)
-        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
+        theirs, ours = as_size(trained.get(key)), getattr(recipe, key)
         _check(recipe, theirs == ours, "prior", f"{key} {theirs}", key, ours)
     theirs = (trained.get("discrete_tokenizer") or {}).get("weights")
     ours = recipe.discrete_tokenizer.weights if recipe.discrete_tokenizer else None

@@ -1,16 +1,30 @@
-"""Images that are not square: parts that know squares only are refused, in words."""
+"""Sizes of images as recipes have them; parts that know squares only are refused, in words, where images are none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
+import attrs
 import torch
 
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.types import Grid, ImageSize
+
+
+def as_size(value: Any) -> Any:
+    """The side of a square, also where it is written as a pair; (height, width) of others; any other value itself."""
+    return Grid(*value).image_size if isinstance(value, list | tuple) else value
+
+
+def positive(_: Any, field: attrs.Attribute[Any], size: ImageSize) -> None:
+    """Refuse a size with a side below 1."""
+    pixels = Grid.of_pixels(size)
+    if min(pixels.height, pixels.width) < 1:
+        raise ValueError(f"'{field.name}' must be > 0: {size}")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from attrs.validators import ge
 
 from mixar import strict_yaml
 from mixar.hub import PREFIX, is_file
+from mixar.image_sizes import as_size, positive
 from mixar.origin import chosen_part, of_silence, same_type, settled
 from mixar.plugins import Registry, registry_without
 from mixar.structure import Invalid, structure, unstructure
@@ -26,7 +27,7 @@ from mixar_core.model import SamplingConfig
 from mixar_core.training.adversarial import AdversarialConfig
 from mixar_core.training.reconstruction import ReconstructionConfig
 from mixar_core.training.settings import TrainingConfig
-from mixar_core.types import Grid, ImageSize
+from mixar_core.types import ImageSize
 
 Trains = Literal["mixar", "continuous_tokenizer", "discrete_tokenizer", "prior"]
 AlsoTrained = Literal["continuous_tokenizer", "discrete_tokenizer", "prior", "conditioner"]
@@ -68,17 +69,6 @@ def _part(kind: str) -> Any:
     return field(default=None, metadata={"kind": kind})
 
 
-def _one_number(size: Any) -> Any:
-    """The side of a square, also where it is written as a pair."""
-    return Grid(*size).image_size if isinstance(size, tuple) else size
-
-
-def _positive(_: Any, field: attrs.Attribute[Any], size: ImageSize) -> None:
-    pixels = Grid.of_pixels(size)
-    if min(pixels.height, pixels.width) < 1:
-        raise ValueError(f"'{field.name}' must be > 0: {size}")
-
-
 @frozen
 class Recipe:
     """A recipe, resolved: nothing left to look up but weights and data, every path absolute. `load_recipe` makes one.
@@ -99,7 +89,7 @@ class Recipe:
 
     name: str
     trains: Trains
-    image_size: ImageSize = field(converter=_one_number, validator=_positive)
+    image_size: ImageSize = field(converter=as_size, validator=positive)
     num_classes: int = field(validator=ge(0))
     summary: str = ""
     accept_other_classes: bool = False
