@@ -13,6 +13,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from mixar_core.errors import UserError
+from mixar_core.training.reference import Reference
 
 
 @frozen(eq=False)
@@ -26,6 +27,7 @@ class RunInfo:
         device: what this process computes on.
         precision: `float32` or `bf16` (TrainingConfig.precision).
         flop_per_image: of a training step, forward and backward, recomputed activations not counted; None if not known.
+        reference: what the recipe's figures looked like in runs that went well; None: no such curves.
         waiting: seconds for which the trainer has been waiting for its batch now; 0 while it computes. May be called
             from another thread.
     """
@@ -40,6 +42,7 @@ class RunInfo:
     device: torch.device = torch.device("cpu")
     precision: str = "float32"
     flop_per_image: float | None = None
+    reference: Reference | None = None
     waiting: Callable[[], float] = lambda: 0.0
 
 

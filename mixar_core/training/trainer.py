@@ -36,6 +36,7 @@ from mixar_core.training.guards import where_it_began
 from mixar_core.training.log import Meter, RunLog, Unreadable
 from mixar_core.training.objective import Objective
 from mixar_core.training.optimizer import AdamW, Optimizer
+from mixar_core.training.reference import Reference
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.sources import VALIDATION_SEED, make_source, preview_images, shared_batches
 
@@ -73,6 +74,7 @@ def train(
     resume: bool = False,
     device: torch.device | str | None = None,
     flop_per_image: float | None = None,
+    reference: Reference | None = None,
 ) -> Result:
     """Train `objective.trained`, and leave `weights.safetensors` (averaged) and `weights_raw.safetensors` in `folder`.
 
@@ -89,7 +91,7 @@ def train(
         files: texts by file name written into the folder before the first step (the recipe).
         resume: go on from the newest checkpoint.
         device: None: this process's GPU if there is one, or else the CPU.
-        flop_per_image: of a training step, for callbacks.
+        flop_per_image: of a training step, for callbacks. reference: curves of such runs, for them, too.
 
     Raises:
         UserError: the folder is not empty, or there is nothing to resume, or it was another run, or one is at work in
@@ -102,7 +104,7 @@ def train(
         trainer = Trainer(objective, train_set, validation_set, config, folder, cache, callbacks, processes, optimizer)
         with closing(trainer.lock), closing(trainer.checkpoints):  # nothing is written once others are let in
             if trainer.prepare(files or {}, resume=resume):
-                result = trainer.run(signals, flop_per_image=flop_per_image)
+                result = trainer.run(signals, flop_per_image=flop_per_image, reference=reference)
             else:
                 result = Result(folder, trainer.done, trainer.steps)
     processes.leave()
@@ -227,7 +229,7 @@ class Trainer:
 
     # ---------------------------------------------------------------- the run
 
-    def run(self, signals: StopSignals, *, flop_per_image: float | None) -> Result:
+    def run(self, signals: StopSignals, *, flop_per_image: float | None, reference: Reference | None) -> Result:
         """All steps, or as many as there are before a signal; then the weights."""
         started = time.perf_counter()
         self.info = info = RunInfo(
@@ -241,6 +243,7 @@ class Trainer:
             precision=self.config.precision,
             device=self.processes.device,
             flop_per_image=flop_per_image,
+            reference=reference,
             waiting=lambda: self.meter.waiting(),
         )
         # what a callback cannot do in one process ends the run in all

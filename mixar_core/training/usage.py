@@ -64,10 +64,10 @@ class LatentUsage(nn.Module):
 
     @torch.no_grad()
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """`latent_std`, `channels_in_use` over all processes, and begin anew; nothing where nothing was added.
+        """`latent_std`, `channels_used` over all processes, and begin anew; nothing where nothing was added.
 
-        latent_std: of a sample of the raw latents, a root mean square over the channels. channels_in_use: how many of
-        them carry more than noise (IN_USE).
+        latent_std: of a sample of the raw latents, a root mean square over the channels. channels_used: the share of
+        them that carry more than noise (IN_USE).
         """
         count_C, first_C, second_C, noise_C = reduce(self.sums_4C.double())
         self.sums_4C.zero_()
@@ -75,8 +75,8 @@ class LatentUsage(nn.Module):
             return {}
         signal_C = (second_C / count_C - (first_C / count_C).square()).clamp_min(0.0)
         total_C = signal_C + noise_C / count_C
-        in_use_C = signal_C > IN_USE * total_C
-        return {"latent_std": total_C.mean().sqrt().item(), "channels_in_use": float(in_use_C.sum().item())}
+        used_C = signal_C > IN_USE * total_C
+        return {"latent_std": total_C.mean().sqrt().item(), "channels_used": used_C.double().mean().item()}
 
 
 def under(name: str, figures: Mapping[str, float]) -> dict[str, float]:

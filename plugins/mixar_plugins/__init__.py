@@ -16,6 +16,7 @@ def mixar_parts() -> list[Part]:
     from mixar_core.training.optimizer import AdamW, AdamWConfig
     from mixar_plugins.backbones.causal import CausalBackbone, CausalConfig
     from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
+    from mixar_plugins.callbacks.health import Health, HealthConfig
     from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
     from mixar_plugins.callbacks.sample_grid import SampleGrid, SampleGridConfig
     from mixar_plugins.callbacks.stall_watch import StallWatch, StallWatchConfig
@@ -86,6 +87,7 @@ def mixar_parts() -> list[Part]:
         Part("callback", "sample-grid", SampleGrid, SampleGridConfig),
         Part("callback", "throughput", Throughput, ThroughputConfig),
         Part("callback", "stall-watch", StallWatch, StallWatchConfig),
+        Part("callback", "health", Health, HealthConfig),
         Part("callback", "wandb", WandB, WandBConfig),
     ]
 

@@ -157,7 +157,7 @@ _RELEVANT: dict[str, tuple[str, ...]] = {
     "discrete_tokenizer": ("reconstruction",),
     "prior": (),
 }
-_DEFAULT_CALLBACKS = ("throughput", "stall-watch", "progress", "tensorboard", "sample-grid")
+_DEFAULT_CALLBACKS = ("throughput", "stall-watch", "health", "progress", "tensorboard", "sample-grid")
 
 
 def load_recipe(

@@ -22,6 +22,7 @@ from mixar.origin import origins
 from mixar.parts import check_frozen, construct, named, state_sha256
 from mixar.plugins import Registry, registry_without
 from mixar.recipe import PART_KEYS, TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
+from mixar.reference import reference_of
 from mixar.structure import differences, flat
 from mixar.text import first_of, shortened, tell
 from mixar_core.data.dataset import has_names
@@ -115,6 +116,7 @@ def train(
         resume=resume,
         device=device,
         flop_per_image=training_flop_per_image(planned),
+        reference=reference_of(recipe, registry),
     )
 
 

@@ -166,6 +166,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "sample-grid": [{}],
         "throughput": [{}, {"peak_tflops": 1.0}],
         "stall-watch": [{}, {"window": 0.0}],
+        "health": [{}],
         # The package need not be there; with a stand-in for it, the contract is checked in tests/plugins.
         "wandb": [{"mode": "disabled"}],
     },

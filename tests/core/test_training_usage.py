@@ -61,7 +61,7 @@ def test_latents_that_are_noise_are_not_in_use():
     for part in (slice(0, 24), slice(24, 64)):
         usage.add(Posterior(mean[part], logvar[part]))
     found = usage.take(alone)
-    assert found["channels_in_use"] == 2
+    assert found["channels_used"] == pytest.approx(2 / 3)
     expected = (mean.var(dim=(0, 2, 3), correction=0) + logvar[0, :, 0, 0].exp()).mean().sqrt().item()
     assert found["latent_std"] == pytest.approx(expected, rel=1e-4)
     assert usage.take(alone) == {}
@@ -81,7 +81,7 @@ def test_what_is_trained_is_counted_and_validation_is_not(kind):
     assert objective.window(alone) == {}
     objective.train()
     objective(images(), step=0, steps=1, noise=Noise.seeded(0))
-    expected = {"codes_used", "codes_perplexity"} if kind == "codes" else {"latent_std", "channels_in_use"}
+    expected = {"codes_used", "codes_perplexity"} if kind == "codes" else {"latent_std", "channels_used"}
     assert set(objective.window(alone)) == expected
     assert not any(name.startswith("usage") for name in objective.state_dict()), "checkpoints stay as they are"
 

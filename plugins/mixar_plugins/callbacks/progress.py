@@ -20,7 +20,10 @@ class ProgressConfig:
 
 
 class ProgressBar(Callback):
-    """A bar with step, loss, images/s and time left; plain lines where the output is no terminal."""
+    """A bar with step, loss, images/s and time left; plain lines where the output is no terminal.
+
+    Beside the loss stands what it lies between in reference runs, where the recipe has curves of such.
+    """
 
     def __init__(self, config: ProgressConfig, console: Console | None = None) -> None:
         self.config = config
@@ -42,7 +45,9 @@ class ProgressBar(Callback):
 
     def on_step(self, run: RunInfo, report: StepReport) -> None:
         left = duration(report.seconds_left)
-        figures = f"loss {report.losses['loss']:.4g}  {report.images_per_second:.4g} images/s  {left} left"
+        band = run.reference.at("train/loss", report.step) if run.reference else None
+        beside = f" (reference {band[0]:.3g} to {band[2]:.3g})" if band else ""
+        figures = f"loss {report.losses['loss']:.4g}{beside}  {report.images_per_second:.4g} images/s  {left} left"
         self.bar.update(self.task, completed=report.step, figures=figures)
         now = self.console.get_time()
         last = report.step == run.steps

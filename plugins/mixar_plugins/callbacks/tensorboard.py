@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
@@ -12,6 +13,7 @@ from torch import Tensor
 from mixar_core.errors import UserError
 from mixar_core.pictures import strip
 from mixar_core.training.callback import Callback, RunInfo, StepReport
+from mixar_core.training.reference import Reference
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -25,7 +27,7 @@ class TensorBoardConfig:
 
 
 class TensorBoard(Callback):
-    """Writes losses, rates and previews as TensorBoard events: `tensorboard --logdir RUNS`.
+    """Writes losses, rates, previews and reference curves as TensorBoard events: `tensorboard --logdir RUNS`.
 
     Raises:
         UserError: the package is not installed.
@@ -48,7 +50,10 @@ class TensorBoard(Callback):
 
         # A resumed run does the steps after its checkpoint again; TensorBoard then drops their first version.
         again = run.first_step + 1 if run.first_step else None
-        self.writer = SummaryWriter(str(run.folder / self.config.subfolder), purge_step=again)
+        folder = run.folder / self.config.subfolder
+        self.writer = SummaryWriter(str(folder), purge_step=again)
+        if run.reference is not None and again is None:
+            self._draw(run.reference, folder)
 
     def on_step(self, run: RunInfo, report: StepReport) -> None:
         self._scalars(report.figures(), report.step)
@@ -62,6 +67,16 @@ class TensorBoard(Callback):
 
     def on_end(self, run: RunInfo, step: int) -> None:
         self.writer.close()
+
+    def _draw(self, reference: Reference, folder: Path) -> None:
+        """Curves of the same names as runs of their own: TensorBoard draws them into the run's charts."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        for side in ("low", "middle", "high"):
+            with SummaryWriter(str(folder / f"reference_{side}")) as writer:
+                for name, band in reference.bands.items():
+                    for step, value in zip(band.steps, getattr(band, side), strict=True):
+                        writer.add_scalar(name, value, step)
 
     def _scalars(self, figures: Mapping[str, float], step: int) -> None:
         for name, value in figures.items():

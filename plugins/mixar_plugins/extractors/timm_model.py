@@ -17,6 +17,8 @@ from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import file_sha256
 
+_POSITIVE: Any = deep_iterable(gt(0.0))
+
 
 @frozen
 class TimmConfig:
@@ -36,7 +38,7 @@ class TimmConfig:
     weights_file: str = field(metadata={"path": True})
     size: int | None = field(default=None, validator=optional(ge(8)))
     mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = field(default=None, validator=optional(deep_iterable(gt(0.0))))
+    std: tuple[float, float, float] | None = field(default=None, validator=optional(_POSITIVE))
     layers: tuple[int, ...] | None = field(default=None, validator=optional(min_len(1)))
     norm: bool = False
 
