@@ -36,6 +36,8 @@ class Backbone(nn.Module, ABC):
     order: Order = "any"
     #: whether it learns from masks of every ratio (`masking`) or predicts every token in each pass
     masks: ClassVar[bool] = True
+    #: names of the methods of `Step.reuse` that its state knows
+    reuses: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def widths(cls, config: Any) -> tuple[int, int]:

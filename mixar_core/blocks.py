@@ -44,9 +44,16 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
+        return self.looking(*self.split(x_BTD))
+
+    def split(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens, (B, heads, T, width) each."""
         q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        dropout = self.attention_dropout if self.training else 0.0
-        out = attend(q, k, v, dropout)
+        return q, k, v
+
+    def looking(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What queries find in keys and values, which may be more: (B, T, D)."""
+        out = attend(q, k, v, self.attention_dropout if self.training else 0.0, mask)
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
 

@@ -360,7 +360,13 @@ class MixAR(nn.Module):
             known_BK=None if kept is None else kept.positions_BK,
             confidence_BN=confidence_BN,
         )
-        return self.sampler.plan(task, noise=noise)
+        plan = self.sampler.plan(task, noise=noise)
+        if unknown := sorted({planned.step.reuse or "" for planned in plan.steps} - {"", *backbone.reuses}):
+            known = f"allowed: {', '.join(sorted(backbone.reuses))}" if backbone.reuses else "it reuses nothing"
+            raise UserError(
+                f"sampler: reuse {unknown[0]}, which the backbone {type(backbone).__name__} has not; {known}"
+            )
+        return plan
 
     # ---------------------------------------------------------------- shapes
 

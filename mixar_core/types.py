@@ -300,6 +300,9 @@ class Step:
         head_steps: of the head's sampler; None: as its config says.
         solver: the head's, by name; None: as its config says.
         refresh: whether a backbone that can reuse what it computed before is to compute all anew.
+        reuse: the method by which later steps may reuse this one's work, and this one, without `refresh`, that of
+            earlier ones (`Backbone.reuses`); None: none.
+        share: of its tokens that a method of reuse computes anew, where it has a choice, 0 to 1.
         redraw: the tokens are known already; they are forgotten and drawn once more.
     """
 
@@ -308,6 +311,8 @@ class Step:
     head_steps: int | None = None
     solver: str | None = None
     refresh: bool = True
+    reuse: str | None = None
+    share: float = 1.0
     redraw: bool = False
 
 

@@ -45,6 +45,8 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
     from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
     from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
+    from mixar_plugins.samplers.gtr import GtRConfig, GtRSampler
+    from mixar_plugins.samplers.reuse import LazyMARConfig, LazyMARSampler, ReCAPConfig, ReCAPSampler
     from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
     from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer, VQConfig, VQTokenizer
     from mixar_plugins.tokenizers.residual import PyramidConfig, PyramidTokenizer, RVQConfig, RVQTokenizer
@@ -72,6 +74,9 @@ def mixar_parts() -> list[Part]:
         Part("head", "categorical", CategoricalHead, CategoricalHeadConfig),
         Part("head", "mse", MseHead, MseHeadConfig),
         Part("sampler", "cosine", CosineSampler, CosineConfig),
+        Part("sampler", "gtr", GtRSampler, GtRConfig),
+        Part("sampler", "lazymar", LazyMARSampler, LazyMARConfig),
+        Part("sampler", "recap", ReCAPSampler, ReCAPConfig),
         Part("dataset", "parquet", ParquetDataset, ParquetConfig),
         Part("dataset", "image-folder", ImageFolder, ImageFolderConfig),
         Part("dataset", "datasets", HuggingFaceDataset, HuggingFaceConfig),
@@ -97,3 +102,9 @@ def mixar_recipe_folders() -> list[Path]:
     """The recipes of the published systems: inside a wheel, and beside the packages in a checkout."""
     here = Path(__file__).resolve().parent
     return [folder for folder in (here / "recipes", here.parents[1] / "recipes") if folder.is_dir()]
+
+
+@hookimpl
+def mixar_preset_folders() -> list[Path]:
+    """Presets of sampling: published ways of computing less."""
+    return [Path(__file__).resolve().parent / "presets"]

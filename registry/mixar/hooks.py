@@ -61,6 +61,10 @@ class Hooks(Protocol):
         """Folders whose sub-folders are models (recipe.yaml + weights.safetensors), found by folder name."""
 
     @hookspec
+    def mixar_preset_folders(self) -> Sequence[Path]:
+        """Folders whose *.yaml are presets of sampling (`sampler:` and `sampling:` of a recipe), found by file name."""
+
+    @hookspec
     def mixar_commands(self, app: typer.Typer) -> None:
         """Add commands to the program: `app.command("name")(function)`, `app.add_typer(...)`."""
 

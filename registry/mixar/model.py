@@ -337,6 +337,7 @@ def load(
     weights: Kind = "ema",
     precision: Precision = "float32",
     registry: Registry | None = None,
+    preset: str | None = None,
     without_plugins: Sequence[str] = (),
 ) -> Model:
     """A model to sample from: a shipped one by name, a model folder, or the folder of a run.
@@ -345,6 +346,7 @@ def load(
         device: None takes the GPU if there is one.
         weights: averaged over training (ema) or those of the last step (raw; a run folder has both).
         precision: bf16 computes all but the decoders under autocast: about twice as fast, and other images.
+        preset: how it samples, by name (`mixar presets`): one that it carries, or of those that every model can take.
         without_plugins: names of installed plugins to leave out.
 
     Raises:
@@ -355,7 +357,7 @@ def load(
             raise UserError(f"{what} {value!r}: not known; {choices(allowed, str(value))}")
     registry = registry_without(registry, without_plugins)
     folder = registry.find_model(name_or_path)
-    recipe = load_recipe(folder / RECIPE, registry=registry)
+    recipe = load_recipe(folder / RECIPE, {} if preset is None else {"preset": preset}, registry=registry)
     chosen = available_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     data = open_data(recipe, registry, "train") if prior_draws_from_data(recipe) and recipe.data else None
     trained = weights_file(folder, weights)
@@ -363,7 +365,11 @@ def load(
         system = build(recipe, registry, device=chosen, trained_weights=trained, data=data)
     except UserError as error:  # a frozen part that was moved: the key, and the file to write its new place into
         raise UserError(f"{folder / RECIPE}: {error}") from error
-    brought = {key: state_sha256(part) for key, part in system.brought.items() if _as_brought(recipe, key)}
+    brought = {
+        key: state_sha256(part)
+        for key, part in system.brought.items()
+        if key not in recipe.trained_parts and getattr(recipe, key).weights is None
+    }
     check_frozen(folder, brought, "it draws as it was trained with those alone")
     files = {
         key: find_weights(choice.weights, registry)
@@ -374,11 +380,6 @@ def load(
     }
     names = _class_names(recipe, folder, registry)
     return Model(system, names, chosen, files | {recipe.trains: trained}, weights, precision)
-
-
-def _as_brought(recipe: Recipe, key: str) -> bool:
-    """Whether a part that brings its weights is used with these."""
-    return key not in recipe.trained_parts and getattr(recipe, key).weights is None
 
 
 def prior_draws_from_data(recipe: Recipe) -> bool:

@@ -93,6 +93,7 @@ def plugin_manager(*, blocked: Sequence[str] = (), option: str = "blocked") -> R
             broken_parts=broken,
             recipe_folders=tuple(map(Path, offered(plugin, "mixar_recipe_folders"))),
             model_folders=tuple(map(Path, offered(plugin, "mixar_model_folders"))),
+            preset_folders=tuple(map(Path, offered(plugin, "mixar_preset_folders"))),
         )
 
     plugins = [_unless_broken(plugin, with_kinds) for plugin in plugins]  # kinds first: any plugin has parts of them

@@ -17,6 +17,7 @@ from mixar.hub import PREFIX, is_file
 from mixar.image_sizes import as_size, positive
 from mixar.origin import chosen_part, of_silence, same_type, settled
 from mixar.plugins import Registry, registry_without
+from mixar.presets import with_preset
 from mixar.structure import Invalid, structure, unstructure
 from mixar.text import choices
 from mixar.written import Text, bare, path_of, placed, read_value
@@ -189,7 +190,8 @@ def load_plain(
         UserError: no such recipe, or it is no mapping.
     """
     path = registry.find_recipe(name_or_path)
-    plain = merge(read_plain(path, registry), settled(parse_overrides(overrides), PART_KEYS, registry))
+    over = with_preset(parse_overrides(overrides), registry, path.parent)
+    plain = merge(read_plain(path, registry), settled(over, PART_KEYS, registry))
     plain.setdefault("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
     return plain
 
@@ -210,6 +212,7 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
     if not isinstance(plain, dict):
         raise UserError(f"{where}: a recipe is a mapping of keys to values, this is {type(plain).__name__}")
     parent, folder = plain.pop("extends", None), path.absolute().parent
+    plain = with_preset(plain, registry, folder)
     shipped = registry.shipped_by(path) is not None
     own = not shipped and not (path.name == "recipe.yaml" and (folder / "provenance.json").is_file())
     plain = placed(plain, folder if own else Path.cwd(), own=own)

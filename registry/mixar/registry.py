@@ -44,6 +44,7 @@ class Plugin:
     broken_parts: tuple[BrokenPart, ...] = ()
     recipe_folders: tuple[Path, ...] = ()
     model_folders: tuple[Path, ...] = ()
+    preset_folders: tuple[Path, ...] = ()
 
     @property
     def package(self) -> str:
@@ -125,6 +126,10 @@ class Registry:
         """Shipped models by name (the folder's), qualified where plugins clash."""
         return _by_name(self._models())
 
+    def presets(self) -> dict[str, list[Path]]:
+        """Presets of sampling by name (the file's, without .yaml), qualified where plugins clash."""
+        return _by_name(self._presets())
+
     def shipped_by(self, file: Path) -> Plugin | None:
         """The plugin in whose folders of recipes or of models a file lies."""
         for plugin in self.plugins:
@@ -132,6 +137,15 @@ class Registry:
             if any(file.resolve().is_relative_to(folder.resolve()) for folder in folders):
                 return plugin
         return None
+
+    def find_preset(self, name: str, model: Path | None = None) -> Path:
+        """A preset's file: what a model's folder has of this name under presets/, or what a plugin brings.
+
+        Raises:
+            UserError: there is none, or several plugins have one of that name.
+        """
+        own = [(file.stem, "model", file) for file in sorted(model.glob("presets/*.yaml"))] if model else []
+        return self._only(name, [each for each in own if each[0] == name] or [*own, *self._presets()], "preset")
 
     def find_recipe(self, name_or_path: str | Path) -> Path:
         """A recipe's file, by its name or by its path (anything with a slash or ending in .yaml is a path).
@@ -183,6 +197,14 @@ class Registry:
             for plugin in self.plugins
             for folder in plugin.model_folders
             for file in folder.glob("*/recipe.yaml")
+        )
+
+    def _presets(self) -> list[tuple[str, str, Path]]:
+        return _once(
+            (file.stem, plugin.name, file)
+            for plugin in self.plugins
+            for folder in plugin.preset_folders
+            for file in folder.glob("*.yaml")
         )
 
     def _only(self, name: str, known: Sequence[tuple[str, str, Path]], what: str) -> Path:

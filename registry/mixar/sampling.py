@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import attrs
 import torch
 from attrs import asdict, field, frozen
 from attrs.validators import ge, in_, min_len
@@ -21,8 +22,8 @@ from torch import Tensor
 from mixar.folder import sha256, versions
 from mixar.generation import batch_noise
 from mixar.model import Model, prior_draws_from_data
-from mixar.recipe import PART_KEYS, to_plain
-from mixar.structure import differences
+from mixar.recipe import PART_KEYS, Recipe, to_plain
+from mixar.structure import differences, key_of
 from mixar.text import first_of
 from mixar_core.data.streams import seed_of
 from mixar_core.distributed import Processes, StopSignals
@@ -206,11 +207,26 @@ def with_timing(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**manifest, "seconds_per_image_and_process": timing_of(folder).seconds_per_image}
 
 
-def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+_PLAIN = (bool, int, float, str, tuple, list, type(None))
+
+
+def _defaults(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of the parts in a manifest, what they do where a setting is not given, as `describe` writes it."""
+    configs = {key: getattr(recipe, key).config for key in manifest["model"]["parts"] if key in PART_KEYS}
+    plain = {
+        key: {key_of(f.name): f.default for f in attrs.fields(type(config)) if isinstance(f.default, _PLAIN)}
+        for key, config in configs.items()
+    }
+    found: dict[str, dict[str, Any]] = json.loads(json.dumps(plain))
+    return found
+
+
+def claim(folder: Path, manifest: Mapping[str, Any], recipe: Recipe | None = None) -> dict[str, Any]:
     """Make `folder` the place of these samples, or see that it is; what it then says of itself.
 
-    Of an earlier call's folder that is what it said before, with this call under `continued` where it computes with
-    other versions or on another device. A folder of anything else, and of other samples, is refused.
+    Settings of the recipe's parts that it does not have, because there were none such then, have their defaults. Of an
+    earlier call's folder that is what it said before, with this call under `continued` where it computes with other
+    versions or on another device. A folder of anything else, and of other samples, is refused.
     """
     with writing(folder):
         folder.resolve().mkdir(parents=True, exist_ok=True)
@@ -220,6 +236,8 @@ def claim(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
             write_manifest(folder / MANIFEST, manifest)
             return dict(manifest)
         then, plan = plan_of(folder)
+        for key, defaults in ({} if recipe is None else _defaults(recipe, manifest)).items():
+            then["model"]["parts"][key] = defaults | then["model"]["parts"].get(key, {})
         now = json.loads(json.dumps(manifest))
         changed = differences(*({k: v for k, v in side.items() if k not in _FREE} for side in (then, now)))
         if changed:

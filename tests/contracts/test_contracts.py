@@ -121,7 +121,10 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "dc-ca": [{}],
     },
     "head": {
-        "diffusion": [{**SMALL_HEAD, "samples_per_token": 2, "sampling_steps": 4}],
+        "diffusion": [
+            {**SMALL_HEAD, "samples_per_token": 2, "sampling_steps": 4},
+            *({**SMALL_HEAD, "sampling_steps": 4, "solver": name} for name in ("disa", "lazymar", "ddim", "dpm++")),
+        ],
         "flow": [
             {**SMALL_HEAD, "samples_per_token": 2, "sampling_steps": 3},
             {**SMALL_HEAD, "solver": "heun", "time": "logit-normal", "sampling_steps": 2},
@@ -139,7 +142,11 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {"order": "raster", "tokens_per_step": 1},
             {"order": "subsample"},
             {"order": "halton", "tokens_per_step": 3},
-        ]
+            {"head_steps_end": 7, "head_steps_fall": "cosine", "solver": "disa"},
+        ],
+        "gtr": [{}, {"shares": (1.0, 1.0, 1.0)}],
+        "lazymar": [{}, {"full": 0, "period": 1, "order": "halton"}],
+        "recap": [{"head_steps_share": 1.0}, {"head_steps_share": 1.0, "begin": 0.0}],
     },
     "dataset": {
         "parquet": [write_parquet],

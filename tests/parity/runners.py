@@ -10,7 +10,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from tests.parity import adversarial, conv_tokenizer, ear, generator, kl, mar
+from tests.parity import adversarial, conv_tokenizer, ear, fast, generator, kl, mar
 from tests.parity.case import Case, NotACase
 
 
@@ -43,6 +43,31 @@ RUNNERS = (
         ("tokens", "tokens_in", "mask", "labels"),
         generator.run,
         generator.MANIFESTS,
+    ),
+    Runner(
+        "disa",
+        ("diffloss_d", "diff_annealing_strategy"),
+        (
+            "labels",
+            "orders",
+            "iters",
+            "cfg_scale",
+            "init_*",
+            "noise_*",
+            "train_t",
+            "train_noise",
+            "train_target",
+            "train_z",
+        ),
+        fast.run_disa,
+        {},
+    ),
+    Runner(
+        "lazymar",
+        ("diffloss_d", "lazy_mar"),
+        ("labels", "orders", "iters", "cfg_scale", "init_*", "head_init", "head_noise", "head_z"),
+        fast.run_lazymar,
+        {},
     ),
     Runner(
         "mar",

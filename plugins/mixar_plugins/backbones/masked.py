@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import attrs
 import torch
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, lt
@@ -17,6 +18,7 @@ from mixar_core.mixture import dc_mixture
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
 from mixar_plugins.backbones.condition import ConditionEmbedding, class_vectors, init_as_mar
+from mixar_plugins.backbones.reuse import Reuse
 
 _share = and_(ge(0.0), lt(1.0))
 
@@ -61,6 +63,8 @@ class MaskedConfig:
 
 class MaskedBackbone(Backbone):
     """MAR's transformer: an encoder over the visible tokens only, a decoder over all."""
+
+    reuses = frozenset({"lazymar", "recap"})
 
     def __init__(
         self,
@@ -142,6 +146,11 @@ class MaskedBackbone(Backbone):
 
     def encode(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
         """The encoder over [prefix, class buffer, visible tokens]: (B, P + buffer + U, D)."""
+        x = self.encoder_input(tokens_BNC, split, condition, guidance)
+        return self.encoder_norm(self._run(self.encoder_blocks, x, guidance.memory_BMD))
+
+    def encoder_input(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
+        """What the encoder's first block sees."""
         buffer = self.config.buffer
         visible_BUD = self.z_proj(take(tokens_BNC, split.visible_BU))
         class_B1D = class_vectors(self.class_emb, self.fake_latent, condition.labels_B)[:, None].to(visible_BUD.dtype)
@@ -158,14 +167,18 @@ class MaskedBackbone(Backbone):
             x = torch.cat([guidance.prefix_BPD.to(x.dtype), x], dim=1)
         if self.condition is not None:
             x = torch.cat([self.condition(condition).to(x.dtype), x], dim=1)
-        x = self._run(self.encoder_blocks, self.z_proj_ln(x), guidance.memory_BMD)
-        return self.encoder_norm(x)
+        return self.z_proj_ln(x)
 
     def decode(self, encoded: Tensor, split: MaskSplit, guidance: Guidance) -> Tensor:
         """The decoder over [prefix, class buffer, all tokens]: z (B, N, D).
 
         Masked positions hold the mask token (Eq. 8), or `guidance.fill_BND` where there is one (Eq. 9).
         """
+        x = self.decoder_input(encoded, split, guidance)
+        return self.decoder_output(self._run(self.decoder_blocks, x, guidance.memory_BMD))
+
+    def decoder_input(self, encoded: Tensor, split: MaskSplit, guidance: Guidance) -> Tensor:
+        """What the decoder's first block sees: [prefix, class buffer, all tokens]."""
         buffer, tokens = self.config.buffer, self.layout.tokens
         x = self.decoder_embed(encoded)
         prefix = x.shape[1] - buffer - split.visible_BU.shape[1]
@@ -177,12 +190,13 @@ class MaskedBackbone(Backbone):
         full_BND = put(full_BND, split.visible_BU, visible_BUD)
 
         positions = self.decoder_pos_embed_learned
-        x = torch.cat(
+        return torch.cat(
             [head[:, :prefix], head[:, prefix:] + positions[:, :buffer], full_BND + positions[:, buffer:]], dim=1
         )
-        x = self._run(self.decoder_blocks, x, guidance.memory_BMD)
-        x = self.decoder_norm(x)[:, prefix + buffer :]
-        return x + self.diffusion_pos_embed_learned
+
+    def decoder_output(self, x: Tensor) -> Tensor:
+        """z (B, N, D) of what the decoder's last block gave."""
+        return self.decoder_norm(x)[:, -self.layout.tokens :] + self.diffusion_pos_embed_learned
 
     def _blocks(self, width: int, heads: int, depth: int, memory: bool) -> nn.ModuleList:
         c = self.config
@@ -210,7 +224,7 @@ class MaskedBackbone(Backbone):
 
 
 class MaskedState(BackboneState):
-    """What is known so far; every prediction computes encoder and decoder anew."""
+    """What is known so far. A prediction computes encoder and decoder anew, unless its step reuses (see `Reuse`)."""
 
     def __init__(self, backbone: MaskedBackbone, condition: Condition, guidance: Guidance) -> None:
         self.backbone, self.condition, self.guidance = backbone, condition, guidance
@@ -218,30 +232,69 @@ class MaskedState(BackboneState):
         self.tokens_BNC = torch.zeros(*shape, backbone.token_dim, device=device)
         self.known_BN = torch.zeros(shape, dtype=torch.bool, device=device)
         self.known = 0
+        #: what a step that reuses builds on, the guidance that this was computed with, and what became known since
+        self.reuse: Reuse | None = None
+        self.reused = guidance
+        self.recent_BK = torch.zeros(shape[0], 0, dtype=torch.int64, device=device)
 
     def predict(self, positions_BK: Tensor, step: Step) -> Z:
-        """z of these tokens. The visible ones are looked at in ascending order, however they became known."""
+        """z of these tokens. The visible ones are looked at in ascending order, however they became known.
+
+        A step that is to reuse computes all anew where there is nothing to build on: no full pass before it, none with
+        both halves, or other guidance since.
+        """
         if step.redraw:
             self.known_BN, self.known = (
                 self.known_BN.scatter(1, positions_BK, False),
                 self.known - positions_BK.shape[1],
             )
+        if step.reuse is None or step.redraw:
+            self.reuse = None
+        elif self.reuse is None or self.reuse.method != step.reuse:
+            self.reuse = Reuse(self.backbone, step.reuse)
+            step = attrs.evolve(step, refresh=True)
+        z_BND = self._everything(step) if self._anew(step) else self._between(positions_BK, step)
+        self.recent_BK = self.recent_BK[:, :0]
+        if step.cfg == 1.0:
+            return Z(take(z_BND[: len(positions_BK)], positions_BK), positions_BK)
+        cond_BND, uncond_BND = z_BND.chunk(2)
+        return Z(take(cond_BND, positions_BK), positions_BK, take(uncond_BND, positions_BK))
+
+    def _anew(self, step: Step) -> bool:
+        if self.reuse is None or step.refresh or self.guidance is not self.reused:
+            return True
+        return step.cfg != 1.0 and not self.reuse.guided
+
+    def _everything(self, step: Step) -> Tensor:
+        """z (B, N, D) of a full pass, both halves below each other where the step is guided."""
         order_BN = self.known_BN.int().argsort(dim=1, stable=True)
         masked = order_BN.shape[1] - self.known
         split = MaskSplit(visible_BU=order_BN[:, masked:], masked_BK=order_BN[:, :masked])
         tokens_BNC, condition, guidance = self.tokens_BNC, self.condition, self.guidance
-        guided = step.cfg != 1.0
-        if guided:
+        if step.cfg != 1.0:
             tokens_BNC, condition, guidance = tokens_BNC.repeat(2, 1, 1), condition.guided(), guidance.repeat(2)
             split = MaskSplit(split.visible_BU.repeat(2, 1), split.masked_BK.repeat(2, 1))
-        encoded = self.backbone.encode(tokens_BNC, split, condition, guidance)
-        z_BND = self.backbone.decode(encoded, split, guidance)
-        if not guided:
-            return Z(take(z_BND, positions_BK), positions_BK)
-        cond_BND, uncond_BND = z_BND.chunk(2)
-        return Z(take(cond_BND, positions_BK), positions_BK, take(uncond_BND, positions_BK))
+        if self.reuse is not None:
+            self.reused = self.guidance
+            return self.reuse.full(tokens_BNC, split, condition, guidance, guided=step.cfg != 1.0)
+        return self.backbone.decode(self.backbone.encode(tokens_BNC, split, condition, guidance), split, guidance)
+
+    def _between(self, positions_BK: Tensor, step: Step) -> Tensor:
+        """The same of a step that reuses, right at these positions."""
+        assert self.reuse is not None
+        copies = self.reuse.copies
+        condition = self.condition.guided() if copies == 2 else self.condition
+        return self.reuse.between(
+            self.tokens_BNC.repeat(copies, 1, 1),
+            self.recent_BK.repeat(copies, 1),
+            positions_BK.repeat(copies, 1),
+            condition,
+            self.guidance.repeat(copies),
+            step,
+        )
 
     def reveal(self, positions_BK: Tensor, tokens_BKC: Tensor) -> None:
         """These tokens are known."""
         self.tokens_BNC = put(self.tokens_BNC, positions_BK, tokens_BKC)
         self.known_BN, self.known = self.known_BN.scatter(1, positions_BK, True), self.known + positions_BK.shape[1]
+        self.recent_BK = torch.cat([self.recent_BK, positions_BK], dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixar_core.blocks import Attention, Block, attend
+from mixar_core.blocks import Attention, Block
 from mixar_core.types import TokenLayout
 
 
@@ -71,14 +71,13 @@ class CachedAttention(Attention):
             cache: what came before; what is seen of these tokens is kept in it.
             seen: only the first so many of these tokens are looked at; None: all.
         """
-        q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.split(x_BTD)
         k, v = k[:, :, :seen], v[:, :, :seen]
         if angles is not None:
             q, k = rotate(q, angles[:, None]), rotate(k, angles[:, None, :seen])
         if cache is not None:
             k, v = cache.extended(k, v)
-        out = attend(q, k, v, self.attention_dropout if self.training else 0.0, mask)
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        return self.looking(q, k, v, mask)
 
 
 class CachedBlock(Block):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Literal
 
 import torch
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, le, optional
+from attrs.validators import and_, ge, gt, in_, le, optional
 from torch import Tensor
 
 from mixar_core.errors import UserError
@@ -15,8 +16,9 @@ from mixar_core.noise import Noise
 from mixar_core.precision import full_precision
 from mixar_core.types import Step, TokenLayout, Z
 from mixar_plugins.heads.common import uncond_of
-from mixar_plugins.heads.gaussian_diffusion import TRAIN_STEPS, TrainTables, reverse_step, schedule
+from mixar_plugins.heads.gaussian_diffusion import TRAIN_STEPS, TrainTables
 from mixar_plugins.heads.mlp import DenoisingMLP
+from mixar_plugins.heads.solvers import SOLVERS, process_of
 
 #: Steps of sampling that multiply errors by more than this are computed in float32: bfloat16's would drown the token.
 #: Up to 100 respaced steps have one such step, all 1000 have seven.
@@ -31,6 +33,9 @@ class DiffusionHeadConfig:
         depth, width: residual blocks and their width (MAR-B/L/H: 6x1024, 8x1280, 12x1536).
         samples_per_token: noise levels drawn for each masked token in a training step (MAR: 4).
         sampling_steps: respaced steps of sampling (MAR: 100); two at least, because one alone leaves the noise there.
+        solver: ddpm: MAR's, with noise on the way. disa: the same, without the noisiest 5 %.
+            lazymar: the same, most steps reusing part of what earlier ones computed. ddim, dpm++: without noise
+            on the way, good in few steps; they take no temperature.
         clip: bound on the x_0 predicted while sampling, in units of the normalised latents. The schedule's noisiest
             step multiplies an error in the predicted noise by 2e4, which a head trained for minutes does not survive
             without a bound; MAR, trained for weeks, has none (None).
@@ -40,6 +45,7 @@ class DiffusionHeadConfig:
     width: int = field(default=1024, validator=ge(1))
     samples_per_token: int = field(default=4, validator=ge(1))
     sampling_steps: int = field(default=100, validator=and_(ge(2), le(TRAIN_STEPS)))
+    solver: Literal["ddpm", "disa", "lazymar", "ddim", "dpm++"] = field(default="ddpm", validator=in_(SOLVERS))
     clip: float | None = field(default=None, validator=optional(gt(0.0)))
 
 
@@ -77,17 +83,25 @@ class DiffusionHead(ContinuousHead):
         return mse, self.tables.variational_bound(target, xt, t, predicted.detach(), variance)
 
     def check(self, step: Step) -> None:
-        """Refuse other solvers than DDPM, and steps that the schedule does not have."""
-        if step.solver not in (None, "ddpm"):
-            raise UserError(f"head diffusion has no solver {step.solver}; allowed: ddpm")
+        """Refuse unknown solvers, a temperature where they draw no noise, and steps that the schedule has not."""
+        name = step.solver or self.config.solver
+        if name not in SOLVERS:
+            raise UserError(f"head diffusion has no solver {name}; allowed: {', '.join(SOLVERS)}")
+        if not SOLVERS[name].advance.draws and step.temperature != 1.0:
+            raise UserError(
+                f"sampling.temperature: {step.temperature:g}; the solver {name} draws no noise that it could scale; "
+                "allowed: 1"
+            )
         if step.head_steps is not None and not 2 <= step.head_steps <= TRAIN_STEPS:
             raise UserError(f"sampling.head_steps: {step.head_steps}; head diffusion takes 2 to {TRAIN_STEPS}")
 
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
         """Reverse diffusion over `step.head_steps` respaced steps, its noisiest in float32 throughout: (B, K, C)."""
         self.check(step)
-        steps, uncond_BKD = step.head_steps or self.config.sampling_steps, uncond_of(z, step)
-        process, guided, device = schedule(steps), uncond_BKD is not None, z.cond_BKD.device
+        name, uncond_BKD = step.solver or self.config.solver, uncond_of(z, step)
+        process = process_of(name, step.head_steps or self.config.sampling_steps)
+        how, guided, device = SOLVERS[name], uncond_BKD is not None, z.cond_BKD.device
+        solver, denoise = how.advance(process, self.config.clip), how.denoise(self.net, len(process), guided=guided)
         z_BKD = z.cond_BKD if uncond_BKD is None else torch.cat([z.cond_BKD, uncond_BKD])
         timesteps = torch.tensor(process.timesteps, device=device)
         # a step's time embedding is the same for every row, and a row's condition for every step: computed once
@@ -101,11 +115,10 @@ class DiffusionHead(ContinuousHead):
             sensitive = process.error_gain(k) > MOST_GAIN_IN_BF16
             times, cond = exact if sensitive else embedded
             with full_precision(x.device) if sensitive else nullcontext():
-                out = self.net.denoise(x.repeat(2, 1, 1) if guided else x, times[k], cond).float()
-            eps, variance = out.chunk(2, dim=-1)
-            if guided:
-                (eps, uncond), variance = eps.chunk(2), variance.chunk(2)[0]
+                eps, uncond, variance = denoise(k, x, times[k], cond)
+            if uncond is not None:
                 eps = uncond + step.cfg * (eps - uncond)
-            added = noise.normal(shape, x.device, name="head_step") if k > 0 and step.temperature > 0.0 else None
-            x = reverse_step(process, k, x, eps, variance, added, step.temperature, self.config.clip)
+            drawn = solver.draws and k > 0 and step.temperature > 0.0
+            added = noise.normal(shape, x.device, name="head_step") if drawn else None
+            x = solver(k, x, (eps, variance), added, step.temperature)
         return x

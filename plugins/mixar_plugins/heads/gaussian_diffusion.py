@@ -6,6 +6,7 @@ Tables are computed in float64 and used in float32. MAR's diffusion loss (its Eq
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -64,11 +65,20 @@ class Schedule:
         """What an error in x_t is multiplied by in the x_0 predicted at step k, 1 / sqrt(alpha_bar): up to 2e4."""
         return 1.0 / math.sqrt(self.alphas_cumprod[k])
 
+    def log_snr(self, k: int) -> float:
+        """log(alpha / sigma) of step k, the variable in which DPM-Solver goes."""
+        return 0.5 * math.log(self.alphas_cumprod[k] / (1.0 - self.alphas_cumprod[k]))
+
 
 @lru_cache(maxsize=64)
 def schedule(steps: int = TRAIN_STEPS) -> Schedule:
     """The process over `steps` respaced steps of the cosine schedule."""
-    chosen = np.array(respaced_timesteps(steps))
+    return tables(respaced_timesteps(steps))
+
+
+def tables(timesteps: Sequence[int]) -> Schedule:
+    """The process over these timesteps of the cosine schedule, ascending."""
+    chosen = np.array(timesteps)
     full = np.cumprod(1.0 - cosine_betas())
     betas = 1.0 - full[chosen] / np.append(1.0, full[chosen][:-1])
     cumprod = np.cumprod(1.0 - betas)
@@ -151,15 +161,18 @@ def reverse_step(
 
     `clip` bounds the predicted x_0 (None: unbounded, as MAR).
     """
-    cumprod = float(s.alphas_cumprod[k])
-    predicted_x0 = math.sqrt(1.0 / cumprod) * xt - math.sqrt(1.0 / cumprod - 1.0) * eps
-    if clip is not None:
-        predicted_x0 = predicted_x0.clamp(-clip, clip)
-    mean = float(s.posterior_mean_x0[k]) * predicted_x0 + float(s.posterior_mean_xt[k]) * xt
+    mean = float(s.posterior_mean_x0[k]) * predicted_x0(s, k, xt, eps, clip) + float(s.posterior_mean_xt[k]) * xt
     if k == 0 or noise is None:
         return mean
     log_variance = _between(variance, float(s.posterior_log_variance[k]), math.log(s.betas[k]))
     return mean + torch.exp(0.5 * log_variance) * noise * temperature
+
+
+def predicted_x0(s: Schedule, k: int, xt: Tensor, eps: Tensor, clip: float | None = None) -> Tensor:
+    """x_0 as the noise predicted at step k has it, within `clip`."""
+    cumprod = float(s.alphas_cumprod[k])
+    x0 = math.sqrt(1.0 / cumprod) * xt - math.sqrt(1.0 / cumprod - 1.0) * eps
+    return x0 if clip is None else x0.clamp(-clip, clip)
 
 
 def _between(variance: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

@@ -98,9 +98,14 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, temperature: float = 1.0) -> Tensor:
         """(..., width) to (..., width)."""
+        inner, gate = self.modulated(x, condition, temperature)
+        return x + gate * self.mlp(inner)
+
+    def modulated(self, x: Tensor, condition: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """What goes into the MLP, and the gate of what comes out of it."""
         shift, scale, gate = self.adaLN_modulation(condition).chunk(3, dim=-1)
         shift = shift if temperature == 1.0 else shift * temperature
-        return x + gate * self.mlp(torch.addcmul(shift, self.in_ln(x), 1 + scale))
+        return torch.addcmul(shift, self.in_ln(x), 1 + scale), gate
 
 
 class FinalLayer(nn.Module):

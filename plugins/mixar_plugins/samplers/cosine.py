@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
@@ -17,6 +19,12 @@ from mixar_core.noise import Noise
 from mixar_core.plan import Plan, PlannedStep, Sampler, Task
 from mixar_core.types import Grid, Step, TokenLayout
 
+#: by name, the share of the way down that is left in step s, where the last is n
+FALLS: dict[str, Callable[[int, int], float]] = {
+    "linear": lambda s, n: (n - s) / n,
+    "cosine": lambda s, n: (math.cos(math.pi * s / n) + 1.0) / 2.0,
+    "two-stage": lambda s, n: 1.0 if s < n / 2 else 0.0,
+}
 OrderName = Literal["random", "raster", "subsample", "halton"]
 
 
@@ -28,10 +36,24 @@ class CosineConfig:
         order: random: each image its own. raster: row by row. subsample: every second row and column first, and of
             these every second first, and so on. halton: spread out evenly at every moment. These two need a grid.
         tokens_per_step: as many in each step, whatever `sampling.steps` says; None: MaskGIT's cosine schedule, as MAR.
+        head_steps_end: head steps of the last step; `sampling.head_steps` falls to it (DiSA: 50 to 5). None: they stay.
+        head_steps_fall: how, as DiSA's released code has it. two-stage: at half of the steps, at once.
+        solver: the head's, for all steps; None: as the head's settings say.
+        cfg_interval: guidance only while the share of tokens that are not known is in (low, high], else none
+            (arXiv 2404.07724; of masks eMIGM, arXiv 2503.07197); None: always.
     """
 
     order: OrderName = field(default="random", validator=in_(("random", "raster", "subsample", "halton")))
     tokens_per_step: int | None = field(default=None, validator=optional(ge(1)))
+    head_steps_end: int | None = field(default=None, validator=optional(ge(1)))
+    head_steps_fall: Literal["linear", "cosine", "two-stage"] = field(default="linear", validator=in_(FALLS))
+    solver: str | None = None
+    cfg_interval: tuple[float, float] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        low, high = self.cfg_interval or (0.0, 1.0)
+        if not 0.0 <= low < high <= 1.0:
+            raise ValueError(f"cfg_interval is {[low, high]}; it rises, within 0 and 1")
 
 
 class CosineSampler(Sampler):
@@ -53,21 +75,52 @@ class CosineSampler(Sampler):
                 f"sampler: order {config.order}, tokens_per_step {config.tokens_per_step}; the backbone predicts row "
                 "by row: order raster, tokens_per_step 1"
             )
-        reveal_BN = passing_over(reveal_order(config.order, task, noise=noise), task.known_BK)
+        reveal_BN = passing_over(self.reveal(task, noise=noise), task.known_BK)
         total = reveal_BN.shape[1]
-        if config.tokens_per_step is None:
-            left = [total, *masked_after_step(total, task.steps)] if total else []
-        else:
-            left = [*range(total, 0, -config.tokens_per_step), 0]
+        left = self.left(total, task.steps) if total else []
         steps = []
-        for before, after in pairwise(left):
+        for index, (before, after) in enumerate(pairwise(left)):
             if after < before:
                 positions_BK = reveal_BN[:, total - before : total - after].sort(dim=1).values
-                cfg = cfg_at_step(task.cfg, tokens, after, task.cfg_schedule)
-                steps.append(
-                    PlannedStep(positions_BK, Step(cfg=cfg, temperature=task.temperature, head_steps=task.head_steps))
+                low, high = config.cfg_interval or (0.0, 1.0)
+                guided = low < before / tokens <= high
+                step = Step(
+                    cfg=cfg_at_step(task.cfg, tokens, after, task.cfg_schedule) if guided else 1.0,
+                    temperature=task.temperature,
+                    head_steps=self.head_steps(task, index, len(left) - 1),
+                    solver=config.solver,
                 )
+                steps.append(PlannedStep(positions_BK, self.refined(step, index, len(left) - 1)))
         return Plan(steps)
+
+    def reveal(self, task: Task, *, noise: Noise) -> Tensor:
+        """Positions in the order in which they are revealed: (B, N) int64."""
+        return reveal_order(self.config.order, task, noise=noise)
+
+    def left(self, total: int, steps: int) -> list[int]:
+        """How many of `total` tokens are left before the first and after every step."""
+        if self.config.tokens_per_step is None:
+            return [total, *masked_after_step(total, steps)]
+        return [*range(total, 0, -self.config.tokens_per_step), 0]
+
+    def refined(self, step: Step, index: int, steps: int) -> Step:
+        """Step `index` of `steps` as a sampler that builds on this one wants it."""
+        return step
+
+    def head_steps(self, task: Task, index: int, steps: int) -> int | None:
+        """Of step `index` of `steps`, falling from `task.head_steps` (DiSA, arXiv 2505.20297, and its released code).
+
+        Raises:
+            UserError: they are to fall, and it is not said from where.
+        """
+        first, last = task.head_steps, self.config.head_steps_end
+        if last is None:
+            return first
+        if first is None or first < last:
+            raise UserError(
+                f"sampler.head_steps_end: {last}; head steps fall to it from sampling.head_steps, which is {first}"
+            )
+        return last + int(FALLS[self.config.head_steps_fall](index, max(1, steps - 1)) * (first - last))
 
 
 def reveal_order(order: OrderName, task: Task, *, noise: Noise) -> Tensor:

@@ -76,6 +76,10 @@ Temperature = Annotated[
     float | None,
     typer.Option("--temperature", callback=at_least(0), help="Scale of the noise; default: the recipe's."),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="NAME", help="How it samples: mixar presets; default: the recipe's way."),
+]
 Batch = Annotated[int, typer.Option("--batch", callback=at_least(1), help="Images at a time.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the averaged ones.")]
 Device = Annotated[

@@ -14,6 +14,7 @@ from mixar.cli.common import (
     ModelName,
     NoPlugin,
     Precision,
+    Preset,
     Raw,
     Steps,
     Temperature,
@@ -80,6 +81,7 @@ def edit_command(
         typer.Option("--label", metavar="NUMBER", help="The same by number; without either, no class."),
     ] = None,
     count: Annotated[int, typer.Option(callback=at_least(1), help="Results a class.")] = 1,
+    preset: Preset = None,
     steps: Steps = None,
     cfg: Cfg = None,
     temperature: Temperature = None,
@@ -127,7 +129,9 @@ def edit_command(
 
     registry = open_registry(context, no_plugin)
     check_folder(out, force=force)
-    loaded = load(model, device=device, weights="raw" if raw else "ema", precision=precision, registry=registry)
+    loaded = load(
+        model, device=device, weights="raw" if raw else "ema", precision=precision, preset=preset, registry=registry
+    )
     wanted = asked_classes(loaded, classes or (), labels or ()) or [NO_CLASS]
     changes: dict[str, Any] = {"steps": steps, "cfg": cfg, "temperature": temperature}
     asked = {"outside": outside, "place": place, "peek": peek, "paste": not no_paste, "feather": feather}

@@ -35,6 +35,30 @@ def recipes_command(context: typer.Context, no_plugin: NoPlugin = None, as_json:
         print_table("Recipes", ("name", "trains", "summary"), [list(row.values())[:3] for row in rows])
 
 
+def presets_command(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="Also those that this model carries.")] = None,
+    no_plugin: NoPlugin = None,
+    as_json: Json = False,
+) -> None:
+    """List the ways of sampling that `--preset` takes.
+
+    Example: `mixar presets emoji64`, then `mixar sample emoji64 --preset one-shot`
+    """
+    from mixar.presets import FOLDER, read_preset
+
+    registry = open_registry(context, no_plugin)
+    own = [] if model is None else sorted((registry.find_model(model) / FOLDER).glob("*.yaml"))
+    found = [(path.stem, path) for path in own] + [
+        (n, path) for n, paths in registry.presets().items() for path in paths
+    ]
+    rows = [{"name": name, **read_preset(path, registry), "path": str(path)} for name, path in found]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table("Presets", ("name", "summary"), [(row["name"], row["summary"]) for row in rows])
+
+
 @recipe_app.command("show")
 def show_command(
     context: typer.Context, recipe: RecipeName, settings: Set = None, no_plugin: NoPlugin = None, as_json: Json = False

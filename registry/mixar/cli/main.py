@@ -17,7 +17,7 @@ from mixar.cli.cache import cache_command
 from mixar.cli.common import NoPlugin, Offline
 from mixar.cli.data import data_command
 from mixar.cli.edit import edit_command
-from mixar.cli.inspect import recipe_app, recipes_command
+from mixar.cli.inspect import presets_command, recipe_app, recipes_command
 from mixar.cli.measure import measure_command
 from mixar.cli.plugin import plugins_command
 from mixar.cli.sample import sample_command
@@ -45,6 +45,7 @@ app.command("cache")(cache_command)
 app.command("measure")(measure_command)
 app.command("recipes")(recipes_command)
 app.add_typer(recipe_app, name="recipe")
+app.command("presets")(presets_command)
 app.command("plugins")(plugins_command)
 
 

@@ -17,6 +17,7 @@ from mixar.cli.common import (
     ModelName,
     NoPlugin,
     Precision,
+    Preset,
     Raw,
     Steps,
     Temperature,
@@ -57,6 +58,7 @@ def sample_command(
     random_labels: Annotated[
         bool, typer.Option("--random-labels", help="With --count: draw each image's class at random.")
     ] = False,
+    preset: Preset = None,
     steps: Steps = None,
     cfg: Cfg = None,
     temperature: Temperature = None,
@@ -122,7 +124,12 @@ def sample_command(
         check_folder(folder, force=force)
     processes = join_processes(device, timeout=PATIENT)
     loaded = load(
-        model, device=processes.device, weights="raw" if raw else "ema", precision=precision, registry=registry
+        model,
+        device=processes.device,
+        weights="raw" if raw else "ema",
+        precision=precision,
+        preset=preset,
+        registry=registry,
     )
     asked, every = asked_classes(loaded, classes or (), labels or ()), all_classes(loaded)
     changes: dict[str, Any] = {"steps": steps, "cfg": cfg, "temperature": temperature}
@@ -171,7 +178,7 @@ def _draw_many(model: Model, plan: Plan, folder: Path, processes: Processes, *, 
             check_ours(folder)
             with writing(folder):
                 shutil.rmtree(folder.resolve())
-        return claim(folder, describe(model, plan))
+        return claim(folder, describe(model, plan), model.recipe)
 
     manifest = processes.on_main(prepare)
     store = PNGStore(folder, plan, manifest["class_names"]) if npz is None else RawStore(folder)

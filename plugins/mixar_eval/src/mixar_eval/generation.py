@@ -67,7 +67,7 @@ def draw_samples(model: Model, plan: Plan, folder: Path, context: EvalContext, w
         UserError: the folder holds other samples, or cannot be written.
         Stopped: a signal came.
     """
-    manifest = context.processes.on_main(lambda: claim(folder, describe(model, plan)))
+    manifest = context.processes.on_main(lambda: claim(folder, describe(model, plan), model.recipe))
     store = PNGStore(folder, plan, manifest["class_names"])
     if not draw_chunks(model, plan, store, context.processes, signals=context.signals, report=context.show(what)):
         raise Stopped

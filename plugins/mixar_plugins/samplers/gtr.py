@@ -1,0 +1,70 @@
+"""Generation then reconstruction: a checkerboard in many small steps, then what lies between in few large ones."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from mixar_core.errors import UserError
+from mixar_core.noise import Noise
+from mixar_core.plan import Task
+from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler, reveal_order
+
+#: where stages end, as shares of the tokens: every second diagonal of the first half, that half, all
+ENDS = (0.25, 0.5, 1.0)
+
+
+@frozen
+class GtRConfig(CosineConfig):
+    """Settings of `cosine`, of which `order` and `tokens_per_step` stay as they are, and
+
+    Args:
+        shares: of the steps, for each of the three stages (24, 6 and 2 of 32).
+    """
+
+    shares: tuple[float, float, float] = field(default=(0.75, 0.1875, 0.0625))
+
+    def __attrs_post_init__(self) -> None:
+        CosineConfig.__attrs_post_init__(self)
+        if min(self.shares) < 0.0 or sum(self.shares) <= 0.0:
+            raise ValueError(f"shares is {list(self.shares)}; they are of the steps, and not below 0")
+        if self.order != "random" or self.tokens_per_step is not None:
+            raise ValueError("order and tokens_per_step: the sampler gtr has an order and steps of its own")
+
+
+class GtRSampler(CosineSampler):
+    """GtR's stages: tokens of even row + column first, a quarter and a quarter; then the other half in few steps.
+
+    Not here: more head steps for those tokens of the last stage whose z varies most.
+    """
+
+    config: GtRConfig
+
+    def reveal(self, task: Task, *, noise: Noise) -> Tensor:
+        """Stage by stage, at random within each: (B, N) int64.
+
+        Raises:
+            UserError: the tokens stand on no grid.
+        """
+        if task.layout.kind != "grid":
+            raise UserError(f"sampler gtr: it needs tokens on a grid, and these are a {task.layout}")
+        width = task.layout.scales[0].width
+        diagonal = [sum(divmod(position, width)) for position in range(task.layout.tokens)]
+        stages = [(0, 2, 1, 2)[each % 4] for each in diagonal]
+        order_BN = reveal_order("random", task, noise=noise)
+        stage_BN = torch.tensor(stages, device=task.device)[order_BN]
+        return order_BN.gather(1, stage_BN.argsort(dim=1, stable=True))
+
+    def left(self, total: int, steps: int) -> list[int]:
+        """Each stage in even steps, at least one; a stage of no tokens has none."""
+        shares, gone = self.config.shares, [0]
+        ends = [round(share * steps / sum(shares)) for share in accumulate(shares)]
+        for (begin, end), (first, last) in zip(
+            pairwise([0, *(round(share * total) for share in ENDS)]), pairwise([0, *ends]), strict=True
+        ):
+            count = min(end - begin, max(1, last - first))
+            gone += [begin + (end - begin) * (step + 1) // count for step in range(count)]
+        return [total - tokens for tokens in gone]

@@ -1,0 +1,65 @@
+"""Presets of sampling: a sampler and settings under a name, in files that plugins bring and models carry.
+
+A file `presets/NAME.yaml` holds what a recipe would, and no more: `summary:`, `sampler:`, `sampling:`. A recipe or
+`--set` that says `preset: NAME` means these, where it says nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mixar import strict_yaml
+from mixar.registry import Registry
+from mixar.structure import Invalid, structure, unstructure
+from mixar.text import choices
+from mixar_core.errors import UserError, said_of
+from mixar_core.model import SamplingConfig
+
+#: the folder of a model's own presets, and what a file may hold
+FOLDER, KEYS = "presets", ("summary", "sampler", "sampling")
+
+
+def read_preset(path: Path, registry: Registry) -> dict[str, Any]:
+    """What a preset says: its summary, its sampler with every setting, and those of `sampling` that it names.
+
+    Raises:
+        UserError: the file cannot be read, or says something else.
+    """
+    where = f"preset {path}"
+    try:
+        plain = strict_yaml.load(path.read_text(encoding="utf-8"), where=where)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: cannot be read: {error}") from error
+    found = plain if isinstance(plain, dict) else {}
+    if unknown := [str(key) for key in found if key not in KEYS]:
+        raise UserError(f"{where}: {unknown[0]}: unknown key; {choices(KEYS, unknown[0])}")
+    if not found:
+        raise UserError(f"{where}: holds no keys; {choices(KEYS)}")
+    sampler, sampling = dict(found.get("sampler") or {"type": "cosine"}), found.get("sampling") or {}
+    with said_of(f"{where}: sampler"):
+        part = registry.part("sampler", str(sampler.pop("type", "cosine")))
+    try:
+        settings = unstructure(structure(sampler, part.config, path="sampler"))
+        structure(sampling, SamplingConfig, path="sampling")
+    except Invalid as error:
+        raise UserError(f"{where}: {error}") from error
+    summary = str(found.get("summary") or "")
+    return {"summary": summary, "sampler": {"type": registry.name_of(part), **settings}, "sampling": dict(sampling)}
+
+
+def with_preset(plain: Mapping[str, Any], registry: Registry, model: Path | None = None) -> dict[str, Any]:
+    """A recipe's plain values with those of the preset that they name below their own.
+
+    Args:
+        model: the folder whose presets come first.
+    """
+    from mixar.recipe import merge
+
+    own = dict(plain)
+    name = own.pop("preset", None)
+    if name is None:
+        return own
+    preset = read_preset(registry.find_preset(str(name), model), registry)
+    return merge({key: preset[key] for key in ("sampler", "sampling")}, own)
