@@ -19,7 +19,7 @@ from mixar.cli.data import data_command
 from mixar.cli.edit import edit_command
 from mixar.cli.inspect import presets_command, recipe_app, recipes_command
 from mixar.cli.measure import measure_command
-from mixar.cli.plugin import plugins_command
+from mixar.cli.plugin import plugin_app, plugins_command
 from mixar.cli.sample import sample_command
 from mixar.cli.train import train_command
 from mixar.plugins import load_plugins
@@ -47,6 +47,7 @@ app.command("recipes")(recipes_command)
 app.add_typer(recipe_app, name="recipe")
 app.command("presets")(presets_command)
 app.command("plugins")(plugins_command)
+app.add_typer(plugin_app, name="plugin")
 
 
 #: the packages of this repository that bring commands of their own, for who has not installed them

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixar.cli.common import Json, NoPlugin, open_registry, print_json, print_table
+from mixar.cli.common import Json, NoPlugin, as_path, command_line, open_registry, print_json, print_table
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
     from mixar.plugins import Plugin, Registry
 
+plugin_app = typer.Typer(
+    no_args_is_help=True, help="Write a plugin: `new` makes a package that works as it stands, `check` its contracts."
+)
 PART = "A part as recipes name it; `KIND:NAME` where several kinds have one of that name."
 
 
@@ -110,3 +114,30 @@ def _show_kinds(registry: Registry, as_json: bool) -> None:
         rows += [(kind.kind, kind.base, kind.meaning), ("", kind.built.replace("Class", "built as Class", 1), "")]
         rows += [("", duty.signature, duty.meaning) for duty in kind.must_define]
     print_table("Kinds of parts", ("kind", "class, and what one must define", "what it does"), rows)
+
+
+@plugin_app.command("new")
+def new_command(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package, the plugin and its parts.")],
+    kinds: Annotated[
+        list[str], typer.Option("--kind", metavar="KIND", help="Of a part (see `mixar plugins --kinds`); repeatable.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", parser=as_path, metavar="DIR", help="The new folder; default: NAME.")
+    ] = None,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Write a plugin package with a small working part of each kind, its tests and a README.
+
+    Example: `mixar plugin new my-parts --kind head --kind sampler`
+    """
+    from mixar.scaffold import new_plugin
+
+    folder = Path(name) if out is None else out
+    for path in new_plugin(name, kinds, folder, open_registry(context, no_plugin)):
+        print(folder / path)
+    name = name.replace("_", "-")
+    print("\nnext:")
+    for words in (("pip", "install", "-e", folder), ("mixar", "plugin", "check", name)):
+        print(f"  {command_line(*words)}")
