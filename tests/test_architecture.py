@@ -14,11 +14,14 @@ import pytest
 from attrs import frozen
 
 ROOT = Path(__file__).parents[1]
+#: what `mixar plugin new` copies: a plugin package that lies inside another package, and is none of its modules
+TEMPLATE = ROOT / "registry/mixar/template"
 #: where each import package lies; those of plugins/ come after the two that all build on
 PACKAGES = {
     "mixar_core": ROOT / "mixar_core",
     "mixar": ROOT / "registry/mixar",
     "mixar_plugins": ROOT / "plugins/mixar_plugins",
+    "my_plugin": TEMPLATE / "src/my_plugin",
     **{path.name: path for path in sorted((ROOT / "plugins").glob("*/src/*")) if path.is_dir()},
 }
 PLUGINS = PACKAGES.keys() - {"mixar_core", "mixar"}
@@ -63,7 +66,12 @@ def name_of(package: str, path: Path) -> str:
     return ".".join((package, *(part for part in parts if part != "__init__")))
 
 
-MODULES = {name_of(package, path): path for package, place in PACKAGES.items() for path in place.rglob("*.py")}
+MODULES = {
+    name_of(package, path): path
+    for package, place in PACKAGES.items()
+    for path in place.rglob("*.py")
+    if package == "my_plugin" or TEMPLATE not in path.parents
+}
 
 
 def imports_of(tree: ast.Module, package: str) -> Iterator[Import]:

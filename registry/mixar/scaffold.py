@@ -47,8 +47,8 @@ def new_plugin(name: str, kinds: Sequence[str], folder: Path, registry: Registry
     written = []
     with writing(folder):
         try:
-            for path in sorted(TEMPLATE.rglob("*")):
-                if path.is_dir() or path.suffix == ".pyc" or path in (KINDS[kind] for kind in left_out):
+            for path in template_files():
+                if path in (KINDS[kind] for kind in left_out):
                     continue
                 relative = Path(_renamed(path.relative_to(TEMPLATE).as_posix(), words))
                 (unfinished / relative).parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,13 @@ def new_plugin(name: str, kinds: Sequence[str], folder: Path, registry: Registry
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return written
+
+
+def template_files() -> list[Path]:
+    """The template's, without what tools that looked at it left there."""
+    found = sorted(path for path in TEMPLATE.rglob("*") if path.is_file())
+    left = [any(part.startswith((".", "__pycache__")) for part in path.relative_to(TEMPLATE).parts) for path in found]
+    return [path for path, of_tools in zip(found, left, strict=True) if not of_tools]
 
 
 #: files that have a line, or two, for each kind

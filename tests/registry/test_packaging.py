@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mixar.scaffold import template_files
 from tests.registry.environments import PLUGINS, ROOT, Environment, made
 
 
@@ -31,6 +32,8 @@ def test_a_wheel_holds_the_packages_the_recipes_and_nothing_else(unpacked: Path)
     for package in packages:
         assert (unpacked / package / "py.typed").is_file()
     shipped = {path.name for path in (unpacked / "mixar_plugins/recipes").rglob("*.yaml")}
+    template = {path.relative_to(unpacked / "mixar") for path in (unpacked / "mixar/template").rglob("*.*")}
+    assert template == {path.relative_to(ROOT / "registry/mixar") for path in template_files()}
     assert shipped == {path.name for path in (ROOT / "recipes").rglob("*.yaml")} and "mixar_l.yaml" in shipped
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 from attrs.validators import ge
-from mixar_core import ContinuousTokenizer, Posterior, UserError
+from mixar_core import ContinuousTokenizer, ImageSize, Posterior
 from torch import Tensor, nn
 
 
@@ -26,10 +26,8 @@ class MyPluginContinuousTokenizerConfig:
 class MyPluginContinuousTokenizer(ContinuousTokenizer):
     """A small convolutional autoencoder with a Gaussian bottleneck."""
 
-    def __init__(self, config: MyPluginContinuousTokenizerConfig, *, image_size: int) -> None:
+    def __init__(self, config: MyPluginContinuousTokenizerConfig, *, image_size: ImageSize) -> None:
         stride, channels, width = config.stride, config.latent_channels, config.width
-        if image_size % stride:
-            raise UserError(f"image_size {image_size} is not a multiple of stride {stride}")
         super().__init__(image_size=image_size, stride=stride, latent_channels=channels)
         self.encoder = nn.Sequential(
             nn.Conv2d(3, width, stride, stride),

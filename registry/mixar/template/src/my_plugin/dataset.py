@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from attrs import field, frozen
 from attrs.validators import ge
-from mixar_core import ImageDataset
+from mixar_core import Grid, ImageDataset, ImageSize
 from torch import Tensor
 
 
@@ -31,9 +31,9 @@ class MyPluginDataset(ImageDataset):
     class_names = ("red", "green", "blue")
 
     def __init__(
-        self, config: MyPluginDatasetConfig, *, split: Literal["train", "validation"], image_size: int
+        self, config: MyPluginDatasetConfig, *, split: Literal["train", "validation"], image_size: ImageSize
     ) -> None:
-        self.image_size = image_size
+        self.pixels = Grid.of_pixels(image_size)
         training = split == "train"
         self.first = 0 if training else config.images
         self.size = config.images if training else config.validation_images
@@ -47,10 +47,11 @@ class MyPluginDataset(ImageDataset):
             raise IndexError(index)
         label = index % self.num_classes
         row, column, radius = torch.rand(3, generator=torch.Generator().manual_seed(self.first + index))
-        axis_S = (torch.arange(self.image_size) + 0.5) / self.image_size
-        distance_HW = ((axis_S[:, None] - row).square() + (axis_S - column).square()).sqrt()
-        disc_HW = distance_HW < 0.1 + 0.3 * radius
-        image_3HW = torch.full((3, self.image_size, self.image_size), 128, dtype=torch.uint8)
+        height, width = self.pixels.height, self.pixels.width
+        down_H, across_W = torch.arange(height) + 0.5 - row * height, torch.arange(width) + 0.5 - column * width
+        distance_HW = (down_H[:, None].square() + across_W.square()).sqrt()
+        disc_HW = distance_HW < (0.1 + 0.3 * radius) * min(height, width)
+        image_3HW = torch.full((3, height, width), 128, dtype=torch.uint8)
         for channel in range(3):
             image_3HW[channel][disc_HW] = 230 if channel == label else 30
         return image_3HW, label

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from attrs import field, frozen
 from attrs.validators import and_, ge, le
-from mixar_core import DiscreteTokenizer, Quantized, UserError
+from mixar_core import DiscreteTokenizer, ImageSize, Quantized
 from torch import Tensor, nn
 
 
@@ -33,10 +33,8 @@ class MyPluginDiscreteTokenizer(DiscreteTokenizer):
 
     powers: Tensor
 
-    def __init__(self, config: MyPluginDiscreteTokenizerConfig, *, image_size: int) -> None:
+    def __init__(self, config: MyPluginDiscreteTokenizerConfig, *, image_size: ImageSize) -> None:
         stride, bits, width = config.stride, config.bits, config.width
-        if image_size % stride:
-            raise UserError(f"image_size {image_size} is not a multiple of stride {stride}")
         super().__init__(image_size=image_size, stride=stride, codebook_size=2**bits, code_width=bits)
         self.config = config
         self.register_buffer("powers", 2 ** torch.arange(bits), persistent=False)
