@@ -135,7 +135,7 @@ def recipes(runs: Path) -> dict[str, dict[str, object]]:
         "image_size": 16, "num_classes": 3, "data": toy, "callbacks": [toy], "optimizer": toy,
         "training": {**TRAINING, "evaluate_every": 2},
     }  # fmt: skip
-    perceptual = {"extractor": toy, "reconstruction": {"perceptual_weight": 0.1}}
+    losses = {"extractor": toy, "reconstruction": {"perceptual_weight": 0.1}, "discriminator": toy}
     codes = {"discrete_tokenizer": {"weights": str(runs / "discrete")}}
     whole = {
         "trains": "mixar", "continuous_tokenizer": {"weights": str(runs / "continuous")}, **codes,
@@ -144,7 +144,7 @@ def recipes(runs: Path) -> dict[str, dict[str, object]]:
     }  # fmt: skip
     masked = {"type": "masked", "width": 16, "depth": 1, "heads": 2, "buffer": 1}
     plain = {
-        "continuous": {"trains": "continuous_tokenizer", "continuous_tokenizer": toy, **perceptual},
+        "continuous": {"trains": "continuous_tokenizer", "continuous_tokenizer": toy, **losses},
         "discrete": {"trains": "discrete_tokenizer", "discrete_tokenizer": toy},
         "prior": {"trains": "prior", **codes, "prior": toy},
         "mixar": {**whole, "backbone": toy},

@@ -17,6 +17,7 @@ def mixar_parts() -> list[Part]:
     from my_plugin.continuous_tokenizer import MyPluginContinuousTokenizer, MyPluginContinuousTokenizerConfig
     from my_plugin.dataset import MyPluginDataset, MyPluginDatasetConfig
     from my_plugin.discrete_tokenizer import MyPluginDiscreteTokenizer, MyPluginDiscreteTokenizerConfig
+    from my_plugin.discriminator import MyPluginDiscriminator, MyPluginDiscriminatorConfig
     from my_plugin.extractor import MyPluginExtractor, MyPluginExtractorConfig
     from my_plugin.head import MyPluginHead, MyPluginHeadConfig
     from my_plugin.injector import MyPluginInjector, MyPluginInjectorConfig
@@ -31,6 +32,7 @@ def mixar_parts() -> list[Part]:
         Part("continuous-tokenizer", "my-plugin", MyPluginContinuousTokenizer, MyPluginContinuousTokenizerConfig),
         Part("dataset", "my-plugin", MyPluginDataset, MyPluginDatasetConfig),
         Part("discrete-tokenizer", "my-plugin", MyPluginDiscreteTokenizer, MyPluginDiscreteTokenizerConfig),
+        Part("discriminator", "my-plugin", MyPluginDiscriminator, MyPluginDiscriminatorConfig),
         Part("extractor", "my-plugin", MyPluginExtractor, MyPluginExtractorConfig),
         Part("head", "my-plugin", MyPluginHead, MyPluginHeadConfig),
         Part("injector", "my-plugin", MyPluginInjector, MyPluginInjectorConfig),
