@@ -94,15 +94,24 @@ class DataFacts:
         """Split -> its readable images."""
         return {split: sum(counts) for split, counts in self.counts.items()}
 
+    @property
+    def kept(self) -> float:
+        """The mean share of an image that training sees: its middle, in the proportion of `image_size`."""
+        wanted = Grid.of_pixels(self.image_size)
+        across = wanted.width / wanted.height
+        shares = [min(w / h / across, across * h / w) * count for (w, h), count in self.sizes.items()]
+        return sum(shares) / sum(self.sizes.values())
+
     def recipe(self) -> dict[str, Any]:
         """What a recipe for these data says of them, as plain values."""
-        return {"image_size": self.image_size, "num_classes": self.num_classes, "data": dict(self.data)}
+        size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
+        return {"image_size": size, "num_classes": self.num_classes, "data": dict(self.data)}
 
     def plain(self) -> dict[str, Any]:
         """All of it, as JSON has it; sizes as "640x480"."""
         plain = asdict(self)
         plain["sizes"] = {f"{width}x{height}": count for (width, height), count in self.sizes.items()}
-        return {"images": self.images, "num_classes": self.num_classes, **plain}
+        return {"images": self.images, "kept": self.kept, "num_classes": self.num_classes, **plain}
 
 
 @frozen

@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "Train": (("Train/a/0.png", "Val/a/0.png"), "Train/ is no name of a class; .*rename it"),
     "wrapped": (("photos/a/0.png", "photos/b/0.png"), r"holds one folder, photos/, .*a/, b/; give .*/photos$"),
     "loose": (("a/0.png", "b/0.png", "1.png"), r"1 images in no class folder \(1.png\), 2 in class folders"),
-    "a class called train": (("train/0.png", "car/0.png"), "is train/ a class like car/, or are all images in it"),
+    "a class called train": (("train/0.png", "car/0.png"), "train/ may be a class like car/, or hold all images; move"),
     "one image a class": (("a/0.png", "b/0.png"), "2 images, no class of which has two, so none is set aside"),
     "empty": (("a/0.txt",), "no images in it; left out: 1 .txt"),
 }

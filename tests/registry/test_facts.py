@@ -51,6 +51,8 @@ def test_mixed_images_are_all_told(mixed: Path, facts: DataFacts) -> None:
     paths = [path for path in mixed.rglob("*.*") if str(path.relative_to(mixed)) not in BROKEN]
     assert facts.turned == sum(Image.open(path).getexif().get(0x112) == 6 for path in paths) > 0
     assert facts.transparent == facts.modes["RGBA"] + facts.modes["LA"] and facts.animated == 0
+    squares = [min(size) ** 2 / (size[0] * size[1]) for size, count in facts.sizes.items() for _ in range(count)]
+    assert facts.kept == pytest.approx(numpy.mean(squares))
     assert facts.image_size == 48 and facts.left_out == {} and facts.enlarged == 0
     assert facts.data == {"type": "image-folder", "path": str(mixed), "orient": True, "validation": 0.1}
     assert json.loads(json.dumps(facts.plain()))["images"] == facts.images
@@ -199,10 +201,12 @@ def test_the_command_tells_what_the_function_does(tmp_path: Path, registry: Regi
     told = json.loads((tmp_path / "DIR/facts.json").read_text())
     assert told == json.loads(json.dumps(facts.plain()))
     assert Image.open(tmp_path / "DIR/contact_sheet.png").width > 4 * facts.image_size
-    assert json.loads(good("data", own, "--json", "--image-size", 64, "--workers", 0)) == {
+    assert json.loads(good("data", own, "--json", "--image-size", "48x64", "--workers", 0)) == {
         **told,
-        "image_size": 64,
-        "enlarged": sum(count for size, count in facts.sizes.items() if min(size) < 64),
-        "notes": list(look(own, image_size=64, registry=registry).notes),
+        "image_size": [48, 64],
+        "kept": look(own, image_size=(48, 64), registry=registry).kept,
+        "enlarged": sum(count for size, count in facts.sizes.items() if size[0] < 64 or size[1] < 48),
+        "notes": list(look(own, image_size=(48, 64), registry=registry).notes),
     }
+    assert "48x: not a side such as 64, nor a height" in refused("data", own, "--image-size", "48x")
     assert "lies in" in refused("data", own, "--out", own / "seen") and not (own / "seen").exists()

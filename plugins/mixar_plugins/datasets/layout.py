@@ -61,7 +61,8 @@ def find_layout(path: Path, split: str, validation: float | None) -> Layout:
         unread = [f"{other}: not read, because {mine[0]} is there" for other in mine[1:]]
         beside = [name for name in data_folders(path) if name not in _SPLITS and _images_in(path / name)]
         if beside and not there["validation"] and _images_in(train):
-            raise UserError(f"{path}: is train/ a class like {beside[0]}/, or are all images in it? {UNDERSTOOD}")
+            one = f"train/ may be a class like {beside[0]}/, or hold all images"
+            raise UserError(f"{path}: {one}; move the class folders into one folder train/, or {beside[0]}/ away")
         if beside:
             unread.append(f"{path}: not read, because train/ is there: {_shown(beside)}")
         # The labels of both splits come from train/, where there is one: validation may lack a class.

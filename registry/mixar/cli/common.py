@@ -17,6 +17,7 @@ from mixar_core.errors import UserError
 if TYPE_CHECKING:
     from mixar.model import Model
     from mixar.plugins import Registry
+    from mixar_core.types import ImageSize
 
 NoPlugin = Annotated[
     list[str] | None,
@@ -36,6 +37,14 @@ def as_path(text: str) -> Path:
     from mixar_core.storage import user_path
 
     return user_path(text)
+
+
+def as_size(text: str) -> ImageSize:
+    """Pixels of an image given to an option: `32`, or `32x48` for height and width."""
+    sides = [int(side) for side in text.split("x") if re.fullmatch("[0-9]+", side) and int(side)]
+    if len(sides) not in (1, 2) or len(sides) != len(text.split("x")):
+        raise typer.BadParameter(f"{text}: not a side such as 64, nor a height and a width such as 48x64")
+    return sides[0] if len(sides) == 1 or sides[0] == sides[1] else (sides[0], sides[1])
 
 
 def at_least(low: int) -> Callable[[typer.CallbackParam, float | None], float | None]:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixar.cli.common import Json, NoPlugin, as_path, at_least, command_line, open_registry, print_json, print_table
+from mixar.cli.common import (
+    Json,
+    NoPlugin,
+    as_path,
+    as_size,
+    at_least,
+    command_line,
+    open_registry,
+    print_json,
+    print_table,
+)
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,8 +40,10 @@ def data_command(
         ),
     ] = None,
     image_size: Annotated[
-        int | None,
-        typer.Option(callback=at_least(1), help="Pixels of a side in training; default: one that fits the images."),
+        Any,
+        typer.Option(
+            metavar="SIDE|HxW", parser=as_size, help="Pixels in training; default: a square that fits the images."
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(callback=at_least(0), help="Processes that read images.")] = 2,
     no_plugin: NoPlugin = None,
@@ -67,6 +79,7 @@ def data_command(
 
 def _lines(facts: DataFacts) -> list[str]:
     from mixar import strict_yaml
+    from mixar_core.types import Grid
 
     images, count = facts.images, sum(facts.images.values())
     _print_classes(facts)
@@ -76,12 +89,15 @@ def _lines(facts: DataFacts) -> list[str]:
     (widths, heights), ratios = zip(*facts.sizes, strict=True), [width / height for width, height in facts.sizes]
     between = f"{_span(widths)} wide, {_span(heights)} high, proportions {min(ratios):.2f} to {max(ratios):.2f}"
     lines.append(f"sizes: {between}: {_most({f'{w}x{h}': n for (w, h), n in facts.sizes.items()})}")
+    grid = Grid.of_pixels(facts.image_size)
+    pixels = f"{grid.width}x{grid.height}"
+    lines.append(f"training sees {pixels}: the middle of an image, {facts.kept:.0%} of it on average")
     lines.append(f"modes: {_most(facts.modes)}; formats: {_most(facts.formats)}")
     said = {
         "turned as their EXIF entry says": facts.turned,
         "with transparency, shown over the background": facts.transparent,
         "of several pictures, of which the first is taken": facts.animated,
-        f"smaller than {facts.image_size} pixels, to be enlarged": facts.enlarged,
+        f"smaller than {pixels}, to be enlarged": facts.enlarged,
     }
     lines += [f"{number:,} of {count:,} images {what}" for what, number in said.items() if number]
     lines += [f"left out: {len(files):,} {what}: {_some(files)}" for what, files in facts.left_out.items()]

@@ -186,7 +186,7 @@ def statistics_command(
     ] = None,
     settings: common.Set = None,
     size: Annotated[
-        str | None, typer.Option(metavar="SIDE|HxW", help="Height and width of images of NAME:SPLIT without a recipe.")
+        Any, typer.Option(metavar="SIDE|HxW", parser=common.as_size, help="Pixels of NAME:SPLIT without a recipe.")
     ] = None,
     extractor: ExtractorText = "efficientnet-lite0",
     batch: common.Batch = 64,
@@ -209,12 +209,10 @@ def statistics_command(
         raise UserError("--set: changes a recipe's settings; give --recipe")
     with measuring(context) as run:
         from mixar.recipe import load_recipe
-        from mixar_eval.images import size_of_text
         from mixar_eval.references import open_reference
 
-        pixels = None if size is None else size_of_text(size, "--size")
         resolved = None if recipe is None else load_recipe(recipe, registry=run.registry, overrides=settings or ())
-        found = open_reference(images, run, recipe=resolved, image_size=pixels, option="SET")
+        found = open_reference(images, run, recipe=resolved, image_size=size, option="SET")
         if run.processes.is_main:
             found.save(out)
             notes = "".join(f"note: {note}\n" for note in found.notes)

@@ -115,12 +115,6 @@ def checked_size(value: object, what: str) -> ImageSize | None:
     return size
 
 
-def size_of_text(text: str, what: str) -> ImageSize | None:
-    """Pixels of an image as a command line has them: `32`, or `32x48` for height and width; see `checked_size`."""
-    sides = [int(side) if side.isdecimal() else side for side in text.split("x")]
-    return checked_size(sides if len(sides) == 2 else sides[0] if len(sides) == 1 else text, what)
-
-
 #: what `open_images` takes
 Images: TypeAlias = str | Path | Tensor | numpy.ndarray | Generation | ImageDataset | ImageSet
 
