@@ -151,6 +151,7 @@ def look(
         UserError: there is no such folder or recipe, the data cannot be opened, or no image can be read.
     """
     registry, path = registry or plugin_manager(), user_path(source)
+    imagehash()  # here, and not in every process that reads
     folder = path.absolute() if path.is_dir() and not (path / "recipe.yaml").is_file() else None
     if folder is not None:
         data: dict[str, Any] = {**of_silence("dataset", "image-folder", registry), "path": str(folder), "orient": True}

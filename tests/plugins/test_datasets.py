@@ -70,6 +70,12 @@ def test_parquet_rows_labels_and_names_by_split(tmp_path):
     assert image.dtype == torch.uint8 and image.shape == (3, 8, 8)
 
 
+def test_parquet_gives_images_as_they_are_stored(tmp_path):
+    path = write(tmp_path / "a.parquet", labels=[1, 0], splits=["train"] * 2, images=[png(3), png(9, (40, 20))])
+    image = opened(path).encoded(1)
+    assert (image.label, image.header().size, image.picture().size) == (0, (40, 20), (40, 20))
+
+
 def test_parquet_survives_pickling_and_takes_a_setting_of_before(tmp_path):
     path = write(tmp_path / "a.parquet", labels=list(range(10)), splits=None)
     dataset = opened(path.rename(tmp_path / "train-0.parquet"), split_column=None, memory_mb=0)
