@@ -57,6 +57,11 @@ class ContinuousTokenizer(Tokenizer):
         self.register_buffer("latent_mean_C", torch.zeros(latent_channels))
         self.register_buffer("latent_std_C", torch.ones(latent_channels))
 
+    @property
+    def encoder_layer(self) -> nn.Parameter | None:
+        """The weight of the encoder's last layer, by whose gradient an alignment is weighed; None: the latents' is."""
+        return None
+
     @abstractmethod
     def posterior(self, images_B3HW: Tensor) -> Posterior:
         """The encoder's Gaussian over raw latents, (B, C, h, w)."""

@@ -49,7 +49,7 @@ class AdversarialConfig:
     learning_rate: float | None = field(default=None, validator=optional(gt(0.0)))
 
 
-def gradient_ratio(loss: Tensor, other: Tensor, weight: nn.Parameter, *, most: float = 1e4) -> Tensor:
+def gradient_ratio(loss: Tensor, other: Tensor, weight: Tensor, *, most: float = 1e4) -> Tensor:
     """How much larger a loss's gradient at `weight` is than another's, detached, from 0 to `most` (VQGAN, Eq. 7)."""
     norms = [torch.autograd.grad(each, weight, retain_graph=True)[0].float().norm() for each in (loss, other)]
     return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, most).detach()

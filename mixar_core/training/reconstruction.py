@@ -14,6 +14,7 @@ from mixar_core.noise import Noise
 from mixar_core.perceptual import FeatureExtractor, perceptual_distance_B, psnr_B
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.training.adversarial import Adversary
+from mixar_core.training.alignment import AlignmentConfig, alignment_of, features_at
 from mixar_core.training.objective import Objective
 from mixar_core.training.usage import CodeUsage, LatentUsage
 from mixar_core.types import ImageBatch, Losses, Posterior, Quantized, TokenBatch
@@ -89,11 +90,8 @@ class Reconstruction(Objective):
         """How much of the codebook, or of the latents' channels, training steps used."""
         return self.usage.take(reduce)
 
-    def compare(self, images_B3HW: Tensor, decoded_B3HW: Tensor, *, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of pixel and feature differences and of the losses against a discriminator, and the terms.
-
-        These are each unweighted, and the PSNR in dB; the discriminator's from its first step on, see Adversary.
-        """
+    def compare(self, images_B3HW: Tensor, decoded_B3HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of pixel and feature differences, and the terms: each unweighted, and the PSNR in dB."""
         config = self.config
         difference = decoded_B3HW.float() - images_B3HW
         pixels = difference.abs().mean() if config.loss == "l1" else difference.square().mean()
@@ -103,22 +101,53 @@ class Reconstruction(Objective):
             perceptual = perceptual_distance_B(self.extractor, images_B3HW, decoded_B3HW).mean()
             total = total + config.perceptual_weight * perceptual
             terms["perceptual"] = perceptual.detach()
+        return total, terms
+
+    def oppose(
+        self, images_B3HW: Tensor, decoded_B3HW: Tensor, reconstruction: Tensor, *, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses against a discriminator on top of what `compare` gave, and their terms, see Adversary.
+
+        The terms begin with the discriminator's first step; without one nothing is changed.
+        """
         if (adversary := self.adversary) is None:
-            return total, terms
+            return reconstruction, {}
         if not adversary.learns(step):
-            return total + adversary.idle(), terms
-        added, found = adversary(images_B3HW, decoded_B3HW, reconstruction=total, last_layer=self.tokenizer.last_layer)
-        return total + added, {**terms, **found}
+            return reconstruction + adversary.idle(), {}
+        added, terms = adversary(
+            images_B3HW, decoded_B3HW, reconstruction=reconstruction, last_layer=self.tokenizer.last_layer
+        )
+        return reconstruction + added, terms
 
 
 class ContinuousReconstruction(Reconstruction):
-    """A continuous tokenizer: reconstruction from a sample of the posterior, and its KL divergence."""
+    """A continuous tokenizer: reconstruction from a sample of the posterior, and its KL divergence.
+
+    Args:
+        extractor: of the perceptual loss.
+        aligned_to: the foundation model that latents are held to, frozen, on the CPU as the tokenizer is; None: none.
+    """
 
     tokenizer: ContinuousTokenizer
     usage: LatentUsage
 
+    def __init__(
+        self,
+        tokenizer: ContinuousTokenizer,
+        extractor: FeatureExtractor | None,
+        config: ReconstructionConfig,
+        adversary: Adversary | None = None,
+        *,
+        aligned_to: FeatureExtractor | None = None,
+        alignment: AlignmentConfig | None = None,
+    ) -> None:
+        super().__init__(tokenizer, extractor, config, adversary)
+        self.aligned_to = None if aligned_to is None else aligned_to.requires_grad_(False).eval()
+        if aligned_to is not None:
+            self.beside["alignment"] = alignment_of(tokenizer, aligned_to, alignment or AlignmentConfig())
+
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
-        """Terms: those of `compare`, kl (nats an image)."""
+        """Terms: those of `compare`, `oppose` and Alignment, and kl (nats an image)."""
         assert isinstance(batch, ImageBatch)
         posterior = self.tokenizer.posterior(batch.images_B3HW)
         raw_BChw = self.tokenizer.sample_posterior(posterior, noise)
@@ -126,7 +155,18 @@ class ContinuousReconstruction(Reconstruction):
 
     def losses(self, images_B3HW: Tensor, posterior: Posterior, raw_BChw: Tensor, *, step: int) -> Losses:
         """The losses of a posterior and a sample of it at this step."""
-        total, terms = self.compare(images_B3HW, self.tokenizer.decode_raw(raw_BChw), step=step)
+        decoded_B3HW = self.tokenizer.decode_raw(raw_BChw)
+        reconstruction, terms = self.compare(images_B3HW, decoded_B3HW)
+        total, opposed = self.oppose(images_B3HW, decoded_B3HW, reconstruction, step=step)
+        terms |= opposed
+        if self.aligned_to is not None:
+            height, width = raw_BChw.shape[2:]
+            features_BFhw = features_at(self.aligned_to, images_B3HW, height=height, width=width)
+            layer = self.tokenizer.encoder_layer
+            aligned, held = self.beside["alignment"](
+                raw_BChw, features_BFhw, reconstruction=reconstruction, layer=layer
+            )
+            total, terms = total + aligned, {**terms, **held}
         if torch.is_grad_enabled():  # validation is measured without
             self.usage.add(posterior)
         kl = Posterior(posterior.mean_BChw.float(), posterior.logvar_BChw.float()).kl_B().mean()
@@ -160,7 +200,7 @@ class DiscreteReconstruction(Reconstruction):
     usage: CodeUsage
 
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
-        """Terms: those of `compare`, the quantizer's by its names, codes_in_use.
+        """Terms: those of `compare` and `oppose`, the quantizer's by its names, codes_in_use.
 
         The batch's entropy, and the count of different codes, are those of a process's micro-batch: unlike all other
         losses they depend on how the batch is shared out.
@@ -170,7 +210,9 @@ class DiscreteReconstruction(Reconstruction):
 
     def losses(self, images_B3HW: Tensor, quantized: Quantized, *, step: int) -> Losses:
         """The losses of quantized images at this step."""
-        total, terms = self.compare(images_B3HW, self.tokenizer.decode_vectors(quantized.vectors_BEhw), step=step)
+        decoded_B3HW = self.tokenizer.decode_vectors(quantized.vectors_BEhw)
+        reconstruction, terms = self.compare(images_B3HW, decoded_B3HW)
+        total, opposed = self.oppose(images_B3HW, decoded_B3HW, reconstruction, step=step)
         quantizer = quantized.losses["quantizer"]
         factor = self.config.entropy_factor(step)
         if factor and "entropy" in quantized.losses:
@@ -181,7 +223,7 @@ class DiscreteReconstruction(Reconstruction):
         met_V = total.new_zeros(self.tokenizer.codebook_size).index_fill(0, quantized.codes_BN.flatten(), 1.0)
         logged = {name: value.detach() for name, value in quantized.losses.items()}
         total = total + self.config.quantizer_weight * quantizer
-        return Losses(total, {**terms, **logged, "codes_in_use": met_V.sum()})
+        return Losses(total, {**terms, **opposed, **logged, "codes_in_use": met_V.sum()})
 
     @torch.no_grad()
     def preview(self, images: ImageBatch, *, noise: Noise) -> Mapping[str, Tensor]:

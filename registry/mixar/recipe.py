@@ -16,16 +16,19 @@ from mixar import strict_yaml
 from mixar.hub import PREFIX, is_file
 from mixar.image_sizes import as_size, positive
 from mixar.origin import chosen_part, of_silence, same_type, settled
+from mixar.overrides import merge as merge
+from mixar.overrides import parse_overrides as parse_overrides
 from mixar.plugins import Registry, registry_without
 from mixar.presets import with_preset
 from mixar.structure import Invalid, structure, unstructure
 from mixar.text import choices
-from mixar.written import Text, bare, path_of, placed, read_value
+from mixar.written import Text, bare, path_of, placed
 from mixar_core.errors import UserError, said_of
 from mixar_core.masking import MaskingConfig
 from mixar_core.mixture import TIMixConfig
 from mixar_core.model import SamplingConfig
 from mixar_core.training.adversarial import AdversarialConfig
+from mixar_core.training.alignment import AlignmentConfig
 from mixar_core.training.reconstruction import ReconstructionConfig
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import ImageSize
@@ -79,6 +82,7 @@ class Recipe:
         image_size: pixels of a square's side, or [height, width]. num_classes: 0 for an unconditional model.
         extractor: of the perceptual loss (reconstruction.perceptual_weight).
         discriminator: what a tokenizer is trained against, as `adversarial` says; None: nothing.
+        aligned_to: what a continuous tokenizer's latents are held to, as `alignment` says (VA-VAE).
         accept_other_classes: data whose class names are not those that a frozen prior, a cache or the run began with
             are used all the same: label 0 means the same class in both, and so on.
         init: what a new run starts from; None: nothing but the parts' own weights.
@@ -105,6 +109,7 @@ class Recipe:
     sampler: PartChoice | None = _part("sampler")
     extractor: PartChoice | None = _part("extractor")
     discriminator: PartChoice | None = _part("discriminator")
+    aligned_to: PartChoice | None = _part("extractor")
     optimizer: PartChoice | None = _part("optimizer")
     init: InitChoice | None = None
     also_trained: tuple[AlsoTrained, ...] = ()
@@ -112,6 +117,7 @@ class Recipe:
     ti_mix: TIMixConfig = TIMixConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
     training: TrainingConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
     callbacks: tuple[PartChoice, ...] = field(default=(), metadata={"kind": "callback"})
@@ -127,6 +133,10 @@ class Recipe:
             raise ValueError(f"discriminator: only where a tokenizer is trained, and this recipe trains {self.trains}")
         if self.discriminator is None and self.adversarial != AdversarialConfig():
             raise ValueError("adversarial: is about a discriminator, and the recipe has none; set both or none")
+        if self.aligned_to is not None and self.trains != "continuous_tokenizer":
+            raise ValueError(f"aligned_to: is for a continuous_tokenizer, and this recipe trains {self.trains}")
+        if self.aligned_to is None and self.alignment != AlignmentConfig():
+            raise ValueError("alignment: is about a foundation model, aligned_to, and the recipe has none")
         own = getattr(self, self.trains, None)
         if self.init is not None and own is not None and own.weights is not None:
             raise ValueError(f"init.from and {self.trains}.weights both say what training starts from; set one of them")
@@ -232,55 +242,6 @@ def _with_typed_backbone(plain: dict[str, Any], registry: Registry) -> dict[str,
     return plain | typed
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any], *, whole_parts: bool = True) -> dict[str, Any]:
-    """`over` on top of `base`: mappings merge key by key, everything else is replaced.
-
-    A part (a mapping with `type` or `weights`) is replaced as a whole where its type changes, and where `over` names a
-    model, because the model brings type and settings with it; without `whole_parts` it is a mapping as any other.
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and not (whole_parts and _replaces(old, value)):
-            value = merge(old, value, whole_parts=whole_parts)
-        merged[key] = value
-    return merged
-
-
-def _replaces(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    weights = new.get("weights")
-    names_a_model = isinstance(weights, str) and bare(weights) is not None and not is_file(weights)
-    return names_a_model or not same_type(old.get("type"), new.get("type", old.get("type")))
-
-
-def parse_overrides(overrides: Sequence[str] | Mapping[str, object]) -> dict[str, Any]:
-    """Plain values of "a.b=value" strings, as a recipe would hold them; of one key given twice the last value.
-
-    The order of different keys does not matter: what replaces a part is seen when all of them meet the recipe. Relative
-    paths are seen from the working directory. A mapping holds values, not text to be read.
-    """
-    plain: dict[str, Any] = {}
-    given = [overrides] if isinstance(overrides, str) else overrides
-    if not isinstance(given, Mapping | list | tuple):
-        raise UserError(f'overrides {given!r}: not {{"training.steps": 100}} and not ["training.steps=100"]')
-    for item in given:
-        if isinstance(given, Mapping):
-            where, path, value = f"override {item}", str(item), placed(given[item], Path.cwd())
-        else:
-            where, (path, equals, text) = f"--set {item}", str(item).partition("=")
-            if not equals:
-                raise UserError(f'{where}: not of the form key.key=value, for example "training.steps=100"')
-            value = read_value(text, where=where)
-        for key in reversed(path.strip().split(".")):
-            if not key:
-                raise UserError(f"{where}: a key is words with dots between them, for example training.steps")
-            value = {key: value}
-        plain = merge(plain, value, whole_parts=False)
-    if "extends" in plain:
-        raise UserError("--set extends: only a recipe file extends another; give that recipe's name instead")
-    return plain
-
-
 def make_recipe(plain: Mapping[str, Any], registry: Registry, *, where: str) -> Recipe:
     """A recipe from plain values (without `extends`). `where` begins the error message.
 
@@ -379,6 +340,7 @@ def to_plain(recipe: Recipe) -> dict[str, Any]:
     plain, written = unstructure(recipe), ("training", "callbacks", *_RELEVANT[recipe.trains])
     written += ("reconstruction",) if {"continuous_tokenizer", "discrete_tokenizer"} & {*recipe.also_trained} else ()
     written += ("adversarial",) if recipe.discriminator is not None else ()
+    written += ("alignment",) if recipe.aligned_to is not None else ()
     for key in PART_KEYS:
         for choice in [plain[key]] if isinstance(plain[key], dict) else plain[key] or ():
             settings, weights = choice.pop("config"), choice.pop("weights")

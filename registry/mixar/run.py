@@ -153,7 +153,16 @@ def make_objective(system: System, registry: Registry) -> Objective:
     adversary = None if system.discriminator is None else Adversary(parts.discriminator, recipe.adversarial)
     if recipe.trains == "discrete_tokenizer":
         return DiscreteReconstruction(parts.discrete_tokenizer, extractor, recipe.reconstruction, adversary)
-    return ContinuousReconstruction(parts.continuous_tokenizer, extractor, recipe.reconstruction, adversary)
+    aligned_to = construct(recipe, registry, "aligned_to") if recipe.aligned_to else None
+    with said_of(f"recipe {recipe.name}: aligned_to"):
+        return ContinuousReconstruction(
+            parts.continuous_tokenizer,
+            extractor,
+            recipe.reconstruction,
+            adversary,
+            aligned_to=aligned_to,
+            alignment=recipe.alignment,
+        )
 
 
 def _frozen_digests(system: System, registry: Registry) -> dict[str, str]:

@@ -111,6 +111,12 @@ class KLAutoencoder(ContinuousTokenizer):
         weight: nn.Parameter = self.decoder.get_parameter("conv_out.weight")
         return weight
 
+    @property
+    def encoder_layer(self) -> nn.Parameter:
+        """What comes before `quant_conv`, as in VA-VAE's released code."""
+        weight: nn.Parameter = self.encoder.get_parameter("conv_out.weight")
+        return weight
+
     def posterior(self, images_B3HW: Tensor) -> Posterior:
         """The encoder's Gaussian over raw latents (B, C, h, w), in the images' dtype even under autocast."""
         moments = self.quant_conv(self.encoder(images_B3HW)).to(images_B3HW.dtype)
