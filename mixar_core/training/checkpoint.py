@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped.
 
     checkpoints/step-00000100/
-        raw/          what is trained                     ema/    the same, averaged
+        raw/          what is trained                     ema/    the same, averaged (if an average is kept)
         optimizer/    its state, by moment and name       run.json    step, settings, size and sha256 of every file
 
 The three folders are torch.distributed.checkpoint's, in safetensors: every process writes its share, and any number of

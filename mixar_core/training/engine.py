@@ -28,7 +28,8 @@ from mixar_core.training.beside import Beside
 from mixar_core.training.checkpoint import load_tensors, stored_in
 from mixar_core.training.ema import EMA, local
 from mixar_core.training.objective import Objective
-from mixar_core.training.optimizer import AdamW, Optimizer, Updates, lr_at
+from mixar_core.training.optimizer import AdamW, Optimizer, Updates
+from mixar_core.training.schedule import LearningRate
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import ImageBatch, Losses, TokenBatch
 
@@ -70,7 +71,7 @@ class Engine:
         optimizer: None: AdamW.
 
     Raises:
-        UserError: the optimizer cannot work on these weights.
+        UserError: the optimizer cannot work on these weights, or the schedule is shorter than the run.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Engine:
         optimizer: Optimizer | None = None,
     ) -> None:
         self.objective, self.config, self.processes = objective, config, processes
-        self.steps, self.warmup = steps, warmup
+        self.steps, self.learning_rate = steps, LearningRate(config, steps=steps, warmup=warmup)
         objective.to(processes.device)
         if config.compile:
             objective.compile_parts()
@@ -103,7 +104,8 @@ class Engine:
             for name, module in objective.beside.items()
             if isinstance(module, Beside)
         }
-        self.ema = EMA(objective.trained, config.ema_decay)
+        #: the average; None where none is kept
+        self.ema = None if config.ema_decay is None else EMA(objective.trained, config.ema_decay)
         self._settled = processes.world < 3 or not isinstance(self.module, DistributedDataParallel)
 
     # ---------------------------------------------------------------- a step
@@ -151,10 +153,11 @@ class Engine:
 
     def update(self, step: int, gradients: Gradients) -> None:
         """Clip what `gradients` left in the parameters, and move the weights and their average."""
-        rate = lr_at(step, self.config, steps=self.steps, warmup=self.warmup)
+        rate = self.learning_rate(step)
         self._clip(self.parameters, gradients.norm)
         self.optimizer.step(rate)
-        self.ema.update(self.optimizer.evaluated())
+        if self.ema is not None:
+            self.ema.update(self.optimizer.evaluated())
         for name, module, optimizer in self._learning(step):
             self._clip([*module.parameters()], gradients.losses[f"{name}_norm"])
             optimizer.step(rate * ((module.learning_rate or self.config.learning_rate) / self.config.learning_rate))
@@ -224,7 +227,8 @@ class Engine:
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, by folder and name, sharing memory with this object."""
         raw = self.objective.trained.state_dict()
-        state = {"raw": raw, "ema": self.ema.state_dict(), "optimizer": self.optimizer.state()}
+        averages = {} if self.ema is None else {"ema": self.ema.state_dict()}
+        state = {"raw": raw, **averages, "optimizer": self.optimizer.state()}
         for name, (module, optimizer) in self.beside.items():
             state |= {name: module.state_dict(), f"{name}_optimizer": optimizer.state()}
         return {name: tensors for name, tensors in state.items() if tensors}  # no moments before the first step
@@ -243,7 +247,12 @@ class Engine:
         load_tensors(checkpoint, state, self.processes)
         for name, each in found.items():
             each.take(state[name])
-        self.ema.updates = steps_done
+        if self.ema is not None:
+            self.ema.updates = steps_done
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside the block the module carries the average, or where none is kept what `evaluated` gives."""
+        return self.evaluated() if self.ema is None else self.ema.swapped()
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:

@@ -1,8 +1,7 @@
-"""Optimizers: what moves the weights, and the learning rate as a function of the step."""
+"""Optimizers: what moves the weights."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
@@ -176,18 +175,3 @@ def weights_of(module: nn.Module, excluded: Collection[str] = ()) -> list[Weight
     if unknown := set(excluded) - met:
         raise ValueError(f"no parameter of {type(module).__name__} is named {', '.join(sorted(unknown))}")
     return weights
-
-
-def lr_at(step: int, config: TrainingConfig, *, steps: int, warmup: int) -> float:
-    """Learning rate of step `step` (from 0) of `steps`.
-
-    Linear over `warmup` steps, reaching the full rate at the last of them, and then constant, or half a cosine that
-    reaches `min_lr` at the last step.
-    """
-    peak, end = config.scale_lr(config.learning_rate), config.scale_lr(config.min_lr)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if config.schedule == "constant":
-        return peak
-    share = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
-    return end + (peak - end) * 0.5 * (1.0 + math.cos(math.pi * share))

@@ -10,8 +10,10 @@ from attrs import asdict, field, frozen
 from attrs.validators import and_, deep_iterable, ge, gt, le, lt, min_len, optional
 
 from mixar_core.storage import user_path
+from mixar_core.training.schedule import OWN, LearningRate, check_schedule, follows_length
 
 _POSITIVE_OR_NONE: Any = optional(gt(0))
+_SHARE_OR_NONE: Any = optional(and_(ge(0.0), lt(1.0)))
 #: Marks a field that a resumed run may change: it does not enter what a step computes from its weights.
 _FREE = {"free": True}
 
@@ -29,7 +31,11 @@ class TrainingConfig:
         learning_rate: after warm-up, of every optimizer.
         learning_rate_per: images the learning rate is given for, 256 in MAR: it is then scaled by
             batch_size / learning_rate_per. None: used as it is.
-        schedule: what follows warm-up: `constant`, or `cosine` down to `min_lr` at the last step.
+        schedule: what follows warm-up: `constant`, `cosine` down to `min_lr` at the last step, or a scheduler of
+            torch.optim.lr_scheduler with its settings, `{type: StepLR, step_size: 1000}`. Its lengths are steps from
+            the end of warm-up (OneCycleLR's total_steps and CosineAnnealingLR's T_max are the run's where they are not
+            given); its learning rates (max_lr, base_lr, eta_min) are scaled as the learning rate is. It moves the
+            learning rate alone, not momentum.
         min_lr: where `cosine` ends, scaled as the learning rate is.
         warmup_steps: steps of linear warm-up from 0; or else `warmup_epochs`.
         warmup_epochs: the same in epochs (MAR: 100 of 400).
@@ -37,7 +43,8 @@ class TrainingConfig:
         betas: of AdamW.
         epsilon: of AdamW.
         clip: largest norm of the gradient over all parameters; None: no clipping.
-        ema_decay: of the averaged weights; it warms up as (1 + step) / (10 + step).
+        ema_decay: of the averaged weights; it warms up as (1 + step) / (10 + step). 0: the average is the weights of
+            the last step; None: there is no average, in memory or on disk, and `weights.safetensors` are those.
         precision: `float32`, or `bf16` autocast of the forward pass (weights, optimizer and losses stay float32).
         seed: of the order of images, of every random draw of a step, of dropout.
         flip: mirror images left to right with probability 1/2.
@@ -67,7 +74,7 @@ class TrainingConfig:
     micro_batch: int | None = field(default=None, validator=optional(ge(1)), metadata=_FREE)
     learning_rate: float = field(default=1e-4, validator=gt(0.0))
     learning_rate_per: int | None = field(default=256, validator=_POSITIVE_OR_NONE)
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: str | dict[str, Any] = field(default="constant", validator=lambda _, field, value: check_schedule(value))
     min_lr: float = field(default=0.0, validator=ge(0.0))
     warmup_steps: int = field(default=0, validator=ge(0))
     warmup_epochs: float = field(default=0.0, validator=ge(0.0))
@@ -75,7 +82,7 @@ class TrainingConfig:
     betas: tuple[float, float] = field(default=(0.9, 0.95), validator=deep_iterable(and_(ge(0.0), lt(1.0))))
     epsilon: float = field(default=1e-8, validator=gt(0.0))
     clip: float | None = field(default=3.0, validator=_POSITIVE_OR_NONE)
-    ema_decay: float = field(default=0.9999, validator=and_(ge(0.0), lt(1.0)))
+    ema_decay: float | None = field(default=0.9999, validator=_SHARE_OR_NONE)
     precision: Literal["float32", "bf16"] = "float32"
     seed: int = field(default=0, validator=and_(ge(0), le(2**63 - 1)))
     flip: bool = False
@@ -103,6 +110,10 @@ class TrainingConfig:
             raise ValueError("steps and epochs are both set; set one of them to null")
         if self.warmup_steps and self.warmup_epochs:
             raise ValueError("warmup_steps and warmup_epochs are both set; set one of them to 0")
+        if self.min_lr and self.schedule not in OWN:
+            raise ValueError("min_lr is where cosine ends; another schedule has settings of its own")
+        if self.steps is not None and not self.warmup_epochs:  # what torch refuses is known before a run
+            LearningRate(self, steps=self.steps, warmup=self.warmup_steps)
 
     @property
     def cache_folder(self) -> Path | None:
@@ -124,8 +135,8 @@ class TrainingConfig:
     def fingerprint(self) -> dict[str, Any]:
         """The settings that a resumed run must share with the one it goes on with.
 
-        A cosine schedule ends at the last step, so there the length is one of them.
+        Where a schedule ends at the last step (cosine), the length is one of them.
         """
-        length = ("steps", "epochs") if self.schedule == "cosine" else ()
+        length = ("steps", "epochs") if follows_length(self.schedule) else ()
         values = asdict(self, filter=lambda field, _: field.name in length or not field.metadata.get("free"))
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -40,7 +40,7 @@ from mixar_core.training.reference import Reference
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.sources import VALIDATION_SEED, make_source, preview_images, shared_batches
 
-#: What a run leaves at its end: averaged, and as they are.
+#: What a run leaves at its end: averaged, and as they are; where no average is kept, the first alone, as they are.
 WEIGHTS = ("weights.safetensors", "weights_raw.safetensors")
 
 
@@ -77,6 +77,8 @@ def train(
     reference: Reference | None = None,
 ) -> Result:
     """Train `objective.trained`, and leave `weights.safetensors` (averaged) and `weights_raw.safetensors` in `folder`.
+
+    With `ema_decay` None there is no average, and the first are those of the last step.
 
     Under `torchrun` every process calls this with the same arguments. The batch, the learning rate and every random
     draw are those of the whole, so a run does not depend on how many processes share it.
@@ -137,6 +139,7 @@ class Trainer:
         self.optimizer = optimizer or AdamW()
         self.data, self.train_set, self.validation_set = data, train_set, validation_set
         self.steps, self.warmup = config.total_steps(images), config.total_warmup(images)
+        self._weights = WEIGHTS if config.ema_decay is not None else WEIGHTS[:1]
         #: what a resumed run must share with the one it goes on with
         self.settings = config.fingerprint() | {
             "objective": type(objective).__name__,
@@ -171,7 +174,9 @@ class Trainer:
         if checkpoint is not None:
             self._load(checkpoint)
         processes.on_main(self._forget)
-        if self.done == self.steps and processes.on_main(lambda: all((self.folder / n).is_file() for n in WEIGHTS)):
+        if self.done == self.steps and processes.on_main(
+            lambda: all((self.folder / n).is_file() for n in self._weights)
+        ):
             return False
         self.source = make_source(self.objective, self.data, config, processes)
         self.validation: Source | None = None
@@ -337,8 +342,9 @@ class Trainer:
         """The validation split's losses, of the averaged weights as `ema/...` and of the present ones as `raw/...`."""
         self.objective.eval()
         losses: dict[str, float] = {}
-        for name, weights in (("raw", self.engine.evaluated()), ("ema", self.engine.ema.swapped())):
-            with weights:
+        kinds = {"raw": self.engine.evaluated} | ({} if self.engine.ema is None else {"ema": self.engine.averaged})
+        for name, weights in kinds.items():
+            with weights():
                 count = min(self.config.evaluate_batches, source.order.size // source.order.batch_size)
                 measured = self.engine.measure(source, count, step=self.done - 1)
             losses |= {f"{name}/{term}": value for term, value in measured.items()}
@@ -359,7 +365,7 @@ class Trainer:
         images = preview_images(self.objective, data, self.config, device)
         noise = step_noise(Stream.PREVIEW, seed=VALIDATION_SEED, step=0, device=device)
         self.objective.eval()
-        with self.engine.ema.swapped(), self.engine.gathered(), self.engine.autocast():
+        with self.engine.averaged(), self.engine.gathered(), self.engine.autocast():
             rows = {name: row.float().cpu() for name, row in self.objective.preview(images, noise=noise).items()}
         self.callbacks.call(self.done, lambda each: each.on_preview(self.info, self.done, rows))
 
@@ -375,10 +381,10 @@ class Trainer:
 
     @torch.no_grad()
     def _finish(self) -> None:
-        """Let the objective measure what belongs beside the weights, and write both sets of them."""
+        """Let the objective measure what belongs beside the weights, and write them: averaged, and as they are."""
         objective = self.objective.eval()
-        for name in WEIGHTS:
-            with self.engine.ema.swapped() if name == WEIGHTS[0] else self.engine.evaluated():
+        for name in self._weights:
+            with self.engine.averaged() if name == WEIGHTS[0] else self.engine.evaluated():
                 if self.train_set is not None and objective.finish_images:
                     batches = shared_batches(self.train_set, objective.finish_images, self.config, self.processes)
                     with self.engine.gathered():

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixar import hub
+from mixar import hub, strict_yaml
 from mixar.plugins import Registry
 from mixar.text import one_line
-from mixar.written import located
+from mixar.written import bare, located
 from mixar_core.errors import UserError
 from mixar_core.storage import file_sha256, read_weights, write_text, write_weights, writing
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
@@ -45,16 +45,27 @@ def find_weights(weights: str, registry: Registry) -> Path:
 def weights_file(folder: Path, kind: Kind = "ema") -> Path:
     """The weights of a model folder, or (a folder) of a run's newest checkpoint while the run is not finished.
 
+    Where a run keeps no average, those of its last step stand for either.
+
     Raises:
         UserError: there are none; a shipped model has averaged (ema) weights only.
     """
-    file = folder / ("weights.safetensors" if kind == "ema" else "weights_raw.safetensors")
+    averaged = _has_average(folder)
+    file = folder / ("weights_raw.safetensors" if kind == "raw" and averaged else "weights.safetensors")
     if file.is_file():
         return file
     checkpoints = list_checkpoints(folder)
     if checkpoints and not (folder / WEIGHTS).exists():
-        return checkpoints[-1] / kind
+        return checkpoints[-1] / (kind if averaged else "raw")
     raise UserError(f"model {folder}: there is no {file.name}, and no checkpoint")
+
+
+def _has_average(folder: Path) -> bool:
+    """Whether `weights.safetensors` are averaged: all are but those of a run with `training.ema_decay: null`."""
+    if not (folder / RECIPE).is_file():
+        return True
+    plain = strict_yaml.load((folder / RECIPE).read_text(encoding="utf-8"), where=str(folder / RECIPE))
+    return bare((plain.get("training") or {}).get("ema_decay", 0.0)) is not None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

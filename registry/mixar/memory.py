@@ -71,10 +71,11 @@ def training_memory(system: System, *, processes: int = 1) -> dict[str, Figure]:
     settings, module, trained = system.recipe.training, system.trained, system.parameters
     parts = (module, system.continuous_tokenizer, system.discrete_tokenizer, system.prior, system.conditioner)
     everything = {p: p.numel() for part in parts if part is not None for p in part.parameters()}
+    averages = settings is None or settings.ema_decay is not None
     shares = processes if settings is not None and settings.parallel == "fsdp" else 1
     memory: dict[str, Figure] = {
         kind: size * 1e-9 * trained / shares
-        for kind, size in {"weights": 4, "gradients": 4, "adamw": 8, "ema": 4}.items()
+        for kind, size in {"weights": 4, "gradients": 4, "adamw": 8, "ema": 4 * averages}.items()
     }
     if system.discriminator is not None:
         memory["discriminator"] = 16e-9 * sum(p.numel() for p in system.discriminator.parameters())

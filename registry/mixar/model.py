@@ -344,7 +344,7 @@ def load(
 
     Args:
         device: None takes the GPU if there is one.
-        weights: averaged over training (ema) or those of the last step (raw; a run folder has both).
+        weights: averaged over training (ema) or those of the last step (raw; a run has both if it keeps an average).
         precision: bf16 computes all but the decoders under autocast: about twice as fast, and other images.
         preset: how it samples, by name (`mixar presets`): one that it carries, or of those that every model can take.
         without_plugins: names of installed plugins to leave out.
@@ -360,6 +360,7 @@ def load(
     recipe = load_recipe(folder / RECIPE, {} if preset is None else {"preset": preset}, registry=registry)
     chosen = available_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     data = open_data(recipe, registry, "train") if prior_draws_from_data(recipe) and recipe.data else None
+    weights = "raw" if recipe.training is not None and recipe.training.ema_decay is None else weights
     trained = weights_file(folder, weights)
     try:
         system = build(recipe, registry, device=chosen, trained_weights=trained, data=data)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from mixar_core.training.optimizer import AdamW, Updates, lr_at, weights_of
+from mixar_core.training.optimizer import AdamW, Updates, weights_of
+from mixar_core.training.schedule import lr_at
 from mixar_core.training.settings import TrainingConfig
 
 
