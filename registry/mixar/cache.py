@@ -13,7 +13,8 @@ from mixar.assembly import System, build, data_notes, open_data, weights_of
 from mixar.folder import find_weights, load_into, read_tensors, sha256
 from mixar.parts import construct_once, state_sha256
 from mixar.plugins import Registry
-from mixar.recipe import PartChoice, Recipe
+from mixar.recipe import PART_KEYS, PartChoice, Recipe
+from mixar.registry import OWN
 from mixar.structure import differences, unstructure
 from mixar.text import tell
 from mixar_core.data.cache import CacheSettings, StorageDtype, Stores, TokenCache
@@ -63,8 +64,10 @@ def _misfit(cache: TokenCache, system: System, registry: Registry) -> str | None
         return "the cache has no mirrored images, and training.flip is set"
     for key, used in (("continuous", continuous), ("discrete", discrete)):
         if used is not None and settings is not None:
-            now = fingerprint(system, f"{key}_tokenizer", registry)
-            if changed := differences(settings.tokenizers.get(key) or {}, now):
+            then, now = settings.tokenizers.get(key) or {}, fingerprint(system, f"{key}_tokenizer", registry)
+            if "package" not in then:  # a cache of before it was noted
+                now.pop("package", None)
+            if changed := differences(then, now):
                 return f"the cache was made by another {key} tokenizer: {', '.join(changed)}"
     if continuous is not None and cache.latent_shape != (shape := _latent_shape(continuous)):
         there, wanted = ("x".join(map(str, each or ())) for each in (cache.latent_shape, shape))
@@ -181,20 +184,25 @@ def needed_tokenizers(system: System) -> tuple[ContinuousTokenizer | None, Discr
 
 
 def fingerprint(system: System, key: str, registry: Registry) -> dict[str, Any]:
-    """What tells a tokenizer from another: its type, its settings, the sha256 of its weights' file or of its own."""
+    """What tells a tokenizer from another: type, package, settings, the sha256 of its weights' file or of its own.
+
+    It does not change with what else is installed.
+    """
     choice, weights = getattr(system.recipe, key), None
+    package = registry.plugin_of(registry.part(PART_KEYS[key], choice.type)).package
     if choice.weights is not None:
         weights = sha256(find_weights(choice.weights, registry))
     elif key in system.brought:
         weights = state_sha256(system.brought[key])
-    return {**_plain_config(choice), "weights_sha256": weights}
+    theirs = {} if package == OWN else {"package": package}
+    return {**_plain_config(choice), **theirs, "weights_sha256": weights}
 
 
 def _plain_config(choice: PartChoice | None) -> dict[str, Any]:
     """A part's type and settings, as JSON gives them back."""
     assert choice is not None
     plain: dict[str, Any] = json.loads(json.dumps(unstructure(choice.config)))
-    return {"type": choice.type, "config": plain}
+    return {"type": choice.type.rpartition(":")[2], "config": plain}
 
 
 def _latent_shape(tokenizer: ContinuousTokenizer) -> tuple[int, int, int]:

@@ -22,10 +22,14 @@ from mixar_core.meta import meta_safe, on_cpu, on_meta, without_values
 def construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> Any:
     """Build the part that the recipe chose for `key`; `context` is what the abstract class's docstring names."""
     choice = chosen(recipe, key)
-    component: Callable[..., Any] = registry.part(PART_KEYS[key], choice.type).component
+    part = registry.part(PART_KEYS[key], choice.type)
+    component: Callable[..., Any] = part.component
     make = partial(component, choice.config, **context)
     with said_of(f"recipe {recipe.name}: {named(recipe, key)}"), seen_by(component, context.get("image_size", 1)):
-        return on_meta(make, safe=meta_safe(component)) if _on_meta() else make()
+        try:
+            return on_meta(make, safe=meta_safe(component)) if _on_meta() else make()
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error}; install what {registry.plugin_of(part).package} requires") from error
 
 
 def construct_once(recipe: Recipe, registry: Registry, key: str, brought: dict[str, nn.Module], **context: Any) -> Any:

@@ -10,9 +10,10 @@ import pytest
 
 import mixar
 from mixar import strict_yaml
+from mixar.cache import make_cache, open_cache
 from mixar.folder import read_provenance
 from mixar.origin import origins
-from mixar.plugins import plugin_manager
+from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import PART_KEYS, Recipe, load_recipe, to_plain, to_yaml
 from mixar_core.errors import UserError
 from tests.registry.conftest import Install
@@ -194,3 +195,43 @@ def test_plugins_are_left_out_in_python(install: Install, family: Path) -> None:
         mixar.load("digits", without_plugins="extra")
     with pytest.raises(UserError, match="without_plugins: a registry is given, too"):
         mixar.load_recipe("digits", registry=plugin_manager(), without_plugins=["extra"])
+
+
+def test_a_cache_knows_its_tokenizer_whatever_else_is_installed(install: Install, family: Path, tmp_path: Path) -> None:
+    installed(install, "extra")
+    plain = strict_yaml.load((family / "recipes/prior.yaml").read_text(), where="")
+    tokenizer = strict_yaml.load((family / "recipes/discrete.yaml").read_text(), where="")["discrete_tokenizer"]
+    tokenizer |= {"weights": str(family / "models/discrete/weights.safetensors")}
+
+    def of(kind: str) -> tuple[Recipe, Registry]:
+        named = {"discrete_tokenizer": {**tokenizer, "type": kind}, "extends": str(family / "recipes/base.yaml")}
+        (tmp_path / "own.yaml").write_text(strict_yaml.dump(plain | named))
+        registry = plugin_manager()
+        return load_recipe(tmp_path / "own.yaml", registry=registry), registry
+
+    cache = tmp_path / "cache"
+    recipe, registry = of("codes")
+    make_cache(recipe, cache, registry)
+    assert open_cache(cache, recipe, registry)
+    installed(install, "dup")
+    assert open_cache(cache, *of("extra:codes"))
+    with pytest.raises(UserError, match="another discrete tokenizer: package was mixar-extra, is mixar-dup"):
+        open_cache(cache, *of("dup:codes"))
+    with pytest.raises(UserError, match="another discrete tokenizer: type was codes, is lfq"):
+        open_cache(cache, *of("lfq"))
+    index = json.loads((cache / "index.json").read_text())
+    del index["settings"]["tokenizers"]["discrete"]["package"]  # as caches were before
+    (cache / "index.json").write_text(json.dumps(index))
+    assert open_cache(cache, *of("extra:codes"))
+
+
+def test_a_library_that_a_part_misses_is_told_with_its_package(install: Install, family: Path) -> None:
+    lazy = PARTS.replace(
+        "        pass\n", "        def __init__(self, *given, **named):\n            import no_such_library\n"
+    )
+    install("mixar-lazy", "lazy", lazy)
+    recipe = load_recipe(family / "recipes/discrete.yaml", {"discrete_tokenizer": {"type": "codes"}})
+    with pytest.raises(UserError) as refused:
+        mixar.build(recipe, meta=True)
+    said = "No module named 'no_such_library'; install what mixar-lazy requires"
+    assert str(refused.value) == f"recipe discrete: discrete_tokenizer (codes): {said}"
