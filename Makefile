@@ -6,7 +6,7 @@ PYTHON ?= $(shell $(find_python))
 
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := plugins/mixar_adaptive plugins/mixar_eval plugins/mixar_fsq plugins/mixar_import plugins/mixar_zoo
+PACKAGES := plugins/mixar_adaptive plugins/mixar_diffusers plugins/mixar_eval plugins/mixar_fsq plugins/mixar_import plugins/mixar_zoo
 STAMP := $(VENV)/.installed
 
 # Threads of torch in each of the two workers of pytest: two with two threads each would fight over two cores.

@@ -35,7 +35,8 @@ RESIDUAL = {**NETWORK, "codebook_size": 16, "code_width": 4}
     ids=["fsq", "fsq, no blocks", "residual-vq", "residual-vq, one code"],
 )
 def test_they_keep_their_contract(make: partial[FSQTokenizer | ResidualVQTokenizer]) -> None:
-    check_discrete_tokenizer(lambda: make(image_size=16))
+    assert make(image_size=16).last_layer.shape[0] == 3
+    check_discrete_tokenizer(partial(make, image_size=16))
 
 
 @settings(max_examples=20)

@@ -9,7 +9,7 @@ from attrs import field, frozen
 from attrs.validators import and_, deep_iterable, ge, min_len
 from torch import Tensor, nn
 
-from mixar_core import UserError
+from mixar_core import Grid, ImageSize, UserError
 
 
 @frozen(kw_only=True)
@@ -36,9 +36,10 @@ class NetworkConfig:
         """Channels of each level."""
         return [self.channels * factor for factor in self.channel_multipliers]
 
-    def check(self, image_size: int) -> None:
+    def check(self, image_size: ImageSize) -> None:
         """Raise UserError where the image is not a whole number of tokens."""
-        if image_size % self.stride:
+        pixels = Grid.of_pixels(image_size)
+        if pixels.height % self.stride or pixels.width % self.stride:
             levels = len(self.channel_multipliers)
             raise UserError(
                 f"image_size {image_size} is not a multiple of the stride {self.stride} ({levels} channel_multipliers)"

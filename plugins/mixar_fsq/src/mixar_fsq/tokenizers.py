@@ -6,10 +6,9 @@ import math
 
 from attrs import field, frozen
 from attrs.validators import and_, deep_iterable, ge, min_len
-from torch import Tensor
-from vector_quantize_pytorch import FSQ, ResidualVQ
+from torch import Tensor, nn
 
-from mixar_core import DiscreteTokenizer, Quantized, TokenLayout
+from mixar_core import DiscreteTokenizer, ImageSize, Quantized, TokenLayout
 from mixar_core.precision import full_precision
 from mixar_fsq.network import NetworkConfig, decoder, encoder
 
@@ -45,13 +44,18 @@ class ResidualVQConfig(NetworkConfig):
 class LibraryTokenizer(DiscreteTokenizer):
     """Encoder, a quantizer of the library in full precision, decoder."""
 
-    def __init__(self, config: NetworkConfig, *, image_size: int, codebook_size: int, code_width: int) -> None:
+    def __init__(self, config: NetworkConfig, *, image_size: ImageSize, codebook_size: int, code_width: int) -> None:
         config.check(image_size)
         super().__init__(
             image_size=image_size, stride=config.stride, codebook_size=codebook_size, code_width=code_width
         )
         self.config = config
         self.encoder, self.decoder = encoder(config, code_width), decoder(config, code_width)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Of the decoder: what makes pixels."""
+        return self.decoder.get_parameter(f"{len(self.decoder) - 1}.weight")
 
     def quantize(self, images_B3HW: Tensor) -> Quantized:
         """Encode and quantize; see `search`."""
@@ -73,7 +77,9 @@ class LibraryTokenizer(DiscreteTokenizer):
 class FSQTokenizer(LibraryTokenizer):
     """Finite scalar quantization: each channel is rounded to one of a few levels; no codebook, no loss of its own."""
 
-    def __init__(self, config: FSQConfig, *, image_size: int) -> None:
+    def __init__(self, config: FSQConfig, *, image_size: ImageSize) -> None:
+        from vector_quantize_pytorch import FSQ
+
         codes, width = math.prod(config.levels), len(config.levels)
         super().__init__(config, image_size=image_size, codebook_size=codes, code_width=width)
         self.quantizer = FSQ(list(config.levels))
@@ -90,7 +96,9 @@ class FSQTokenizer(LibraryTokenizer):
 class ResidualVQTokenizer(LibraryTokenizer):
     """Residual vector quantization: `depth` codes a place, each of what those before it have left, a codebook each."""
 
-    def __init__(self, config: ResidualVQConfig, *, image_size: int) -> None:
+    def __init__(self, config: ResidualVQConfig, *, image_size: ImageSize) -> None:
+        from vector_quantize_pytorch import ResidualVQ
+
         super().__init__(
             config, image_size=image_size, codebook_size=config.codebook_size, code_width=config.code_width
         )
