@@ -133,7 +133,7 @@ def test_a_set_that_holds_pixels_a_recipe_and_a_run(family: Path, registry: Regi
 def test_what_cannot_be_looked_at_is_refused(tmp_path: Path, registry: Registry) -> None:
     with pytest.raises(UserError, match=r"nowhere: no folder of images; as a recipe: recipe .*nowhere: no such file"):
         look(tmp_path / "nowhere", registry=registry)
-    with pytest.raises(UserError, match=f"{tmp_path}: no images in it"):
+    with pytest.raises(UserError, match=f"{tmp_path}: no folder train/ and no images in it"):
         look(tmp_path, registry=registry)
     (tmp_path / "a.png").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"no image of 1 can be read: a.png: not an image Pillow knows"):

@@ -95,7 +95,8 @@ class ImageFolder(ImageDataset):
                 f"{self._root / self.class_names[0]}/ and so on"
             )
         if not found.files:
-            raise UserError(f"{self._root}: no images in it{'; ' if found.left_out else ''}{found.note()}")
+            direct = "no folder train/ and " if self._root == user_path(self.config.path).absolute() else ""
+            raise UserError(f"{self._root}: {direct}no images in it{'; ' if found.left_out else ''}{found.note()}")
         label_of |= {name: label_of[normalize("NFC", name)] for name in found.folders}
         return sorted((label_of.get(file.split(os.sep)[0], NO_CLASS), file) for file in found.files)
 
