@@ -211,8 +211,7 @@ class Engine:
         was in a run that never stopped.
         """
         self._settled = True
-        trained = (self.objective.trained, self.objective.beside)
-        buffers = [(buffer, buffer.clone()) for module in trained for buffer in module.buffers()]
+        buffers = [(buffer, buffer.clone()) for buffer in self.objective.buffers()]
         part = next(self.micro_batches(batch, source, step))
         self.losses(part, step=step, module=self.module).total.backward()
         for buffer, before in buffers:

@@ -132,4 +132,7 @@ def curves_of(lines: Iterable[str]) -> dict[str, dict[int, float]]:
             found["run/gradient_norm"] = line["gradient_norm"]
         for name in found.keys() & set(FIGURES):
             curves.setdefault(name, {})[line["step"]] = found[name]
+    for curve in curves.values():  # the last report may be of fewer steps than the others
+        if (last := max(curve)) % min(curve):
+            del curve[last]
     return curves
