@@ -23,6 +23,8 @@ class ContinuousHead(nn.Module, ABC):
     #: Whether what is drawn for one token depends on the z of others, which then must not know what it is not to know:
     #: that of a backbone which predicts every token in one pass (`masks` False) knows the tokens before its own.
     together: ClassVar[bool] = False
+    #: Whether it draws nothing, like one that predicts the mean: then another seed gives the same tokens.
+    deterministic: ClassVar[bool] = False
 
     @abstractmethod
     def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:

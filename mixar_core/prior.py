@@ -24,6 +24,9 @@ class DiscretePrior(nn.Module, ABC):
     #: whether its constructor loads what it has learned, so that a recipe that keeps it frozen names no weights
     brings_weights: ClassVar[bool] = False
 
+    #: Whether it is no model but a stand-in for ablations, whose `predict` may look at what is masked.
+    sees_truth: ClassVar[bool] = False
+
     def __init__(self, *, layout: TokenLayout, codebook_size: int, num_classes: int) -> None:
         super().__init__()
         self.layout, self.codebook_size, self.num_classes = layout, codebook_size, num_classes

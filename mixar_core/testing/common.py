@@ -14,6 +14,7 @@ from mixar_core import meta
 from mixar_core.noise import Noise
 from mixar_core.testing.report import expect as expect
 from mixar_core.testing.report import measured as measured
+from mixar_core.testing.report import remark
 from mixar_core.testing.report import topic as topic
 from mixar_core.tokenizer import Tokenizer
 from mixar_core.types import NO_CLASS, Grid
@@ -155,7 +156,7 @@ def check_module(
         exercise: runs it on a device with inputs of its own making, always the same; what came out, by name.
     """
     module = build(make)
-    topic("what it holds")
+    topic("its submodules")
     if not isinstance(module, Tokenizer):
         inner = next((name for name, child in module.named_modules() if isinstance(child, Tokenizer)), None)
         expect(inner is None, f"the tokenizer is registered as its submodule {inner}; its weights would be saved twice")
@@ -187,9 +188,13 @@ def check_module(
             topic("on meta, without values")
             empty = meta.on_meta(make, safe=meta.meta_safe(module)).eval()
             _check_moved(first, _on_meta(exercise, empty), "meta")
+        elif on_meta:
+            remark("on meta, without values", "not checked: it says `meta_safe = False`")
         if torch.cuda.is_available():
             topic("on cuda")
             _check_moved(first, exercise(other.to("cuda"), "cuda"), "cuda")
+        else:
+            remark("on cuda", "not checked: there is none here")
         topic("shapes and ranges")
     return module, first
 

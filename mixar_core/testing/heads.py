@@ -34,13 +34,13 @@ STEPS = {
 
 
 def check_head(
-    make: Callable[[], ContinuousHead], *, width: int, layout: TokenLayout, deterministic: bool = False
+    make: Callable[[], ContinuousHead], *, width: int, layout: TokenLayout, deterministic: bool | None = None
 ) -> None:
     """Raise AssertionError where a continuous head breaks its contract.
 
     Args:
         make: builds one for vectors z of this width and this layout of 3 tokens or more.
-        deterministic: it draws nothing, like one that predicts the mean.
+        deterministic: it draws nothing; None: as its class says.
     """
 
     def exercise(module: ContinuousHead, device: str) -> dict[str, Tensor]:
@@ -75,6 +75,7 @@ def check_head(
     topic("what it depends on")
     with torch.no_grad():
         other = head.sample(z, Step(), noise=Noise.seeded(1))
+        deterministic = head.deterministic if deterministic is None else deterministic
         what = "another seed and another sample" if deterministic else "another seed, yet the same sample"
         expect(torch.equal(found["sample"], other) == deterministic, what)
         other = head.sample(z._replace(cond_BKD=z.cond_BKD + 1), Step(), noise=Noise.seeded(0))

@@ -30,6 +30,7 @@ from mixar_core.testing.heads import check_head
 from mixar_core.testing.injectors import check_conditioner, check_injector
 from mixar_core.testing.optimizers import check_optimizer
 from mixar_core.testing.priors import check_prior
+from mixar_core.testing.report import BUILT, topic
 from mixar_core.testing.samplers import check_sampler
 from mixar_core.testing.tokenizers import check_continuous_tokenizer, check_discrete_tokenizer
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
@@ -90,7 +91,7 @@ class StandInImages(ImageDataset):
         return [index % CLASSES for index in range(len(self))]
 
 
-def check_part(component: type, config: Any, **options: Any) -> None:
+def check_part(component: type, config: Any) -> None:
     """Run the contract of its kind on a component with these settings, built as a recipe builds it, amid stand-ins.
 
     These are small: images of 16 x 16 pixels (a tokenizer gets the smallest that are two of its tokens high), 64 codes
@@ -98,26 +99,25 @@ def check_part(component: type, config: Any, **options: Any) -> None:
 
     Args:
         component: derived from the abstract class of its kind.
-        options: of the contract, like `deterministic` of heads; see there.
 
     Raises:
         AssertionError: it breaks its contract.
-        UserError: it refuses its settings, or what it stands beside.
-        TypeError: there is no contract for it.
+        UserError: it refuses its settings, or what it stands beside; or there is no contract for it.
     """
+    topic(BUILT)
     check = next((check for base, check in _CHECKS.items() if issubclass(component, base)), None)
     if check is None:
-        raise TypeError(f"{component.__name__} derives from no abstract class that has a contract")
-    check(component, config, options)
+        raise UserError(f"{component.__name__} derives from no abstract class that has a contract")
+    check(component, config)
 
 
-def _tokenizer(check: Callable[..., None], component: Any, config: Any, options: dict[str, Any]) -> None:
+def _tokenizer(check: Callable[..., None], component: Any, config: Any) -> None:
     def fits(size: int) -> bool:
         stride: int = component(config, image_size=size).stride
         return size % stride == 0 and size >= 2 * stride
 
     size = _smallest(fits)
-    check(partial(component, config, image_size=size), **options)
+    check(partial(component, config, image_size=size))
 
 
 def _smallest(fits: Callable[[int], bool]) -> int:
@@ -132,61 +132,61 @@ def _smallest(fits: Callable[[int], bool]) -> int:
     return next((size for size in _SIZES if does(size)), _SIZES[-1])
 
 
-def _prior(component: Any, config: Any, options: dict[str, Any]) -> None:
+def _prior(component: Any, config: Any) -> None:
     data = StandInImages()
-    check_prior(partial(component, config, tokenizer=_frozen(), num_classes=CLASSES, data=data), **options)
+    check_prior(partial(component, config, tokenizer=_frozen(), num_classes=CLASSES, data=data))
 
 
-def _discriminator(component: Any, config: Any, options: dict[str, Any]) -> None:
+def _discriminator(component: Any, config: Any) -> None:
     size = _smallest(lambda size: component(config, image_size=size) is not None)
-    check_discriminator(partial(component, config, image_size=size), image_size=size, **options)
+    check_discriminator(partial(component, config, image_size=size), image_size=size)
 
 
-def _injector(component: Any, config: Any, options: dict[str, Any]) -> None:
+def _injector(component: Any, config: Any) -> None:
     tokenizer = _frozen()
     if not component.opens:
         component(config, tokenizer=None, width=WIDTH)
     make = partial(component, config, tokenizer=tokenizer, width=WIDTH)
-    check_injector(make, tokenizer=tokenizer, width=WIDTH, **options)
+    check_injector(make, tokenizer=tokenizer, width=WIDTH)
 
 
-def _backbone(component: Any, config: Any, options: dict[str, Any]) -> None:
+def _backbone(component: Any, config: Any) -> None:
     for num_classes in (0, CLASSES):
         sizes = {"layout": LAYOUT, "token_dim": TOKEN_DIM, "num_classes": num_classes}
-        check_backbone(partial(component, config, **sizes), **options)
+        check_backbone(partial(component, config, **sizes))
 
 
-def _head(component: Any, config: Any, options: dict[str, Any]) -> None:
+def _head(component: Any, config: Any) -> None:
     make = partial(component, config, token_dim=TOKEN_DIM, width=WIDTH, layout=LAYOUT)
-    check_head(make, width=WIDTH, layout=LAYOUT, **options)
+    check_head(make, width=WIDTH, layout=LAYOUT)
 
 
-def _conditioner(component: Any, config: Any, options: dict[str, Any]) -> None:
-    check_conditioner(partial(component, config, num_classes=CLASSES), num_classes=CLASSES, **options)
+def _conditioner(component: Any, config: Any) -> None:
+    check_conditioner(partial(component, config, num_classes=CLASSES), num_classes=CLASSES)
 
 
-def _dataset(component: Any, config: Any, options: dict[str, Any]) -> None:
+def _dataset(component: Any, config: Any) -> None:
     for split in ("train", "validation"):
-        check_dataset(component(config, split=split, image_size=IMAGE_SIZE), image_size=IMAGE_SIZE, **options)
+        check_dataset(component(config, split=split, image_size=IMAGE_SIZE), image_size=IMAGE_SIZE)
     if not component.squares_only:
         with taking_pairs():
-            check_dataset(component(config, split="train", image_size=OBLONG), image_size=OBLONG, **options)
+            check_dataset(component(config, split="train", image_size=OBLONG), image_size=OBLONG)
 
 
-def _callback(component: Any, config: Any, options: dict[str, Any]) -> None:
+def _callback(component: Any, config: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        check_callback(partial(component, config), Path(folder), **options)
+        check_callback(partial(component, config), Path(folder))
 
 
-def _alone(check: Callable[..., None], component: Any, config: Any, options: dict[str, Any]) -> None:
-    check(partial(component, config), **options)
+def _alone(check: Callable[..., None], component: Any, config: Any) -> None:
+    check(partial(component, config))
 
 
 def _frozen() -> DiscreteTokenizer:
     return StandInTokenizer().eval().requires_grad_(False)
 
 
-_CHECKS: Mapping[type, Callable[[Any, Any, dict[str, Any]], None]] = {
+_CHECKS: Mapping[type, Callable[[Any, Any], None]] = {
     ContinuousTokenizer: partial(_tokenizer, check_continuous_tokenizer),
     DiscreteTokenizer: partial(_tokenizer, check_discrete_tokenizer),
     DiscretePrior: _prior,

@@ -28,7 +28,7 @@ from mixar_core.types import Condition, DrawnCodes, Losses
 _GIVEN = "sample to given codes"
 
 
-def check_prior(make: Callable[[], DiscretePrior], *, sees_truth: bool = False) -> None:
+def check_prior(make: Callable[[], DiscretePrior], *, sees_truth: bool | None = None) -> None:
     """Raise AssertionError where a discrete prior breaks its contract.
 
     It draws codes for a condition, keeps those that are given and draws the others to them, says how sure it was, and
@@ -37,8 +37,10 @@ def check_prior(make: Callable[[], DiscretePrior], *, sees_truth: bool = False) 
 
     Args:
         make: builds one, small enough to run in a moment, with `data` if it needs that.
-        sees_truth: it is no model but a stand-in for ablations, whose `predict` may look at what is masked.
+        sees_truth: its `predict` may look at what is masked; None: as its class says.
     """
+    if sees_truth is None:
+        sees_truth = make().sees_truth
 
     def exercise(module: DiscretePrior, device: str) -> dict[str, Tensor]:
         condition, codes_BN, masked_BN = _asked(module, device)

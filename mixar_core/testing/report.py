@@ -26,33 +26,36 @@ class Finding:
     Args:
         topic: what it is about.
         problems: what does not hold; none: all does.
-        figures: what was measured.
+        remarks: what was measured, or why it was not checked.
     """
 
     topic: str
     problems: tuple[str, ...] = ()
-    figures: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @define
 class _Notes:
     """What is noted while a contract runs; the topic is the last one."""
 
-    topic: str = BUILT
-    problems: dict[str, list[str]] = Factory(lambda: {BUILT: []})
-    figures: dict[str, list[str]] = Factory(dict)
+    topic: str
+    problems: dict[str, list[str]]
+    remarks: dict[str, list[str]] = Factory(dict)
 
 
 _NOTES: ContextVar[_Notes | None] = ContextVar("notes", default=None)
 
 
-def findings(check: Callable[[], object]) -> list[Finding]:
+def findings(check: Callable[[], object], *, begins: str = BUILT) -> list[Finding]:
     """Run a contract as far as it goes and give what it found, topic by topic, in order.
+
+    Args:
+        begins: the first topic.
 
     Raises:
         UserError: the component refuses its settings or what it stands beside, so that there is nothing to check.
     """
-    notes = _Notes()
+    notes = _Notes(begins, {begins: []})
     token = _NOTES.set(notes)
     try:
         check()
@@ -64,7 +67,7 @@ def findings(check: Callable[[], object]) -> list[Finding]:
         problems.append(f"{'after that ' if problems else ''}{said}; what follows was not checked")
     finally:
         _NOTES.reset(token)
-    return [Finding(name, tuple(said), tuple(notes.figures.get(name, ()))) for name, said in notes.problems.items()]
+    return [Finding(name, tuple(said), tuple(notes.remarks.get(name, ()))) for name, said in notes.problems.items()]
 
 
 def topic(name: str) -> None:
@@ -93,10 +96,15 @@ def measured(what: str, call: Callable[[], T]) -> T:
     seconds = time.perf_counter() - started
     with _Memory() as memory:
         call()
-    name = "speed and memory"
-    notes.problems.setdefault(name, [])
-    notes.figures.setdefault(name, []).append(f"{what}: {1e3 * seconds:.3g} ms, {memory.most / 1e6:.3g} MB")
+    remark("speed and memory", f"{what}: {1e3 * seconds:,.2f} ms, {memory.most / 1e6:,.3f} MB")
     return found
+
+
+def remark(name: str, said: str) -> None:
+    """What is not checked on a topic but to be known; the next `expect` is not about it."""
+    if (notes := _NOTES.get()) is not None:
+        notes.problems.setdefault(name, [])
+        notes.remarks.setdefault(name, []).append(said)
 
 
 class _Memory(TorchDispatchMode):

@@ -45,11 +45,13 @@ def find_part(registry: Registry, text: str) -> Part:
     kind, _, name = text.partition(":")
     if name and kind in registry.kinds:
         return registry.part(kind, name)
-    known = {part.name for kind in registry.kinds for part in registry.parts(kind)}
-    bare = text.rpartition(":")[2]
-    kinds = [kind for kind in registry.kinds if bare in (part.name for part in registry.parts(kind))]
+    kinds = [kind for kind in registry.kinds if registry.offers(kind, text)]
     if not kinds:
-        raise UserError(f'unknown part "{text}"; {choices(known, text)}')
+        known = {part.name for kind in registry.kinds for part in registry.parts(kind)}
+        broken = [f"{plugin.name}: {plugin.problem}" for plugin in registry.broken]
+        broken += [f"{p.name}: {part.problem}" for p in registry.plugins for part in p.broken_parts]
+        blame = f" (not in use, {'; '.join(broken)})" if broken else ""
+        raise UserError(f'unknown part "{text}"; {choices(known, text)}{blame}')
     if len(kinds) > 1:
         raise UserError(f'part "{text}": give its kind too; allowed: {", ".join(f"{kind}:{text}" for kind in kinds)}')
     return registry.part(kinds[0], text)

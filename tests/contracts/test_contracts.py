@@ -180,8 +180,6 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
 }
 
 
-#: what the contract of a part is told
-OPTIONS = {"mse": {"deterministic": True}, "ground-truth": {"sees_truth": True}}
 #: What only runs (`demo`), and importers, which need files (tests/weights), have tests of their own.
 UNCHECKED = {"importer"}  # tests/weights
 
@@ -216,7 +214,7 @@ def test_part_keeps_its_contract(kind: str, name: str, settings: Any, tmp_path: 
     if name == "schedule-free":
         pytest.importorskip("schedulefree")
     part = REGISTRY.part(kind, name)
-    testing.check_part(part.component, part.config(**settings), **OPTIONS.get(name, {}))
+    testing.check_part(part.component, part.config(**settings))
 
 
 @pytest.mark.parametrize("name", ["maskbit", "maskgit"])

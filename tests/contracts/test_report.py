@@ -42,7 +42,7 @@ def test_a_part_that_keeps_its_contract_has_no_problem_and_is_measured() -> None
     assert topics[0] == "it is built" and len({*topics}) == len(topics)
     assert {"random numbers", "repeatable", "state dict", "shapes and ranges", "batch independence"} <= {*topics}
     assert {"under bf16 autocast", "on meta, without values", "gradients"} <= {*topics}
-    (figure,) = next(finding.figures for finding in found if finding.topic == "speed and memory")
+    (figure,) = next(finding.remarks for finding in found if finding.topic == "speed and memory")
     assert figure.startswith("all its calls once, with 3 images: ") and figure.endswith(" MB")
 
 
@@ -70,6 +70,6 @@ def test_what_refuses_to_be_built_is_no_finding() -> None:
 
     with pytest.raises(UserError, match="head: no"):
         findings(lambda: check_part(Refuses, SMALL))
-    with pytest.raises(TypeError, match="dict derives from no abstract class"):
+    with pytest.raises(UserError, match="dict derives from no abstract class"):
         check_part(dict, SMALL)
     assert issubclass(Refuses, ContinuousHead)

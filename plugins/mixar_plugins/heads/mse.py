@@ -32,6 +32,8 @@ class MseHead(ContinuousHead):
     Guidance moves the mean: uncond + cfg (cond - uncond), as it moves the noise that `diffusion` predicts.
     """
 
+    deterministic = True
+
     def __init__(self, config: MseHeadConfig, *, token_dim: int, width: int, layout: TokenLayout) -> None:
         super().__init__()
         self.config, self.token_dim = config, token_dim

@@ -29,6 +29,8 @@ class GroundTruthConfig:
 class GroundTruthPrior(DiscretePrior):
     """Codes of real images of the asked class (for ablations); nothing to train."""
 
+    sees_truth = True
+
     def __init__(
         self,
         config: GroundTruthConfig,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixar.cli.common import Json, NoPlugin, as_path, command_line, open_registry, print_json, print_table
+from mixar.cli.common import Json, NoPlugin, Set, as_path, command_line, open_registry, print_json, print_table
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
-    from mixar.plugins import Plugin, Registry
+    from mixar.plugins import Part, Plugin, Registry
 
 plugin_app = typer.Typer(
     no_args_is_help=True, help="Write a plugin: `new` makes a package that works as it stands, `check` its contracts."
 )
+#: problems of a check that are told
+_SAID = 3
 PART = "A part as recipes name it; `KIND:NAME` where several kinds have one of that name."
 
 
@@ -141,3 +146,62 @@ def new_command(
     print("\nnext:")
     for words in (("pip", "install", "-e", folder), ("mixar", "plugin", "check", name)):
         print(f"  {command_line(*words)}")
+
+
+@plugin_app.command("check")
+def check_command(
+    context: typer.Context,
+    what: Annotated[
+        str, typer.Argument(metavar="DISTRIBUTION|PART", help=f"All parts of a package or plugin, or one. {PART}")
+    ],
+    settings: Set = None,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Check that parts keep the contracts of their kinds, built small, and tell of each check whether it holds.
+
+    Ends with 0 if all do, 1 if one does not. Examples: `mixar plugin check my-parts` ·
+    `mixar plugin check head:diffusion --set depth=2 --set width=64`
+    """
+    from mixar.described import find_part
+    from mixar.recipe import parse_overrides
+
+    registry = open_registry(context, no_plugin)
+    plugins = [plugin for plugin in registry.plugins if what in (plugin.name, plugin.package)]
+    parts = [part for plugin in plugins for part in plugin.parts] if plugins else [find_part(registry, what)]
+    plain = parse_overrides(settings or ())
+    if plain and len(parts) != 1:
+        names = ", ".join(f"{part.kind}:{registry.name_of(part)}" for part in parts) or "none"
+        raise UserError(f"--set is for one part; {what} has: {names}")
+    broken = [state for plugin in plugins for state in _states(plugin) if state != "loaded"]
+    told = [_check(registry, part, plain, alone=len(parts) == 1 and not broken) for part in parts]
+    for state in broken:
+        print(f"{what}: FAILS: {state}")
+        told.append("FAILS")
+    counts = [f"{told.count(state)} {state}" for state in ("ok", "FAILS", "not checked") if state in told]
+    print(f"\nparts: {', '.join(counts) or 'none'}")
+    if "FAILS" in told:
+        raise typer.Exit(1)
+
+
+def _check(registry: Registry, part: Part, plain: Mapping[str, Any], *, alone: bool) -> str:
+    """Print a part's report, a line a check; `ok`, `FAILS` or `not checked`, which of one that is alone is an error."""
+    from mixar.checked import check
+
+    plugin = registry.plugin_of(part)
+    title = f'{part.kind} "{part.name}" of plugin {plugin.name} ({plugin.distribution})'
+    try:
+        printed = io.StringIO()  # by a callback: no part of the report
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            found = check(part, plain)
+    except UserError as error:
+        if alone:
+            raise
+        print(f"{title}: not checked: {error}")
+        return "not checked"
+    print(title)
+    for finding in found:
+        said = list(dict.fromkeys(finding.problems or finding.remarks))
+        more = f"; and {len(said) - _SAID} more" if len(said) > _SAID else ""
+        state = "FAILS" if finding.problems else "-" if finding.remarks else "ok"
+        print(f"  {state:5}  {finding.topic}{': ' if said else ''}{'; '.join(said[:_SAID])}{more}")
+    return "FAILS" if any(finding.problems for finding in found) else "ok"
