@@ -13,6 +13,7 @@ from mixar_core.testing import check_part
 from mixar_core.testing.report import findings
 from mixar_core.types import Step, Z
 from mixar_plugins.heads.mixture import MixtureHead, MixtureHeadConfig
+from mixar_plugins.heads.mse import MseHead, MseHeadConfig
 
 SMALL = MixtureHeadConfig(components=2, depth=1, width=16)
 
@@ -73,3 +74,15 @@ def test_what_refuses_to_be_built_is_no_finding() -> None:
     with pytest.raises(UserError, match="dict derives from no abstract class"):
         check_part(dict, SMALL)
     assert issubclass(Refuses, ContinuousHead)
+
+
+def test_a_head_that_draws_nothing_says_so() -> None:
+    class Mean(MseHead):
+        """As if it drew."""
+
+        deterministic = False
+
+    small = MseHeadConfig(depth=1, width=16)
+    check_part(MseHead, small)
+    with pytest.raises(AssertionError, match="another seed, yet the same sample"):
+        check_part(Mean, small)

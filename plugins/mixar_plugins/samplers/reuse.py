@@ -20,7 +20,7 @@ class LazyMARConfig(CosineConfig):
     """LazyMAR's schedule on that of `cosine`.
 
     Args:
-        full: so many steps and one more are full at first, then one of every `period`.
+        full, period: so many steps and one more are full at first, then one of every `period`.
     """
 
     full: int = field(default=5, validator=ge(0))
