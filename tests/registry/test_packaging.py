@@ -71,7 +71,8 @@ def test_recipes_and_plugins_are_found_from_a_wheel(unpacked: Path, tmp_path: Pa
 def test_all_packages_work_from_their_wheels(installed: Environment, tmp_path: Path) -> None:
     plugins = json.loads(installed.run("mixar", "plugins", "--json", cwd=tmp_path))
     assert [(p["name"], p["problem"]) for p in plugins["plugins"]] == [
-        ("adaptive", None), ("builtin", None), ("eval", None), ("fsq", None), ("import", None), ("zoo", None)
+        ("adaptive", None), ("builtin", None), ("diffusers", None), ("eval", None), ("fsq", None), ("import", None),
+        ("zoo", None),
     ]  # fmt: skip
     names = ("mixar", "mixar_core", "mixar_plugins", *PLUGINS)
     where = f"import {', '.join(names)}; print(mixar_zoo.__file__)"
