@@ -378,9 +378,8 @@ def load(
         if key not in recipe.trained_parts
         and getattr(system, key) is not None
         and (choice := getattr(recipe, key)).weights is not None
-    }
-    names = _class_names(recipe, folder, registry)
-    return Model(system, names, chosen, files | {recipe.trains: trained}, weights, precision)
+    } | {recipe.trains: trained}
+    return Model(system, _class_names(recipe, folder, registry), chosen, files, weights, precision)
 
 
 def prior_draws_from_data(recipe: Recipe) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mixar import strict_yaml
+from mixar.origin import of_silence, settled
 from mixar.registry import Registry
 from mixar.structure import Invalid, structure, unstructure
 from mixar.text import choices
@@ -37,9 +38,11 @@ def read_preset(path: Path, registry: Registry) -> dict[str, Any]:
         raise UserError(f"{where}: {unknown[0]}: unknown key; {choices(KEYS, unknown[0])}")
     if not found:
         raise UserError(f"{where}: holds no keys; {choices(KEYS)}")
-    sampler, sampling = dict(found.get("sampler") or {"type": "cosine"}), found.get("sampling") or {}
+    found = settled(found, {"sampler": "sampler"}, registry, read_from=path)
+    sampler = of_silence("sampler", "cosine", registry) | dict(found.get("sampler") or {})
+    sampling = found.get("sampling") or {}
     with said_of(f"{where}: sampler"):
-        part = registry.part("sampler", str(sampler.pop("type", "cosine")))
+        part = registry.part("sampler", str(sampler.pop("type")))
     try:
         settings = unstructure(structure(sampler, part.config, path="sampler"))
         structure(sampling, SamplingConfig, path="sampling")

@@ -131,9 +131,9 @@ class Registry:
         return _by_name(self._presets())
 
     def shipped_by(self, file: Path) -> Plugin | None:
-        """The plugin in whose folders of recipes or of models a file lies."""
+        """The plugin in whose folders of recipes, models or presets a file lies."""
         for plugin in self.plugins:
-            folders = (*plugin.recipe_folders, *plugin.model_folders)
+            folders = (*plugin.recipe_folders, *plugin.model_folders, *plugin.preset_folders)
             if any(file.resolve().is_relative_to(folder.resolve()) for folder in folders):
                 return plugin
         return None

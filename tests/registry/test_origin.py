@@ -24,6 +24,7 @@ PARTS = """
     from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
     from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
     from mixar_plugins.heads.mse import MseHead, MseHeadConfig
+    from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
     from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer
 
     MIXAR_INTERFACE = 2
@@ -38,6 +39,7 @@ PARTS = """
             Part("head", "diffusion", MseHead, MseHeadConfig),
             Part("backbone", "masked", MaskedBackbone, MaskedConfig),
             Part("callback", "progress", ProgressBar, ProgressConfig),
+            Part("sampler", "cosine", CosineSampler, CosineConfig),
         ]
 """
 
@@ -93,6 +95,9 @@ def test_silence_and_what_is_shipped_mean_what_they_meant(install: Install, fami
         assert again["head"]["type"] == "builtin:diffusion" and again["backbone"]["type"] == "builtin:masked"
         assert "builtin:progress" in [callback["type"] for callback in again["callbacks"]]
         assert json.loads(json.dumps(again).replace("builtin:", "")) == json.loads(json.dumps(to_plain(recipe)))
+    preset = load_recipe("digits", {"preset": "halton"}, registry=registry)
+    assert preset.sampler is not None and preset.sampler.type == "builtin:cosine"
+    assert preset.sampler.config.order == "halton"
     with pytest.raises(UserError, match=r'head\.type: head "diffusion": more than one package offers it'):
         load_recipe(family / "recipes/mixar.yaml", registry=registry)
     own = load_recipe(family / "recipes/mixar.yaml", ["head.type=builtin:diffusion"], registry=registry)
