@@ -19,6 +19,7 @@ from mixar.cli.data import data_command
 from mixar.cli.edit import edit_command
 from mixar.cli.inspect import presets_command, recipe_app, recipes_command
 from mixar.cli.measure import measure_command
+from mixar.cli.new import new_command
 from mixar.cli.plugin import plugin_app, plugins_command
 from mixar.cli.sample import sample_command
 from mixar.cli.train import train_command
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command("sample")(sample_command)
 app.command("edit")(edit_command)
+app.command("new")(new_command)
 app.command("train")(train_command)
 app.command("data")(data_command)
 app.command("cache")(cache_command)
