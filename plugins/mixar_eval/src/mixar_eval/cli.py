@@ -70,6 +70,10 @@ def generation_command(
     random_labels: Annotated[
         bool, typer.Option("--random-labels", help="Draw each image's class at random, instead of all equally often.")
     ] = False,
+    codes_too: Annotated[bool, typer.Option("--codes-too", help="Also measure the codes' own decoding.")] = False,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Also show the training images nearest to samples.")
+    ] = False,
     raw: common.Raw = False,
     precision: common.Precision = "float32",
     batch: common.Batch = 64,
@@ -88,11 +92,9 @@ def generation_command(
     """
     settings = {"steps": steps, "cfg": cfg, "temperature": temperature}
     with measuring(context) as run:
-        from mixar_eval import generation, images, references, report
+        from mixar_eval import beside, generation, images, references, report
 
-        run.processes.on_main(
-            lambda: report.check_folder(out, generation.SAMPLES, generation.FEATURES, generation.PICTURE)
-        )
+        run.processes.on_main(lambda: report.check_folder(out, *generation.KNOWN))
         title, labels = f"Generation: {Path(samples).name}", "random" if random_labels else "balanced"
         if generation.is_model(samples, run.registry):
             model = load_model(samples, run, context)
@@ -101,16 +103,20 @@ def generation_command(
                 reference, run, recipe=model.recipe, num_classes=model.recipe.num_classes
             )
             there = generation.draw_samples(model, plan, out / generation.SAMPLES, run)
+            codes = beside.codes_alone(model, plan, run) if codes_too else None
         else:
+            codes = None
             flags = {f"--{name}": value is not None for name, value in settings.items()}
             flags |= {"--raw": raw, "--random-labels": random_labels, "--precision": precision != "float32"}
+            flags |= {"--codes-too": codes_too}
             if given := [flag for flag, is_given in flags.items() if is_given]:
                 raise UserError(f"{given[0]}: says how a model is sampled, and {samples} holds images already")
             there = images.open_images(samples, run.registry, option="samples")
             if count is not None and count != len(there):
                 raise UserError(f"--count {count}: {samples} holds {len(there):,} images, and all are measured")
             against = references.open_reference(reference, run, image_size=there.image_size)
-        found = generation.measure(there, against, run, cache=out / generation.FEATURES, title=title)
+        cache = out / generation.FEATURES
+        found = generation.measure(there, against, run, cache=cache, title=title, codes=codes, nearest=nearest)
         publish(found, run, context, brief=True)
 
 

@@ -20,6 +20,7 @@ from mixar_core.data.folders import list_images
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import user_path
+from mixar_eval.beside import compare_codes, nearest_training
 from mixar_eval.context import EvalContext, Stopped
 from mixar_eval.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, SEED
 from mixar_eval.features import features_of
@@ -30,7 +31,8 @@ from mixar_eval.report import Report, Section, described, facts, number, score_n
 from mixar_eval.scores import NEIGHBOURS, SPLITS, Floor, Scores, floor_at, scores_of
 
 #: what the folder of a report holds besides
-SAMPLES, FEATURES, PICTURE = "samples", "features", "samples.png"
+SAMPLES, FEATURES, PICTURE, NEAREST = "samples", "features", "samples.png", "nearest.png"
+KNOWN = (SAMPLES, FEATURES, PICTURE, NEAREST)
 
 
 def is_model(text: str, registry: Registry) -> bool:
@@ -82,11 +84,15 @@ def measure(
     *,
     cache: Path | None = None,
     title: str = "Generation",
+    codes: ImageSet | None = None,
+    nearest: bool = False,
 ) -> Report:
     """The report of a set of images; every process calls this.
 
     Args:
         cache: where features are kept, see `features_of`.
+        codes: what the samples' codes alone decode to, to be measured beside them.
+        nearest: show the training images nearest to the samples.
 
     Raises:
         UserError: the images cannot be measured.
@@ -97,12 +103,16 @@ def measure(
     scores = context.processes.on_main(lambda: scores_of(found, reference))
     floor = floor_at(len(images), reference, context)
     extractor = context.extractor
+    alone, verdict = (None, None) if codes is None else compare_codes(scores, codes, reference, context)
+    near = nearest_training(images, reference, context) if nearest else None
     classes = count_classes(images.labels, len(images.class_names))
     missing = [label_name(label, images.class_names) for label in classes.missing] if classes else []
     counts = None if classes is None else {**asdict(classes), "missing": missing, "exactly_balanced": classes.exact}
     plain: dict[str, Any] = {
         "scores": asdict(scores),
         "floor": None if floor is None else asdict(floor),
+        **({} if alone is None else {"codes_alone": asdict(alone)}),
+        **({} if near is None else {"nearest": near.plain}),
         "samples": {
             "source": images.description,
             "count": len(images),
@@ -134,14 +144,21 @@ def measure(
         figures=figures(scores),
         plain=plain,
         sections=[
-            _scores_section(scores, floor, extractor),
+            _scores_section(scores, floor, alone, extractor),
+            *([] if near is None else [near.section]),
             Section("Classes", lines=[_classes(classes, missing)]),
             _drawn_section(plain["samples"]),
             _measured_section(plain),
         ],
         made=context.made(),
-        notes=[*images.notes, *reference.notes, *_notes(images, missing, extractor)],
-        pictures={PICTURE: _picture(images)},
+        notes=[
+            *([] if verdict is None else [verdict]),
+            *([] if near is None else near.notes),
+            *images.notes,
+            *reference.notes,
+            *_notes(images, missing, extractor),
+        ],
+        pictures={PICTURE: _picture(images)} | ({} if near is None else {NEAREST: near.picture}),
     )
 
 
@@ -176,7 +193,7 @@ def _picture(images: ImageSet) -> Image.Image:
     return overview(read, labels, images.class_names, len(images.class_names))[0]
 
 
-def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtractor) -> Section:
+def _scores_section(scores: Scores, floor: Floor | None, codes: Scores | None, extractor: FeatureExtractor) -> Section:
     (frechet, kernel, inception_score), inception = score_names(extractor.gives_fid), scores.inception
     real: dict[str, float | None] = {} if floor is None else figures(floor.scores)
     column = "floor" if floor is None else f"floor: {floor.scores.count:,} real images"
@@ -188,14 +205,18 @@ def _scores_section(scores: Scores, floor: Floor | None, extractor: FeatureExtra
             "extractor and reference only."
         )
     mean = inception and f"{number(inception.mean)} ± {number(inception.deviation, 2)}"
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (f"{frechet} (lower is better)", number(scores.frechet, 5), number(real.get("frechet"), 5)),
         (f"{kernel} (lower is better)", scores.kernel, real.get("kernel")),
         (f"{inception_score} (higher is better)", mean, None),
         ("precision", scores.precision, real.get("precision")),
         ("recall", scores.recall, real.get("recall")),
     ]
-    columns = "score", f"{scores.count:,} samples", column
+    columns = ["score", f"{scores.count:,} samples", column]
+    if codes is not None:
+        columns.append("the codes' own decoding")
+        alone = [number(codes.frechet, 5), codes.kernel, None, None, None]
+        rows = [(*row, own) for row, own in zip(rows, alone, strict=True)]
     return Section(rows=[dict(zip(columns, row, strict=True)) for row in rows], below=below)
 
 

@@ -1,0 +1,149 @@
+"""What a report on own images shows beside the samples: what their codes alone decode to, and the training images that
+lie nearest to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import frozen
+from PIL import Image
+from torch import Tensor
+
+from mixar.model import Model
+from mixar.sampling import Plan
+from mixar_core.errors import UserError
+from mixar_core.pictures import rows_picture
+from mixar_eval.context import EvalContext
+from mixar_eval.features import features_of
+from mixar_eval.images import ImageSet, open_images
+from mixar_eval.references import Reference
+from mixar_eval.report import Section, number, score_names
+from mixar_eval.scores import Scores, distances_of
+
+#: samples in the picture, and training images under each
+SHOWN, NEAREST = 8, 3
+#: fewer training images than this may be too few for what a report says of them
+FEW = 5000
+#: samples that lie so much nearer to training images than other real images do were learned by heart
+BY_HEART = 0.5
+
+
+def codes_alone(model: Model, plan: Plan, context: EvalContext) -> ImageSet:
+    """What the discrete tokenizer makes of the codes that the samples of this plan are drawn from.
+
+    Raises:
+        UserError: the model draws no codes.
+    """
+    if model.system.prior is None or model.system.model is None or not model.system.model.injector.needs_codes:
+        raise UserError(f"--codes-too: model {model.recipe.name} draws no codes to be guided by")
+    settings = plan.settings
+    codes_AN = model.sample_codes(
+        plan.labels_N().tolist(),
+        steps=settings.prior_steps,
+        cfg=None if settings.prior_cfg is None else settings.prior_cfg + 1.0,
+        temperature=settings.prior_temperature,
+        seed=plan.seed,
+        batch_size=plan.batch,
+    )
+    images = torch.cat([model.decode_codes(some) for some in codes_AN.split(plan.batch)])
+    return open_images(images, context.registry, option="--codes-too")
+
+
+def compare_codes(scores: Scores, images: ImageSet, reference: Reference, context: EvalContext) -> tuple[Scores, str]:
+    """The distances of the codes' own decoding to the reference, and a note: which of the two lies closer."""
+    found = features_of(images, context, "the codes' own decoding")
+    codes: Scores = context.processes.on_main(lambda: distances_of(found.features_AF, reference))
+    frechet, kernel, _ = score_names(context.extractor.gives_fid)
+    name, mine, theirs = kernel, scores.kernel, codes.kernel
+    if mine is None or theirs is None:
+        name, mine, theirs = frechet, scores.frechet, codes.frechet
+    figures = f"{name} {number(mine)} against {number(theirs)}"
+    if mine < theirs:
+        return codes, f"the samples lie closer to the reference than the codes' own decoding ({figures})"
+    return (
+        codes,
+        f"the samples lie no closer to the reference than the codes' own decoding ({figures}); {_advice(reference)}",
+    )
+
+
+def _advice(reference: Reference) -> str:
+    train = training_images(reference)
+    longer = "train the continuous tokenizer and the MixAR for more steps"
+    if train is None or len(train) >= FEW:
+        return longer
+    return (
+        f"{len(train):,} training images may be too few: add images, start from a trained model (init:), or {longer} "
+        "while the validation loss falls"
+    )
+
+
+def training_images(reference: Reference) -> ImageSet | None:
+    """The training split of the data that the reference is of, where it is at hand."""
+    return next((some for some in (reference.images, reference.others) if some and some.split == "train"), None)
+
+
+@frozen(eq=False)
+class Nearest:
+    """What the training images nearest to the samples tell.
+
+    Args:
+        plain: median distances, as JSON has them. section: of the report.
+        picture: some samples, and under each the training images nearest to it.
+    """
+
+    plain: dict[str, Any]
+    section: Section
+    picture: Image.Image
+    notes: Sequence[str] = ()
+
+
+def nearest_training(images: ImageSet, reference: Reference, context: EvalContext) -> Nearest:
+    """Which training images lie nearest to samples, between feature vectors.
+
+    Raises:
+        UserError: the training images are not at hand.
+    """
+    train = training_images(reference)
+    if train is None:
+        raise UserError("--nearest: needs --reference data:validation or data:train, to know the training images")
+    train_TF = features_of(train, context, "training images").features_AF
+    sample_AF = features_of(images, context, "samples").features_AF
+    distances, nearest_AK = _nearest(sample_AF, train_TF)
+    plain: dict[str, Any] = {"training_images": len(train), "median": float(distances.median()), "of_validation": None}
+    rows = {"samples": number(plain["median"])}
+    notes = []
+    if train is reference.others and reference.features_AF is not None:
+        real, _ = _nearest(reference.features_AF, train_TF)
+        plain["of_validation"] = float(real.median())
+        rows["validation images"] = number(plain["of_validation"])
+        if plain["median"] < BY_HEART * plain["of_validation"]:
+            notes.append(
+                f"the samples lie much nearer to training images than validation images do ({rows['samples']} against "
+                f"{rows['validation images']}): they were learned by heart; more images or fewer steps help"
+            )
+    section = Section(
+        "Nearest training images",
+        [{"what": name, "median distance to the nearest training image": figure} for name, figure in rows.items()],
+        below=["nearest.png has samples and, under each, the training images whose features lie nearest to its own."],
+    )
+    return Nearest(plain, section, _picture(images, train, nearest_AK), notes)
+
+
+def _nearest(one_AF: Tensor, other_BF: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances (A,) to the nearest, and the NEAREST nearest (A, K), in order."""
+    parts = [
+        torch.cdist(some, other_BF).topk(min(NEAREST, len(other_BF)), largest=False) for some in one_AF.split(1000)
+    ]
+    return torch.cat([part.values[:, 0] for part in parts]), torch.cat([part.indices for part in parts])
+
+
+def _picture(images: ImageSet, train: ImageSet, nearest_AK: Tensor) -> Image.Image:
+    """Samples spread over the set, each above its nearest."""
+    chosen = torch.arange(len(images))[:: max(1, len(images) // SHOWN)][:SHOWN]
+    rows = {"samples": torch.cat([*images.batches(chosen)])}
+    for place in range(nearest_AK.shape[1]):
+        name = "nearest training image" if place == 0 else f"the {('2nd', '3rd')[place - 1]}"
+        rows[name] = torch.cat([*train.batches(nearest_AK[chosen, place])])
+    return rows_picture(rows, "samples, and the training images nearest to each", scale=max(1, 96 // images.height))
