@@ -34,7 +34,7 @@ from mixar_core.distributed import own_device
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path, write_text, writing
 from mixar_core.training.trainer import train as run_trainer
-from mixar_core.types import NO_CLASS
+from mixar_core.types import NO_CLASS, Grid, ImageSize
 
 #: in the order of their training
 TRAINED = ("continuous", "discrete", "prior", "mixar")
@@ -70,19 +70,20 @@ class Family:
 def plan_family(
     facts: DataFacts,
     *,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     minutes: float = 240.0,
     device: torch.device | str | None = None,
     registry: Registry | None = None,
     measure: bool = True,
 ) -> Family:
-    """Recipes fit for these images and this machine; every one is built, and trained for a few steps on noise.
+    """Recipes fit for these images and this machine; their parts are checked to fit, and each is tried for some steps.
 
     Args:
-        image_size: pixels of a side; None: by the images, but no more than this machine trains in an evening.
+        image_size: pixels of a side, or height and width; None: by the images, but no more than this machine trains in
+            an evening.
         minutes: the longest that all trainings together may take here: steps are cut to it.
         device: None: this process's GPU if there is one.
-        measure: False leaves the few steps out, and `minutes` out of account.
+        measure: False leaves the trial, and so `minutes`, out of account.
 
     Raises:
         UserError: there are no two training images, a size that cannot be halved, or a device that is not there.
@@ -92,10 +93,14 @@ def plan_family(
     if images < 2:
         raise UserError(f"{facts.data.get('path', facts.data['type'])}: {images} training images; needed: at least 2")
     gpu = where.type != "cpu"
-    numbers = _numbers(image_size or min(facts.image_size, SIDE_GPU if gpu else SIDE_CPU), images, gpu=gpu)
+    suggested, most = facts.image_size, SIDE_GPU if gpu else SIDE_CPU
+    size = image_size or (min(suggested, most) if isinstance(suggested, int) else suggested)
+    numbers = _numbers(Grid.of_pixels(size), images, gpu=gpu)
     steps = {name: _rounded(count * max(1.0, images / STEPS_AT) ** 0.5) for name, count in STEPS.items()}
     seconds: dict[str, float] = {}
     recipes = _recipes(_texts(facts, numbers, steps, {}), registry)
+    for recipe in recipes.values():
+        build(recipe, registry, meta=True)
     numbers |= _fitted(recipes, numbers, where, registry)
     notes = list(_notes(facts, images))
     if measure:
@@ -137,7 +142,7 @@ def write_family(family: Family, folder: str | Path) -> Path:
 
 def next_commands(family: Family, folder: Path) -> list[tuple[object, ...]]:
     """The words of what to run then, in this order, seen from the working directory."""
-    runs, count = folder / "runs", max(100, 10 * family.facts.num_classes)
+    runs, count = folder / "runs", max(10 * max(1, family.facts.num_classes), min(100, family.facts.images["train"]))
     measured = ("--reference", family.reference, "--count", count, "--codes-too", "--nearest")
     return [
         ("mixar", "train", *(folder / f"{name}.yaml" for name in TRAINED), "--out", runs),
@@ -177,8 +182,8 @@ class _Noise(ImageDataset):
         self.num_classes = recipe.num_classes
         self.class_names = tuple(str(label) for label in range(self.num_classes))
         draw = torch.Generator().manual_seed(0)
-        side = recipe.image_size
-        self._pixels = torch.randint(0, 256, (count, 3, side, side), generator=draw, dtype=torch.uint8)
+        grid = Grid.of_pixels(recipe.image_size)
+        self._pixels = torch.randint(0, 256, (count, 3, grid.height, grid.width), generator=draw, dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -199,22 +204,27 @@ def _rounded(steps: float) -> int:
     return max(50, round(steps / size) * size)
 
 
-def _numbers(side: int, images: int, *, gpu: bool) -> dict[str, Any]:
+def _numbers(pixels: Grid, images: int, *, gpu: bool) -> dict[str, Any]:
     """What the templates hold, but for times and steps."""
-    most = 16 if gpu else 4  # tokens a side: the time of a step goes with their square
-    stride = next((size for size in (4, 8, 16) if side <= most * size and (size > 4 or side < 32)), 32)
-    if side % stride:
-        raise UserError(f"image_size {side}: not a multiple of {stride}; {side // stride * stride or stride} is one")
+    side, most = max(pixels.height, pixels.width), 256 if gpu else 24  # tokens: a step's time goes with their square
+    strides = [size for size in (4, 8, 16, 32) if size > 4 or side < 32]
+    fitting = [size for size in strides if pixels.height % size == pixels.width % size == 0]
+    stride = next((size for size in fitting if pixels.tokens <= most * size**2), fitting[-1] if fitting else 0)
+    if not stride:
+        wrong = next(each for each in (pixels.height, pixels.width) if each % strides[0])
+        raise UserError(f"image_size {wrong}: not a multiple of 8; {max(8, wrong // 8 * 8)} is one")
     finer = max(8, stride // 2) if stride > 8 else stride  # latents of 8 pixels: what an eye still sees of them
     scale = 0 if images < 2000 else 1 if images < 20_000 or not gpu else 2
     widths = [1, 2, 4, 8, 12, 16]
     at_once = 2 ** int(math.log2(images))  # no batch needs an image twice
     return {
-        "side": side,
+        "image_size": side if pixels.height == pixels.width else [pixels.height, pixels.width],
+        "bytes": 3 * pixels.tokens,
+        "pixels": _by(pixels, 1),
         "stride": stride,
-        "grid": side // stride,
+        "grid": _by(pixels, stride),
         "patch_size": stride // finer,
-        "latent_grid": side // finer,
+        "latent_grid": _by(pixels, finer),
         "continuous_levels": widths[: finer.bit_length()],
         "discrete_levels": widths[: stride.bit_length()],
         "channels": 64 if gpu else 24 if side <= 32 else 16,
@@ -228,7 +238,7 @@ def _numbers(side: int, images: int, *, gpu: bool) -> dict[str, Any]:
         "dropout": (0.1, 0.0, 0.1)[scale],
         "batch_images": min(16, at_once),
         "batch_tokens": min(64, at_once),
-        "sampling_steps": 8 if side // stride <= 4 else 32,
+        "sampling_steps": 32 if gpu else 8,
         "micro_images": "null",
         "micro_tokens": "null",
         "cache": "memory",
@@ -236,6 +246,10 @@ def _numbers(side: int, images: int, *, gpu: bool) -> dict[str, Any]:
         "ema": 0.99 if images < 2000 else 0.999,
         "images": images,
     }
+
+
+def _by(pixels: Grid, stride: int) -> str:
+    return f"{pixels.height // stride} x {pixels.width // stride}"
 
 
 def _fitted(
@@ -247,7 +261,7 @@ def _fitted(
     if capacity is None:
         return found
     host = device_memory(torch.device("cpu")) or capacity
-    if 1e-9 * 3 * numbers["side"] ** 2 * numbers["images"] > host / 4:
+    if 1e-9 * numbers["bytes"] * numbers["images"] > host / 4:
         found["cache"] = "none"
     for key, names in (("images", TRAINED[:2]), ("tokens", TRAINED[2:])):
         micro = batch = numbers[f"batch_{key}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 BASE = """\
 # What the recipes beside this file share: they begin with `extends: base.yaml`.
 # {of_images} images; `mixar data PATH` tells more of them.
-image_size: {side}    # pixels of a side; the images themselves would allow {suggested}
+image_size: {image_size}    # pixels of a side, or [height, width], multiples of {stride}; the images allow {suggested}
 num_classes: {num_classes}    # {classes}
 {data}
 training:
@@ -21,9 +21,9 @@ training:
 """
 
 _CONTINUOUS = """\
-# 1. From pixels to latents, numbers that MixAR draws: {side} pixels to {latent_grid} x {latent_grid} latents.
+# 1. From pixels to latents, numbers that MixAR draws: {pixels} pixels to {latent_grid} latents.
 extends: base.yaml
-summary: Continuous tokenizer, {side} px to {latent_grid} x {latent_grid} latents of 16 channels
+summary: Continuous tokenizer, {pixels} pixels to {latent_grid} latents of 16 channels
 trains: continuous_tokenizer
 continuous_tokenizer:
   type: kl
@@ -46,9 +46,9 @@ training:
 """
 
 _DISCRETE = """\
-# 2. From pixels to codes, whole numbers that guide MixAR: {side} pixels to {grid} x {grid} codes of {bits} bits.
+# 2. From pixels to codes, whole numbers that guide MixAR: {pixels} pixels to {grid} codes of {bits} bits.
 extends: base.yaml
-summary: Lookup-free tokenizer, {side} px to {grid} x {grid} codes of {bits} bits
+summary: Lookup-free tokenizer, {pixels} pixels to {grid} codes of {bits} bits
 trains: discrete_tokenizer
 discrete_tokenizer:
   type: lfq
@@ -105,7 +105,7 @@ training:
 _MIXAR = """\
 # 4. MixAR: draws the latents of an image, guided by its codes.
 extends: base.yaml
-summary: MixAR (DC-Mix, TI-Mix), {grid} x {grid} tokens
+summary: MixAR (DC-Mix, TI-Mix), {grid} tokens
 trains: mixar
 continuous_tokenizer: {{weights: runs/continuous}}    # seen from this file
 discrete_tokenizer: {{weights: runs/discrete}}

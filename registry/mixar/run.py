@@ -83,6 +83,8 @@ def train(
     classes = [list(data.class_names) for data in (train_set, cache) if data is not None]
     class_names = next(filter(has_names, classes), classes[0])
     facts: dict[str, Any] = {"class_names": class_names, "frozen": frozen}
+    if planned.model is not None and planned.model.injector.needs_codes and planned.prior is None:
+        notes.append("there is no prior: sampling will need codes, which are given or which a prior draws")
     if resume:
         notes += _check_facts(folder, recipe, facts)
     notes += _unmeasured(planned)

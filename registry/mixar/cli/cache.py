@@ -109,4 +109,7 @@ def cache_command(
     rate = f"{made.encoded / made.seconds:,.0f} images/s" if made.encoded else "all of it was there already"
     print(f"{index.count:,} images, {decimal(size)} in {out} ({size / index.count:,.0f} bytes an image), {rate}")
     if split == "train":
-        print(command_line("mixar", "train", recipe, "--set", f"training.cache={out}"))
+        changed = [word for setting in settings or () for word in ("--set", setting)]
+        # with a slash: `memory` and `none` mean something else, and a number would be read as one
+        place = out if out.is_absolute() else f"./{out}"
+        print(command_line("mixar", "train", recipe, *changed, "--set", f"training.cache={place}"))

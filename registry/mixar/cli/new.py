@@ -16,12 +16,12 @@ def new_command(
         Path, typer.Argument(metavar="PATH", parser=as_path, help="A folder of images, or of folders, one a class.")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", parser=as_path, help="Folder of the recipes: new or empty.")],
-    size: Annotated[
+    image_size: Annotated[
         int | None,
         typer.Option(callback=at_least(16), help="Pixels of a side; default: by the images and the machine."),
     ] = None,
     minutes: Annotated[
-        float, typer.Option(callback=at_least(1), help="The longest that all trainings together may take here.")
+        float, typer.Option(callback=at_least(0), help="The longest that all trainings together may take here.")
     ] = 240.0,
     workers: Annotated[int, typer.Option(callback=at_least(0), help="Processes that read the images.")] = 0,
     device: Device = None,
@@ -30,7 +30,7 @@ def new_command(
     """Write recipes for a folder of images: two tokenizers, a prior, MixAR; and print the commands that train them.
 
     Every image is looked at once, and each recipe is tried for a few steps, which tells how long it will take here.
-    Examples: `mixar new photos --out own` · `mixar new photos --out own --size 128 --minutes 600`
+    Examples: `mixar new photos --out own` · `mixar new photos --out own --image-size 128 --minutes 600`
     """
     from mixar.cli.progress import duration, progress_bar
     from mixar.facts import look
@@ -39,7 +39,7 @@ def new_command(
     registry = open_registry(context, no_plugin)
     with progress_bar("looking") as show:
         facts = look(images, registry=registry, workers=workers, progress=show)
-    family = plan_family(facts, image_size=size, minutes=minutes, device=device, registry=registry)
+    family = plan_family(facts, image_size=image_size, minutes=minutes, device=device, registry=registry)
     folder = write_family(family, out)
     counts = ", ".join(f"{count:,} {split}" for split, count in facts.images.items())
     of = f" of {facts.num_classes:,} classes" if facts.num_classes else ", without classes"

@@ -128,10 +128,14 @@ def _launcher() -> str:
 
 def _next_command(recipe: Recipe, run: Path, registry: Registry) -> str:
     """What to do with a finished run: a tokenizer draws nothing by itself, but can be measured."""
+    from mixar.assembly import build, open_data
+    from mixar.folder import RECIPE
+
+    model = build(recipe, registry, meta=True).model
+    if model is not None and model.injector.needs_codes and recipe.prior is None:
+        return f"to sample, name the run of a prior in {run / RECIPE}: prior: {{weights: RUN}}"
     if not recipe.trains.endswith("tokenizer"):
         return command_line("mixar", "sample", run)
-    from mixar.assembly import open_data
-
     words = ["mixar", "eval", "tokenizer", run]
     try:
         open_data(recipe, registry, "validation")
