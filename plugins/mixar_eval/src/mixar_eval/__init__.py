@@ -45,7 +45,9 @@ def mixar_parts() -> list[Part]:
 
 @hookimpl
 def mixar_commands(app: typer.Typer) -> None:
-    """`mixar eval ...`."""
+    """`mixar eval ...` and `mixar tune`."""
     from mixar_eval.cli import eval_app
+    from mixar_eval.cli_tune import tune_command
 
     app.add_typer(eval_app, name="eval")
+    app.command("tune")(tune_command)

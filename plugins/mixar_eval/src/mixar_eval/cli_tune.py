@@ -1,0 +1,72 @@
+"""`mixar tune`: the fastest way of sampling a model that costs no quality."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixar.cli import common
+from mixar_core.errors import UserError
+from mixar_eval import cli
+
+
+def tune_command(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model folder, or a shipped model's name.")],
+    reference: cli.ReferenceText,
+    budget: Annotated[
+        str, typer.Option(metavar="TIME", help='What an image may take, as "0.5s/image"; of one process.')
+    ],
+    count: Annotated[
+        int, typer.Option(callback=common.at_least(64), help="Images that the last round draws for every seed.")
+    ] = 512,
+    seeds: Annotated[int, typer.Option(callback=common.at_least(2), help="Of the last round.")] = 5,
+    name: Annotated[str, typer.Option(help="What the preset is called that is stored with the model.")] = "fast",
+    extractor: cli.ExtractorText = "efficientnet-lite0",
+    out: cli.Out = Path("runs/tune"),
+    raw: common.Raw = False,
+    precision: common.Precision = "float32",
+    batch: common.Batch = 64,
+    workers: cli.Workers = 0,
+    device: common.Device = None,
+    as_json: common.Json = False,
+    no_plugin: common.NoPlugin = None,
+) -> None:
+    """Search presets and their settings under a budget of time, and store the best one with the model.
+
+    Of what is within the budget and no worse than `exact` (its mean over the seeds and their spread) the fastest is
+    stored, so that `mixar sample MODEL --preset fast` is what was measured on this model. Interrupted, it goes on when
+    it is repeated. Example: `mixar tune runs/digits_quick --reference data:train --budget 0.05s/image`
+    """
+    seconds = seconds_of(budget)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UserError(f"--name {name}: letters, digits, - and _ make a preset's name")
+    with cli.measuring(context) as run:
+        from mixar_eval import references, report, tune
+
+        loaded, folder = cli.load_model(model, run, context), run.registry.find_model(model)
+        run.processes.on_main(lambda: report.check_folder(out, "points", tune.TABLE, tune.PICTURE))
+        against = references.open_reference(reference, run, recipe=loaded.recipe, num_classes=loaded.recipe.num_classes)
+        found, chosen = tune.tune(
+            loaded, out / "points", against, run, seconds=seconds, count=count, seeds=seeds, batch=batch, name=name
+        )
+        cli.publish(found, run, context)
+        if chosen is not None and run.processes.is_main:
+            path = tune.store(chosen, folder, name, f"{chosen.name}, found by mixar tune within {budget}")
+            if not as_json:
+                print(f"stored as {path}; {common.command_line('mixar', 'sample', model, '--preset', name)}")
+
+
+def seconds_of(budget: str) -> float:
+    """Seconds an image, of `0.5s/image`.
+
+    Raises:
+        UserError: it says something else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|ms)\s*/\s*image", budget.strip())
+    if not found or not float(found[1]):
+        raise UserError(f'--budget {budget}: not a time an image; for example "0.5s/image" or "200ms/image"')
+    return float(found[1]) / (1000.0 if found[2] == "ms" else 1.0)

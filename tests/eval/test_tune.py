@@ -1,0 +1,85 @@
+"""`mixar tune`: from candidates under a budget to a preset that the model carries."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import mixar
+from mixar import Registry, UserError
+from mixar_eval import tune
+from mixar_eval.cli_tune import seconds_of
+from mixar_eval.context import EvalContext
+from mixar_eval.extractors import open_extractor
+from mixar_eval.references import open_reference
+from mixar_eval.tune import Candidate, Result, choose
+from tests.cli.process import refused
+
+
+def result(name: str, seconds: float, *kernel: float) -> Result:
+    return Result(Candidate(name, {"type": "cosine"}, {}), 64, seconds, kernel)
+
+
+def test_the_fastest_of_those_that_are_as_good_as_the_baseline_is_chosen() -> None:
+    exact = result("exact", 2.0, 0.10, 0.12)
+    slower, faster, worse = result("a", 0.5, 0.11, 0.11), result("b", 0.2, 0.12, 0.12), result("c", 0.1, 0.2, 0.2)
+    assert choose(exact, [slower, faster, worse]) is faster
+    assert choose(exact, [worse, result("d", 0.05, 0.3, 0.3)]) is worse
+    assert choose(exact, []) is None
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0.5s/image", 0.5), ("200ms/image", 0.2), ("3 s / image", 3.0)])
+def test_a_budget_is_a_time_an_image(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["0.5", "0s/image", "1min/image", "-1s/image", "0.5s/imag"])
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="for example"):
+        seconds_of(text)
+
+
+def test_what_is_stored_draws_as_it_was_measured(
+    family: Path, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "HEAD_STEPS", (2,))
+    monkeypatch.setattr(tune, "FINALISTS", 2)
+    folder = Path(shutil.copytree(family / "models/mixar", tmp_path / "model"))
+    model = mixar.load(folder, device="cpu")
+    context = EvalContext(registry=registry, extractor=open_extractor("efficientnet-lite0:size=32", registry))
+    names = [candidate.name for candidate in tune.candidates(model, context)]
+    assert names[0] == "exact" and {"one-shot", "lazymar", "1x2", "4x2_dpm++"} <= {*names}
+    assert not [name for name in names if name.startswith("32x")]  # there are fewer tokens
+    reference = open_reference("data:train", context, recipe=model.recipe)
+    options = {"seconds": 5.0, "count": 64, "seeds": 2, "batch": 64}
+    report, chosen = tune.tune(model, tmp_path / "points", reference, context, **options)
+    assert chosen is not None and report.plain["chosen"] == chosen.name
+    rows = report.plain["rows"]
+    assert [row["seeds"] for row in rows] == [2, 2, 2] and rows[0]["preset"] == "exact"
+    assert report.plain["parts"]["exact"].keys() == {"prior", "backbone and head", "decoder"}
+    report.save(tmp_path / "out")
+    table = list(csv.DictReader((tmp_path / "out/tune.csv").read_text().splitlines()))
+    assert len(table) == len(names) and (tmp_path / "out/tune.png").is_file()
+
+    tune.store(chosen, folder, "fast", "found")
+    stored = mixar.load(folder, device="cpu", preset="fast")
+    labels = [0, 1, 2, 1]
+    as_measured = chosen.of(model, context).generate(labels, seed=1).images
+    assert torch.equal(stored.generate(labels, seed=1).images, as_measured)
+
+    again, same = tune.tune(model, tmp_path / "points", reference, context, **options)  # from what is there
+    assert same is not None and same.name == chosen.name and again.plain["rows"] == rows
+    nothing, none = tune.tune(model, tmp_path / "points", reference, context, **(options | {"seconds": 1e-9}))
+    assert none is None and "No candidate is within the budget" in nothing.to_markdown()
+    assert json.dumps(nothing.to_json())
+
+
+def test_what_cannot_be_tuned_is_refused(family: Path, tmp_path: Path) -> None:
+    call = ("--reference", "data:train", "--budget", "1s/image")
+    assert "there is nothing to tune: it trains prior" in refused("tune", family / "models/prior", *call, cwd=tmp_path)
+    assert "--name a/b" in refused("tune", family / "models/mixar", *call, "--name", "a/b", cwd=tmp_path)
