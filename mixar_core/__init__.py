@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # `as`: this module exports them
     from mixar_core.training.callback import StepReport as StepReport
     from mixar_core.training.optimizer import Optimizer as Optimizer
     from mixar_core.training.optimizer import Weight as Weight
+    from mixar_core.training.reference import Reference as Reference
     from mixar_core.types import NO_CLASS as NO_CLASS
     from mixar_core.types import Condition as Condition
     from mixar_core.types import DiscreteTokens as DiscreteTokens
@@ -88,6 +89,7 @@ _HOMES = {
     "tables": ("Table",),
     "tokenizer": ("ContinuousTokenizer", "DiscreteTokenizer", "Tokenizer"),
     "training.callback": ("Callback", "RunInfo", "StepReport"),
+    "training.reference": ("Reference",),
     "training.optimizer": ("Optimizer", "Weight"),
     "types": (
         "NO_CLASS",

@@ -67,7 +67,7 @@ class Alignment(Beside):
         cos, dist = self.losses(latents_BChw, features_BFhw)
         terms, added = {"alignment_cos": cos.detach(), "alignment_dist": dist.detach()}, torch.zeros_like(cos)
         if self.training:
-            weight = cos.new_tensor(self.config.weight)
+            weight = cos.new_full((), self.config.weight)
             if self.config.adaptive:
                 at = latents_BChw if layer is None else layer
                 weight = weight * gradient_ratio(reconstruction, cos + dist, at, most=1e8)
