@@ -87,16 +87,16 @@ def expect(fact: bool, message: str) -> None:
 
 
 def measured(what: str, call: Callable[[], T]) -> T:
-    """What `call` returns; where findings are asked for, its time and memory are noted under the name `what`."""
-    notes = _NOTES.get()
-    if notes is None:
+    """What `call` returns; where findings are asked for, time and memory of the first are noted, by the name `what`."""
+    notes, name = _NOTES.get(), "speed and memory"
+    if notes is None or name in notes.remarks:
         return call()
     started = time.perf_counter()
     found = call()
     seconds = time.perf_counter() - started
     with _Memory() as memory:
         call()
-    remark("speed and memory", f"{what}: {1e3 * seconds:,.2f} ms, {memory.most / 1e6:,.3f} MB")
+    remark(name, f"{what}: {1e3 * seconds:,.2f} ms, {memory.most / 1e6:,.3f} MB")
     return found
 
 

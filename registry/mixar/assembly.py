@@ -365,7 +365,8 @@ def _check_codes(
         schedule = f"schedule {recipe.ti_mix.schedule}"
         _check(recipe, prior is not None, "ti_mix", schedule, "prior", "absence")
         predicts = prior is not None and prior.predicts
-        _check(recipe, predicts, "ti_mix", schedule, "prior", "that it cannot predict masked codes")
+        lack = "that it cannot predict masked codes; it need not with ti_mix.schedule=constant"
+        _check(recipe, predicts, "ti_mix", schedule, "prior", lack)
         each = placed and codes.kind in ("grid", "depth")
         _check(recipe, each, "ti_mix", f"{schedule}, latents on {patched}", "discrete_tokenizer", f"codes on {codes}")
 

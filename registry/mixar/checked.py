@@ -26,7 +26,7 @@ def check(part: Part, settings: Mapping[str, Any]) -> list[Finding]:
     try:
         config = structure(settings, part.config)
     except Invalid as invalid:
-        raise UserError(f'{part.kind} "{part.name}": {invalid}') from invalid
+        raise UserError(str(invalid)) from invalid
     return [
         *findings(partial(_check_written, config), begins="settings, written and read again"),
         *findings(partial(check_part, part.component, config)),

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 from torch import Tensor, nn
 
-from mixar_core import MASKED_CODE, Condition, DiscretePrior, DrawnCodes, Grid, Losses, Noise, TokenLayout
+from mixar import Part, Registry, UserError, build, load_recipe
+from mixar.plugins import Plugin
+from mixar_core import (
+    MASKED_CODE,
+    Condition,
+    DiscretePrior,
+    DiscreteTokenizer,
+    DrawnCodes,
+    Grid,
+    Losses,
+    Noise,
+    TokenLayout,
+)
 from mixar_core.testing import check_prior
+from mixar_plugins.injectors.none import NoGuidanceConfig
 
 SIZES = {"codebook_size": 8, "num_classes": 3}
 LAYOUTS = [
@@ -111,3 +126,20 @@ def test_a_prior_without_a_mask_token_keeps_the_contract_in_every_layout(layout:
 def test_what_it_does_with_given_codes_is_checked(broken: type[Raster], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_prior(lambda: broken(layout=LAYOUTS[0], **SIZES))
+
+
+class RasterPart(Raster):
+    """As a recipe builds it."""
+
+    def __init__(self, config: object, *, tokenizer: DiscreteTokenizer, num_classes: int, data: object) -> None:
+        super().__init__(layout=tokenizer.layout, codebook_size=tokenizer.codebook_size, num_classes=num_classes)
+
+
+def test_a_recipe_without_ti_mix_takes_it_and_one_with_says_what_to_set(registry: Registry, family: Path) -> None:
+    part = Part("prior", "raster", RasterPart, NoGuidanceConfig)
+    registry = evolve(registry, plugins=(Plugin("mine", "mine 1.0", parts=(part,)), *registry.plugins))
+    path, chosen = family / "recipes/mixar.yaml", {"prior": {"type": "raster"}}
+    assert build(load_recipe(path, chosen, registry=registry), registry, meta=True).prior is not None
+    mixed = load_recipe(path, {**chosen, "ti_mix.schedule": "linear"}, registry=registry)
+    with pytest.raises(UserError, match=r"ti_mix and prior \(raster\) .* cannot predict .* ti_mix.schedule=constant"):
+        build(mixed, registry, meta=True)

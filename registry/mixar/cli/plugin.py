@@ -195,7 +195,7 @@ def _check(registry: Registry, part: Part, plain: Mapping[str, Any], *, alone: b
             found = check(part, plain)
     except UserError as error:
         if alone:
-            raise
+            raise UserError(f'{part.kind} "{part.name}": {error}') from error
         print(f"{title}: not checked: {error}")
         return "not checked"
     print(title)

@@ -41,8 +41,13 @@ class MyPluginContinuousTokenizer(ContinuousTokenizer):
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
             nn.SiLU(),
-            nn.ConvTranspose2d(width, 3, stride, stride),
         )
+        self.to_pixels = nn.ConvTranspose2d(width, 3, stride, stride)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """By whose gradient the loss of a discriminator is weighed."""
+        return self.to_pixels.weight
 
     def posterior(self, images_B3HW: Tensor) -> Posterior:
         """Images (B, 3, H, W) in [-1, 1] to a Gaussian over latents (B, C, h, w)."""
@@ -51,5 +56,5 @@ class MyPluginContinuousTokenizer(ContinuousTokenizer):
 
     def decode_raw(self, latents_BChw: Tensor) -> Tensor:
         """Latents (B, C, h, w) to images (B, 3, H, W)."""
-        images_B3HW: Tensor = self.decoder(latents_BChw)
+        images_B3HW: Tensor = self.to_pixels(self.decoder(latents_BChw))
         return images_B3HW

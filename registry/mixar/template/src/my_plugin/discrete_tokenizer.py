@@ -50,8 +50,13 @@ class MyPluginDiscreteTokenizer(DiscreteTokenizer):
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
             nn.SiLU(),
-            nn.ConvTranspose2d(width, 3, stride, stride),
         )
+        self.to_pixels = nn.ConvTranspose2d(width, 3, stride, stride)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """By whose gradient the loss of a discriminator is weighed."""
+        return self.to_pixels.weight
 
     def quantize(self, images_B3HW: Tensor) -> Quantized:
         """Images (B, 3, H, W) in [-1, 1] to vectors (B, E, h, w), codes (B, N) and losses; gradients pass the signs."""
@@ -71,5 +76,5 @@ class MyPluginDiscreteTokenizer(DiscreteTokenizer):
 
     def decode_vectors(self, vectors_BEhw: Tensor) -> Tensor:
         """Vectors (B, E, h, w) to images (B, 3, H, W)."""
-        images_B3HW: Tensor = self.decoder(vectors_BEhw)
+        images_B3HW: Tensor = self.to_pixels(self.decoder(vectors_BEhw))
         return images_B3HW
