@@ -63,7 +63,7 @@ def settled(
     """A recipe's plain values with every part named as `Registry.name_of` does, where what is written means one part.
 
     Beside a model's provenance a bare name means the part that the model was made with, and no other package's. In a
-    recipe that a plugin ships, a name of several means the plugin's own part, or else mixar's.
+    recipe that a plugin ships, a name of several means the plugin's own part, or else mixar's; so with models.
 
     Args:
         read_from: the recipe's file; None: a person wrote these.
@@ -75,6 +75,9 @@ def settled(
     packages = () if shipped is None else (shipped.package, OWN)
 
     def typed(choice: Any, path: str, kind: str) -> Any:
+        if shipped is not None and isinstance(choice, Mapping) and isinstance(weights := choice.get("weights"), Text):
+            own = registry.own_name("model", weights, shipped)
+            choice = {**choice, "weights": Text(own, weights.folder, weights.own)}
         name = choice.get("type") if isinstance(choice, Mapping) else None
         if not isinstance(name, str) or type(name) not in (str, Text):
             return choice

@@ -223,13 +223,14 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
         raise UserError(f"{where}: a recipe is a mapping of keys to values, this is {type(plain).__name__}")
     parent, folder = plain.pop("extends", None), path.absolute().parent
     plain = with_preset(plain, registry, folder)
-    shipped = registry.shipped_by(path) is not None
-    own = not shipped and not (path.name == "recipe.yaml" and (folder / "provenance.json").is_file())
+    shipped = registry.shipped_by(path)
+    own = shipped is None and not (path.name == "recipe.yaml" and (folder / "provenance.json").is_file())
     plain = placed(plain, folder if own else Path.cwd(), own=own)
     plain = settled(plain, PART_KEYS, registry, read_from=path)
     if parent is None:
         return _with_typed_backbone(plain, registry)
     with said_of(f"{where}: extends"):
+        parent = parent if shipped is None else registry.own_name("recipe", parent, shipped)
         base = registry.find_recipe(Text(parent, folder))
     inherited = read_plain(base, registry, _seen=(*_seen, path.resolve()))
     for key in ("name", "summary"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal
 
 import attrs
 
@@ -146,6 +147,12 @@ class Registry:
         """
         own = [(file.stem, "model", file) for file in sorted(model.glob("presets/*.yaml"))] if model else []
         return self._only(name, [each for each in own if each[0] == name] or [*own, *self._presets()], "preset")
+
+    def own_name(self, what: Literal["recipe", "model"], name: str, plugin: Plugin) -> str:
+        """What a plugin means by a recipe's or model's bare name: its own, if it has one, whoever else has one."""
+        known = self._models() if what == "model" else self._recipes()
+        owners = [owner for own, owner, _ in known if own == name]
+        return f"{plugin.name}:{name}" if len(owners) > 1 and plugin.name in owners else name
 
     def find_recipe(self, name_or_path: str | Path) -> Path:
         """A recipe's file, by its name or by its path (anything with a slash or ending in .yaml is a path).

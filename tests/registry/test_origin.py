@@ -240,3 +240,33 @@ def test_a_library_that_a_part_misses_is_told_with_its_package(install: Install,
         mixar.build(recipe, meta=True)
     said = "No module named 'no_such_library'; install what mixar-lazy requires"
     assert str(refused.value) == f"recipe discrete: discrete_tokenizer (codes): {said}"
+
+
+def test_what_a_package_ships_means_its_own_recipes_and_models(install: Install, tmp_path: Path) -> None:
+    hook = """
+        from pathlib import Path
+        from mixar import hookimpl
+
+        @hookimpl
+        def mixar_recipe_folders():
+            return [Path(FOLDER)]
+
+        @hookimpl
+        def mixar_model_folders():
+            return [Path(FOLDER) / "models"]
+    """
+    (tmp_path / "theirs/models/digits_lfq").mkdir(parents=True)
+    for name in ("digits.yaml", "models/digits_lfq/recipe.yaml"):
+        (tmp_path / "theirs" / name).write_text("summary: theirs\n")
+    install("mixar-theirs", "theirs", hook.replace("FOLDER", repr(str(tmp_path / "theirs"))))
+    registry = plugin_manager()
+    quick = load_recipe("digits_quick", registry=registry)  # extends digits, whose codes are of digits_lfq
+    assert quick.discrete_tokenizer is not None and quick.discrete_tokenizer.weights == "zoo:digits_lfq"
+    assert mixar.build(quick, registry, meta=True).discrete_tokenizer is not None
+    own = load_recipe("digits_quick", ["discrete_tokenizer.weights=zoo:digits_lfq"], registry=registry)
+    assert own == quick
+    with pytest.raises(UserError, match=r'model "digits_lfq" is there more than once; give theirs:digits_lfq'):
+        load_recipe("digits_quick", ["discrete_tokenizer.weights=digits_lfq"], registry=registry)
+    (tmp_path / "own.yaml").write_text("extends: digits\n")
+    with pytest.raises(UserError, match=r'recipe "digits" is there more than once; give theirs:digits'):
+        load_recipe(tmp_path / "own.yaml", registry=registry)
