@@ -61,6 +61,9 @@ def check_dataset(data: ImageDataset, *, image_size: ImageSize) -> None:
         image.zero_()
         expect(torch.equal(data[index][0], before), f"image {index} changes: it is no copy, or is not repeatable")
         expect(torch.equal(copy[index][0], before), f"image {index} is another one after pickling")
+        if (stored := data.encoded(index)) is not None:
+            same = stored.label == label and torch.equal(stored.pixels(image_size), before)
+            expect(same, f"encoded({index}) is another image than the one at {index}")
 
 
 def _check_stream(data: ImageDataset, stream: ImageStream) -> None:

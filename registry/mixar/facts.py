@@ -64,7 +64,7 @@ class DataFacts:
         left_out: what it is (".txt", "hidden", "in no split") -> files. unreadable: image -> the reason, one line.
         duplicates: groups of near-duplicates; None: not looked for, since imagehash is not installed.
         leaks: (validation image, a near-duplicate of it in train); None as there.
-        notes: what training on these data would note.
+        notes: what a recipe's data set says of itself, as training prints it; of a folder all is told above.
     """
 
     data: Mapping[str, Any]
@@ -272,7 +272,7 @@ def _facts(
     size: ImageSize = image_size or fitting_size([min(image.size) for image in images])
     labels = {split: Counter(image.label for image in found if image.problem is None) for split, found in seen.items()}
     groups = None if imagehash() is None else near_duplicates([image.print for image in images if image.print])
-    notes = [note for opened in _open(settings, registry, size).values() for note in opened.notes]
+    notes = [note for opened in sets.values() for note in opened.notes] if folder is None else []
     return DataFacts(
         data=settings,
         image_size=size,

@@ -16,9 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from mixar.structure import Invalid, structure
+from mixar_core.data.dataset import EncodedImage
 from mixar_core.errors import UserError
+from mixar_core.testing import check_dataset
 from mixar_core.types import NO_CLASS
 from mixar_plugins.datasets.folder import ImageFolder, ImageFolderConfig
 from mixar_plugins.datasets.layout import set_aside
@@ -259,3 +262,21 @@ def test_recipes_of_before_mean_what_they_meant() -> None:
         "validation": None,  # nothing that a cache of before would find changed
         "background": None,
     }
+
+
+class Shifted(ImageFolder):
+    """One whose files are those of its neighbours."""
+
+    def encoded(self, index: int) -> EncodedImage:
+        return super().encoded((index + 1) % len(self))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = super().encoded(index)
+        return image.pixels(self.image_size), image.label
+
+
+def test_the_contract_sees_files_that_are_others(tmp_path: Path) -> None:
+    write(tmp_path, "train/a/0.png", "train/a/1.png")
+    check_dataset(build(tmp_path), image_size=SIZE)
+    with pytest.raises(AssertionError, match=r"encoded\(0\) is another image than the one at 0"):
+        check_dataset(Shifted(ImageFolderConfig(str(tmp_path)), split="train", image_size=SIZE), image_size=SIZE)

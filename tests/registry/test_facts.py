@@ -130,6 +130,17 @@ def test_a_set_that_holds_pixels_a_recipe_and_a_run(family: Path, registry: Regi
     assert run.data["path"] == str(family / "data") and run.class_names == ("cat", "dog", "owl")
 
 
+def test_a_recipes_data_are_those_that_it_names(copies: Path, registry: Registry) -> None:
+    path = copies / "own.yaml"
+    path.write_text("extends: digits_continuous\ndata: {type: image-folder, path: .}\nimage_size: 48\nnum_classes: 1\n")
+    facts = look(path, registry=registry)
+    assert facts.images == {"train": 22, "validation": 4} and facts.image_size == 48 and facts.left_out == {}
+    assert facts.notes == (f"{copies / 'train'}: left out: 1 .txt (a/list.txt)",)
+    assert f"note: {facts.notes[0]}" in good("data", path)
+    said = [str(copies / name) for name in ("val/a/3.png", "train/a/small.jpg")]
+    assert facts.leaks == ((said[0], said[1]),)
+
+
 def test_what_cannot_be_looked_at_is_refused(tmp_path: Path, registry: Registry) -> None:
     with pytest.raises(UserError, match=r"nowhere: no folder of images; as a recipe: recipe .*nowhere: no such file"):
         look(tmp_path / "nowhere", registry=registry)
@@ -192,7 +203,11 @@ def test_the_command_tells_what_the_function_does(tmp_path: Path, registry: Regi
     said = done.stdout
     for split, count in facts.images.items():
         assert f"{count} {split}" in said
-    assert "validation images, 5 classes\n" in said and "\nmodes: RGB (" in said and "\nnear-duplicates: " in said
+    assert (
+        "validation images, the latter set aside by a hash of their paths; 5 classes\n" in said
+        and "\nmodes: RGB (" in said
+        and "\nnear-duplicates: " in said
+    )
     assert "\nleft out: 2 that cannot be read: cross/broken.jpg (image file is truncated" in said
     recipe, _, last = said.partition("\nfor a recipe:\n\n")[2].rpartition("\n\n")
     assert strict_yaml.load(recipe, where="printed") == facts.recipe()
@@ -206,7 +221,6 @@ def test_the_command_tells_what_the_function_does(tmp_path: Path, registry: Regi
         "image_size": [48, 64],
         "kept": look(own, image_size=(48, 64), registry=registry).kept,
         "enlarged": sum(count for size, count in facts.sizes.items() if size[0] < 64 or size[1] < 48),
-        "notes": list(look(own, image_size=(48, 64), registry=registry).notes),
     }
     assert "48x: not a side such as 64, nor a height" in refused("data", own, "--image-size", "48x")
     assert "lies in" in refused("data", own, "--out", own / "seen") and not (own / "seen").exists()

@@ -85,7 +85,8 @@ def _lines(facts: DataFacts) -> list[str]:
     _print_classes(facts)
     splits = " and ".join(f"{total:,} {split}" for split, total in images.items())
     shapes = f"{facts.num_classes:,} classes" if facts.num_classes else "no classes"
-    lines = [f"{splits} images, {shapes}{'' if 'validation' in images else ', none for validation'}"]
+    aside = ", the latter set aside by a hash of their paths" if facts.data.get("validation") else ""
+    lines = [f"{splits} images{aside if 'validation' in images else ', none for validation'}; {shapes}"]
     (widths, heights), ratios = zip(*facts.sizes, strict=True), [width / height for width, height in facts.sizes]
     between = f"{_span(widths)} wide, {_span(heights)} high, proportions {min(ratios):.2f} to {max(ratios):.2f}"
     lines.append(f"sizes: {between}: {_most({f'{w}x{h}': n for (w, h), n in facts.sizes.items()})}")
@@ -104,7 +105,7 @@ def _lines(facts: DataFacts) -> list[str]:
     if facts.unreadable:
         reasons = [f"{name} ({reason})" for name, reason in facts.unreadable.items()]
         lines.append(f"left out: {len(reasons):,} that cannot be read: {_some(reasons)}")
-    lines += _duplicate_lines(facts)
+    lines += [*_duplicate_lines(facts), *(f"note: {note}" for note in facts.notes)]
     plain = facts.recipe()
     return [*lines, "\nfor a recipe:\n", strict_yaml.dump(plain).rstrip()]
 
