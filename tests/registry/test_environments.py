@@ -125,7 +125,7 @@ def test_two_packages_offer_one_name(installed: Environment, put: Put, run: Path
         assert "codes" not in owners and owners["lfq"] == "builtin"
         installed.run(*check, "digits_quick", cwd=tmp_path)
         assert clash in installed.run(*check, run, cwd=tmp_path, code=2)
-        assert "extra" not in installed.run("mixar", "--no-plugin", "extra", "plugins", cwd=tmp_path)
+        assert "mixar-extra" not in installed.run("mixar", "--no-plugin", "extra", "plugins", cwd=tmp_path)
 
 
 def test_a_broken_package_is_told_of_where_it_is_missed(
