@@ -6,9 +6,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import mixar_core
-from mixar.plugins import load_plugins, plugin_manager
+from mixar.plugins import Part, Plugin, Registry, load_plugins, plugin_manager
 from mixar_core.errors import UserError
 from tests.registry.conftest import Install
 
@@ -118,6 +120,29 @@ def test_one_part_of_two_plugins_is_refused_where_it_is_named(install: Install) 
     assert alone.part("callback", "progress").summary == "Rings."
     with pytest.raises(UserError, match=r"allowed: bells:progress \(plugin builtin of mixar .* is left out by --no-pl"):
         alone.part("callback", "builtin:progress")
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.sets(st.sampled_from(["mse", "flow", "joint"])), max_size=4))
+def test_a_part_is_found_by_the_name_that_means_it(offers: dict[str, set[str]]) -> None:
+    """And every other way to write its name means it, too, or is refused."""
+    plugins = [
+        Plugin(name, f"mixar-{name} 1.0", parts=tuple(Part("head", each, int, int) for each in sorted(names)))
+        for name, names in offers.items()
+    ]
+    registry = Registry(tuple(plugins), {"head": int})
+    everyone = [each for names in offers.values() for each in names]
+    assert len(registry.parts("head")) == len(everyone)
+    for part in registry.parts("head"):
+        name, plugin = registry.name_of(part), registry.plugin_of(part)
+        assert registry.part("head", name) is part and registry.settle("head", name) == name
+        assert registry.part("head", f"{plugin.name}:{part.name}") is part
+        assert (name == part.name) == (everyone.count(part.name) == 1)
+        assert registry.settle("head", f"{plugin.name}:{part.name}") == name
+        assert registry.part("head", registry.settle("head", part.name, plugin.package)) is part
+        if name != part.name:
+            assert registry.settle("head", part.name) == part.name
+            with pytest.raises(UserError, match="more than one package offers it"):
+                registry.part("head", part.name)
 
 
 def test_the_same_object_of_two_plugins_is_a_part_of_each(install: Install, tmp_path: Path) -> None:
