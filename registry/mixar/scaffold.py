@@ -15,7 +15,6 @@ from pathlib import Path
 from mixar.plugins import Registry
 from mixar.text import choices
 from mixar_core.errors import UserError
-from mixar_core.storage import writing
 
 TEMPLATE = Path(__file__).parent / "template"
 _PACKAGE = TEMPLATE / "src/my_plugin"
@@ -38,6 +37,8 @@ def new_plugin(name: str, kinds: Sequence[str], folder: Path, registry: Registry
     Raises:
         UserError: the name is none or is taken, a kind has no template, the folder is there or cannot be written.
     """
+    from mixar_core.storage import writing  # later: the command's help lists `KINDS`, and waits for no torch
+
     name = _free_name(name, kinds, registry)
     if folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} is there already; give another folder by --out")

@@ -79,7 +79,8 @@ def test_every_setting_of_every_part_says_what_it_means(registry: Registry) -> N
 
 def test_a_part_is_found_by_its_name_and_by_its_kind(registry: Registry) -> None:
     assert find_part(registry, "diffusion") is registry.part("head", "diffusion")
-    assert find_part(registry, "head:diffusion") is registry.part("head", "diffusion")
+    for text in ("head:diffusion", "builtin:diffusion", "head:builtin:diffusion"):
+        assert find_part(registry, text) is registry.part("head", "diffusion")
     for text, message in (
         ("difusion", 'unknown part "difusion"; did you mean diffusion?'),
         ("head:vq", 'unknown head "vq"'),

@@ -160,8 +160,10 @@ def test_a_new_package_installs_passes_its_tests_and_trains(tmp_path: Path) -> N
     environment = Environment(tmp_path / "environment", wheels)
     kinds = [word for kind in KINDS for word in ("--kind", kind)]
     environment.run("mixar", "plugin", "new", NAME, *kinds, cwd=tmp_path)  # the template is in the wheel
-    environment.pip("install", "--no-deps", "--no-index", made("wheel", tmp_path / NAME, tmp_path / "own"))
+    environment.pip("install", "--no-build-isolation", "--no-deps", "--no-index", tmp_path / NAME)
     environment.run("python", "-m", "pytest", "-q", cwd=tmp_path / NAME)
+    report = environment.run("mixar", "plugin", "check", NAME, cwd=tmp_path)
+    assert report.endswith(f"\nparts: {len(KINDS)} ok\n")
     told = json.loads(environment.run("mixar", "plugins", "--json", cwd=tmp_path))
     assert {part["kind"] for part in told["parts"] if part["plugin"] == NAME} == KINDS.keys()
     for name, plain in recipes(tmp_path / "runs").items():

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixar.cli.common import Json, NoPlugin, Set, as_path, command_line, open_registry, print_json, print_table
+from mixar.cli.common import Json, NoPlugin, as_path, command_line, open_registry, print_json, print_table
+from mixar.scaffold import KINDS, new_plugin
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,12 +89,12 @@ def _show_part(registry: Registry, text: str, as_json: bool) -> None:
     from mixar.described import find_part, settings_of
 
     part = find_part(registry, text)
-    plugin, settings = registry.plugin_of(part), settings_of(part.config)
+    plugin, name, settings = registry.plugin_of(part), registry.name_of(part), settings_of(part.config)
     if as_json:
-        told: dict[str, Any] = {"kind": part.kind, "name": part.name, "plugin": plugin.name, "summary": part.summary}
+        told: dict[str, Any] = {"kind": part.kind, "name": name, "plugin": plugin.name, "summary": part.summary}
         print_json(told | {"settings": [attrs.asdict(setting) for setting in settings]})
         return
-    print(f'{part.kind} "{part.name}" of plugin {plugin.name} ({plugin.distribution}): {part.summary}')
+    print(f'{part.kind} "{name}" of plugin {plugin.name} ({plugin.distribution}): {part.summary}')
     print(f"class {part.component.__module__}.{part.component.__qualname__}\n")
     rows = [
         (s.name, s.type, "required" if s.required else json.dumps(s.default, default=str), s.allowed, s.meaning)
@@ -126,7 +127,7 @@ def new_command(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package, the plugin and its parts.")],
     kinds: Annotated[
-        list[str], typer.Option("--kind", metavar="KIND", help="Of a part (see `mixar plugins --kinds`); repeatable.")
+        list[str], typer.Option("--kind", metavar="KIND", help=f"Of a part, repeatable: {', '.join(KINDS)}.")
     ],
     out: Annotated[
         Path | None, typer.Option("--out", parser=as_path, metavar="DIR", help="The new folder; default: NAME.")
@@ -137,8 +138,6 @@ def new_command(
 
     Example: `mixar plugin new my-parts --kind head --kind sampler`
     """
-    from mixar.scaffold import new_plugin
-
     folder = Path(name) if out is None else out
     for path in new_plugin(name, kinds, folder, open_registry(context, no_plugin)):
         print(folder / path)
@@ -154,7 +153,9 @@ def check_command(
     what: Annotated[
         str, typer.Argument(metavar="DISTRIBUTION|PART", help=f"All parts of a package or plugin, or one. {PART}")
     ],
-    settings: Set = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the part, e.g. depth=2.")
+    ] = None,
     no_plugin: NoPlugin = None,
 ) -> None:
     """Check that parts keep the contracts of their kinds, built small, and tell of each check whether it holds.
@@ -188,7 +189,7 @@ def _check(registry: Registry, part: Part, plain: Mapping[str, Any], *, alone: b
     from mixar.checked import check
 
     plugin = registry.plugin_of(part)
-    title = f'{part.kind} "{part.name}" of plugin {plugin.name} ({plugin.distribution})'
+    title = f'{part.kind} "{registry.name_of(part)}" of plugin {plugin.name} ({plugin.distribution})'
     try:
         printed = io.StringIO()  # by a callback: no part of the report
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
