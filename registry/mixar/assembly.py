@@ -11,6 +11,7 @@ import torch
 from attrs import Factory, evolve, frozen
 from torch import Tensor, nn
 
+from mixar.fits import check_codes, expect_fit
 from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
 from mixar.freeze import freeze
 from mixar.hub import is_file
@@ -145,7 +146,7 @@ def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "valid
 
 def _fitting(recipe: Recipe, data: ImageDataset) -> ImageDataset:
     fits = recipe.num_classes in (0, data.num_classes)  # labelled data may train an unconditional model
-    _check(recipe, fits, "data", f"{data.num_classes} classes", "num_classes", recipe.num_classes)
+    expect_fit(recipe, fits, "data", f"{data.num_classes} classes", "num_classes", recipe.num_classes)
     with said_of(f"recipe {recipe.name}: {named(recipe, 'data')}"):
         check_images(data, recipe.image_size)
     return data
@@ -265,7 +266,7 @@ def _assemble(
             ("num_classes", "num_classes", recipe.num_classes),
         ):
             own = getattr(prior, what)
-            _check(recipe, own == theirs, "prior", f"{what} {own}", other, f"{what} {theirs}")
+            expect_fit(recipe, own == theirs, "prior", f"{what} {own}", other, f"{what} {theirs}")
     conditioner: Conditioner | None = None
     if trains in ("mixar", "prior") and recipe.conditioner is not None:
         conditioner = make("conditioner", num_classes=recipe.num_classes)
@@ -281,7 +282,7 @@ def _assemble(
             freeze(system.trained, recipe.init.freeze)
     if training and recipe.discriminator is not None:
         fits = not recipe.adversarial.adaptive or getattr(system.trained.last_layer, "requires_grad", False)
-        _check(recipe, fits, trains, "no trained last_layer", "adversarial.adaptive", "need of it")
+        expect_fit(recipe, fits, trains, "no trained last_layer", "adversarial.adaptive", "need of it")
         return evolve(system, discriminator=make("discriminator", image_size=size))
     return system
 
@@ -300,7 +301,7 @@ def _mixar(
     if patch != 1:
         grid = latents.grid if latents.kind == "grid" else None
         whole = grid is not None and grid.height % patch == 0 == grid.width % patch
-        _check(recipe, whole, "continuous_tokenizer", str(latents), "backbone", f"patch_size {patch}")
+        expect_fit(recipe, whole, "continuous_tokenizer", str(latents), "backbone", f"patch_size {patch}")
         assert grid is not None
         layout = TokenLayout("grid", (Grid(grid.height // patch, grid.width // patch),))
     token_dim = continuous.latent_channels * patch**2
@@ -312,15 +313,19 @@ def _mixar(
     opens = registry.part("injector", chosen(recipe, "injector").type).component.opens  # type: ignore[attr-defined]
     widths = f"decoder_width {width} beside width {guidance_width}"
     one_width = "fill" not in opens or len(opens) == 1 or width == guidance_width
-    _check(recipe, one_width, "injector", f"doors {', '.join(sorted(opens))}", "backbone", widths)
+    expect_fit(recipe, one_width, "injector", f"doors {', '.join(sorted(opens))}", "backbone", widths)
     injector: GuidanceInjector = construct(
         recipe, registry, "injector", tokenizer=discrete, width=width if "fill" in opens else guidance_width
     )
-    _check(recipe, kind.masks or not injector.follows, "backbone", "no share of known tokens", "injector", "need of it")
+    expect_fit(
+        recipe, kind.masks or not injector.follows, "backbone", "no share of known tokens", "injector", "need of it"
+    )
     if injector.needs_codes:
-        _check_codes(recipe, injector, layout, patch, discrete, prior)
+        check_codes(recipe, injector, latents, layout, discrete, prior)
     head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=width, layout=layout)
-    _check(recipe, kind.masks or not head.together, "backbone", "z that knows other tokens", "head", "tokens together")
+    expect_fit(
+        recipe, kind.masks or not head.together, "backbone", "z that knows other tokens", "head", "tokens together"
+    )
     with said_of(f"recipe {recipe.name}: {named(recipe, 'head')}"):
         head.check(Step(temperature=recipe.sampling.temperature, head_steps=recipe.sampling.head_steps))
     sampler: Sampler = construct(recipe, registry, "sampler")
@@ -328,7 +333,7 @@ def _mixar(
     sizes |= {"memory": "memory" in injector.opens, "condition_width": 0 if conditioner is None else conditioner.width}
     backbone: Backbone = construct(recipe, registry, "backbone", **sizes)
     follows = backbone.order == "any" or sampler.raster
-    _check(recipe, follows, "backbone", "order raster", "sampler", "another order, or several tokens a step")
+    expect_fit(recipe, follows, "backbone", "order raster", "sampler", "another order, or several tokens a step")
     return MixAR(
         backbone=backbone,
         injector=injector,
@@ -344,33 +349,6 @@ def _mixar(
     )
 
 
-def _check_codes(
-    recipe: Recipe,
-    injector: GuidanceInjector,
-    layout: TokenLayout,
-    patch: int,
-    discrete: DiscreteTokenizer | None,
-    prior: DiscretePrior | None,
-) -> None:
-    """What lets codes in needs some; a fill and TI-Mix need their vectors on the latents' grid, TI-Mix one a code."""
-    _check(recipe, discrete is not None, "injector", "need of codes", "discrete_tokenizer", "absence")
-    assert discrete is not None
-    codes, mixed = discrete.layout, recipe.ti_mix.lambda_at(1.0) < 1
-    patched = str(layout) + ("" if patch == 1 else f" (after patch_size {patch})")
-    placed = layout.kind == "grid" and codes.grid == layout.grid
-    if "fill" in injector.opens:
-        fill = f"a fill for latents on {patched}"
-        _check(recipe, placed, "injector", fill, "discrete_tokenizer", f"codes on {codes}")
-    if mixed:
-        schedule = f"schedule {recipe.ti_mix.schedule}"
-        _check(recipe, prior is not None, "ti_mix", schedule, "prior", "absence")
-        predicts = prior is not None and prior.predicts
-        lack = "that it cannot predict masked codes; it need not with ti_mix.schedule=constant"
-        _check(recipe, predicts, "ti_mix", schedule, "prior", lack)
-        each = placed and codes.kind in ("grid", "depth")
-        _check(recipe, each, "ti_mix", f"{schedule}, latents on {patched}", "discrete_tokenizer", f"codes on {codes}")
-
-
 def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
     """A prior's weights mean something for one tokenizer's codes, one grid and one list of classes only."""
     if recipe.trains != "mixar" or recipe.prior is None or recipe.prior.weights is None:
@@ -382,7 +360,7 @@ def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
     trained = read_plain(folder / RECIPE, registry)
     for key in ("num_classes", "image_size"):
         theirs, ours = as_size(trained.get(key)), getattr(recipe, key)
-        _check(recipe, theirs == ours, "prior", f"{key} {theirs}", key, ours)
+        expect_fit(recipe, theirs == ours, "prior", f"{key} {theirs}", key, ours)
     theirs = (trained.get("discrete_tokenizer") or {}).get("weights")
     ours = recipe.discrete_tokenizer.weights if recipe.discrete_tokenizer else None
     if theirs and ours and theirs != ours:
@@ -392,10 +370,4 @@ def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
             noted = noted or sha256(find_weights(theirs, registry))
         except UserError:  # the prior does not say, and what it was trained with is no more where it was
             return
-        _check(recipe, noted == own, "prior", f"codes of {theirs}", "discrete_tokenizer", f"codes of {ours}")
-
-
-def _check(recipe: Recipe, fits: bool, one: str, its: str, other: str, others: object) -> None:
-    if not fits:
-        pair = f"{named(recipe, one)} and {named(recipe, other)}"
-        raise UserError(f"recipe {recipe.name}: {pair} do not fit: {its} against {others}")
+        expect_fit(recipe, noted == own, "prior", f"codes of {theirs}", "discrete_tokenizer", f"codes of {ours}")

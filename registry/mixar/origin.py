@@ -11,7 +11,7 @@ from attrs import asdict, frozen
 from mixar.folder import read_provenance
 from mixar.hooks import Part
 from mixar.registry import OWN, Registry
-from mixar.written import Text
+from mixar.written import Text, bare
 from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ def origins(recipe: Recipe, kinds: Mapping[str, str], registry: Registry) -> dic
     return noted
 
 
+def as_mapping(choice: Any) -> Any:
+    """A bare name, where a part is expected, is its type: `injector: none`. Anything else is itself."""
+    return {"type": choice} if isinstance(choice, str) and isinstance(bare(choice), str) else choice
+
+
 def settled(
     plain: Mapping[str, Any], kinds: Mapping[str, str], registry: Registry, *, read_from: Path | None = None
 ) -> dict[str, Any]:
@@ -75,6 +80,7 @@ def settled(
     packages = () if shipped is None else (shipped.package, OWN)
 
     def typed(choice: Any, path: str, kind: str) -> Any:
+        choice = choice if path == "callbacks" else as_mapping(choice)
         if shipped is not None and isinstance(choice, Mapping) and isinstance(weights := choice.get("weights"), Text):
             own = registry.own_name("model", weights, shipped)
             choice = {**choice, "weights": Text(own, weights.folder, weights.own)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mixar.hub import is_file
-from mixar.origin import same_type
+from mixar.origin import as_mapping, same_type
 from mixar.written import bare, placed, read_value
 from mixar_core.errors import UserError
 
@@ -33,11 +33,14 @@ def _replaces(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return names_a_model or not same_type(old.get("type"), new.get("type", old.get("type")))
 
 
-def parse_overrides(overrides: Sequence[str] | Mapping[str, object]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str] | Mapping[str, object], parts: Collection[str] = ()) -> dict[str, Any]:
     """Plain values of "a.b=value" strings, as a recipe would hold them; of one key given twice the last value.
 
     The order of different keys does not matter: what replaces a part is seen when all of them meet the recipe. Relative
     paths are seen from the working directory. A mapping holds values, not text to be read.
+
+    Args:
+        parts: keys of which a bare name is a part's type.
     """
     plain: dict[str, Any] = {}
     given = [overrides] if isinstance(overrides, str) else overrides
@@ -51,6 +54,7 @@ def parse_overrides(overrides: Sequence[str] | Mapping[str, object]) -> dict[str
             if not equals:
                 raise UserError(f'{where}: not of the form key.key=value, for example "training.steps=100"')
             value = read_value(text, where=where)
+        value = as_mapping(value) if path.strip() in parts else value
         for key in reversed(path.strip().split(".")):
             if not key:
                 raise UserError(f"{where}: a key is words with dots between them, for example training.steps")

@@ -200,7 +200,7 @@ def load_plain(
         UserError: no such recipe, or it is no mapping.
     """
     path = registry.find_recipe(name_or_path)
-    over = with_preset(parse_overrides(overrides), registry, path.parent)
+    over = with_preset(parse_overrides(overrides, PART_KEYS.keys() - {"callbacks"}), registry, path.parent)
     plain = merge(read_plain(path, registry), settled(over, PART_KEYS, registry))
     plain.setdefault("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
     return plain
@@ -297,7 +297,7 @@ def _choice(value: Any, path: str, kind: str, registry: Registry, *, user: str =
     if value is None:
         raise UserError(f"required {user}; {known}")
     if not isinstance(value, Mapping):
-        raise UserError(f"{bare(value)!r} is not a mapping with a type")
+        raise UserError(f"{bare(value)!r} is not a mapping with a type, nor a type's name")
     settings = {name: item for name, item in value.items() if name != "weights" or bare(item) is not None}
     weights = settings.pop("weights", None)
     if weights is not None:

@@ -14,6 +14,7 @@ import torch
 from mixar.assembly import System, build, compare_classes, data_notes, open_data, weights_of
 from mixar.cache import open_cache
 from mixar.cost import training_flop_per_image
+from mixar.fits import fit_notes, is_unused
 from mixar.folder import PROVENANCE, RECIPE, read_provenance, sha256, versions
 from mixar.init import start_from, told
 from mixar.joint import JointObjective
@@ -87,7 +88,8 @@ def train(
         notes.append("there is no prior: sampling will need codes, which are given or which a prior draws")
     if resume:
         notes += _check_facts(folder, recipe, facts)
-    notes += _unmeasured(planned)
+    needs_codes = planned.model is not None and planned.model.injector.needs_codes
+    notes += [*fit_notes(recipe, registry, needs_codes=needs_codes), *_unmeasured(planned)]
     if optimizer is not None and not isinstance(optimizer, AdamW):
         notes.insert(0, f"optimizer {recipe.optimizer}")
     tell(*([f"warning: {warning}"] if warning else []), *(f"note: {note}" for note in notes))
@@ -176,7 +178,8 @@ def _frozen_digests(system: System, registry: Registry) -> dict[str, str]:
     recipe, digests = system.recipe, {}
     for key in (*TRAINABLE, "conditioner"):
         part, choice = getattr(system, key), getattr(recipe, key)
-        if key in recipe.trained_parts or part is None:
+        unused = system.model is not None and is_unused(recipe, key, needs_codes=system.model.injector.needs_codes)
+        if key in recipe.trained_parts or part is None or (unused and choice.weights is None):
             continue
         if choice.weights is not None:
             file = weights_of(recipe, key, registry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -153,10 +154,20 @@ def test_every_command_printed_runs_as_printed(family: Path, tmp_path: Path) -> 
         shutil.rmtree(tmp_path / ("runs" if words[0] == "eval" else "samples"))
 
 
-def test_a_run_given_for_a_recipe_is_told_apart(family: Path, tmp_path: Path) -> None:
-    good("train", family / "recipes/prior.yaml", "--out", "run", cwd=tmp_path)
-    for folder in ("run", "./run", tmp_path / "run"):
-        assert "is a run or a model; --resume goes on with it" in refused("train", folder, cwd=tmp_path)
+def test_a_run_given_for_a_recipe_is_told_what_was_meant(family: Path, tmp_path: Path) -> None:
+    """Every command of the line runs as it is printed: a run that is not finished goes on, any is a recipe."""
+    good("train", family / "recipes/prior.yaml", "--out", "it's a run", cwd=tmp_path)
+    for folder in ("it's a run", "./it's a run", tmp_path / "it's a run"):
+        assert "is a trained model, and no recipe; to train anew: mixar" in refused("train", folder, cwd=tmp_path)
+    for finished, meant in ((True, ["train anew", "train it further"]), (False, ["go on with it", "train anew"])):
+        if not finished:
+            (tmp_path / "it's a run/weights.safetensors").unlink()
+            shutil.rmtree(tmp_path / "runs")
+        said = refused("train", "it's a run", cwd=tmp_path)
+        found = re.findall(r"to ([a-z ]+): mixar ([^;]+?)(?=;|\n|$)", said)
+        assert [what for what, _ in found] == meant
+        for _, command in found if finished else found[:1]:
+            assert "steps in" in good(*shlex.split(command), cwd=tmp_path)
 
 
 def test_every_path_on_the_command_line_goes_through_one_function() -> None:

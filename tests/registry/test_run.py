@@ -133,7 +133,7 @@ def test_parts_are_put_together_once_for_the_check_and_once_for_the_run(
     recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry)
     make_cache(recipe, tmp_path / "cache", registry, device="cpu")
     assemble, calls = assembly._assemble, []
-    monkeypatch.setattr(assembly, "_assemble", lambda *given: calls.append(given) or assemble(*given))
+    monkeypatch.setattr(assembly, "_assemble", lambda *given, **more: calls.append(given) or assemble(*given, **more))
     cached = load_recipe(family / "recipes/mixar.yaml", [f"training.cache={tmp_path / 'cache'}"], registry=registry)
     train(cached, tmp_path / "run", device="cpu", registry=registry)
     assert len(calls) == 2

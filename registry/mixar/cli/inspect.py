@@ -96,6 +96,7 @@ def check_command(
 
     from mixar.assembly import build, try_data
     from mixar.cost import estimate
+    from mixar.fits import fit_notes
     from mixar.recipe import load_recipe
     from mixar.run import make_optimizer
     from mixar_core.training.optimizer import AdamW
@@ -111,7 +112,9 @@ def check_command(
     print(f"{resolved.name}: trains {resolved.trains}, {found.parameters / 1e6:.1f}M trainable parameters")
     if optimizer is not None and not isinstance(optimizer, AdamW):
         print(f"optimizer: {resolved.optimizer}")
-    print(f"data: {data}\n")
+    print(f"data: {data}")
+    needs_codes = system.model is not None and system.model.injector.needs_codes
+    print(*(f"note: {note}\n" for note in fit_notes(resolved, registry, needs_codes=needs_codes)), sep="")
     cells = []
     for part in found.parts:
         none = "in backbone" if part.part == "injector" else "not run"

@@ -86,7 +86,7 @@ def _jobs(
         run = as_path(word)
         if is_run := (run / RECIPE).is_file() and (resume or not registry.recipes().get(word)):
             if not resume:
-                raise UserError(f"{word} is a run or a model; --resume goes on with it, {run / RECIPE} is its recipe")
+                raise UserError(_what_was_meant(run))
             word = str(run / RECIPE)
         name = str(load_plain(word, overrides, registry)["name"])
         folder = run if is_run and (several or out is None) else out or Path("runs") / name
@@ -98,6 +98,21 @@ def _jobs(
         if several and not resume and folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} is not an empty folder; with --resume all of these go on where they were")
     return jobs
+
+
+def _what_was_meant(run: Path) -> str:
+    """What to write where a run or a model is given in place of a recipe."""
+    from mixar.folder import RECIPE, WEIGHTS
+    from mixar_core.training.checkpoint import list_checkpoints
+
+    def command(*words: object) -> str:
+        return f"{_launcher()} {command_line('train', *words)}"
+
+    anew = command(run / RECIPE, "--out", Path("runs") / f"{run.name}-anew")
+    if list_checkpoints(run) and not (run / WEIGHTS).is_file():
+        return f"{run} is a run, and no recipe; to go on with it: {command(run, '--resume')}; to train anew: {anew}"
+    further = command(run / RECIPE, "--set", f"init.from={run}", "--out", Path("runs") / f"{run.name}-further")
+    return f"{run} is a trained model, and no recipe; to train anew: {anew}; to train it further: {further}"
 
 
 def _how_it_ended(result: Result, jobs: Sequence[_Job], device: str | None) -> str:

@@ -1,0 +1,120 @@
+"""What fits what, in words: refused where two parts do not go together, noted where one does less than it seems."""
+
+from __future__ import annotations
+
+from mixar.folder import RECIPE
+from mixar.hub import is_file
+from mixar.image_sizes import as_size
+from mixar.parts import named
+from mixar.plugins import Registry
+from mixar.recipe import TRAINABLE, Recipe, read_plain
+from mixar_core.errors import UserError
+from mixar_core.injector import GuidanceInjector
+from mixar_core.mixture import TIMixConfig
+from mixar_core.prior import DiscretePrior
+from mixar_core.tokenizer import DiscreteTokenizer
+from mixar_core.types import TokenLayout
+
+
+def expect_fit(recipe: Recipe, fits: bool, one: str, its: str, other: str, others: object, hint: str = "") -> None:
+    """Refuse two keys of a recipe, with what each of them has, unless they fit.
+
+    Raises:
+        UserError: as said.
+    """
+    if not fits:
+        pair = f"{named(recipe, one)} and {named(recipe, other)}"
+        raise UserError(f"recipe {recipe.name}: {pair} do not fit: {its} against {others}{hint}")
+
+
+def check_codes(
+    recipe: Recipe,
+    injector: GuidanceInjector,
+    latents: TokenLayout,
+    layout: TokenLayout,
+    discrete: DiscreteTokenizer | None,
+    prior: DiscretePrior | None,
+) -> None:
+    """What lets codes in needs some; a fill and TI-Mix need their vectors on the latents' grid, TI-Mix one a code.
+
+    Args:
+        latents: of the continuous tokenizer. layout: of the backbone's tokens, each of `patch_size` squared of these.
+
+    Raises:
+        UserError: something is missing, or does not fit; says which `patch_size` would.
+    """
+    expect_fit(recipe, discrete is not None, "injector", "need of codes", "discrete_tokenizer", "absence")
+    assert discrete is not None
+    codes, mixed = discrete.layout, recipe.ti_mix.lambda_at(1.0) < 1
+    patch = getattr(getattr(recipe.backbone, "config", None), "patch_size", None)
+    patched = str(layout) + ("" if patch in (None, 1) else f" (after patch_size {patch})")
+    placed = layout.kind == "grid" and codes.grid == layout.grid
+    hint = "" if patch is None else _fitting_patch(latents, codes)
+    if "fill" in injector.opens:
+        fill = f"a fill for latents on {patched}"
+        expect_fit(recipe, placed, "injector", fill, "discrete_tokenizer", f"codes on {codes}", hint)
+    if mixed:
+        schedule = f"schedule {recipe.ti_mix.schedule}"
+        expect_fit(recipe, prior is not None, "ti_mix", schedule, "prior", "absence")
+        predicts = prior is not None and prior.predicts
+        lack = "that it cannot predict masked codes; it need not with ti_mix.schedule=constant"
+        expect_fit(recipe, predicts, "ti_mix", schedule, "prior", lack)
+        each, where = placed and codes.kind in ("grid", "depth"), f"{schedule}, latents on {patched}"
+        expect_fit(recipe, each, "ti_mix", where, "discrete_tokenizer", f"codes on {codes}", "" if placed else hint)
+
+
+def _fitting_patch(latents: TokenLayout, codes: TokenLayout) -> str:
+    """Which patch size puts a grid of latents onto that of the codes; empty where none does."""
+    if latents.kind != "grid" or latents.grid is None or codes.grid is None:
+        return ""
+    (down, rest), (across, over) = (
+        divmod(latents.grid.height, codes.grid.height),
+        divmod(latents.grid.width, codes.grid.width),
+    )
+    fits = down == across and not rest and not over
+    return f"; backbone.patch_size={down} makes them fit" if fits else ""
+
+
+# ---------------------------------------------------------------- notes
+
+
+def fit_notes(recipe: Recipe, registry: Registry, *, needs_codes: bool) -> list[str]:
+    """What a person should read once of a recipe whose parts fit.
+
+    Args:
+        needs_codes: whether the injector of a MixAR takes codes.
+    """
+    return [*_unused(recipe, needs_codes), *_other_sizes(recipe, registry)]
+
+
+def is_unused(recipe: Recipe, key: str, *, needs_codes: bool) -> bool:
+    """Whether a part of a MixAR's is about codes, and the injector takes none."""
+    about_codes = ("discrete_tokenizer", "prior")
+    learned = {*about_codes} & {*recipe.also_trained}
+    return recipe.trains == "mixar" and not needs_codes and key in about_codes and not learned
+
+
+def _unused(recipe: Recipe, needs_codes: bool) -> list[str]:
+    keys = [key for key in ("prior", "discrete_tokenizer") if is_unused(recipe, key, needs_codes=needs_codes)]
+    found = [key for key in keys if getattr(recipe, key) is not None]
+    found += ["ti_mix"] if keys and recipe.ti_mix not in (TIMixConfig(), TIMixConfig(schedule="constant")) else []
+    if not found or found == ["ti_mix"]:
+        return []
+    without = " ".join(f"--set {key}=null" for key in found)
+    return [f"{named(recipe, 'injector')} takes no codes, and so these are not used: {', '.join(found)} ({without})"]
+
+
+def _other_sizes(recipe: Recipe, registry: Registry) -> list[str]:
+    notes = []
+    for key in TRAINABLE[:2]:
+        choice = getattr(recipe, key)
+        if choice is None or choice.weights is None or key in recipe.trained_parts or is_file(choice.weights):
+            continue
+        try:
+            size = as_size(read_plain(registry.find_model(choice.weights) / RECIPE, registry).get("image_size"))
+        except UserError:  # a resolved recipe is read where the model is no more
+            continue
+        if size != recipe.image_size:
+            said = f"was trained on images of {size} pixels, and sees {recipe.image_size} here"
+            notes.append(f"{named(recipe, key)}: {said}; look at `mixar eval tokenizer` before you rely on it")
+    return notes
