@@ -29,12 +29,20 @@ from mixar_eval.distances import frechet_distance, kernel_distance
 from mixar_eval.report import csv_text, table
 from mixar_zoo.classifier import DigitClassifier, fit_classifier
 
-TOKENIZERS = ("digits_lfq", "digits_continuous")
 ADVERSARIAL = {
     "discriminator": {"type": "patchgan", "channels": 32, "layers": 2},
     "adversarial": {"weight": 0.5, "adaptive": True, "start_step": 150, "learning_rate": 2e-4},
 }
-ARMS: dict[str, Mapping[str, object]] = {"plain": {}, "adversarial": ADVERSARIAL}
+#: VA-VAE's alignment of latents, to features of EfficientNet-Lite0
+ALIGNED = {"aligned_to": {"type": "efficientnet-lite0", "maps_scale": 2}, "alignment": {"weight": 0.1}}
+ARMS: dict[str, Mapping[str, object]] = {
+    "plain": {},
+    "adversarial": ADVERSARIAL,
+    "aligned": ALIGNED,
+    "both": {**ADVERSARIAL, **ALIGNED},
+}
+#: tokenizers, and the arms that there are for each
+TOKENIZERS = {"digits_lfq": ("plain", "adversarial"), "digits_continuous": tuple(ARMS)}
 #: figures and how they are printed
 FIGURES = {
     "psnr": ".2f",
@@ -63,7 +71,7 @@ def main(
             raise typer.BadParameter(f"unknown: {', '.join(unknown)}; allowed: {', '.join(known)}")
     for seed in map(int, seeds.split(",")):
         for tokenizer in tokenizers.split(","):
-            for arm in arms.split(","):
+            for arm in filter(TOKENIZERS[tokenizer].__contains__, arms.split(",")):
                 run(tokenizer, arm, seed, steps, out / f"{tokenizer}-{arm}-{seed}")
     if report:
         measure(out, results)
