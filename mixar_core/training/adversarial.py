@@ -29,6 +29,7 @@ class AdversarialConfig:
         adaptive: `weight` is times the ratio of two gradients at the tokenizer's last layer, of the reconstruction
             (pixels and features) to the adversarial loss (VQGAN, Esser et al. 2021, Eq. 7). Taken anew in every pass of
             a process over its micro-batch.
+        adaptive_limit: of that ratio. VQGAN's 10,000 is for a reconstruction loss that is a mean over pixels, as here.
         loss: the discriminator's: `hinge` (Lim and Ye 2017) or `vanilla` (Goodfellow et al. 2014), half the sum over
             real and reconstructed, averaged over all logits; `non-saturating`, cross-entropy of an image's mean logit.
         generator_loss: the tokenizer's: `hinge`, minus the mean logit; `non-saturating`, cross-entropy of an image's
@@ -41,6 +42,7 @@ class AdversarialConfig:
 
     weight: float = field(default=0.5, validator=gt(0.0))
     adaptive: bool = True
+    adaptive_limit: float = field(default=1e4, validator=gt(0.0))
     loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
     generator_loss: Literal["hinge", "non-saturating"] = "hinge"
     start_step: int = field(default=0, validator=ge(0))
@@ -92,7 +94,7 @@ class Adversary(Beside):
         adversarial = self.generator_loss(self.judge_detached(decoded_B3HW))
         weight = adversarial.new_tensor(config.weight)
         if self.training and config.adaptive and last_layer is not None:
-            weight = weight * gradient_ratio(reconstruction, adversarial, last_layer)
+            weight = weight * gradient_ratio(reconstruction, adversarial, last_layer, most=config.adaptive_limit)
         real, fake = self.judge(images_B3HW), self.judge(decoded_B3HW.detach())
         own = discriminator = self.discriminator_loss(real, fake)
         terms = {"adversarial": adversarial, "discriminator": discriminator}
