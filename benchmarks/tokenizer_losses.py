@@ -31,7 +31,7 @@ from mixar_zoo.classifier import DigitClassifier, fit_classifier
 
 ADVERSARIAL = {
     "discriminator": {"type": "patchgan", "channels": 32, "layers": 2},
-    "adversarial": {"weight": 0.5, "adaptive": True, "start_step": 120, "learning_rate": 2e-4},
+    "adversarial": {"weight": 0.5, "adaptive": True, "start_step": 100, "learning_rate": 2e-4},
 }
 #: VA-VAE's alignment of latents, to features of EfficientNet-Lite0
 ALIGNED = {"aligned_to": {"type": "efficientnet-lite0", "maps_scale": 1}, "alignment": {"weight": 0.1}}
@@ -60,7 +60,7 @@ def main(
     tokenizers: str = ",".join(TOKENIZERS),
     arms: str = ",".join(ARMS),
     seeds: str = "0,1,2",
-    steps: int = 400,
+    steps: int = 300,
     out: Path = Path("runs/tokenizer-losses"),
     results: Path = Path("docs/results"),
     report: bool = True,

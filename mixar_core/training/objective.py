@@ -106,6 +106,8 @@ class Objective(nn.Module, ABC):
     def compile_parts(self) -> None:
         """torch.compile every block, in place."""
         torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+        if self.beside:  # an adaptive weight goes back through a block before the loss does
+            torch._functorch.config.donated_buffer = False
         for block in self.blocks():
             block.compile()
 
