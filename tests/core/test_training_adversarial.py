@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
@@ -190,6 +191,21 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:
     toy_run(tmp_path / "run", objective=against_a_judge(), steps=2)
     with pytest.raises(UserError, match="discriminator was"):
         toy_run(tmp_path / "run", objective=against_a_judge(weight=0.1), steps=4, resume=True)
+
+
+def test_compiled_blocks_bear_an_adaptive_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functorch, "donated_buffer", True)
+    compile_with = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_with(module, backend="aot_eager"))
+    plain, compiled = against_a_judge().train(), against_a_judge().train()
+    compiled.compile_parts()
+    found = []
+    for objective in (plain, compiled):
+        losses = forward(objective)
+        losses.total.backward()
+        found.append([losses.total.item(), losses.terms["adversarial_weight"].item()])
+    torch.compiler.reset()
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_a_discriminator_that_diverges_stops_the_run(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
         ("digits_prior", ["training.precision=float32"]),
         ("digits_lfq", ["training.precision=float32"]),
         ("digits_continuous", ["training.precision=float32"]),
+        ("digits_lfq", ["training.precision=float32", "discriminator={type: patchgan, channels: 32, layers: 2}"]),
     ],
 )
 def test_a_step_takes_what_is_estimated(registry: Registry, name: str, overrides: list[str]) -> None:

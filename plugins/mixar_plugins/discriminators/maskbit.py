@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mixar_core.discriminator import Discriminator
 from mixar_core.errors import UserError
+from mixar_core.types import Grid, ImageSize
 
 _POSITIVE_OR_NONE: Any = optional(ge(1))
 
@@ -36,9 +37,10 @@ class MaskBitDiscriminatorConfig:
 class MaskBitDiscriminator(Discriminator):
     """MaskBit's: stages of convolution, blur, group norm. Images are judged one by one, whoever computes them."""
 
-    def __init__(self, config: MaskBitDiscriminatorConfig, *, image_size: int) -> None:
-        if image_size < 2**config.stages:
-            raise UserError(f"maskbit: image_size {image_size} cannot be halved {config.stages} times, one of `stages`")
+    def __init__(self, config: MaskBitDiscriminatorConfig, *, image_size: ImageSize) -> None:
+        pixels = Grid.of_pixels(image_size)
+        if min(pixels.height, pixels.width) < 2**config.stages:
+            raise UserError(f"maskbit: image_size {pixels} cannot be halved {config.stages} times, one of `stages`")
         super().__init__()
         self.config = config
         widths = [config.channels, *(config.channels * 2**n for n in range(config.stages))]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mixar_core.discriminator import Discriminator
 from mixar_core.errors import UserError
+from mixar_core.types import Grid, ImageSize
 
 #: a layer's width is at most so many times the first one's
 WIDEST = 8
@@ -33,12 +34,10 @@ class PatchGAN(Discriminator):
     would mix images and reconstructions. So a run depends on `training.micro_batch` and on the number of processes.
     """
 
-    def __init__(self, config: PatchGANConfig, *, image_size: int) -> None:
-        least = 3 * 2**config.layers
-        if image_size < least:
-            raise UserError(
-                f"patchgan: image_size {image_size} is too small for {config.layers} layers; least: {least}"
-            )
+    def __init__(self, config: PatchGANConfig, *, image_size: ImageSize) -> None:
+        least, pixels = 3 * 2**config.layers, Grid.of_pixels(image_size)
+        if min(pixels.height, pixels.width) < least:
+            raise UserError(f"patchgan: image_size {pixels} is too small for {config.layers} layers; least: {least}")
         super().__init__()
         widths = [config.channels * min(2**n, WIDEST) for n in range(config.layers + 1)]
         modules: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
