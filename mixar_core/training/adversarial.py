@@ -92,7 +92,7 @@ class Adversary(Beside):
         """
         config, decoded_B3HW = self.config, decoded_B3HW.float()
         adversarial = self.generator_loss(self.judge_detached(decoded_B3HW))
-        weight = adversarial.new_tensor(config.weight)
+        weight = adversarial.new_full((), config.weight)
         if self.training and config.adaptive and last_layer is not None:
             weight = weight * gradient_ratio(reconstruction, adversarial, last_layer, most=config.adaptive_limit)
         real, fake = self.judge(images_B3HW), self.judge(decoded_B3HW.detach())
