@@ -28,8 +28,9 @@ GPU, META = torch.device("cuda", 0), torch.device("meta")
 def fake_gpu() -> Iterator[None]:
     """Tensors on GPU are fake ones inside. What torch cannot do with them in a process without a GPU is stood in for:
 
-    autocast (it turns itself off), the engine of `Tensor.backward` and `autograd.grad` (it asks the driver for streams;
-    the latter then gives ones), moving modules (see `place`), and generators on the device. The figures that a training step reads at its end (`tolist`) are zeros.
+    autocast (it turns itself off), the engine of `Tensor.backward` and of `autograd.grad` (it asks the driver for
+    streams; the latter gives ones), moving modules (see `place`), and generators on the device. The figures that a
+    training step reads at its end (`tolist`) are zeros.
     """
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode():
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
