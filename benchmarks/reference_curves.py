@@ -32,7 +32,7 @@ STEPS = {
     "digits_continuous": 600,
     "digits_lfq": 800,
     "digits_prior": 500,
-    "digits_categorical": 400,
+    "digits_categorical": 300,
     "digits_energy": 300,
     "digits_flow": 400,
     "digits_joint": 300,
@@ -43,7 +43,7 @@ STEPS = {
     "emoji64": 150,
     "emoji64_continuous": 200,
     "emoji64_lfq": 300,
-    "emoji64_prior": 200,
+    "emoji64_prior": 150,
 }
 
 
