@@ -57,7 +57,7 @@ def check_codes(
         schedule = f"schedule {recipe.ti_mix.schedule}"
         expect_fit(recipe, prior is not None, "ti_mix", schedule, "prior", "absence")
         predicts = prior is not None and prior.predicts
-        lack = "that it cannot predict masked codes; it need not with ti_mix.schedule=constant"
+        lack = "that it cannot predict masked codes; set ti_mix=null"
         expect_fit(recipe, predicts, "ti_mix", schedule, "prior", lack)
         each, where = placed and codes.kind in ("grid", "depth"), f"{schedule}, latents on {patched}"
         expect_fit(recipe, each, "ti_mix", where, "discrete_tokenizer", f"codes on {codes}", "" if placed else hint)

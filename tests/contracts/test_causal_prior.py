@@ -141,5 +141,7 @@ def test_a_recipe_without_ti_mix_takes_it_and_one_with_says_what_to_set(registry
     path, chosen = family / "recipes/mixar.yaml", {"prior": {"type": "raster"}}
     assert build(load_recipe(path, chosen, registry=registry), registry, meta=True).prior is not None
     mixed = load_recipe(path, {**chosen, "ti_mix.schedule": "linear"}, registry=registry)
-    with pytest.raises(UserError, match=r"ti_mix and prior \(raster\) .* cannot predict .* ti_mix.schedule=constant"):
+    with pytest.raises(UserError, match=r"ti_mix and prior \(raster\) .* cannot predict .*; set ti_mix=null"):
         build(mixed, registry, meta=True)
+    plain = load_recipe(path, {**chosen, "ti_mix": None}, registry=registry)
+    assert build(plain, registry, meta=True).prior is not None

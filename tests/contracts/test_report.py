@@ -86,3 +86,31 @@ def test_a_head_that_draws_nothing_says_so() -> None:
     check_part(MseHead, small)
     with pytest.raises(AssertionError, match="another seed, yet the same sample"):
         check_part(Mean, small)
+
+
+class Overflows(MixtureHead):
+    """Not finite under autocast."""
+
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        drawn = super().sample(z, step, noise=noise)
+        return drawn / 0.0 if torch.is_autocast_enabled("cpu") else drawn
+
+
+class Stays(MixtureHead):
+    """Its losses come out on the CPU wherever it is."""
+
+    def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
+        loss_BK = super().loss(z, target_BKC, noise=noise)
+        return torch.zeros(loss_BK.shape, device="cpu") if loss_BK.is_meta else loss_BK
+
+
+@pytest.mark.parametrize(
+    ("broken", "topic", "message"),
+    [
+        (Overflows, "under bf16 autocast", "sample under autocast holds a value that is not finite"),
+        (Stays, "on meta, without values", "loss lies on cpu, not on `meta`"),
+    ],
+)
+def test_other_precisions_and_devices_are_tried(broken: type[MixtureHead], topic: str, message: str) -> None:
+    failing = [finding for finding in findings(lambda: check_part(broken, SMALL)) if finding.problems]
+    assert [finding.topic for finding in failing] == [topic] and message in failing[0].problems
