@@ -77,7 +77,7 @@ def test_a_broken_one_takes_down_neither_help_nor_the_others(tmp_path: Path) -> 
     assert not ring.stderr and not bang.stderr  # a command that works has nothing to say of it
     listed = mixar(tmp_path, "plugins")
     assert "the commands of plugin raises are left out" in listed.stderr and "not_imported" not in listed.stderr
-    assert "not in use: ModuleNotFoundError" in listed.stdout
+    assert "not in use: ModuleNotFoundError" in listed.stdout and "repair or uninstall its package" in listed.stdout
     unknown = mixar(tmp_path, "knell")
     assert unknown.returncode == 2 and "No such command 'knell'" in unknown.stderr
     assert "(plugin ends_at_once of bell-ends_at_once 1.0 was not loaded: SystemExit: no licence)" in unknown.stderr

@@ -141,7 +141,7 @@ def test_a_broken_package_is_told_of_where_it_is_missed(
             plugins, owners = parts(installed, tmp_path)
             assert problem in plugins["mixar-extra 0.1.0"]["problem"] and owners["lfq"] == "builtin"
             shown = installed.run("mixar", "plugins", cwd=tmp_path)
-            assert "not in use: " in shown and "Traceback" not in shown
+            assert "not in use: " in shown and "uninstall its package" in shown and "Traceback" not in shown
             quiet = installed.run("python", "-c", HEARD, *check, "digits_quick", cwd=tmp_path)
             assert quiet == "", quiet
             out = installed.run(*check, run, cwd=tmp_path, code=2)

@@ -72,6 +72,8 @@ def _list(registry: Registry, as_json: bool) -> None:
         return
     states = [(p.name, p.distribution, state) for p in registry.plugins for state in _states(p)]
     print_table("Plugins", ("plugin", "distribution", "state"), states)
+    if any(p.problem or p.broken_parts for p in registry.plugins):
+        print("What is not in use or left out disturbs nothing else: upgrade, repair or uninstall its package.\n")
     print_table("Parts", ("kind", "name", "plugin", "what it is"), [list(part.values())[:4] for part in told])
     if models:
         print_table("Models to sample from", ("name",), [(name,) for name in models])
