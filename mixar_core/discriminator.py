@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -14,6 +15,9 @@ class Discriminator(nn.Module, ABC):
     small for it. It is run three times a step, on images, on reconstructions, and on these for the tokenizer's sake; in
     each pass by itself, so that what batch norm knows of a batch is all real or all reconstructed.
     """
+
+    #: whether it is refused where a recipe's `image_size` is (height, width) and no one number
+    squares_only: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, images_B3HW: Tensor) -> Tensor:

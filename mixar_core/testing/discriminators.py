@@ -9,17 +9,21 @@ from torch import Tensor
 
 from mixar_core.discriminator import Discriminator
 from mixar_core.testing.common import BATCH, check_gradients, check_module, expect, expect_tensor, normal
+from mixar_core.types import Grid, ImageSize
 
 
-def check_discriminator(make: Callable[[], Discriminator], *, image_size: int) -> None:
+def check_discriminator(make: Callable[[], Discriminator], *, image_size: ImageSize) -> None:
     """The contract of `Discriminator`, whose `make` builds one for images of this size.
 
     Logits are finite and one or several an image, also of pixels beyond [-1, 1]; they change with the image, and give
     it, and every weight, a gradient. What a batch's other images are may matter: batch norm is common.
     """
 
+    pixels = Grid.of_pixels(image_size)
+    shape = (BATCH, 3, pixels.height, pixels.width)
+
     def exercise(discriminator: Discriminator, device: str) -> Mapping[str, Tensor]:
-        return {"logits": discriminator(2.0 * normal(BATCH, 3, image_size, image_size, device=device))}
+        return {"logits": discriminator(2.0 * normal(*shape, device=device))}
 
     discriminator, found = check_module(make, exercise)
     logits = found["logits"]
@@ -27,8 +31,8 @@ def check_discriminator(make: Callable[[], Discriminator], *, image_size: int) -
     expect(logits.numel() > 0, "there are no logits: the images are too small for it, and it does not refuse them")
     expect_tensor("logits", logits, logits.shape)
     discriminator.train()
-    images_B3HW = normal(BATCH, 3, image_size, image_size).requires_grad_()
-    other_B3HW = normal(BATCH, 3, image_size, image_size, seed=1)
+    images_B3HW = normal(*shape).requires_grad_()
+    other_B3HW = normal(*shape, seed=1)
     with torch.no_grad():
         changed = not torch.equal(discriminator(images_B3HW), discriminator(other_B3HW))
     expect(changed, "logits do not depend on the images")

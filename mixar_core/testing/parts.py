@@ -140,6 +140,10 @@ def _prior(component: Any, config: Any) -> None:
 def _discriminator(component: Any, config: Any) -> None:
     size = _smallest(lambda size: component(config, image_size=size) is not None)
     check_discriminator(partial(component, config, image_size=size), image_size=size)
+    if not component.squares_only:
+        topic("images that are not square")
+        with taking_pairs():
+            check_discriminator(partial(component, config, image_size=(size, 2 * size)), image_size=(size, 2 * size))
 
 
 def _injector(component: Any, config: Any) -> None:

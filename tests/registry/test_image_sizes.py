@@ -222,6 +222,17 @@ def test_a_tokenizer_meets_one_image_before_anything_is_trained() -> None:
         check_size(PoolTokenizer(SIZE), SIZE)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["patchgan", "maskbit"])
+def test_discriminators_take_any_proportion(wide: Path, registry: Registry, tmp_path: Path, name: str) -> None:
+    settings = {"patchgan": {"layers": 1, "channels": 4}, "maskbit": {"stages": 2, "channels": 4}}[name]
+    over = {"discriminator": {"type": name, **settings}, "adversarial.start_step": 0}
+    train(load_recipe(wide / "recipes/continuous.yaml", over, registry=registry), tmp_path / "run", registry=registry)
+    small = load_recipe(wide / "recipes/continuous.yaml", {**over, "image_size": [4, 32]}, registry=registry)
+    if name == "patchgan":
+        with pytest.raises(UserError, match="image_size 4x32 is too small for 1 layers; least: 6"):
+            build(small, registry, meta=True)
+
+
 @frozen
 class Squares(ImageDataset):
     """Says (squares_only), or shows by a wrong shape or type, what it knows."""
