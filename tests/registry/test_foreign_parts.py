@@ -129,13 +129,11 @@ def test_a_prior_that_meta_cannot_run_trains_and_its_costs_say_so(
     assert torch.equal(model.sample_codes([0, 1], seed=1), model.sample_codes([0, 1], seed=1))
 
 
-def test_the_command_line_checks_and_trains_a_librarys_module(tmp_path: Path, family: Path, foreign: Registry) -> None:
+def test_the_command_line_checks_a_librarys_module(family: Path, foreign: Registry) -> None:
     settings = ["--set", "discrete_tokenizer.type=library-fsq"]
     recipe = str(family / "recipes/discrete.yaml")
     checked = good("recipe", "check", recipe, *settings)
     assert "library-fsq" in checked and "cannot be counted" not in checked
-    good("train", recipe, *settings, "--out", tmp_path / "run")
-    assert (tmp_path / "run/weights.safetensors").is_file()
 
 
 # ---------------------------------------------------------------- what brings its own weights
