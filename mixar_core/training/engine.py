@@ -117,9 +117,7 @@ class Engine:
         if not self._settled:
             self._settle(batch, source, step=step)
         self.seed_dropout(step)
-        self.optimizer.zero_grad()
-        for _, optimizer in self.beside.values():
-            optimizer.zero_grad()
+        self.zero_grad()
         sums: dict[str, Tensor] = {}
         for part in self.micro_batches(batch, source, step):
             with self._summing_gradients(part.last):
@@ -131,6 +129,11 @@ class Engine:
         counted = [norm.new_full((), value * self.processes.world) for value in counts.values()]
         means = iter(self._means([*sums.values(), norm, *counted]))
         return Gradients({name: next(means) for name in sums}, next(means), {name: next(means) for name in counts})
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for optimizer in (self.optimizer, *(optimizer for _, optimizer in self.beside.values())):
+            optimizer.zero_grad()
 
     def micro_batches(self, batch: Batch, source: Source, step: int) -> Iterator[MicroBatch]:
         """A process's batch in the parts that it is computed in, as tokens where the objective takes them.

@@ -41,9 +41,9 @@ def look_again(engine: Engine, batch: Batch, source: Source, *, step: int) -> It
         bad_B = ~tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else ~tensor.isfinite()
         if bad_B.any():
             yield Bad(rank, f"input {name}", indices[bad_B.cpu()].tolist())
-    named = list(engine.objective.trained.named_parameters())
+    named = [*engine.objective.trained.named_parameters(), *engine.objective.beside.named_parameters(prefix="beside")]
     yield from (Bad(rank, f"weights {name}", []) for name, p in named if not _is_finite(p))
-    engine.optimizer.zero_grad()
+    engine.zero_grad()
     engine.seed_dropout(step)
     for part in engine.micro_batches(batch, source, step):
         with _watched(engine.objective) as seen:

@@ -208,9 +208,18 @@ def test_compiled_blocks_bear_an_adaptive_weight(monkeypatch: pytest.MonkeyPatch
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
+def test_a_gradient_of_the_discriminator_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    objective = against_a_judge()
+    objective.adversary.discriminator.layers[3].bias.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(UserError, match=r"gradient of beside.discriminator.discriminator.layers.3.bias of images"):
+        toy_run(tmp_path / "run", objective=objective)
+
+
 def test_a_discriminator_that_diverges_stops_the_run(tmp_path: Path) -> None:
     objective = against_a_judge()
     with torch.no_grad():
         objective.adversary.discriminator.layers[0].weight.fill_(float("inf"))
-    with pytest.raises(UserError, match=r"output of beside.discriminator.discriminator.layers.0 \(Conv2d\)"):
+    with pytest.raises(
+        UserError, match=r"first in process 0: weights beside.discriminator.discriminator.layers.0.weight;"
+    ):
         toy_run(tmp_path / "run", objective=objective)
