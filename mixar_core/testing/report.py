@@ -40,22 +40,35 @@ class _Notes:
 
     topic: str
     problems: dict[str, list[str]]
+    tell: Callable[[Finding], object]
     remarks: dict[str, list[str]] = Factory(dict)
+    told: dict[str, int] = Factory(dict)
+
+    def tell_of(self, name: str) -> None:
+        """Tell of a topic, or of what is new there."""
+        before = self.told.get(name, 0)
+        new = [said for said in self.problems[name][before:] if said not in self.problems[name][:before]]
+        if new or name not in self.told:
+            self.tell(Finding(name, tuple(new), tuple(self.remarks.get(name, ()))))
+        self.told[name] = len(self.problems[name])
 
 
 _NOTES: ContextVar[_Notes | None] = ContextVar("notes", default=None)
 
 
-def findings(check: Callable[[], object], *, begins: str = BUILT) -> list[Finding]:
+def findings(
+    check: Callable[[], object], *, begins: str = BUILT, tell: Callable[[Finding], object] = lambda _: None
+) -> list[Finding]:
     """Run a contract as far as it goes and give what it found, topic by topic, in order.
 
     Args:
         begins: the first topic.
+        tell: called with each finding when the next topic begins; where one is returned to, of what is new.
 
     Raises:
         UserError: the component refuses its settings or what it stands beside, so that there is nothing to check.
     """
-    notes = _Notes(begins, {begins: []})
+    notes = _Notes(begins, {begins: []}, tell)
     token = _NOTES.set(notes)
     try:
         check()
@@ -67,12 +80,16 @@ def findings(check: Callable[[], object], *, begins: str = BUILT) -> list[Findin
         problems.append(f"{'after that ' if problems else ''}{said}; what follows was not checked")
     finally:
         _NOTES.reset(token)
+    for name in notes.problems:
+        notes.tell_of(name)
     return [Finding(name, tuple(said), tuple(notes.remarks.get(name, ()))) for name, said in notes.problems.items()]
 
 
 def topic(name: str) -> None:
     """What is checked from here on is about this."""
     if (notes := _NOTES.get()) is not None:
+        if name != notes.topic:
+            notes.tell_of(notes.topic)
         notes.topic = name
         notes.problems.setdefault(name, [])
 
@@ -105,6 +122,7 @@ def remark(name: str, said: str) -> None:
     if (notes := _NOTES.get()) is not None:
         notes.problems.setdefault(name, [])
         notes.remarks.setdefault(name, []).append(said)
+        notes.tell_of(name)
 
 
 class _Memory(TorchDispatchMode):

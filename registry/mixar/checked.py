@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,14 @@ from mixar_core.testing import check_part
 from mixar_core.testing.report import Finding, expect, findings
 
 
-def check(part: Part, settings: Mapping[str, Any]) -> list[Finding]:
+def check(
+    part: Part, settings: Mapping[str, Any], *, tell: Callable[[Finding], object] = lambda _: None
+) -> list[Finding]:
     """What the contract of its kind finds, topic by topic; it runs to the end whatever it finds.
 
     Args:
         settings: plain values, as a recipe has them; what is not among them is as the config class says.
+        tell: called with each finding as soon as it stands.
 
     Raises:
         UserError: these settings cannot be, the part refuses them, or its kind has no contract.
@@ -28,8 +31,8 @@ def check(part: Part, settings: Mapping[str, Any]) -> list[Finding]:
     except Invalid as invalid:
         raise UserError(str(invalid)) from invalid
     return [
-        *findings(partial(_check_written, config), begins="settings, written and read again"),
-        *findings(partial(check_part, part.component, config)),
+        *findings(partial(_check_written, config), begins="settings, written and read again", tell=tell),
+        *findings(partial(check_part, part.component, config), tell=tell),
     ]
 
 

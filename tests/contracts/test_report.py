@@ -10,7 +10,7 @@ from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
 from mixar_core.noise import Noise
 from mixar_core.testing import check_part
-from mixar_core.testing.report import findings
+from mixar_core.testing.report import Finding, findings
 from mixar_core.types import Step, Z
 from mixar_plugins.heads.mixture import MixtureHead, MixtureHeadConfig
 from mixar_plugins.heads.mse import MseHead, MseHeadConfig
@@ -54,6 +54,23 @@ def test_everything_that_does_not_hold_is_found_at_once() -> None:
     assert not found["state dict"].problems and "gradients" in found
     with pytest.raises(AssertionError, match="global generator"):
         check_part(Rounds, SMALL)
+
+
+def test_each_finding_is_told_as_soon_as_it_stands() -> None:
+    told: list[Finding] = []
+    begun: list[str] = []
+
+    class Watches(Rounds):
+        def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+            begun.append(told[-1].topic if told else "")
+            return super().sample(z, step, noise=noise)
+
+    found = findings(lambda: check_part(Watches, SMALL), tell=told.append)
+    assert begun[0] == "its submodules" and "gradients" not in begun and len({*begun}) > 4
+    told_of: dict[str, tuple[str, ...]] = {}
+    for finding in told:  # a topic that is returned to is told again, of what is new there
+        told_of[finding.topic] = (*told_of.get(finding.topic, ()), *finding.problems)
+    assert {name: {*said} for name, said in told_of.items()} == {each.topic: {*each.problems} for each in found}
 
 
 def test_an_error_ends_the_contract_and_is_told() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,12 +18,15 @@ from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
     from mixar.plugins import Part, Plugin, Registry
+    from mixar_core.testing.report import Finding
 
 plugin_app = typer.Typer(
     no_args_is_help=True, help="Write a plugin: `new` makes a package that works as it stands, `check` its contracts."
 )
 #: problems of a check that are told
 _SAID = 3
+#: a default from which on a part may take long to be checked
+_LARGE = 256
 PART = "A part as recipes name it; `KIND:NAME` where several kinds have one of that name."
 
 
@@ -189,22 +193,31 @@ def check_command(
 def _check(registry: Registry, part: Part, plain: Mapping[str, Any], *, alone: bool) -> str:
     """Print a part's report, a line a check; `ok`, `FAILS` or `not checked`, which of one that is alone is an error."""
     from mixar.checked import check
+    from mixar.described import settings_of
 
     plugin = registry.plugin_of(part)
     title = f'{part.kind} "{registry.name_of(part)}" of plugin {plugin.name} ({plugin.distribution})'
+    large = any(type(setting.default) is int and setting.default >= _LARGE for setting in settings_of(part.config))
+    slow = ", at its default sizes; smaller ones by --set are checked sooner" if large and not plain else ""
+    lines, out = iter([f"{title}{slow}"]), sys.stdout
+
+    def tell(finding: Finding) -> None:
+        for line in lines:
+            print(line, file=out)
+        said = list(dict.fromkeys(finding.problems or finding.remarks))
+        more = f"; and {len(said) - _SAID} more" if len(said) > _SAID else ""
+        state = "FAILS" if finding.problems else "-" if finding.remarks else "ok"
+        print(
+            f"  {state:5}  {finding.topic}{': ' if said else ''}{'; '.join(said[:_SAID])}{more}", file=out, flush=True
+        )
+
     try:
         printed = io.StringIO()  # by a callback: no part of the report
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            found = check(part, plain)
+            found = check(part, plain, tell=tell)
     except UserError as error:
         if alone:
             raise UserError(f'{part.kind} "{part.name}": {error}') from error
         print(f"{title}: not checked: {error}")
         return "not checked"
-    print(title)
-    for finding in found:
-        said = list(dict.fromkeys(finding.problems or finding.remarks))
-        more = f"; and {len(said) - _SAID} more" if len(said) > _SAID else ""
-        state = "FAILS" if finding.problems else "-" if finding.remarks else "ok"
-        print(f"  {state:5}  {finding.topic}{': ' if said else ''}{'; '.join(said[:_SAID])}{more}")
     return "FAILS" if any(finding.problems for finding in found) else "ok"
