@@ -44,6 +44,8 @@ FEW = 100
 SIDE_CPU, SIDE_GPU = 64, 256
 #: the steps of each recipe at `STEPS_AT` training images; they grow with the square root of the images
 STEPS, STEPS_AT = {"continuous": 1200, "discrete": 1200, "prior": 600, "mixar": 1500}, 300
+#: as few steps as a recipe ever has
+LEAST = 5
 #: steps that are timed, after one that is not
 _TIMED = 3
 
@@ -200,8 +202,8 @@ class _Noise(ImageDataset):
 
 def _rounded(steps: float) -> int:
     """Two digits, and never none."""
-    size = 10 ** max(1, int(math.log10(max(steps, 1.0))) - 1)
-    return max(50, round(steps / size) * size)
+    size = 10 ** max(0, int(math.log10(max(steps, 1.0))) - 1)
+    return max(LEAST, round(steps / size) * size)
 
 
 def _numbers(pixels: Grid, images: int, *, gpu: bool) -> dict[str, Any]:

@@ -46,6 +46,12 @@ def facts_of(
     )
 
 
+@pytest.fixture(autouse=True)
+def memory_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting what a recipe needs takes a second."""
+    monkeypatch.setattr(families, "device_memory", lambda device: None)
+
+
 def planned(facts: DataFacts, registry: Registry, image_size: ImageSize | None = None) -> Family:
     return plan_family(facts, image_size=image_size, device="cpu", registry=registry, measure=False)
 

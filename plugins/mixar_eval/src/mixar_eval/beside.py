@@ -16,7 +16,7 @@ from mixar.sampling import Plan
 from mixar_core.errors import UserError
 from mixar_core.pictures import rows_picture
 from mixar_eval.context import EvalContext
-from mixar_eval.features import features_of
+from mixar_eval.features import features_of, features_of_readable
 from mixar_eval.images import ImageSet, open_images
 from mixar_eval.references import Reference
 from mixar_eval.report import Section, number, score_names
@@ -108,13 +108,14 @@ def nearest_training(images: ImageSet, reference: Reference, context: EvalContex
     train = training_images(reference)
     if train is None:
         raise UserError("--nearest: needs --reference data:validation or data:train, to know the training images")
-    train_TF = features_of(train, context, "training images").features_AF
+    train, found = features_of_readable(train, context, "training images")
+    train_TF = found.features_AF
     sample_AF = features_of(images, context, "samples").features_AF
     distances, nearest_AK = _nearest(sample_AF, train_TF)
     plain: dict[str, Any] = {"training_images": len(train), "median": float(distances.median()), "of_validation": None}
     rows = {"samples": number(plain["median"])}
-    notes = []
-    if train is reference.others and reference.features_AF is not None:
+    notes = list(train.notes)
+    if train.split != (reference.images and reference.images.split) and reference.features_AF is not None:
         real, _ = _nearest(reference.features_AF, train_TF)
         plain["of_validation"] = float(real.median())
         rows["validation images"] = number(plain["of_validation"])

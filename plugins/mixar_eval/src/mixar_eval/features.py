@@ -92,6 +92,18 @@ def features_of(images: ImageSet, context: EvalContext, what: str, *, cache: Pat
     return Features(tensors["features"], tensors.get("logits"))
 
 
+def features_of_readable(images: ImageSet, context: EvalContext, what: str) -> tuple[ImageSet, Features]:
+    """The features of real images, and the images that they are of: those that cannot be read are left out, as in
+    training, with a note."""
+    try:
+        return images, features_of(images, context, what)
+    except UserError:
+        good = images.readable()
+        if len(good) in (0, len(images)):
+            raise
+        return good, features_of(good, context, what)
+
+
 def gaussian_of(images: ImageSet, context: EvalContext, what: str) -> Gaussian:
     """The Gaussian of a set of many images, none of whose features are kept."""
     total = GaussianSum(context.extractor.feature_dim)

@@ -21,7 +21,7 @@ from mixar.plugins import Registry
 from mixar.recipe import Recipe
 from mixar.sampling import MANIFEST, manifest_beside, plan_of, read_manifest, with_timing
 from mixar.stores import images_crc32
-from mixar.text import choices
+from mixar.text import choices, first_of
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.loader import load_batches
 from mixar_core.errors import UserError
@@ -84,6 +84,26 @@ class ImageSet:
             for reason in loaded.unreadable.values():  # training goes on with another image, a measurement must not
                 raise UserError(reason)
             yield loaded.pixels_B3HW
+
+    def readable(self) -> ImageSet:
+        """Those that can be read, with a note of the others; every image is decoded."""
+        good, reasons = list[int](), list[str]()
+        for row in range(len(self)) if self.rows is None else self.rows.tolist():
+            try:
+                self.data[row]
+                good.append(row)
+            except UserError as error:
+                reasons.append(str(error))
+        if not reasons:
+            return self
+        left = f"{len(reasons):,} images cannot be read and are left out: {first_of(reasons)}"
+        labels = None
+        if self.labels is not None:
+            rows = range(len(self)) if self.rows is None else self.rows.tolist()
+            label_of = dict(zip(rows, self.labels, strict=True))
+            labels = [label_of[row] for row in good]
+        described = self.description.replace(f"{len(self):,} images", f"{len(good):,} images")
+        return evolve(self, rows=torch.tensor(good), labels=labels, description=described, notes=(*self.notes, left))
 
     def named_as(self, names: Sequence[str]) -> ImageSet:
         """The same, its labels those of `names`, a reference's classes, if its own class names are all among them.

@@ -17,7 +17,7 @@ from mixar_core.storage import user_path, writing
 from mixar_core.types import ImageSize
 from mixar_eval.context import EvalContext
 from mixar_eval.distances import Gaussian
-from mixar_eval.features import features_of, gaussian_of
+from mixar_eval.features import features_of_readable, gaussian_of
 from mixar_eval.images import Images, ImageSet, open_images, other_images
 from mixar_eval.npz import NpzArray, array_names
 
@@ -134,7 +134,8 @@ def _of_images(images: ImageSet, context: EvalContext) -> Reference:
         note = f"of more than {KEPT:,} images the statistics alone are kept: no kernel distance to them, no precision"
         gaussian = gaussian_of(images, context, "reference")
         return Reference(images.description, gaussian, notes=(*images.notes, note), images=images)
-    features_AF = features_of(images, context, "reference").features_AF
+    images, found = features_of_readable(images, context, "reference")
+    features_AF = found.features_AF
     gaussian = Gaussian.of(features_AF, extractor=context.extractor.identity)
     notes = (*images.notes, *rank_notes(len(images), context.extractor))
     return Reference(images.description, gaussian, features_AF, notes=notes, images=images)

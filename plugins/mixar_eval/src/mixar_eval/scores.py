@@ -12,7 +12,7 @@ from mixar_core.data.streams import seed_of
 from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
 from mixar_eval.distances import SEED, Gaussian, check_features, frechet_of, kernel_distance
-from mixar_eval.features import Features, features_of
+from mixar_eval.features import Features, features_of_readable
 from mixar_eval.references import Reference
 
 #: splits of the Inception Score, neighbours of precision and recall: as in the papers that introduced them
@@ -168,6 +168,6 @@ def floor_at(count: int, reference: Reference, context: EvalContext) -> Floor | 
     others, found = reference.others, None
     if others is not None and len(others) >= count:
         order_A = torch.randperm(len(others), generator=torch.Generator().manual_seed(SEED))
-        found = features_of(others.take(order_A[:count]), context, "real images for the floor")
+        _, found = features_of_readable(others.take(order_A[:count]), context, "real images for the floor")
     floor: Floor | None = context.processes.on_main(lambda: floor_of(reference, count, found))
     return floor

@@ -20,7 +20,7 @@ from mixar_core.tokenizer import Tokenizer
 from mixar_core.types import Grid
 from mixar_eval.context import EvalContext
 from mixar_eval.distances import Gaussian
-from mixar_eval.features import as_saved, features_of, over_batches
+from mixar_eval.features import as_saved, features_of_readable, over_batches
 from mixar_eval.images import Images, ImageSet, open_images, other_images
 from mixar_eval.protocol import CLASSES, basic_reasons
 from mixar_eval.references import Reference, rank_notes
@@ -124,8 +124,8 @@ def compare_tokenizers(
         seed: of the samples from continuous tokenizers' posteriors, and of how the images were chosen.
         shown: images in the picture.
     """
-    images, extractor = chosen.images, context.extractor
-    real_AF = features_of(images, context, "originals").features_AF
+    (images, found_real), extractor = features_of_readable(chosen.images, context, "originals"), context.extractor
+    real_AF = found_real.features_AF
     reasons = _reasons(images, extractor, paired=reference is None)
     reference, of_floor, some_AF, between = _compared(chosen, real_AF, reference, context)
     meters = [TokenizerMeter(entry.tokenizer, extractor, seed=seed) for entry in entries]
@@ -202,8 +202,8 @@ def _compared(
     if chosen.others is None:
         half = Reference("half", Gaussian.of(real_AF[::2]))
         return originals, half, real_AF[1::2], "one half of the images, to the other"
-    others_AF = features_of(chosen.others, context, "real images for the floor").features_AF
-    return originals, originals, others_AF, f"{count:,} {chosen.between}, to the originals"
+    _, others = features_of_readable(chosen.others, context, "real images for the floor")
+    return originals, originals, others.features_AF, f"{count:,} {chosen.between}, to the originals"
 
 
 def _told(entry: Entry, meter: TokenizerMeter, reference: Reference, context: EvalContext) -> dict[str, Any]:
