@@ -1,0 +1,98 @@
+"""What a report on own images says beside its scores: which lies closer, what is left out, what is learned by heart."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixar.plugins import Registry
+from mixar_core.data.dataset import ImageDataset
+from mixar_core.errors import UserError
+from mixar_eval import beside
+from mixar_eval.distances import Gaussian
+from mixar_eval.features import Features
+from mixar_eval.images import ImageSet, open_images
+from mixar_eval.references import Reference
+from mixar_eval.scores import Scores
+
+
+class Torn(ImageDataset):
+    """Six grey images of two classes; some cannot be read."""
+
+    def __init__(self, torn: tuple[int, ...] = (1, 4)) -> None:
+        self.torn, self.num_classes, self.class_names = torn, 2, ("cat", "dog")
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index in self.torn:
+            raise UserError(f"{index}.png: unreadable image: torn")
+        return torch.full((3, 8, 8), index, dtype=torch.uint8), index % 2
+
+    def labels(self) -> list[int]:
+        return [index % 2 for index in range(6)]
+
+
+def test_what_cannot_be_read_is_left_out_and_named(registry: Registry) -> None:
+    images = open_images(Torn(), registry)
+    with pytest.raises(UserError, match=r"1\.png: unreadable image"):
+        list(images.batches())
+    good = images.readable()
+    assert len(good) == 4 and good.labels == [0, 0, 1, 1] and good.description.startswith("4 images")
+    assert good.notes[-1].startswith("2 images cannot be read and are left out: 1.png: unreadable image: torn, 4.png")
+    assert [int(value) for batch in good.batches(batch_size=3) for value in batch[:, 0, 0, 0]] == [0, 2, 3, 5]
+    some = images.take(torch.tensor([5, 1, 0])).readable()
+    assert some.labels == [0, 1] and len(some) == 2
+    whole = open_images(Torn(()), registry)
+    assert whole.readable() is whole
+
+
+def context(features: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Features by what they are of, and no processes."""
+    monkeypatch.setattr(beside, "features_of", lambda images, context, what: Features(features[what]))
+    monkeypatch.setattr(
+        beside, "features_of_readable", lambda images, context, what: (images, Features(features[what]))
+    )
+    return SimpleNamespace(
+        processes=SimpleNamespace(on_main=lambda work: work()), extractor=SimpleNamespace(gives_fid=False)
+    )
+
+
+def reference(registry: Registry, real_AF: Tensor) -> Reference:
+    images = open_images(Torn(()), registry)
+    train, validation = (ImageSet(images.data, "", 8, 8, split=split) for split in ("train", "validation"))
+    return Reference("", Gaussian.of(real_AF), real_AF, images=validation, others=train)
+
+
+def test_which_lies_closer_is_said_and_what_to_do(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    real, codes = (torch.randn(6, 4, generator=draw) + shift for shift in (0, 3))
+    against, images = reference(registry, real), open_images(Torn(()), registry)
+    seen = context({"the codes' own decoding": codes}, monkeypatch)
+    near, far = (Scores(6, 1.0, kernel) for kernel in (0.001, 1e6))
+    found, said = beside.compare_codes(near, images, against, seen)
+    assert found.kernel is not None and found.kernel > 0.001 and "closer to the reference than the codes'" in said
+    _, said = beside.compare_codes(far, images, against, seen)
+    assert "no closer" in said and "6 training images may be too few" in said and "init:" in said
+
+
+@pytest.mark.parametrize(("away", "copied"), [(0.001, True), (5.0, False)])
+def test_what_was_learned_by_heart_is_said(
+    away: float, copied: bool, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = torch.arange(24.0).reshape(6, 4)
+    samples, real = train[[3, 0]] + away, train[:4] + 1.0
+    seen = context({"training images": train, "samples": samples}, monkeypatch)
+    found = beside.nearest_training(
+        open_images(Torn(()), registry).take(torch.tensor([0, 1])), reference(registry, real), seen
+    )
+    assert found.plain["training_images"] == 6 and found.plain["of_validation"] == pytest.approx(2.0)
+    assert any("learned by heart" in note for note in found.notes) == copied
+    bare = Reference("", Gaussian.of(real), real)
+    with pytest.raises(UserError, match="--nearest: needs --reference data:validation or data:train"):
+        beside.nearest_training(open_images(Torn(()), registry), bare, seen)
