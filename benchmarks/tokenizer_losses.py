@@ -31,7 +31,7 @@ from mixar_zoo.classifier import DigitClassifier, fit_classifier
 
 ADVERSARIAL = {
     "discriminator": {"type": "patchgan", "channels": 32, "layers": 2},
-    "adversarial": {"weight": 0.5, "adaptive": True, "start_step": 100, "learning_rate": 2e-4},
+    "adversarial": {"weight": 0.5, "adaptive": True, "start_step": 150},
 }
 #: VA-VAE's alignment of latents, to features of EfficientNet-Lite0
 ALIGNED = {"aligned_to": {"type": "efficientnet-lite0", "maps_scale": 1}, "alignment": {"weight": 0.1}}
