@@ -83,7 +83,9 @@ def run(tokenizer: str, arm: str, seed: int, steps: int, folder: Path) -> None:
     changes = {"training.steps": steps, "training.seed": seed, **ARMS[arm]}
     if not (folder / "weights.safetensors").is_file():
         began = time.process_time()  # with one thread the seconds of one core, whatever else the machine does
-        mixar.train(mixar.load_recipe(tokenizer, {**quiet, **changes}), folder, resume=folder.exists())
+        recipe = mixar.load_recipe(tokenizer, {**quiet, **changes})
+        if mixar.train(recipe, folder, resume=folder.exists()).stopped:
+            raise typer.Exit(1)
         (folder / "seconds.json").write_text(json.dumps((time.process_time() - began) / steps) + "\n")
     if not (folder / "decoded.safetensors").is_file():
         found = {name: tensor.contiguous() for name, tensor in reconstruct(folder).items()}
