@@ -31,7 +31,7 @@ from mixar_zoo.classifier import DigitClassifier, fit_classifier
 
 ADVERSARIAL = {
     "discriminator": {"type": "patchgan", "channels": 32, "layers": 2},
-    "adversarial": {"weight": 0.5, "adaptive": True, "start_step": 150},
+    "adversarial": {"weight": 0.5, "adaptive": True},
 }
 #: VA-VAE's alignment of latents, to features of EfficientNet-Lite0
 ALIGNED = {"aligned_to": {"type": "efficientnet-lite0", "maps_scale": 1}, "alignment": {"weight": 0.1}}
@@ -61,26 +61,29 @@ def main(
     arms: str = ",".join(ARMS),
     seeds: str = "0,1,2",
     steps: int = 300,
+    start: int = 150,
     out: Path = Path("runs/tokenizer-losses"),
     results: Path = Path("docs/results"),
+    name: str = "tokenizer-losses",
     report: bool = True,
 ) -> None:
-    """Train, reconstruct, and with `report` measure all finished runs under `--out`."""
+    """Train, the discriminator from step `--start` on, reconstruct, and measure all finished runs under `--out`."""
     for text, known in ((tokenizers, TOKENIZERS), (arms, ARMS)):
         if unknown := [name for name in text.split(",") if name not in known]:
             raise typer.BadParameter(f"unknown: {', '.join(unknown)}; allowed: {', '.join(known)}")
     for seed in map(int, seeds.split(",")):
         for tokenizer in tokenizers.split(","):
             for arm in filter(TOKENIZERS[tokenizer].__contains__, arms.split(",")):
-                run(tokenizer, arm, seed, steps, out / f"{tokenizer}-{arm}-{seed}")
+                changes = {"training.steps": steps, "training.seed": seed, **ARMS[arm]}
+                changes |= {"adversarial.start_step": start} if "adversarial" in changes else {}
+                run(tokenizer, changes, out / f"{tokenizer}-{arm}-{seed}", steps=steps)
     if report:
-        measure(out, results)
+        measure(out, results / name)
 
 
-def run(tokenizer: str, arm: str, seed: int, steps: int, folder: Path) -> None:
+def run(tokenizer: str, changes: Mapping[str, object], folder: Path, *, steps: int) -> None:
     """Train one tokenizer and reconstruct with it, unless that is done."""
     quiet = {"callbacks": [], "training.evaluate_every": 0, "training.preview_every": 0}
-    changes = {"training.steps": steps, "training.seed": seed, **ARMS[arm]}
     if not (folder / "weights.safetensors").is_file():
         began = time.process_time()  # with one thread the seconds of one core, whatever else the machine does
         recipe = mixar.load_recipe(tokenizer, {**quiet, **changes})
@@ -112,7 +115,7 @@ def _decoded(tokenizer: DiscreteTokenizer, codes_BN: Tensor) -> Tensor:
 
 
 def measure(out: Path, results: Path) -> None:
-    """Print a table for each tokenizer, and write a row for every finished run, and the picture."""
+    """Print a table for each tokenizer, and write a row for every finished run, `.csv`, and a picture, `.png`."""
     judge, rows = fit_classifier(*digits("train")), []
     real_B3HW, labels_B = digits("validation")
     pictures = {"real": real_B3HW[:12]}
@@ -131,9 +134,9 @@ def measure(out: Path, results: Path) -> None:
                 cells.append({"loss": arm, **shown})
         if cells:
             print(f"{tokenizer}\n\n{table(cells)}")
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "tokenizer-losses.csv").write_text(csv_text(rows))
-    write_png(results / "tokenizer-losses.png", rows_picture(pictures, "validation digits, reconstructed (seed 0)"))
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.with_suffix(".csv").write_text(csv_text(rows))
+    write_png(results.with_suffix(".png"), rows_picture(pictures, "validation digits, reconstructed (seed 0)"))
 
 
 def figures(path: Path, judge: DigitClassifier, real_B3HW: Tensor, labels_B: Tensor) -> dict[str, float | None]:
