@@ -118,7 +118,8 @@ def measure(out: Path, results: Path) -> None:
     """Print a table for each tokenizer, and write a row for every finished run, `.csv`, and a picture, `.png`."""
     judge, rows = fit_classifier(*digits("train")), []
     real_B3HW, labels_B = digits("validation")
-    pictures = {"real": real_B3HW[:12]}
+    few = torch.cat([(labels_B == digit).nonzero()[:1, 0] for digit in range(10)])
+    pictures = {"real": real_B3HW[few]}
     for tokenizer in TOKENIZERS:
         cells = []
         for arm in ARMS:
@@ -126,7 +127,7 @@ def measure(out: Path, results: Path) -> None:
             for path in sorted(out.glob(f"{tokenizer}-{arm}-*/decoded.safetensors")):
                 seed = int(path.parent.name.split("-")[-1])
                 found[seed] = figures(path, judge, real_B3HW, labels_B)
-                pictures.setdefault(f"{tokenizer.removeprefix('digits_')}, {arm}", load_file(path)["decoded"][:12])
+                pictures.setdefault(f"{tokenizer.removeprefix('digits_')}, {arm}", load_file(path)["decoded"][few])
             rows += [{"tokenizer": tokenizer, "loss": arm, "seed": seed, **each} for seed, each in found.items()]
             if found:
                 values = {name: [each[name] for each in found.values()] for name in FIGURES}
