@@ -131,8 +131,9 @@ class Trainer:
         data = train_set if cache is None else cache
         if data is None or (images := len(data)) == 0:
             raise UserError("data: the training split has no images")
-        if "discriminator" in objective.beside and config.parallel == "fsdp":
-            raise UserError("training.parallel: fsdp does not shard a discriminator; use ddp")
+        if objective.beside and config.parallel == "fsdp":  # an adaptive weight goes back in the middle of a pass
+            named = " and ".join(f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in objective.beside)
+            raise UserError(f"training.parallel: fsdp does not shard {named}; use ddp")
         # refuses a batch that is not to be shared out, before anything is written
         BatchShard.of(config.batch_size, rank=processes.rank, world=processes.world)
         self.objective, self.config, self.folder, self.processes = objective, config, folder, processes

@@ -190,3 +190,9 @@ def test_a_vision_transformer_serves_alignment_and_perceptual_loss(tmp_path: Pat
     built.eval()
     with torch.no_grad():
         built(images(), step=0, steps=1, noise=Noise.seeded(0))
+
+
+def test_shards_are_refused_before_anything_is_written(tmp_path: Path):
+    with pytest.raises(UserError, match=r"^training\.parallel: fsdp does not shard an alignment; use ddp$"):
+        toy_run(tmp_path / "run", objective=objective(), parallel="fsdp")
+    assert not (tmp_path / "run").exists()

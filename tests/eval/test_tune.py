@@ -77,6 +77,9 @@ def test_what_is_stored_draws_as_it_was_measured(
     nothing, none = tune.tune(model, tmp_path / "points", reference, context, **(options | {"seconds": 1e-9}))
     assert none is None and "No candidate is within the budget" in nothing.to_markdown()
     assert json.dumps(nothing.to_json())
+    next(tmp_path.glob("points/*/samples/timing.json")).unlink()  # killed between images and their time
+    with pytest.raises(UserError, match=r"how long drawing took is not noted; remove this folder, and repeat$"):
+        tune.tune(model, tmp_path / "points", reference, context, **options)
 
 
 def test_what_cannot_be_tuned_is_refused(family: Path, tmp_path: Path) -> None:

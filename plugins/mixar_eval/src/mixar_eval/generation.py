@@ -74,7 +74,8 @@ def draw_samples(model: Model, plan: Plan, folder: Path, context: EvalContext, w
     if not draw_chunks(model, plan, store, context.processes, signals=context.signals, report=context.show(what)):
         raise Stopped
     images = open_images(folder, context.registry, image_size=model.recipe.image_size)
-    return evolve(images, drawn=with_timing(manifest, folder), notes=())
+    # the main process writes how long it took: another might read it too early
+    return evolve(images, drawn=context.processes.on_main(lambda: with_timing(manifest, folder)), notes=())
 
 
 def measure(

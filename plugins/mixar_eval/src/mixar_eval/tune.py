@@ -193,7 +193,9 @@ def tune(
             found = features_of(drawn, context, f"features of {place.name}", cache=place / FEATURES)
             kernel.append(context.processes.on_main(partial(kernel_distance, found.features_AF, real_BF)))
             assert drawn.drawn is not None  # they are ours
-            took.append(float(drawn.drawn["seconds_per_image_and_process"]))
+            if (spent := drawn.drawn["seconds_per_image_and_process"]) is None:  # killed before it was noted
+                raise UserError(f"{place}: how long drawing took is not noted; remove this folder, and repeat")
+            took.append(spent)
         return Result(candidate, images, min(took), tuple(kernel))
 
     while len(field) > FINALISTS and images < count:
