@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,4 +83,14 @@ def test_sampling_follows_other_kinds_of_mixar(settings: tuple[str, ...], family
     changes = [word for setting in settings for word in ("--set", setting)]
     told = good("train", family / "recipes/mixar.yaml", *changes, "--out", "run", cwd=tmp_path).splitlines()
     assert told[-1] == "mixar sample run"
+    good(*shlex.split(told[-1])[1:], cwd=tmp_path)
+
+
+def test_a_tokenizer_is_measured_on_images_that_are_enough(family: Path, tmp_path: Path) -> None:
+    shutil.copytree(family / "data", tmp_path / "data")
+    for image in sorted((tmp_path / "data/val").rglob("*.png"))[1:]:
+        image.unlink()
+    data = ("--set", f"data.path={tmp_path / 'data'}")
+    told = good("train", family / "recipes/continuous.yaml", *data, "--out", "run", cwd=tmp_path).splitlines()
+    assert told[-1] == "mixar eval tokenizer run --data data:train"
     good(*shlex.split(told[-1])[1:], cwd=tmp_path)

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from attrs import frozen
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mixar.plugins import Registry
     from mixar.recipe import Recipe
     from mixar_core.training.trainer import Result
+
+#: fewest images that `mixar eval tokenizer` takes
+MEASURED = 4
 
 
 def train_command(
@@ -151,9 +154,12 @@ def _next_command(recipe: Recipe, run: Path, registry: Registry) -> str:
         return f"to sample, name the run of a prior in {run / RECIPE}: prior: {{weights: RUN}}"
     if not recipe.trains.endswith("tokenizer"):
         return command_line("mixar", "sample", run)
-    words = ["mixar", "eval", "tokenizer", run]
-    try:
-        open_data(recipe, registry, "validation")
-    except UserError:  # there is no such split
-        words += ["--data", "data:train"]
-    return command_line(*words)
+    splits: tuple[Literal["validation", "train"], ...] = ("validation", "train")
+    for split in splits:
+        try:
+            if len(open_data(recipe, registry, split)) >= MEASURED:
+                more = () if split == "validation" else ("--data", "data:train")
+                return command_line("mixar", "eval", "tokenizer", run, *more)
+        except UserError:  # there is no such split
+            continue
+    return f"{run}: there are fewer than {MEASURED} images, too few to measure a tokenizer"
