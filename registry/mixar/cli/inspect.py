@@ -89,7 +89,7 @@ def check_command(
 ) -> None:
     """Check that a recipe's parts fit, and print what it costs: parameters, tokens, GFLOP an image, memory.
 
-    Nothing is allocated and no weights are read. Example:
+    Nothing is allocated and no weights are read, but those that a part brings itself. Example:
     `mixar recipe check mixar_l --set training.micro_batch=16 --set training.parallel=fsdp --processes 8`
     """
     import attrs
