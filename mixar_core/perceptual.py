@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from typing import Self
 
 import torch
 from attrs import frozen
 from torch import Tensor, nn
+
+from mixar_core.storage import state_sha256
 
 
 @frozen(eq=False)
@@ -51,11 +52,7 @@ class FeatureExtractor(nn.Module, ABC):
 
     def weights_digest(self) -> str:
         """A sha256 in hex, over its weights' names, types, shapes and values; or that of the file they are from."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return state_sha256(self)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode: statistics of its norms are part of its weights."""

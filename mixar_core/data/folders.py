@@ -39,8 +39,12 @@ class ImageFiles:
     def note(self) -> str:
         """What was left out, in one line: how many of each kind, with an example; "" where all was taken."""
         kinds = [f"{len(paths):,} {kind} ({paths[0]})" for kind, paths in self.left_out.items()]
-        text = f"left out: {', '.join(kinds)}" if kinds else ""
-        return " ".join(text.encode("utf-8", "backslashreplace").decode().splitlines())  # names may be any bytes
+        return as_line(f"left out: {', '.join(kinds)}" if kinds else "")
+
+
+def as_line(names: str) -> str:
+    """Text with names of files in it, on one line that can be written: a name may be any bytes."""
+    return " ".join(names.encode("utf-8", "backslashreplace").decode().splitlines())
 
 
 @cache

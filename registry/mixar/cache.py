@@ -11,7 +11,7 @@ import torch
 
 from mixar.assembly import System, build, data_notes, open_data, weights_of
 from mixar.folder import find_weights, load_into, read_tensors, sha256
-from mixar.parts import construct_once, state_sha256
+from mixar.parts import construct_once
 from mixar.plugins import Registry
 from mixar.recipe import PART_KEYS, PartChoice, Recipe
 from mixar.registry import OWN
@@ -22,6 +22,7 @@ from mixar_core.data.cache_writer import Caching, write_cache
 from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.distributed import PATIENT, StopSignals, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
+from mixar_core.storage import state_sha256
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 
 

@@ -30,6 +30,7 @@ from mixar.recipe import TRAINABLE, Recipe, load_plain, make_recipe
 from mixar.run import make_objective, make_optimizer
 from mixar.strict_yaml import dump
 from mixar_core.data.dataset import ImageDataset
+from mixar_core.data.folders import as_line
 from mixar_core.distributed import own_device
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path, write_text, writing
@@ -312,7 +313,7 @@ def _texts(
     names = ", ".join(facts.class_names[:5]) + (", ..." if facts.num_classes > 5 else "")
     classes = f"{names}; 0 makes a model without classes" if names else "no class folders: an unconditional model"
     told = {
-        "classes": classes.replace("\n", " "),
+        "classes": as_line(classes),
         "num_classes": facts.num_classes,
         "data": dump({"data": dict(facts.data)}).rstrip("\n"),
         "of_images": ", ".join(f"{count:,} {split}" for split, count in facts.images.items()),

@@ -9,12 +9,13 @@ from attrs import evolve
 
 from mixar.assembly import build, data_notes, open_data
 from mixar.folder import save_model
-from mixar.parts import named, state_sha256
+from mixar.parts import named
 from mixar.plugins import Registry
 from mixar.recipe import Recipe, to_yaml
 from mixar.text import tell
 from mixar_core.distributed import join_processes
 from mixar_core.errors import UserError
+from mixar_core.storage import state_sha256
 from mixar_core.training.reconstruction import ContinuousReconstruction
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.training.sources import shared_batches

@@ -15,7 +15,7 @@ from mixar.editing import Edited, Level, edit
 from mixar.folder import RECIPE, Kind, find_weights, read_provenance, weights_file
 from mixar.generation import Generation, Progress, batch_noise, decoded, label_name
 from mixar.labels import Labels, checked_number, class_numbers, code_tensor
-from mixar.parts import check_frozen, state_sha256
+from mixar.parts import check_frozen
 from mixar.plugins import Registry, registry_without
 from mixar.recipe import TRAINABLE, Recipe, load_recipe
 from mixar.text import choices
@@ -23,6 +23,7 @@ from mixar_core.distributed import available_device
 from mixar_core.errors import UserError
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
+from mixar_core.storage import state_sha256
 from mixar_core.types import NO_CLASS
 
 Precision = Literal["float32", "bf16"]
@@ -366,11 +367,8 @@ def load(
         system = build(recipe, registry, device=chosen, trained_weights=trained, data=data)
     except UserError as error:  # a frozen part that was moved: the key, and the file to write its new place into
         raise UserError(f"{folder / RECIPE}: {error}") from error
-    brought = {
-        key: state_sha256(part)
-        for key, part in system.brought.items()
-        if key not in recipe.trained_parts and getattr(recipe, key).weights is None
-    }
+    frozen = [key for key in system.brought if key not in recipe.trained_parts and getattr(recipe, key).weights is None]
+    brought = {key: state_sha256(system.brought[key]) for key in frozen}
     check_frozen(folder, brought, "it draws as it was trained with those alone")
     files = {
         key: find_weights(choice.weights, registry)

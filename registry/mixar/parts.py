@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mixar.folder import read_provenance
 from mixar.image_sizes import seen_by
@@ -62,16 +61,6 @@ def named(recipe: Recipe, key: str) -> str:
     if not isinstance(choice, PartChoice):
         return key
     return f"{key} ({choice.type}{f', weights {choice.weights}' if choice.weights else ''})"
-
-
-def state_sha256(module: nn.Module) -> str:
-    """The digest of a module's state dict, in hex: of all names, dtypes, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_frozen(folder: Path, now: Mapping[str, str], advice: str) -> None:

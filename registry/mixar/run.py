@@ -20,7 +20,7 @@ from mixar.init import start_from, told
 from mixar.joint import JointObjective
 from mixar.memory import check_memory
 from mixar.origin import origins
-from mixar.parts import check_frozen, construct, named, state_sha256
+from mixar.parts import check_frozen, construct, named
 from mixar.plugins import Registry, registry_without
 from mixar.recipe import PART_KEYS, TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar.reference import reference_of
@@ -29,7 +29,7 @@ from mixar.text import first_of, shortened, tell
 from mixar_core.data.dataset import has_names
 from mixar_core.distributed import own_device
 from mixar_core.errors import UserError, said_of
-from mixar_core.storage import user_path
+from mixar_core.storage import state_sha256, user_path
 from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.training.adversarial import Adversary
 from mixar_core.training.callback import Callback

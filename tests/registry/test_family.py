@@ -157,3 +157,9 @@ def test_the_folder_appears_whole_or_not_at_all(
     write_family(family, tmp_path / "empty")
     words = next_commands(family, Path("own"))
     assert [each[1] for each in words] == ["train", "sample", "eval"]
+
+
+def test_a_class_may_be_called_anything(registry: Registry, tmp_path: Path) -> None:
+    family = planned(facts_of([40, 40], names=["caf\udce9", "two\u2028lines\rand # more"]), registry)
+    written = write_family(family, tmp_path / "own") / "base.yaml"
+    assert r"# caf\udce9, two lines and # more; 0 makes" in written.read_text(encoding="utf-8")

@@ -20,7 +20,6 @@ from mixar.cost import estimate
 from mixar.folder import read_provenance, read_tensors
 from mixar.measuring import measure
 from mixar.model import load
-from mixar.parts import state_sha256
 from mixar.plugins import Registry
 from mixar.recipe import Recipe, load_recipe
 from mixar.run import train
@@ -28,6 +27,7 @@ from mixar_core.blocks import blocks_in, sharded_blocks
 from mixar_core.data.loader import load_batches
 from mixar_core.errors import UserError
 from mixar_core.meta import on_meta
+from mixar_core.storage import state_sha256
 from mixar_core.testing import check_continuous_tokenizer, check_discrete_tokenizer, check_prior
 from tests.cli.process import good
 from tests.foreign_parts import (

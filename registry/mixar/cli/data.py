@@ -143,6 +143,8 @@ def _most(counts: Mapping[str, int]) -> str:
 
 
 def _some(names: Collection[str]) -> str:
-    """The first few; a file's name may be any bytes."""
+    """The first few."""
+    from mixar_core.data.folders import as_line
+
     shown = ", ".join(list(names)[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
-    return " ".join(shown.encode("utf-8", "backslashreplace").decode().splitlines())
+    return as_line(shown)
