@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -97,6 +98,28 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             sync(path.parent)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A hidden folder to write into, which is renamed to `folder` in the end; after an error nothing is left of it.
+
+    Args:
+        replace: a folder that is there goes; without, only an empty one may be there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with writing(folder):
+        target = folder.absolute()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".unfinished") as scratch:
+            new = Path(scratch) / "new"
+            new.mkdir()
+            yield new
+            if replace and target.exists():
+                os.rename(target, Path(scratch) / "old")
+            os.rename(new, target)
 
 
 def write_text(path: Path, text: str) -> None:

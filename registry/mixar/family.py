@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -33,7 +32,7 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.folders import as_line
 from mixar_core.distributed import own_device
 from mixar_core.errors import UserError
-from mixar_core.storage import user_path, write_text, writing
+from mixar_core.storage import user_path, whole_folder, write_text
 from mixar_core.training.trainer import train as run_trainer
 from mixar_core.types import NO_CLASS, Grid, ImageSize
 
@@ -131,15 +130,9 @@ def write_family(family: Family, folder: str | Path) -> Path:
     folder = user_path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; choose a new one")
-    with writing(folder):
-        target = folder.absolute()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".unfinished") as scratch:
-            new = Path(scratch) / "new"
-            new.mkdir()
-            for name, text in family.files.items():
-                write_text(new / f"{name}.yaml", text)
-            os.rename(new, target)
+    with whole_folder(folder) as new:
+        for name, text in family.files.items():
+            write_text(new / f"{name}.yaml", text)
     return folder
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,7 +19,7 @@ from mixar.plugins import Registry
 from mixar.text import one_line
 from mixar.written import bare, located
 from mixar_core.errors import UserError
-from mixar_core.storage import file_sha256, read_weights, write_text, write_weights, writing
+from mixar_core.storage import file_sha256, read_weights, whole_folder, write_text, write_weights
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
 
 RECIPE, WEIGHTS, PROVENANCE = "recipe.yaml", "weights.safetensors", "provenance.json"
@@ -137,18 +135,11 @@ def save_model(
     """
     if folder.exists() and not replace:
         raise UserError(f"{folder}: is there already")
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as scratch:
-            new = Path(scratch) / "new"
-            new.mkdir()
-            write_weights(new / WEIGHTS, tensors, dtype=dtype)
-            write_text(new / RECIPE, recipe_yaml)
-            provenance = {"sha256": sha256(new / WEIGHTS), "versions": versions(), **(facts or {})}
-            write_text(new / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
-            if folder.exists():
-                os.rename(folder, Path(scratch) / "old")
-            os.rename(new, folder)
+    with whole_folder(folder, replace=replace) as new:
+        write_weights(new / WEIGHTS, tensors, dtype=dtype)
+        write_text(new / RECIPE, recipe_yaml)
+        provenance = {"sha256": sha256(new / WEIGHTS), "versions": versions(), **(facts or {})}
+        write_text(new / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def check_memory(system: System, *, device: torch.device, processes: int = 1) ->
     name = f"recipe {system.recipe.name} on {device}"
     shared = f" for its {together} processes on this machine" if together > 1 else ""
     fsdp = "a device with more memory"
-    if system.discriminator is None:
+    if system.discriminator is None and system.recipe.aligned_to is None:  # neither is sharded
         fsdp = _fsdp(standing - frozen, frozen, settings.parallel, processes, capacity)
     if together * standing > capacity:
         raise UserError(

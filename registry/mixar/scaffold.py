@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
@@ -37,28 +35,23 @@ def new_plugin(name: str, kinds: Sequence[str], folder: Path, registry: Registry
     Raises:
         UserError: the name is none or is taken, a kind has no template, the folder is there or cannot be written.
     """
-    from mixar_core.storage import writing  # later: the command's help lists `KINDS`, and waits for no torch
+    from mixar_core.storage import whole_folder  # later: the command's help lists `KINDS`, and waits for no torch
 
     name = _free_name(name, kinds, registry)
     if folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} is there already; give another folder by --out")
     package, left_out = name.replace("-", "_"), [kind for kind in KINDS if kind not in kinds]
     words = {"my-plugin": name, "my_plugin": package, "MyPlugin": "".join(map(str.capitalize, name.split("-")))}
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     written = []
-    with writing(folder):
-        try:
-            for path in template_files():
-                if path in (KINDS[kind] for kind in left_out):
-                    continue
-                relative = Path(_renamed(path.relative_to(TEMPLATE).as_posix(), words))
-                (unfinished / relative).parent.mkdir(parents=True, exist_ok=True)
-                text = _without(path.read_text(encoding="utf-8"), left_out if path.name in _LISTS else ())
-                (unfinished / relative).write_text(_renamed(text, words), encoding="utf-8")
-                written.append(relative)
-            os.replace(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    with whole_folder(folder) as new:
+        for path in template_files():
+            if path in (KINDS[kind] for kind in left_out):
+                continue
+            relative = Path(_renamed(path.relative_to(TEMPLATE).as_posix(), words))
+            (new / relative).parent.mkdir(parents=True, exist_ok=True)
+            text = _without(path.read_text(encoding="utf-8"), left_out if path.name in _LISTS else ())
+            (new / relative).write_text(_renamed(text, words), encoding="utf-8")
+            written.append(relative)
     return written
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 import unicodedata
@@ -22,7 +21,7 @@ from mixar.generation import Generation, grid_picture, label_name
 from mixar.sampling import MANIFEST, TIMING, Plan, manifest_beside, with_timing, write_manifest
 from mixar_core.errors import UserError
 from mixar_core.pictures import to_pil, write_png
-from mixar_core.storage import read_weights, write_weights, write_whole, writing
+from mixar_core.storage import read_weights, whole_folder, write_weights, write_whole, writing
 
 _PICTURE = re.compile(r"(\d{3,})_.*\.png", re.DOTALL)
 #: what a folder of samples holds beside its pictures or chunks
@@ -119,18 +118,11 @@ def write_samples(
 def write_folder(folder: Path, pictures: Mapping[str, Image.Image], manifest: Mapping[str, Any]) -> None:
     """Pictures by the file's name, which may have one folder before it, and MANIFEST: all of them, or nothing."""
     folder = folder.resolve()  # a link to it stays one
-    with (
-        writing(folder),
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as scratch,
-    ):
-        new = Path(scratch) / "new"
+    with whole_folder(folder, replace=True) as new:
         for name, picture in pictures.items():
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).parent.mkdir(exist_ok=True)
             picture.save(new / name)
         write_manifest(new / MANIFEST, manifest)
-        if folder.exists():
-            os.rename(folder, Path(scratch) / "old")
-        os.rename(new, folder)
 
 
 def check_ours(folder: Path) -> None:

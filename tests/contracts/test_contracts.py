@@ -203,6 +203,14 @@ def test_every_part_is_checked() -> None:
     assert {(part.kind, part.name) for part in ours()} == {(kind, name) for kind in SMALL for name in SMALL[kind]}
 
 
+def test_no_part_but_these_is_checked_less() -> None:
+    """What a class says of itself excuses it from a part of its contract."""
+    excuses = {"sees_truth": {"ground-truth"}, "deterministic": {"mse"}, "brings_weights": set(), "squares_only": set()}
+    for excuse, allowed in excuses.items():
+        assert {part.name for part in ours() if getattr(part.component, excuse, False)} == allowed, excuse
+    assert all(getattr(part.component, "meta_safe", True) for part in ours())
+
+
 def test_every_kind_is_checked() -> None:
     assert plugin_manager().kinds.keys() == SMALL.keys() | UNCHECKED
 

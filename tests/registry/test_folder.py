@@ -20,6 +20,7 @@ from mixar.folder import (
 )
 from mixar.plugins import Registry
 from mixar_core.errors import UserError
+from mixar_core.storage import whole_folder
 
 
 def test_a_model_folder_holds_what_was_written(tmp_path: Path) -> None:
@@ -99,3 +100,17 @@ def test_weights_are_found_by_folder_file_and_checkpoint(tmp_path: Path, family:
     (tmp_path / "provenance.json").write_text(json.dumps({"a": 1})[:-2])
     with pytest.raises(UserError, match=r"provenance\.json"):
         read_provenance(tmp_path)
+
+
+def test_a_folder_that_others_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written"), whole_folder(tmp_path / "deep/new") as new:
+        (new / "ours").write_text("1")
+        (tmp_path / "deep/new").mkdir()
+        (tmp_path / "deep/new/theirs").write_text("2")
+    assert [path.name for path in tmp_path.rglob("*")] == ["deep", "new", "theirs"]
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "deep/new", replace=True):
+        print(1 / 0)
+    assert [path.name for path in tmp_path.rglob("*")] == ["deep", "new", "theirs"]
+    with whole_folder(tmp_path / "deep/new", replace=True) as new:
+        (new / "ours").write_text("1")
+    assert [path.name for path in tmp_path.rglob("*")] == ["deep", "new", "ours"]
