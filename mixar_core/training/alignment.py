@@ -103,11 +103,15 @@ def alignment_of(tokenizer: ContinuousTokenizer, extractor: FeatureExtractor, co
     """An alignment whose projection fits both, which are on the CPU.
 
     Raises:
-        UserError: the latents have no places.
+        UserError: the latents have no places, or what an adaptive weight looks at is frozen.
     """
     layout = tokenizer.layout
     if layout.kind != "grid":
         raise UserError(f"latents in a {layout} have no places whose features they could be held to")
+    if config.adaptive and tokenizer.encoder_layer is not None and not tokenizer.encoder_layer.requires_grad:
+        raise UserError(
+            "the encoder's last layer is frozen, by whose gradient it is weighed; set alignment.adaptive=false"
+        )
     pixels, places = Grid.of_pixels(tokenizer.image_size), layout.shape
     blank_B3HW = torch.zeros(1, 3, pixels.height, pixels.width)
     features = features_at(extractor, blank_B3HW, height=places.height, width=places.width).shape[1]

@@ -171,6 +171,20 @@ def test_latents_without_places_are_refused():
         alignment_of(Row(), Edges(), AlignmentConfig())
 
 
+def test_an_adaptive_weight_needs_an_encoder_that_is_trained():
+    class Named(LinearTokenizer):
+        @property
+        def encoder_layer(self) -> nn.Parameter:
+            return self.inner.weight
+
+    tokenizer = Named()
+    tokenizer.inner.requires_grad_(False)
+    with pytest.raises(UserError, match=r"last layer is frozen.*alignment\.adaptive=false"):
+        alignment_of(tokenizer, Edges(), AlignmentConfig())
+    assert alignment_of(tokenizer, Edges(), AlignmentConfig(adaptive=False))
+    assert alignment_of(Named(), Edges(), AlignmentConfig())
+
+
 def test_a_vision_transformer_serves_alignment_and_perceptual_loss(tmp_path: Path):
     weights = str(write_timm(tmp_path / "vit.safetensors"))
     vit = TimmExtractor(TimmConfig(TIMM_MODEL, weights, size=64, layers=(-1,), norm=True))
