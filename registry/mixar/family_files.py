@@ -16,6 +16,7 @@ training:
   ema_decay: {ema}    # of the averaged weights, which samples are drawn with; nearer to 1 for longer trainings
   precision: {precision}
   flip: true    # mirrored images, too: right for photos, wrong for letters
+  checkpoint_every: 200    # steps that are lost at most where it is killed; Ctrl-C loses none
   cache: {cache}    # `none` reads every image anew at every step, for more images than memory holds
   max_unreadable: {max_unreadable}    # so many broken files are passed over
 """

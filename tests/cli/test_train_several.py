@@ -74,6 +74,12 @@ def test_what_cannot_begin_is_refused_before_anything_does(own: Path, tmp_path: 
     assert "no such file" in refused(*words(), "./none.yaml", cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my images"]
     assert not (tmp_path / "my images/runs").exists()
+    killed = tmp_path / "my images/runs/discrete"
+    killed.mkdir(parents=True)
+    (killed / "recipe.yaml").write_text(good("recipe", "show", "my images/discrete.yaml", cwd=tmp_path))
+    line = refused(*words("--resume"), cwd=tmp_path)
+    assert "my images/runs/discrete was killed before its first checkpoint; remove it" in line
+    assert not (tmp_path / "my images/runs/continuous").exists()
 
 
 def test_stopped_it_says_how_all_of_it_goes_on(own: Path, tmp_path: Path) -> None:

@@ -81,8 +81,9 @@ def _jobs(
     words: Sequence[str], out: Path | None, overrides: Sequence[str], resume: bool, registry: Registry
 ) -> list[_Job]:
     """What is to be trained, in this order; refused before anything is, where one of several cannot begin."""
-    from mixar.folder import RECIPE
+    from mixar.folder import RECIPE, WEIGHTS
     from mixar.recipe import load_plain
+    from mixar_core.training.checkpoint import list_checkpoints
 
     several, jobs = len(words) > 1, []
     for word in words:
@@ -98,6 +99,9 @@ def _jobs(
     for folder, count in Counter(job.folder for job in jobs).items():
         if count > 1:
             raise UserError(f"{count} of these recipes would be trained into {folder}; give them names of their own")
+        begun = resume and (folder / RECIPE).is_file() and not (folder / WEIGHTS).is_file()
+        if several and begun and not list_checkpoints(folder):
+            raise UserError(f"{folder} was killed before its first checkpoint; remove it, and it begins anew")
         if several and not resume and folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} is not an empty folder; with --resume all of these go on where they were")
     return jobs
