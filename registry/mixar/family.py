@@ -20,7 +20,6 @@ from attrs import frozen
 from torch import Tensor
 
 from mixar.assembly import build
-from mixar.cli.progress import duration
 from mixar.facts import DataFacts
 from mixar.family_files import BASE, FILES
 from mixar.memory import device_memory, training_memory
@@ -28,6 +27,7 @@ from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import TRAINABLE, Recipe, load_plain, make_recipe
 from mixar.run import make_objective, make_optimizer
 from mixar.strict_yaml import dump
+from mixar.text import duration
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.folders import as_line
 from mixar_core.distributed import own_device

@@ -1,4 +1,4 @@
-"""Small helpers for error messages."""
+"""Small helpers for what is said."""
 
 from __future__ import annotations
 
@@ -40,3 +40,12 @@ def shortened(value: object, *, limit: int = 40) -> str:
     """A value as text on one line, cut where it is long; of a digest twelve digits say enough."""
     text = " ".join(str(value).split())
     return text if len(text) <= limit else f"{text[: 12 if text.isalnum() else limit - 3]}..."
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 min 20 s, 2 h 05 min."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minute:02d} min"
+    return f"{minute} min {second:02d} s" if minute else f"{second} s"

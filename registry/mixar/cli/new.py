@@ -32,9 +32,10 @@ def new_command(
     Every image is looked at once, and each recipe is tried for a few steps, which tells how long it will take here.
     Examples: `mixar new photos --out own` · `mixar new photos --out own --image-size 128 --minutes 600`
     """
-    from mixar.cli.progress import duration, progress_bar
+    from mixar.cli.progress import progress_bar
     from mixar.facts import look
     from mixar.family import next_commands, plan_family, write_family
+    from mixar.text import duration
 
     registry = open_registry(context, no_plugin)
     with progress_bar("looking") as show:

@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from mixar.text import duration
+
 #: seconds at least between two lines where the output is no terminal
 LINES_EVERY = 30.0
 
@@ -52,12 +54,3 @@ class Phases(ExitStack):
     def __call__(self, what: str) -> Callable[..., None]:
         self.close()
         return self.enter_context(progress_bar(what))
-
-
-def duration(seconds: float) -> str:
-    """45 s, 3 min 20 s, 2 h 05 min."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minute:02d} min"
-    return f"{minute} min {second:02d} s" if minute else f"{second} s"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import mixar
 from mixar.cli.common import command_line, print_table
-from mixar.cli.progress import duration
+from mixar.text import duration
 from mixar_core.data.loader import load_readable
 from mixar_core.pictures import labelled_grid, rows_picture, write_png
 from mixar_core.storage import user_path, write_text, writing
