@@ -361,6 +361,9 @@ class MixAR(nn.Module):
             confidence_BN=confidence_BN,
         )
         plan = self.sampler.plan(task, noise=noise)
+        most = max((planned.positions_BK.shape[1] for planned in plan.steps), default=0)
+        if backbone.order == "raster" and most > 1:
+            raise UserError(f"sampler: {most} tokens in one step; the backbone predicts row by row, one token a step")
         if unknown := sorted({planned.step.reuse or "" for planned in plan.steps} - {"", *backbone.reuses}):
             known = f"allowed: {', '.join(sorted(backbone.reuses))}" if backbone.reuses else "it reuses nothing"
             raise UserError(

@@ -335,3 +335,18 @@ def test_fsdp_gathers_its_blocks_as_a_backbones() -> None:
     config = TrainingConfig(steps=1, batch_size=1, precision="bf16")
     for block in MODELS["random", "rotary"].blocks():
         assert gather_policy(block, config, torch.device("cuda")).param_dtype == torch.bfloat16
+
+
+class TwoAtOnce(CosineSampler):
+    """Promises to go row by row, and draws two tokens a step."""
+
+    def __init__(self) -> None:
+        super().__init__(CosineConfig(order="raster", tokens_per_step=2))
+        self.raster = True
+
+
+def test_a_plan_of_several_tokens_a_step_is_refused_whatever_its_sampler_promises() -> None:
+    model = causal_mixar("none", CosineConfig(order="raster", tokens_per_step=1), order="raster").eval()
+    model.sampler = TwoAtOnce()
+    with pytest.raises(UserError, match="2 tokens in one step; the backbone predicts row by row, one token a step"):
+        model.plan(model.condition(torch.tensor([0])), SamplingConfig(), noise=Noise.seeded(0))
