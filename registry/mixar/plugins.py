@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast, get_args
+from typing import Any, cast, get_args, get_type_hints
 
 import attrs
 import pluggy
@@ -260,3 +260,17 @@ def _check_part(part: object, kinds: Mapping[str, type]) -> None:
     reserved = {"type", "weights"} & {field.name for field in attrs.fields(part.config)}
     if reserved:
         raise TypeError(f"part {label}: config has a field {sorted(reserved)[0]}, which recipes use themselves")
+    _check_types(label, part.config)
+
+
+def _check_types(label: str, config: type, seen: Set[type] = frozenset()) -> None:
+    """See that the types of a config's fields can be read, also of the attrs classes within it."""
+    try:
+        types = get_type_hints(config)
+    except Exception as error:  # an annotation may be any expression
+        way = "; import it outside of TYPE_CHECKING" if isinstance(error, NameError) else ""
+        what = f"part {label}: config {config.__name__}: the type of a field cannot be read ({one_line(error)})"
+        raise TypeError(f"{what}{way}") from error
+    for each in {each for of in types.values() for each in (of, *get_args(of)) if isinstance(each, type)} - seen:
+        if attrs.has(each):
+            _check_types(label, each, {*seen, config, each})

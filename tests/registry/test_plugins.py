@@ -199,6 +199,21 @@ def test_a_broken_plugin_is_reported_and_the_others_load(install: Install, code:
         (GOOD.replace('"callback", NAME', '"head", "bell"'), "does not derive from ContinuousHead"),
         (GOOD.replace("@frozen", "").replace("NAME", '"bell"'), "not a frozen attrs class"),
         (GOOD.replace("loud", "weights").replace("NAME", '"bell"'), "recipes use themselves"),
+        (
+            GOOD.replace("bool", "'Path'").replace("NAME", '"bell"'),
+            """part callback "bell": config BellConfig: the type of a field cannot be read """
+            "(NameError: name 'Path' is not defined); import it outside of TYPE_CHECKING",
+        ),
+        (
+            GOOD.replace("bool = True", "list[Inner] = ()")
+            .replace("@frozen", "@frozen\n    class Inner:\n        at: 'Path'\n\n    @frozen", 1)
+            .replace("NAME", '"bell"'),
+            "config Inner: the type of a field cannot be read (NameError: name 'Path' is not defined)",
+        ),
+        (
+            GOOD.replace("bool", "'1 + '").replace("NAME", '"bell"'),
+            "config BellConfig: the type of a field cannot be read (SyntaxError: Forward reference must be an",
+        ),
         (GOOD.replace('Part("callback", NAME, Bell, BellConfig)', '"bell"'), "not a Part"),
         (INJECTOR.replace("opens = OPENS", ""), 'injector "mine": opens is None, not a set of doors; allowed: fill,'),
         (INJECTOR.replace("OPENS", "frozenset({'fil'})"), "opens is frozenset({'fil'}), not a set of doors"),
