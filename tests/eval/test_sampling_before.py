@@ -18,4 +18,4 @@ def test_a_folder_of_before_there_were_backbones_and_samplers_is_continued(famil
     then = json.loads(json.dumps(now))
     del then["model"]["parts"]["sampler"], then["model"]["parts"]["backbone"]["type"]
     (tmp_path / MANIFEST).write_text(json.dumps(then))
-    assert claim(tmp_path, now)["model"]["parts"] == json.loads(json.dumps(parts))
+    assert claim(tmp_path, now, model.recipe)["model"]["parts"] == json.loads(json.dumps(parts))

@@ -270,6 +270,8 @@ def test_the_command(family: Path, tmp_path: Path) -> None:
         "train",
         str(family / "recipes/mixar.yaml"),
         "--set",
+        f"data.path={tmp_path / 'data'}",
+        "--set",
         f"training.cache={tmp_path / 'cache'}",
     ]
     assert "all of it was there already" in good(*base, "--out", tmp_path / "cache")

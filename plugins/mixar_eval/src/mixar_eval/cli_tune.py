@@ -44,6 +44,8 @@ def tune_command(
     seconds = seconds_of(budget)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"--name {name}: letters, digits, - and _ make a preset's name")
+    if name == "exact":
+        raise UserError("--name exact: the others are held against the preset of this name; give another")
     with cli.measuring(context) as run:
         from mixar_eval import references, report, tune
 
