@@ -11,7 +11,7 @@ import attrs
 
 from mixar.plugins import Part, Registry
 from mixar.structure import key_of, unstructure
-from mixar.text import choices
+from mixar.text import choices, nearest
 from mixar_core.errors import UserError
 
 
@@ -36,8 +36,11 @@ class Setting:
     meaning: str
 
 
-def find_part(registry: Registry, text: str) -> Part:
+def find_part(registry: Registry, text: str, *, or_package: bool = False) -> Part:
     """The part that is meant by `NAME` as recipes write it, or by `KIND:NAME` where several kinds have that name.
+
+    Args:
+        or_package: the name might have been a package's or a plugin's, too; they are among what may be meant.
 
     Raises:
         UserError: there is none, or parts of several kinds are called so.
@@ -47,11 +50,14 @@ def find_part(registry: Registry, text: str) -> Part:
         return registry.part(kind, name)
     kinds = [kind for kind in registry.kinds if registry.offers(kind, text)]
     if not kinds:
-        known = {part.name for kind in registry.kinds for part in registry.parts(kind)}
-        broken = [f"{plugin.name}: {plugin.problem}" for plugin in registry.broken]
-        broken += [f"{p.name}: {part.problem}" for p in registry.plugins for part in p.broken_parts]
-        blame = f" (not in use, {'; '.join(broken)})" if broken else ""
-        raise UserError(f'unknown part "{text}"; {choices(known, text)}{blame}')
+        known, none = {part.name for kind in registry.kinds for part in registry.parts(kind)}, ""
+        if or_package:
+            known |= {name for plugin in registry.plugins for name in (plugin.name, plugin.package)}
+            none = "no package or plugin of that name, and "
+        blamed = registry.broken_like(text)
+        blamed += [f"plugin {p.name} of {p.distribution} was not loaded: {p.problem}" for p in registry.broken]
+        meant = nearest(known, text) or choices(known)
+        raise UserError(f'{none}unknown part "{text}"; {meant}{"".join(f" ({each})" for each in blamed)}')
     if len(kinds) > 1:
         raise UserError(f'part "{text}": give its kind too; allowed: {", ".join(f"{kind}:{text}" for kind in kinds)}')
     return registry.part(kinds[0], text)

@@ -93,7 +93,7 @@ class Registry:
             raise UserError(f'{kind} "{name}": more than one package offers it; write {ways}')
         if not fits:
             offers = [(part.name, plugin.name) for part, plugin in self._offers(kind)]
-            raise self._unknown(kind, name, offers, self._broken_like(name))
+            raise self._unknown(kind, name, offers, self.broken_like(name))
         return fits[0][0]
 
     def offers(self, kind: str, name: str) -> bool:
@@ -182,6 +182,23 @@ class Registry:
             raise UserError(f"model {path}: {lacks}")
         return path
 
+    def broken_like(self, name: str) -> list[str]:
+        """What to say of broken parts of this name; if there are none, of those that may be meant.
+
+        One that has no name may always be.
+        """
+        bare = name.rpartition(":")[2]
+        found = [
+            (
+                broken.name,
+                f"plugin {plugin.name} of {plugin.distribution} offers one that cannot be used: {broken.problem}",
+            )
+            for plugin in self.plugins
+            for broken in plugin.broken_parts
+            if not broken.name or get_close_matches(bare, [broken.name.lower()])
+        ]
+        return [said for own, said in found if own == bare] or [said for _, said in found]
+
     def _offers(self, kind: str) -> list[tuple[Part, Plugin]]:
         offers = [(part, plugin) for plugin in self.plugins for part in plugin.parts if part.kind == kind]
         return sorted(offers, key=lambda offer: (offer[0].name, offer[1].name))
@@ -223,16 +240,6 @@ class Registry:
             ways = " or ".join(f"{plugin}:{own} ({path})" if apart else str(path) for own, plugin, path in fits)
             raise UserError(f'{what} "{name}" is there more than once; give {ways}')
         return fits[0][2]
-
-    def _broken_like(self, name: str) -> list[str]:
-        """What to say of broken parts that may be the one that is missed; one without a name may always be."""
-        bare = name.rpartition(":")[2]
-        return [
-            f"plugin {plugin.name} of {plugin.distribution} offers one that cannot be used: {broken.problem}"
-            for plugin in self.plugins
-            for broken in plugin.broken_parts
-            if not broken.name or get_close_matches(bare, [broken.name.lower()])
-        ]
 
     def _unknown(self, what: str, name: str, known: Iterable[tuple[str, str]], blamed: Sequence[str] = ()) -> UserError:
         plugin, _, bare = name.rpartition(":")

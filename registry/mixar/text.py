@@ -13,9 +13,14 @@ def choices(names: Iterable[str], wanted: str = "") -> str:
     known = sorted(names)
     if not known:
         return "there are none"
-    close = get_close_matches(wanted, known, n=3, cutoff=0.6)
     listed = ", ".join(known[:24]) + (f", ... ({len(known)} in all)" if len(known) > 24 else "")
-    return f"did you mean {' or '.join(close)}? allowed: {listed}" if close else f"allowed: {listed}"
+    return f"{nearest(known, wanted)} allowed: {listed}".lstrip()
+
+
+def nearest(names: Iterable[str], wanted: str) -> str:
+    """The close matches of `wanted` as a question, or nothing."""
+    close = get_close_matches(wanted, sorted(names), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def tell(*lines: str) -> None:

@@ -142,6 +142,7 @@ def test_all_parts_of_a_package_are_checked_whatever_the_first_one_is(shop: Regi
     assert "  FAILS  settings, written and read again: Forgetful(depth=3, width=16) comes back of Forg" in done.output
     unchecked = 'dataset "shop-images" of plugin part (part-shop 1.0): not checked: path: required, and not there\n'
     assert unchecked in done.output and "I am loud" not in done.output
+    assert f"{unchecked}  by itself: mixar plugin check dataset:shop-images --set path=...\n" in done.output
     assert done.output.endswith("\nparts: 1 ok, 2 FAILS, 1 not checked\n")
 
 
@@ -154,7 +155,7 @@ def test_bad_input_is_refused(shop: Registry) -> None:
     for words, message in (
         (["nothing"], 'unknown part "nothing"; allowed: '),
         (["head:mse", "--set", "dept=1"], 'head "mse": dept: unknown key; did you mean depth?'),
-        (["dataset:shop-images"], 'dataset "shop-images": path: required, and not there'),
+        (["dataset:shop-images"], 'dataset "shop-images": path: required, and not there; give --set path=...'),
         (["part-shop", "--set", "depth=1"], "--set is for one part; part-shop has: head:shop-wrong, head:shop-forg"),
         (["importer:mar"], "derives from no abstract class that has a contract"),
         (["prior:maskbit"], "prior.bits is 14"),
@@ -162,6 +163,9 @@ def test_bad_input_is_refused(shop: Registry) -> None:
         done = mixar(*words)
         assert isinstance(done.exception, UserError) and str(done.exception).count("\n") == 0
         assert message in str(done.exception)
+    assert str(mixar("part-shopp").exception).startswith(
+        'no package or plugin of that name, and unknown part "part-shopp"; did you mean part-shop?'
+    )
     assert "did you mean mse " in refused("plugin", "check", "msee")
 
 

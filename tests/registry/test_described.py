@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 from attrs.validators import and_, ge, in_, le, min_len, optional
 
 from mixar.described import Setting, find_part, kinds_of, settings_of
-from mixar.plugins import Registry
+from mixar.plugins import BrokenPart, Plugin, Registry
 from mixar_core.errors import UserError
 
 
@@ -88,6 +88,27 @@ def test_a_part_is_found_by_its_name_and_by_its_kind(registry: Registry) -> None
     ):
         with pytest.raises(UserError, match=message):
             find_part(registry, text)
+
+
+def test_who_asks_for_what_is_not_there_hears_of_the_nearest_names_and_of_no_other_broken_part(
+    registry: Registry,
+) -> None:
+    broken = tuple(BrokenPart("head", name, f"{name} lacks loss") for name in ("bell", "bells", "gong"))
+    registry = evolve(registry, plugins=(*registry.plugins, Plugin("bellshop", "bell-shop 1.0", broken_parts=broken)))
+
+    def said(text: str, **options: bool) -> str:
+        with pytest.raises(UserError) as refused:
+            find_part(registry, text, **options)
+        return str(refused.value)
+
+    offers = "plugin bellshop of bell-shop 1.0 offers one that cannot be used:"
+    assert said("gong").endswith(f" ({offers} gong lacks loss)") and "bell lacks" not in said("gong")
+    assert f"({offers} bell lacks loss)" in said("bell") and "bells lacks" not in said("bell")
+    assert f"({offers} bell lacks loss) ({offers} bells lacks loss)" in said("bellss")
+    assert said("bell-shp", or_package=True).startswith("no package or plugin of that name, and unknown part ")
+    assert "did you mean bell-shop" in said("bell-shp", or_package=True)
+    assert said("difusion") == 'unknown part "difusion"; did you mean diffusion?'
+    assert "lacks" not in said("nothing") and 'unknown part "nothing"; allowed: ' in said("nothing")
 
 
 def test_every_kind_says_what_it_is_and_what_it_must_define(registry: Registry) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attrs import frozen
 
 import mixar_core
-from mixar.plugins import Registry, plugin_manager
+from mixar.plugins import Part, Registry, plugin_manager
 from mixar.scaffold import KINDS, TEMPLATE, new_plugin
 from mixar_core.errors import UserError
 from mixar_core.testing import check_part
@@ -57,6 +59,25 @@ def test_a_part_keeps_the_contract_of_its_kind_as_it_stands(kind: str, importabl
     part = importable.part(kind, NAME)
     assert part.summary.endswith(".") and part.component.__name__.startswith("ToyParts")
     check_part(part.component, part.config())
+
+
+def test_its_own_test_can_be_told_the_settings_that_a_part_needs(package: Path, importable: Registry) -> None:
+    @frozen
+    class Needs:
+        width: int
+        depth: int = 1
+
+    sizes = []
+
+    class Noted(importable.part("head", NAME).component):  # type: ignore[misc]
+        def __init__(self, config: Needs, **given: object) -> None:
+            super().__init__(config, **given)
+            sizes.append(config.width)
+
+    space = runpy.run_path(str(package / "tests/test_parts.py"))
+    space["SETTINGS"]["head"] = {"width": 8}
+    space["test_it_keeps_the_contract_of_its_kind"](Part("head", NAME, Noted, Needs))
+    assert {*sizes} == {8}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ plugin_app = typer.Typer(
 )
 #: problems of a check that are told
 _SAID = 3
+#: a setting without a default that was not given, as `mixar.structure` says it
+_LACKING = re.compile(r"([\w.]+): required, and not there")
 #: a default from which on a part may take long to be checked
 _LARGE = 256
 PART = "A part as recipes name it; `KIND:NAME` where several kinds have one of that name."
@@ -174,7 +177,11 @@ def check_command(
 
     registry = open_registry(context, no_plugin)
     plugins = [plugin for plugin in registry.plugins if what in (plugin.name, plugin.package)]
-    parts = [part for plugin in plugins for part in plugin.parts] if plugins else [find_part(registry, what)]
+    parts = (
+        [part for plugin in plugins for part in plugin.parts]
+        if plugins
+        else [find_part(registry, what, or_package=True)]
+    )
     plain = parse_overrides(settings or ())
     if plain and len(parts) != 1:
         names = ", ".join(f"{part.kind}:{registry.name_of(part)}" for part in parts) or "none"
@@ -216,8 +223,13 @@ def _check(registry: Registry, part: Part, plain: Mapping[str, Any], *, alone: b
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             found = check(part, plain, tell=tell)
     except UserError as error:
+        lacking = [word for key in _LACKING.findall(str(error)) for word in ("--set", f"{key}=...")]
         if alone:
-            raise UserError(f'{part.kind} "{part.name}": {error}') from error
+            way = f"; give {' '.join(lacking)}" if lacking else ""
+            raise UserError(f'{part.kind} "{part.name}": {error}{way}') from error
         print(f"{title}: not checked: {error}")
+        if lacking:
+            name = f"{part.kind}:{registry.name_of(part)}"
+            print(f"  by itself: {command_line('mixar', 'plugin', 'check', name, *lacking)}")
         return "not checked"
     return "FAILS" if any(finding.problems for finding in found) else "ok"
