@@ -214,7 +214,8 @@ def _on_meta(exercise: Callable[[M, str], Mapping[str, Tensor]], empty: M) -> Ma
         kind = NotImplementedError if isinstance(error, NotImplementedError) else RuntimeError
         raise kind(
             f"it does not run on `meta`, where recipes are checked without values: {error}; no shape and no branch may "
-            "depend on a tensor's value (a part that cannot do without says `meta_safe = False`)"
+            "depend on a tensor's value. A part that cannot do without, such as a layer of torch that reads its mask, "
+            "says `meta_safe = False`, and keeps this contract; recipes find it by themselves, but count no FLOP then"
         ) from error
 
 

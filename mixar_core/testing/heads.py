@@ -76,7 +76,9 @@ def check_head(
     with torch.no_grad():
         other = head.sample(z, Step(), noise=Noise.seeded(1))
         deterministic = head.deterministic if deterministic is None else deterministic
-        what = "another seed and another sample" if deterministic else "another seed, yet the same sample"
+        what = "another seed, yet the same sample; a head that draws nothing says `deterministic = True`"
+        if deterministic:
+            what = "another seed and another sample, though it says `deterministic = True`"
         expect(torch.equal(found["sample"], other) == deterministic, what)
         other = head.sample(z._replace(cond_BKD=z.cond_BKD + 1), Step(), noise=Noise.seeded(0))
         expect(not torch.equal(found["sample"], other), "another z, yet the same sample")

@@ -92,7 +92,10 @@ def check_optimizer(make: Callable[[], Optimizer], *, rate: float = 1e-2) -> Non
     without, decayed = (_Run(make, weight_decay).steps(0, 1, rate).weights() for weight_decay in (0.0, 0.5))
     for name, weight in without.items():
         free = weight.ndim < 2 or name.startswith(("head", "frozen"))
-        expect(torch.equal(weight, decayed[name]) == free, f"{name} is decayed, or is not, as it should not be")
+        wrong = "is decayed, though its `weight.decayed` is False: no `training.weight_decay` for such"
+        if not free:
+            wrong = "is not decayed, though its `weight.decayed` is True: `training.weight_decay` is meant for such"
+        expect(torch.equal(weight, decayed[name]) == free, f"{name} {wrong}")
     topic("state in checkpoints")
     _check_state(make, rate)
 

@@ -25,6 +25,8 @@ LAYOUTS = (
     TokenLayout("pyramid", (Grid(1, 1), Grid(2, 2), Grid(3, 3))),
     TokenLayout("sequence", (Grid(1, 7),)),
 )
+#: what a sampler can do where `task.order` is "raster"
+_ROW_BY_ROW = 'where task.order == "raster", draw one token a step in order and set `raster = True`'
 
 
 def check_sampler(make: Callable[[], Sampler], *, layouts: Iterable[TokenLayout] = LAYOUTS) -> None:
@@ -98,7 +100,8 @@ def check_plan(sampler: Sampler, task: Task) -> Plan:
         expect(positions_BK.dtype == torch.int64, f"{where}: positions are {positions_BK.dtype}, not torch.int64")
         rows, count = positions_BK.shape
         expect(rows == task.images, f"{where}: positions of {rows} images; there are {task.images}")
-        expect(count > 0, f"{where} draws no token")
+        none_left = "; here all tokens are given, and a plan has no steps" if kept_BN.all() else ""
+        expect(count > 0, f"{where} draws no token{none_left}")
         inside = bool(((positions_BK >= 0) & (positions_BK < tokens)).all())
         expect(inside, f"{where}: a position outside [0, {tokens})")
         drawn_BN = torch.zeros_like(known_BN).scatter(1, positions_BK, True)
@@ -110,8 +113,9 @@ def check_plan(sampler: Sampler, task: Task) -> Plan:
         else:
             expect(not again.any(), f"{where} draws a token that is known already")
         known_BN |= drawn_BN
-    missing = int((~known_BN).sum())
-    expect(not missing, f"{missing} tokens are never drawn")
+    missing_B = (~known_BN).sum(dim=1)
+    missing, by_image = int(missing_B.sum()), ", ".join(map(str, missing_B.tolist()))
+    expect(not missing, f"{missing} tokens are never drawn; of the {tokens} of each image {by_image}")
     return plan
 
 
@@ -145,11 +149,13 @@ def _check_raster(sampler: Sampler, task: Task) -> None:
         except UserError:
             expect(not sampler.raster, "it says that it goes row by row (`raster`), yet refuses a backbone that does")
             continue
-        expect(sampler.raster, "it follows a backbone that goes row by row, yet does not say so (`raster`)")
+        plans = "it plans for a backbone that predicts row by row only, yet does not say so (`raster`)"
+        expect(sampler.raster, f"{plans}: {_ROW_BY_ROW}, or raise UserError")
         singly = all(planned.positions_BK.shape[1] == 1 for planned in plan.steps)
         order_BN = torch.cat([known_BK[:, :0], *(planned.positions_BK for planned in plan.steps)], dim=1)
         ascends = singly and bool((order_BN.diff(dim=1) > 0).all())
-        expect(ascends, "the backbone predicts row by row only; the plan goes otherwise, and does not refuse")
+        otherwise = "the backbone predicts row by row only; the plan goes otherwise, and does not refuse"
+        expect(ascends, f"{otherwise}: {_ROW_BY_ROW}, or raise UserError, and leave `raster` False")
 
 
 def _check_seeds(sampler: Sampler, task: Task) -> None:

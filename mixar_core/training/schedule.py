@@ -69,9 +69,12 @@ def check_schedule(schedule: Schedule) -> None:
     unknown, lacking = settings.keys() - parameters.keys(), parameters.keys() - settings.keys()
     if unknown:
         raise ValueError(f"'schedule' must be {name} with {', '.join(parameters)}: not {', '.join(sorted(unknown))}")
-    for key in lacking:
-        if parameters[key].default is inspect.Parameter.empty and key != _LENGTHS.get(name, ("",))[0]:
-            raise ValueError(f"'schedule' must be {name} with its {key}, which is required")
+    needed = [key for key in parameters if parameters[key].default is inspect.Parameter.empty]
+    needed = [key for key in needed if key != _LENGTHS.get(name, ("",))[0]]
+    for key in needed:
+        if key in lacking:
+            form = ", ".join([f"type: {name}", *(f"{each}: ..." for each in needed)])
+            raise ValueError(f"'schedule' must be {name} with its {key}, which is required: {{{form}}}")
 
 
 def follows_length(schedule: Schedule) -> bool:

@@ -254,7 +254,8 @@ def _check_part(part: object, kinds: Mapping[str, type]) -> None:
 
         opens, doors = getattr(part.component, "opens", None), get_args(Door)
         if not (isinstance(opens, Set) and opens <= {*doors}):
-            raise TypeError(f"part {label}: opens is {opens!r}, not a set of doors; {choices(doors)}")
+            on_class = '; set it on the class, as opens = frozenset({"fill"})'
+            raise TypeError(f"part {label}: opens is {opens!r}, not a set of doors; {choices(doors)}{on_class}")
     if not (isinstance(part.config, type) and attrs.has(part.config) and attrs.inspect(part.config).is_frozen):
         raise TypeError(f"part {label}: config {part.config!r} is not a frozen attrs class")
     reserved = {"type", "weights"} & {field.name for field in attrs.fields(part.config)}

@@ -145,6 +145,7 @@ def test_the_smallest_head_passes() -> None:
         (InPlace, "argument cond_BKD was changed"),
         (Detached, "input 0 gets no gradient"),
         (Deaf, "another seed, yet the same sample"),
+        (Deaf, "a head that draws nothing says `deterministic = True`"),
         (Mean, "another seed, yet the same sample"),
         (Unguided, "guided, yet the sample is the same"),
         (AnySolver, "a solver that nobody knows"),
@@ -160,7 +161,7 @@ def test_a_broken_head_fails(broken: type[Head], message: str) -> None:
 
 
 def test_shapes_must_not_depend_on_values() -> None:
-    with pytest.raises(RuntimeError, match="meta"):
+    with pytest.raises(RuntimeError, match=r"meta.*`meta_safe = False`, and keeps this contract; recipes find it by"):
         check_head(ValueDependent, width=WIDTH, layout=LAYOUT)
 
 

@@ -28,7 +28,7 @@ class Steps(SGD):
         super().step()
 
 
-def optimizer(*, counters=(), decay_all=False, lacks=None, instead=None, **spoilt):
+def optimizer(*, counters=(), decay_all=False, decay_none=False, lacks=None, instead=None, **spoilt):
     """A kind of optimizer, of which something may be wrong."""
 
     class Made(Optimizer):
@@ -38,6 +38,8 @@ def optimizer(*, counters=(), decay_all=False, lacks=None, instead=None, **spoil
             groups = groups_of([w for w in weights if w.name != lacks], training)
             for group in groups if decay_all else ():
                 group["weight_decay"] = training.weight_decay
+            for group in groups if decay_none else ():
+                group["weight_decay"] = 0.0
             return [Steps(groups, **spoilt)]
 
     Made.counters = counters
@@ -57,6 +59,11 @@ def test_a_good_one_passes():
         ({"noisy": True}, "global generator"),
         ({"rate": 0.1}, "moves at a learning rate of 0"),
         ({"decay_all": True}, r"bias is decayed|weight is decayed"),
+        ({"decay_all": True}, r"is decayed, though its `weight.decayed` is False: no `training.weight_decay` for"),
+        (
+            {"decay_none": True},
+            r"is not decayed, though its `weight.decayed` is True: `training.weight_decay` is meant",
+        ),
         ({"slow": 5}, "goes on from its state in another way"),
         ({"instead": lambda p: p.flatten()}, "has another shape"),
     ],

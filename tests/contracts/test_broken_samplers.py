@@ -93,6 +93,12 @@ class Idle(Changed):
         return [*steps, *(PlannedStep(p.positions_BK[:, :0], p.step) for p in steps[:1])]
 
 
+class IdleWhenAllIsGiven(Changed):
+    def changed(self, steps: list[PlannedStep], task: Task) -> list[PlannedStep]:
+        nothing = torch.zeros(task.images, 0, dtype=torch.int64, device=task.device)
+        return steps or [PlannedStep(nothing, self.step(task, 1.0))]
+
+
 class FromOne(Changed):
     def changed(self, steps: list[PlannedStep], task: Task) -> list[PlannedStep]:
         return [PlannedStep(p.positions_BK + 1, p.step) for p in steps]
@@ -174,6 +180,8 @@ class Refuses(Halves):
     ("broken", "message"),
     [
         (LosesOne, "3 tokens are never drawn"),
+        (LosesOne, "never drawn; of the 16 of each image 1, 1, 1"),
+        (IdleWhenAllIsGiven, "step 0 of 1 draws no token; here all tokens are given, and a plan has no steps"),
         (DrawsTwice, "draws a token that is known already"),
         (Doubled, "draws a token twice"),
         (DrawsWhatIsKept, "draws a token that is kept"),
@@ -189,7 +197,9 @@ class Refuses(Halves):
         (GlobalRandom, "torch's global generator"),
         (CountsImages, "how many processes share the batch"),
         (GoesAnyway, "does not say so"),
+        (GoesAnyway, 'where task.order == "raster", draw one token a step in order and set `raster = True`, or raise'),
         (GoesAnywayAndSaysSo, "row by row only"),
+        (GoesAnywayAndSaysSo, "draw one token a step in order .*, or raise UserError, and leave `raster` False"),
         (SaysRaster, "yet refuses a backbone that does"),
         (KeepsQuiet, "does not say so"),
         (OnTheHost, "not on the device"),

@@ -115,6 +115,7 @@ def test_lengths_that_are_not_given_are_the_runs() -> None:
         ("linear", "one of constant, cosine, ConstantLR, .*, StepLR: not linear"),
         ({"step_size": 3}, "one of constant, .*: not without a type"),
         ("StepLR", "StepLR with its step_size, which is required"),
+        ("ExponentialLR", "its gamma, which is required: {type: ExponentialLR, gamma: ...}$"),
         ({"type": "OneCycleLR"}, "OneCycleLR with its max_lr, which is required"),
         ({"type": "StepLR", "step_size": 3, "gama": 1}, "StepLR with step_size, gamma: not gama"),
         ({"type": "OneCycleLR", "max_lr": 1.0, "cycle_momentum": True}, "not cycle_momentum"),

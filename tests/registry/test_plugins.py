@@ -216,6 +216,7 @@ def test_a_broken_plugin_is_reported_and_the_others_load(install: Install, code:
         ),
         (GOOD.replace('Part("callback", NAME, Bell, BellConfig)', '"bell"'), "not a Part"),
         (INJECTOR.replace("opens = OPENS", ""), 'injector "mine": opens is None, not a set of doors; allowed: fill,'),
+        (INJECTOR.replace("opens = OPENS", ""), 'set it on the class, as opens = frozenset({"fill"})'),
         (INJECTOR.replace("OPENS", "frozenset({'fil'})"), "opens is frozenset({'fil'}), not a set of doors"),
         (INJECTOR.replace("OPENS", "('fill',)"), "opens is ('fill',), not a set of doors"),
         (
