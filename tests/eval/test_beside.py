@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import mixar
 from mixar.plugins import Registry
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
-from mixar_eval import beside
+from mixar_eval import beside, generation
 from mixar_eval.distances import Gaussian
 from mixar_eval.features import Features
 from mixar_eval.images import ImageSet, open_images
@@ -96,3 +98,28 @@ def test_what_was_learned_by_heart_is_said(
     bare = Reference("", Gaussian.of(real), real)
     with pytest.raises(UserError, match="--nearest: needs --reference data:validation or data:train"):
         beside.nearest_training(open_images(Torn(()), registry), bare, seen)
+
+
+def test_codes_are_drawn_a_chunk_at_a_time_as_the_samples_were(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mixar.load(family / "models/mixar", device="cpu")
+    plan = generation.plan(model, count=7, batch=3, seed=5)
+    codes = model.sample_codes(plan.labels_N().tolist(), seed=5, batch_size=3)
+    whole = torch.cat([model.decode_codes(some) for some in codes.split(3)])
+    asked = list[int]()
+    draw_codes = mixar.Model.draw_codes
+
+    def counted(self: mixar.Model, labels_B: Tensor, *more: Any) -> Tensor:
+        asked.append(len(labels_B))
+        return draw_codes(self, labels_B, *more)
+
+    monkeypatch.setattr(mixar.Model, "draw_codes", counted)
+    alone = beside.CodesAlone(model, plan)
+    assert len(alone) == 7 and not asked
+    batches = alone.batches(torch.arange(7), 3)
+    assert torch.equal(next(batches), whole[:3]) and asked == [3]
+    assert torch.equal(torch.cat([*batches]), whole[3:]) and asked == [3, 3, 1]
+    # a process's share: the second of two; and batches that are not the plan's
+    assert torch.equal(next(alone.batches(torch.arange(3, 6), 3)), whole[3:6]) and asked[3:] == [3]
+    assert torch.equal(torch.cat([*alone.batches(torch.tensor([6, 2, 3, 0]), 2)]), whole[[6, 2, 3, 0]])
+    with pytest.raises(UserError, match="--codes-too: model prior draws no codes to be guided by"):
+        beside.CodesAlone(mixar.load(family / "models/prior", device="cpu"), plan)

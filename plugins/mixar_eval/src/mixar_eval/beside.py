@@ -3,7 +3,7 @@ lie nearest to them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,14 @@ from attrs import frozen
 from PIL import Image
 from torch import Tensor
 
+from mixar.generation import batch_noise
 from mixar.model import Model
 from mixar.sampling import Plan
 from mixar_core.errors import UserError
 from mixar_core.pictures import rows_picture
 from mixar_eval.context import EvalContext
 from mixar_eval.features import features_of, features_of_readable
-from mixar_eval.images import ImageSet, open_images
+from mixar_eval.images import ImageSet
 from mixar_eval.references import Reference
 from mixar_eval.report import Section, number, score_names
 from mixar_eval.scores import Scores, distances_of
@@ -30,28 +31,44 @@ FEW = 5000
 BY_HEART = 0.5
 
 
-def codes_alone(model: Model, plan: Plan, context: EvalContext) -> ImageSet:
-    """What the discrete tokenizer makes of the codes that the samples of this plan are drawn from.
+@frozen(eq=False)
+class CodesAlone:
+    """What the discrete tokenizer makes of the codes that the samples of a plan are drawn from.
+
+    They are drawn when they are asked for, and not kept: features are all that is wanted of them.
 
     Raises:
         UserError: the model draws no codes.
     """
-    if model.system.prior is None or model.system.model is None or not model.system.model.injector.needs_codes:
-        raise UserError(f"--codes-too: model {model.recipe.name} draws no codes to be guided by")
-    settings = plan.settings
-    codes_AN = model.sample_codes(
-        plan.labels_N().tolist(),
-        steps=settings.prior_steps,
-        cfg=None if settings.prior_cfg is None else settings.prior_cfg + 1.0,
-        temperature=settings.prior_temperature,
-        seed=plan.seed,
-        batch_size=plan.batch,
-    )
-    images = torch.cat([model.decode_codes(some) for some in codes_AN.split(plan.batch)])
-    return open_images(images, context.registry, option="--codes-too")
+
+    model: Model
+    plan: Plan
+
+    def __attrs_post_init__(self) -> None:
+        system = self.model.system
+        if system.prior is None or system.model is None or not system.model.injector.needs_codes:
+            raise UserError(f"--codes-too: model {self.model.recipe.name} draws no codes to be guided by")
+
+    def __len__(self) -> int:
+        return self.plan.count
+
+    def batches(self, indices: Tensor, batch_size: int, workers: int = 0) -> Iterator[Tensor]:
+        """Images uint8 (B, 3, H, W) at `indices`, in that order; no process beside this one draws them."""
+        for rows in indices.split(batch_size):
+            places = [divmod(row, self.plan.batch) for row in rows.tolist()]
+            chunks = {chunk: self._drawn(chunk) for chunk in sorted({chunk for chunk, _ in places})}
+            yield torch.stack([chunks[chunk][row] for chunk, row in places])
+
+    @torch.no_grad()
+    def _drawn(self, chunk: int) -> Tensor:
+        plan, model = self.plan, self.model
+        labels_B = model.labels(plan.labels_N()[plan.rows(chunk)])
+        return model.decode_codes(model.draw_codes(labels_B, plan.settings, batch_noise(plan.seed, chunk)))
 
 
-def compare_codes(scores: Scores, images: ImageSet, reference: Reference, context: EvalContext) -> tuple[Scores, str]:
+def compare_codes(
+    scores: Scores, images: CodesAlone | ImageSet, reference: Reference, context: EvalContext
+) -> tuple[Scores, str]:
     """The distances of the codes' own decoding to the reference, and a note: which of the two lies closer."""
     found = features_of(images, context, "the codes' own decoding")
     codes: Scores = context.processes.on_main(lambda: distances_of(found.features_AF, reference))

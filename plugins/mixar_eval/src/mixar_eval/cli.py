@@ -102,8 +102,8 @@ def generation_command(
             against = references.open_reference(
                 reference, run, recipe=model.recipe, num_classes=model.recipe.num_classes
             )
+            codes = beside.CodesAlone(model, plan) if codes_too else None
             there = generation.draw_samples(model, plan, out / generation.SAMPLES, run)
-            codes = beside.codes_alone(model, plan, run) if codes_too else None
         else:
             codes = None
             flags = {f"--{name}": value is not None for name, value in settings.items()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from attrs import frozen
@@ -52,7 +53,17 @@ def extract(images_B3HW: Tensor, extractor: FeatureExtractor) -> dict[str, Tenso
     return {name: rows.float().cpu() for name, rows in both.items() if rows is not None}
 
 
-def features_of(images: ImageSet, context: EvalContext, what: str, *, cache: Path | None = None) -> Features:
+class Batches(Protocol):
+    """Images that can be had at given places, a batch at a time: an ImageSet, or what is drawn when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, indices: Tensor, batch_size: int, workers: int) -> Iterator[Tensor]:
+        """Images uint8 (B, 3, H, W) at `indices`, in that order."""
+        ...
+
+
+def features_of(images: Batches, context: EvalContext, what: str, *, cache: Path | None = None) -> Features:
     """The features of a set, in every process. Which images make a batch does not depend on how many processes share.
 
     In the order of the set; with `cache` in an order that is the images' own and not that of their files. (Scores over
@@ -116,7 +127,7 @@ def gaussian_of(images: ImageSet, context: EvalContext, what: str) -> Gaussian:
     return total.gaussian(extractor=context.extractor.identity, processes=context.processes)
 
 
-def over_batches(images: ImageSet, context: EvalContext, what: str, work: Callable[[Tensor, Tensor], int]) -> None:
+def over_batches(images: Batches, context: EvalContext, what: str, work: Callable[[Tensor, Tensor], int]) -> None:
     """Hand every batch of a set to `work`, each process every n-th of them, and hear how the others fared.
 
     Args:

@@ -20,7 +20,7 @@ from mixar_core.data.folders import list_images
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import user_path
-from mixar_eval.beside import compare_codes, nearest_training
+from mixar_eval.beside import CodesAlone, compare_codes, nearest_training
 from mixar_eval.context import EvalContext, Stopped
 from mixar_eval.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, SEED
 from mixar_eval.features import features_of
@@ -85,7 +85,7 @@ def measure(
     *,
     cache: Path | None = None,
     title: str = "Generation",
-    codes: ImageSet | None = None,
+    codes: CodesAlone | None = None,
     nearest: bool = False,
 ) -> Report:
     """The report of a set of images; every process calls this.
