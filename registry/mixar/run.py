@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from mixar.assembly import System, build, compare_classes, data_notes, open_data, weights_of
 from mixar.cache import open_cache
@@ -107,8 +108,11 @@ def train(
         raise UserError(f"callbacks {shortened(repr(callbacks))}: not a list of mixar_core Callbacks")
     made = {"versions": versions(), "parts": origins(recipe, PART_KEYS, registry)}
     provenance = {"trained_by": f"mixar train {recipe.name}", **made, **facts}
+    objective = make_objective(system, registry)
+    if optimizer is not None:  # what stands beside the model and is not in `planned`: nothing is written yet
+        _try_optimizer(optimizer, recipe, objective.beside.values())
     return run_trainer(
-        make_objective(system, registry),
+        objective,
         train_set,
         validation_set,
         training,
@@ -137,11 +141,21 @@ def make_optimizer(system: System, registry: Registry) -> Optimizer | None:
     if recipe.optimizer is None or recipe.training is None:
         return None
     optimizer: Optimizer = construct(recipe, registry, "optimizer")
-    with said_of(f"recipe {recipe.name}: optimizer ({recipe.optimizer.type})"):
-        for module in (system.trained, system.discriminator):
-            if module is not None:
-                Updates(optimizer, module, recipe.training)
+    modules = (system.trained, system.discriminator)
+    _try_optimizer(optimizer, recipe, [module for module in modules if module is not None])
     return optimizer
+
+
+def _try_optimizer(optimizer: Optimizer, recipe: Recipe, modules: Iterable[nn.Module]) -> None:
+    """See that the recipe's optimizer takes the weights of each module.
+
+    Raises:
+        UserError: it can do nothing for some.
+    """
+    assert recipe.optimizer is not None and recipe.training is not None
+    with said_of(f"recipe {recipe.name}: optimizer ({recipe.optimizer.type})"):
+        for module in modules:
+            Updates(optimizer, module, recipe.training)
 
 
 def make_objective(system: System, registry: Registry) -> Objective:

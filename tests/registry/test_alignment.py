@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from mixar.recipe import load_recipe, make_recipe, to_yaml
 from mixar.run import train
 from mixar_core.errors import UserError
 from mixar_core.training.alignment import AlignmentConfig
+from mixar_core.training.optimizer import AdamW, Weight
 from tests.networks import TIMM_MODEL, write_timm
 
 ALIGNED = {"aligned_to": {"type": "efficientnet-lite0", "maps_scale": 2}}
@@ -57,3 +59,21 @@ def test_a_timm_model_of_a_local_file_by_recipe(tmp_path: Path, registry):
     result = train(load_recipe("digits_continuous", changes, registry=registry), tmp_path / "run", registry=registry)
     assert {"alignment_cos", "alignment_dist", "perceptual"} <= result.losses.keys()
     assert (tmp_path / "run" / "weights.safetensors").is_file()
+
+
+def test_an_optimizer_that_refuses_the_projection_leaves_no_folder(
+    tmp_path: Path, registry, monkeypatch: pytest.MonkeyPatch
+):
+    make = AdamW.make
+
+    def picky(self: AdamW, weights: Sequence[Weight], training):
+        if any(weight.name.startswith("projection") for weight in weights):
+            raise UserError("no projections")
+        return make(self, weights, training)
+
+    monkeypatch.setattr(AdamW, "make", picky)
+    changes = {**ALIGNED, "training.steps": 1, "training.batch_size": 4, "training.cache": "none"}
+    recipe = load_recipe("digits_continuous", changes, registry=registry)
+    with pytest.raises(UserError, match=r"recipe digits_continuous: optimizer \(adamw\): no projections"):
+        train(recipe, tmp_path / "run", registry=registry)
+    assert not (tmp_path / "run").exists()
