@@ -196,6 +196,14 @@ def test_what_is_there_to_resume_is_said(ended: Path, family: Path, tmp_path: Pa
     assert "no checkpoint to resume from; start anew, without resume" in refused(
         "train", tmp_path / "early", "--resume"
     )
+    killed = Path(shutil.move(tmp_path / "early", tmp_path / "killed"))
+    (killed / "weights.safetensors").unlink()
+    said = f"{killed} was killed before its first checkpoint; "
+    line = refused("train", recipe, "--out", killed, "--resume")
+    assert f"{said}remove it, and it begins anew" in line
+    for words in ((killed,), (killed, "--resume")):  # with it the recipe would go
+        line = refused("train", *words)
+        assert f"{said}to train anew: mixar train {killed}/recipe.yaml --out runs/killed-anew" in line
     line = refused("train", family / "recipes/prior.yaml", "--out", ended, "--resume")
     assert "another recipe: trains was mixar, is prior" in line and len(line) < 600
     shutil.copytree(family / "data", tmp_path / "data")

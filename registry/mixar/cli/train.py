@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -81,9 +81,8 @@ def _jobs(
     words: Sequence[str], out: Path | None, overrides: Sequence[str], resume: bool, registry: Registry
 ) -> list[_Job]:
     """What is to be trained, in this order; refused before anything is, where one of several cannot begin."""
-    from mixar.folder import RECIPE, WEIGHTS
+    from mixar.folder import RECIPE
     from mixar.recipe import load_plain
-    from mixar_core.training.checkpoint import list_checkpoints
 
     several, jobs = len(words) > 1, []
     for word in words:
@@ -99,12 +98,37 @@ def _jobs(
     for folder, count in Counter(job.folder for job in jobs).items():
         if count > 1:
             raise UserError(f"{count} of these recipes would be trained into {folder}; give them names of their own")
-        begun = resume and (folder / RECIPE).is_file() and not (folder / WEIGHTS).is_file()
-        if several and begun and not list_checkpoints(folder):
-            raise UserError(f"{folder} was killed before its first checkpoint; remove it, and it begins anew")
+        if resume and (said := _killed_early(folder, given={job.recipe for job in jobs})):
+            raise UserError(said)
         if several and not resume and folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} is not an empty folder; with --resume all of these go on where they were")
     return jobs
+
+
+def _killed_early(run: Path, *, given: Collection[str]) -> str:
+    """What to do with a run that has nothing to go on from; empty of any other folder.
+
+    Args:
+        given: recipes that were asked for. Where the run's own is one, it must stay.
+    """
+    from mixar.folder import RECIPE, WEIGHTS
+    from mixar_core.training.checkpoint import list_checkpoints
+
+    if not (run / RECIPE).is_file() or (run / WEIGHTS).is_file() or list_checkpoints(run):
+        return ""
+    then = f"to train anew: {_anew(run)}" if str(run / RECIPE) in given else "remove it, and it begins anew"
+    return f"{run} was killed before its first checkpoint; {then}"
+
+
+def _train(*words: object) -> str:
+    return f"{_launcher()} {command_line('train', *words)}"
+
+
+def _anew(run: Path) -> str:
+    """The command that trains a run's recipe again, elsewhere."""
+    from mixar.folder import RECIPE
+
+    return _train(run / RECIPE, "--out", Path("runs") / f"{run.name}-anew")
 
 
 def _what_was_meant(run: Path) -> str:
@@ -112,13 +136,12 @@ def _what_was_meant(run: Path) -> str:
     from mixar.folder import RECIPE, WEIGHTS
     from mixar_core.training.checkpoint import list_checkpoints
 
-    def command(*words: object) -> str:
-        return f"{_launcher()} {command_line('train', *words)}"
-
-    anew = command(run / RECIPE, "--out", Path("runs") / f"{run.name}-anew")
+    if said := _killed_early(run, given={str(run / RECIPE)}):
+        return said
+    anew = _anew(run)
     if list_checkpoints(run) and not (run / WEIGHTS).is_file():
-        return f"{run} is a run, and no recipe; to go on with it: {command(run, '--resume')}; to train anew: {anew}"
-    further = command(run / RECIPE, "--set", f"init.from={run}", "--out", Path("runs") / f"{run.name}-further")
+        return f"{run} is a run, and no recipe; to go on with it: {_train(run, '--resume')}; to train anew: {anew}"
+    further = _train(run / RECIPE, "--set", f"init.from={run}", "--out", Path("runs") / f"{run.name}-further")
     return f"{run} is a trained model, and no recipe; to train anew: {anew}; to train it further: {further}"
 
 
