@@ -18,8 +18,8 @@ from mixar.text import choices
 from mixar_core.errors import UserError, said_of
 from mixar_core.model import SamplingConfig
 
-#: the folder of a model's own presets, and what a file may hold
-FOLDER, KEYS = "presets", ("summary", "sampler", "sampling")
+#: what a file may hold
+KEYS = ("summary", "sampler", "sampling")
 
 
 def read_preset(path: Path, registry: Registry) -> dict[str, Any]:

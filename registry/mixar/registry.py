@@ -16,6 +16,8 @@ from mixar_core.errors import UserError
 
 #: the package whose parts are meant where a recipe says nothing
 OWN = "mixar"
+#: the folder of a model's own presets of sampling
+PRESETS = "presets"
 
 
 @attrs.frozen
@@ -145,7 +147,7 @@ class Registry:
         Raises:
             UserError: there is none, or several plugins have one of that name.
         """
-        own = [(file.stem, "model", file) for file in sorted(model.glob("presets/*.yaml"))] if model else []
+        own = [(file.stem, "model", file) for file in sorted((model / PRESETS).glob("*.yaml"))] if model else []
         return self._only(name, [each for each in own if each[0] == name] or [*own, *self._presets()], "preset")
 
     def own_name(self, what: Literal["recipe", "model"], name: str, plugin: Plugin) -> str:

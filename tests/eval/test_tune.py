@@ -6,13 +6,16 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 import mixar
 from mixar import Registry, UserError
-from mixar_eval import tune
+from mixar_eval import cli, cli_tune, references, tune
 from mixar_eval.cli_tune import seconds_of
 from mixar_eval.context import EvalContext
 from mixar_eval.extractors import open_extractor
@@ -86,3 +89,30 @@ def test_what_cannot_be_tuned_is_refused(family: Path, tmp_path: Path) -> None:
     call = ("--reference", "data:train", "--budget", "1s/image")
     assert "there is nothing to tune: it trains prior" in refused("tune", family / "models/prior", *call, cwd=tmp_path)
     assert "--name a/b" in refused("tune", family / "models/mixar", *call, "--name", "a/b", cwd=tmp_path)
+
+
+def test_a_shipped_model_stays_as_it_is(
+    family: Path, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = registry.find_model("digits")
+    assert registry.shipped_by(folder) is not None and not (folder / "presets").exists()
+    found = Candidate("4x5", {"type": "cosine"}, {"steps": 4})
+    monkeypatch.setattr(cli, "load_model", lambda *_: SimpleNamespace(recipe=SimpleNamespace(num_classes=10)))
+    monkeypatch.setattr(cli, "publish", lambda *_: None)
+    monkeypatch.setattr(references, "open_reference", lambda *_, **__: None)
+    monkeypatch.setattr(tune, "tune", lambda *_, **__: (None, found))
+    app = typer.Typer()
+    app.command()(cli_tune.tune_command)
+    own = Path(shutil.copytree(family / "models/mixar", tmp_path / "own"))
+    call = ["--reference", "data:train", "--budget", "1s/image", "--out", str(tmp_path / "out")]
+    for _ in range(2):  # what it wrote is no stranger in its folder
+        told = CliRunner().invoke(app, ["digits", *call], catch_exceptions=False).output
+        assert (
+            f"stored as {tmp_path}/out/presets/fast.yaml; a shipped model stays as it is: a copy of {folder} " in told
+        )
+    assert not (folder / "presets").exists()
+    carried = Path(shutil.copytree(tmp_path / "out/presets", own / "presets"))
+    assert mixar.load(own, device="cpu", preset="fast").recipe.sampling.steps == 4
+    shutil.rmtree(carried)
+    told = CliRunner().invoke(app, [str(own), *call], catch_exceptions=False).output
+    assert f"stored as {own}/presets/fast.yaml; mixar sample {own} --preset fast" in told

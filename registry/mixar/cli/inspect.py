@@ -45,10 +45,11 @@ def presets_command(
 
     Example: `mixar presets emoji64`, then `mixar sample emoji64 --preset one-shot`
     """
-    from mixar.presets import FOLDER, read_preset
+    from mixar.presets import read_preset
+    from mixar.registry import PRESETS
 
     registry = open_registry(context, no_plugin)
-    own = [] if model is None else sorted((registry.find_model(model) / FOLDER).glob("*.yaml"))
+    own = [] if model is None else sorted((registry.find_model(model) / PRESETS).glob("*.yaml"))
     found = [(path.stem, path) for path in own] + [
         (n, path) for n, paths in registry.presets().items() for path in paths
     ]

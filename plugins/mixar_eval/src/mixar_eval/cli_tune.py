@@ -37,6 +37,8 @@ def tune_command(
 ) -> None:
     """Search presets and their settings under a budget of time, and store the best one with the model.
 
+    A shipped model stays as it is: its preset is written into --out.
+
     Of what is within the budget and no worse than `exact` (its mean over the seeds and their spread) the fastest is
     stored, so that `mixar sample MODEL --preset fast` is what was measured on this model. Interrupted, it goes on when
     it is repeated. Example: `mixar tune runs/digits_quick --reference data:train --budget 0.05s/image`
@@ -47,19 +49,24 @@ def tune_command(
     if name == "exact":
         raise UserError("--name exact: the others are held against the preset of this name; give another")
     with cli.measuring(context) as run:
+        from mixar.registry import PRESETS
         from mixar_eval import references, report, tune
 
         loaded, folder = cli.load_model(model, run, context), run.registry.find_model(model)
-        run.processes.on_main(lambda: report.check_folder(out, "points", tune.TABLE, tune.PICTURE))
+        shipped = run.registry.shipped_by(folder) is not None
+        run.processes.on_main(lambda: report.check_folder(out, "points", tune.TABLE, tune.PICTURE, PRESETS))
         against = references.open_reference(reference, run, recipe=loaded.recipe, num_classes=loaded.recipe.num_classes)
         found, chosen = tune.tune(
             loaded, out / "points", against, run, seconds=seconds, count=count, seeds=seeds, batch=batch, name=name
         )
         cli.publish(found, run, context)
         if chosen is not None and run.processes.is_main:
-            path = tune.store(chosen, folder, name, f"{chosen.name}, found by mixar tune within {budget}")
+            place, summary = out if shipped else folder, f"{chosen.name}, found by mixar tune within {budget}"
+            path = tune.store(chosen, place, name, summary)
+            carried = f"a shipped model stays as it is: a copy of {folder} can carry it, in its folder {PRESETS}"
+            use = carried if shipped else common.command_line("mixar", "sample", model, "--preset", name)
             if not as_json:
-                print(f"stored as {path}; {common.command_line('mixar', 'sample', model, '--preset', name)}")
+                print(f"stored as {path}; {use}")
 
 
 def seconds_of(budget: str) -> float:

@@ -23,8 +23,9 @@ from PIL import Image
 from mixar import strict_yaml
 from mixar.generation import decoded
 from mixar.model import Model
-from mixar.presets import FOLDER, read_preset
+from mixar.presets import read_preset
 from mixar.recipe import PartChoice
+from mixar.registry import PRESETS
 from mixar.sampling import Plan, all_classes
 from mixar.structure import structure, unstructure
 from mixar_core.errors import UserError
@@ -222,15 +223,15 @@ def choose(exact: Result, within: Sequence[Result]) -> Result | None:
     return min(within, key=lambda result: result.mean, default=None)
 
 
-def store(candidate: Candidate, model: Path, name: str, summary: str) -> Path:
-    """Write what was found as a preset that the model carries; its file.
+def store(candidate: Candidate, folder: Path, name: str, summary: str) -> Path:
+    """Write what was found as a preset, which a model carries whose folder this is; its file.
 
     Raises:
         UserError: it cannot be written.
     """
-    path = model / FOLDER / f"{name}.yaml"
+    path = folder / PRESETS / f"{name}.yaml"
     with writing(path.parent):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     plain = {"summary": summary, "sampler": dict(candidate.sampler), "sampling": dict(candidate.sampling)}
     write_text(path, strict_yaml.dump(plain))
     return path
