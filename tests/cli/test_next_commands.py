@@ -46,12 +46,20 @@ def test_from_a_folder_to_samples_and_a_report_by_the_four_commands_of_the_page(
     assert "done before" in good(*commands[0][1:], "--resume", cwd=tmp_path)
 
 
+def test_new_takes_a_height_and_a_width(tmp_path: Path) -> None:
+    write_mixed_images(tmp_path / "photos", 12)
+    good("new", "photos", "--out", "own", "--image-size", "16x24", "--minutes", 0, cwd=tmp_path)
+    assert "image_size: [16, 24]" in (tmp_path / "own/base.yaml").read_text()
+
+
 def test_what_new_cannot_do_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for words, message in (
         (("./nowhere", "--out", "own"), "nowhere"),
         (("empty", "--out", "own"), "empty"),
         (("empty", "--out", "own", "--image-size", "8"), "--image-size: 8 is too small; allowed: 16 or more"),
+        (("empty", "--out", "own", "--image-size", "32x8"), "--image-size: 8 is too small; allowed: 16 or more"),
+        (("empty", "--out", "own", "--image-size", "32x"), "32x: not a side such as 64, nor a height and a width"),
     ):
         assert message in refused("new", *words, cwd=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -39,7 +39,7 @@ def as_path(text: str) -> Path:
     return user_path(text)
 
 
-def as_size(text: str) -> ImageSize:
+def size_of_text(text: str) -> ImageSize:
     """Pixels of an image given to an option: `32`, or `32x48` for height and width."""
     sides = [int(side) for side in text.split("x") if re.fullmatch("[0-9]+", side) and int(side)]
     if len(sides) not in (1, 2) or len(sides) != len(text.split("x")):

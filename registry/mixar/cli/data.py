@@ -12,12 +12,12 @@ from mixar.cli.common import (
     Json,
     NoPlugin,
     as_path,
-    as_size,
     at_least,
     command_line,
     open_registry,
     print_json,
     print_table,
+    size_of_text,
 )
 from mixar_core.errors import UserError
 
@@ -42,7 +42,7 @@ def data_command(
     image_size: Annotated[
         Any,
         typer.Option(
-            metavar="SIDE|HxW", parser=as_size, help="Pixels in training; default: a square that fits the images."
+            metavar="SIDE|HxW", parser=size_of_text, help="Pixels in training; default: a square that fits the images."
         ),
     ] = None,
     workers: Annotated[int, typer.Option(callback=at_least(0), help="Processes that read images.")] = 2,

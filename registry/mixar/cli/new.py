@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mixar.cli.common import Device, NoPlugin, as_path, at_least, command_line, open_registry
+from mixar.cli.common import Device, NoPlugin, as_path, at_least, command_line, open_registry, size_of_text
+
+
+def _large_enough(parameter: typer.CallbackParam, size: Any) -> Any:
+    """Refuse a size with a side below 16 pixels."""
+    at_least(16)(parameter, min(size) if isinstance(size, tuple) else size)
+    return size
 
 
 def new_command(
@@ -17,8 +23,13 @@ def new_command(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", parser=as_path, help="Folder of the recipes: new or empty.")],
     image_size: Annotated[
-        int | None,
-        typer.Option(callback=at_least(16), help="Pixels of a side; default: by the images and the machine."),
+        Any,
+        typer.Option(
+            metavar="SIDE|HxW",
+            parser=size_of_text,
+            callback=_large_enough,
+            help="Pixels in training; default: by the images and the machine.",
+        ),
     ] = None,
     minutes: Annotated[
         float, typer.Option(callback=at_least(0), help="The longest that all trainings together may take here.")
@@ -30,7 +41,8 @@ def new_command(
     """Write recipes for a folder of images: two tokenizers, a prior, MixAR; and print the commands that train them.
 
     Every image is looked at once, and each recipe is tried for a few steps, which tells how long it will take here.
-    Examples: `mixar new photos --out own` · `mixar new photos --out own --image-size 128 --minutes 600`
+    Examples: `mixar new photos --out own` · `mixar new photos --out own --image-size 128 --minutes 600` ·
+    `mixar new photos --out own --image-size 96x128`
     """
     from mixar.cli.progress import progress_bar
     from mixar.facts import look

@@ -192,7 +192,7 @@ def statistics_command(
     ] = None,
     settings: common.Set = None,
     size: Annotated[
-        Any, typer.Option(metavar="SIDE|HxW", parser=common.as_size, help="Pixels of NAME:SPLIT without a recipe.")
+        Any, typer.Option(metavar="SIDE|HxW", parser=common.size_of_text, help="Pixels of NAME:SPLIT without a recipe.")
     ] = None,
     extractor: ExtractorText = "efficientnet-lite0",
     batch: common.Batch = 64,
