@@ -22,22 +22,28 @@ class Backbone(nn.Module, ABC):
     condition's vectors are (0: there are only labels).
     """
 
+    meta_safe: ClassVar[bool] = True
+    """Whether it runs on torch's `meta` device, where recipes are checked without values; False: it is not tried."""
     layout: TokenLayout
+    """Where the tokens stand, N in all."""
     token_dim: int
+    """C, the length of a token: the tokenizer's channels times `patch_size` squared."""
     num_classes: int
-    #: D, the length of z and of a fill; and the length of a prefix's and a memory's vectors
+    """Classes of the data; 0: there are none."""
     width: int
+    """D, the length of z and of a fill."""
     guidance_width: int
-    #: share of conditions that are dropped in training, for classifier-free guidance
+    """The length of a prefix's and a memory's vectors."""
     label_dropout: float = 0.1
-    #: latents a token spans in each direction
+    """Share of conditions that are dropped in training, for classifier-free guidance."""
     patch_size: int = 1
-    #: the order in which it can predict
+    """Latents a token spans in each direction."""
     order: Order = "any"
-    #: whether it learns from masks of every ratio (`masking`) or predicts every token in each pass
+    """The order in which it can predict: any, or "raster", row by row only."""
     masks: ClassVar[bool] = True
-    #: names of the methods of `Step.reuse` that its state knows
+    """Whether it learns from masks of every ratio (`masking`) or predicts every token in each pass."""
     reuses: ClassVar[frozenset[str]] = frozenset()
+    """Names of the methods of `Step.reuse` that its state knows."""
 
     @classmethod
     def widths(cls, config: Any) -> tuple[int, int]:
@@ -64,8 +70,8 @@ class Backbone(nn.Module, ABC):
 class BackboneState(ABC):
     """A batch that is being sampled: what is known of it, and both halves of the guidance."""
 
-    #: what the injector said last; it is replaced before a step by an injector that follows the sampling
     guidance: Guidance
+    """What the injector said last; it is replaced before a step by an injector that follows the sampling."""
 
     @abstractmethod
     def predict(self, positions_BK: Tensor, step: Step) -> Z:

@@ -17,10 +17,12 @@ class Conditioner(nn.Module, ABC):
     the labels alone. Weights that it does not have once it is built, it has only where it is among `also_trained`.
     """
 
-    #: F, the length of its vectors
+    meta_safe: ClassVar[bool] = True
+    """Whether it runs on torch's `meta` device, where recipes are checked without values; False: it is not tried."""
     width: int
-    #: whether its constructor loads what it has learned; then a run notes the weights' digest
+    """F, the length of its vectors."""
     brings_weights: ClassVar[bool] = False
+    """Whether its constructor loads what it has learned; then a run notes the weights' digest."""
 
     @abstractmethod
     def forward(self, labels_B: Tensor) -> Condition:

@@ -16,8 +16,10 @@ class Discriminator(nn.Module, ABC):
     each pass by itself, so that what batch norm knows of a batch is all real or all reconstructed.
     """
 
-    #: whether it is refused where a recipe's `image_size` is (height, width) and no one number
+    meta_safe: ClassVar[bool] = True
+    """Whether it runs on torch's `meta` device, where recipes are checked without values; False: it is not tried."""
     squares_only: ClassVar[bool] = False
+    """Whether it is refused where a recipe's `image_size` is (height, width) and no one number."""
 
     @abstractmethod
     def forward(self, images_B3HW: Tensor) -> Tensor:

@@ -19,12 +19,17 @@ class ContinuousHead(nn.Module, ABC):
     `Class(config, token_dim=..., width=D, layout=TokenLayout)`, the layout being that of the continuous tokens.
     """
 
+    meta_safe: ClassVar[bool] = True
+    """Whether it runs on torch's `meta` device, where recipes are checked without values; False: it is not tried."""
     token_dim: int
-    #: Whether what is drawn for one token depends on the z of others, which then must not know what it is not to know:
-    #: that of a backbone which predicts every token in one pass (`masks` False) knows the tokens before its own.
+    """C, the length of a token."""
     together: ClassVar[bool] = False
-    #: Whether it draws nothing, like one that predicts the mean: then another seed gives the same tokens.
+    """Whether what is drawn for one token depends on the z of others, which then must not know what it is not to know.
+
+    That of a backbone which predicts every token in one pass (`masks` False) knows the tokens before its own.
+    """
     deterministic: ClassVar[bool] = False
+    """Whether it draws nothing, like one that predicts the mean: then another seed gives the same tokens."""
 
     @abstractmethod
     def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:

@@ -20,10 +20,12 @@ class GuidanceInjector(nn.Module, ABC):
     tokenizer is there to be asked (layout, codebook_size, code_width) and must not become a submodule.
     """
 
-    #: The doors this injector opens. The backbone makes cross-attention blocks only where "memory" is among them.
+    meta_safe: ClassVar[bool] = True
+    """Whether it runs on torch's `meta` device, where recipes are checked without values; False: it is not tried."""
     opens: ClassVar[frozenset[Door]]
-    #: Whether it is asked again before every step of sampling, because it looks at the share of tokens known.
+    """The doors this injector opens. The backbone makes cross-attention blocks only where "memory" is among them."""
     follows: ClassVar[bool] = False
+    """Whether it is asked again before every step of sampling, because it looks at the share of tokens known."""
 
     @property
     def needs_codes(self) -> bool:

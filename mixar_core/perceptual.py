@@ -26,14 +26,14 @@ class FeatureExtractor(nn.Module, ABC):
     Registered as a Part, it is built as `Class(config)`, weights and all.
     """
 
-    #: Length F of a feature vector.
     feature_dim: int
-    #: Number L of classes it tells apart, for the Inception Score; 0: it does not classify.
+    """Length F of a feature vector."""
     logit_dim: int = 0
-    #: Whether its vectors are those of the Inception network that FID is defined by, as far as its architecture goes.
+    """Number L of classes it tells apart, for the Inception Score; 0: it does not classify."""
     is_inception: bool = False
-    #: Whether its weights are, by checksum, the ones that published figures were made with.
+    """Whether its vectors are those of the Inception network that defines FID, as far as its architecture goes."""
     has_published_weights: bool = False
+    """Whether its weights are, by checksum, the ones that published figures were made with."""
 
     @property
     def gives_fid(self) -> bool:

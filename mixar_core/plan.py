@@ -65,8 +65,11 @@ class Task:
 class Sampler(ABC):
     """Makes plans. Registered as a Part, a sampler is built as `Class(config)`."""
 
-    #: Whether its plans go row by row, one token after the other, so that a causal raster backbone can follow them.
     raster: bool = False
+    """Whether it promises plans of one token a step, row by row, where `Task.order` is "raster".
+
+    A backbone that predicts in that order alone can follow them. One that does not promise it refuses such a task.
+    """
 
     @abstractmethod
     def plan(self, task: Task, *, noise: Noise) -> Plan:

@@ -21,11 +21,13 @@ class DiscretePrior(nn.Module, ABC):
     be asked (layout, codebook) and must not become a submodule.
     """
 
-    #: whether its constructor loads what it has learned, so that a recipe that keeps it frozen names no weights
+    meta_safe: ClassVar[bool] = True
+    """Whether it runs on torch's `meta` device, where recipes are checked without values; False: it is not tried."""
     brings_weights: ClassVar[bool] = False
+    """Whether its constructor loads what it has learned, so that a recipe that keeps it frozen names no weights."""
 
-    #: Whether it is no model but a stand-in for ablations, whose `predict` may look at what is masked.
     sees_truth: ClassVar[bool] = False
+    """Whether it is no model but a stand-in for ablations, whose `predict` may look at what is masked."""
 
     def __init__(self, *, layout: TokenLayout, codebook_size: int, num_classes: int) -> None:
         super().__init__()

@@ -18,15 +18,17 @@ class Tokenizer(nn.Module, ABC):
     Registered as a Part, a tokenizer is built as `Class(config, image_size=...)`.
     """
 
-    #: whether it is refused where a recipe's `image_size` is (height, width) and no one number
+    meta_safe: ClassVar[bool] = True
+    """Whether it runs on torch's `meta` device, where recipes are checked without values; False: it is not tried."""
     squares_only: ClassVar[bool] = False
+    """Whether it is refused where a recipe's `image_size` is (height, width) and no one number."""
 
-    #: the side of a square, or (height, width)
     image_size: ImageSize
-    #: pixels a token spans in each direction
+    """The side of a square, or (height, width)."""
     stride: int
-    #: whether its constructor loads what it has learned, so that a recipe that keeps it frozen names no weights
+    """Pixels a token spans in each direction."""
     brings_weights: ClassVar[bool] = False
+    """Whether its constructor loads what it has learned, so that a recipe that keeps it frozen names no weights."""
 
     @property
     def layout(self) -> TokenLayout:

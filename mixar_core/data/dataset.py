@@ -85,19 +85,19 @@ class ImageDataset(ABC):
     cheap (no image is decoded) and the object must survive pickling into loader workers.
     """
 
-    #: Whether it is refused where a recipe's `image_size` is (height, width) and no one number.
     squares_only: ClassVar[bool] = False
+    """Whether it is refused where a recipe's `image_size` is (height, width) and no one number."""
 
-    #: Set where there is no random access: the methods below then raise UserError.
     stream: ImageStream | None = None
+    """Set where there is no random access: the methods below then raise UserError."""
 
-    #: What a person should read once before the set is used: what was left out and why, which classes are empty.
     notes: Sequence[str] = ()
+    """What a person should read once before the set is used: what was left out and why, which classes are empty."""
 
-    #: Number of classes, 0 for an unlabelled set.
     num_classes: int
-    #: One name a class, in label order.
+    """Number of classes, 0 for an unlabelled set."""
     class_names: tuple[str, ...]
+    """One name a class, in label order."""
 
     @abstractmethod
     def __len__(self) -> int:

@@ -15,10 +15,10 @@ class Beside(nn.Module):
     has the main one's buffers.
     """
 
-    #: a resumed run must have an equal one
     config: Any
-    #: as `training.learning_rate`, and with its schedule; None: that one
+    """A resumed run must have an equal one."""
     learning_rate: float | None = None
+    """As `training.learning_rate`, and with its schedule; None: that one."""
 
     def learns(self, step: int) -> bool:
         """Whether step `step` trains it; before that the loss must give it gradients all the same, of 0."""

@@ -84,10 +84,10 @@ class Callback:
     callback raises ends a run, see `Callbacks`.
     """
 
-    #: Whether it is called in every process of the run; `RunInfo.rank` then tells it which one it is in.
     everywhere: ClassVar[bool] = False
-    #: Packages it imports beyond mixar's own; a recipe's default callbacks are those whose packages are installed.
+    """Whether it is called in every process of the run; `RunInfo.rank` then tells it which one it is in."""
     requires: ClassVar[tuple[str, ...]] = ()
+    """Packages it imports beyond mixar's own; a recipe's default callbacks are those whose packages are installed."""
 
     def on_start(self, run: RunInfo) -> None:
         """Before the first step.

@@ -27,18 +27,18 @@ class Objective(nn.Module, ABC):
     `self.training` tells a training step from a measurement on the validation split.
     """
 
-    #: The module whose weights are trained, averaged (EMA) and saved.
     trained: nn.Module
-    #: Whether `forward` takes tokens (TokenBatch) or images (ImageBatch).
+    """The module whose weights are trained, averaged (EMA) and saved."""
     takes_tokens: bool
-    #: Whether its loss depends on the length of the run, so that a resumed run must have the same.
+    """Whether `forward` takes tokens (TokenBatch) or images (ImageBatch)."""
     needs_length: bool = False
-    #: How many images of the training split `finish` is to see; 0: it is not called.
+    """Whether its loss depends on the length of the run, so that a resumed run must have the same."""
     finish_images: int = 0
-    #: What its loss trains beside `trained`, by name: a discriminator, say.
+    """How many images of the training split `finish` is to see; 0: it is not called."""
     beside: nn.ModuleDict
-    #: What makes tokens of images; objectives on images do not have it.
+    """What its loss trains beside `trained`, by name: a discriminator, say."""
     tokenizers: FrozenTokenizers
+    """What makes tokens of images; objectives on images do not have it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -39,10 +39,10 @@ class Optimizer(ABC):
     those of `training:`. Tensors in the state of its torch optimizers are kept in checkpoints.
     """
 
-    #: a resumed run must have an equal one
     config: Any
-    #: numbers in its torch optimizers' groups that change from step to step, so that checkpoints must keep them, too
+    """A resumed run must have an equal one."""
     counters: ClassVar[tuple[str, ...]] = ()
+    """Numbers in its torch optimizers' groups that change from step to step; checkpoints keep them, too."""
 
     @abstractmethod
     def make(self, weights: Sequence[Weight], training: TrainingConfig) -> Sequence[TorchOptimizer]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -171,9 +173,10 @@ def _kind(name: str, base: type) -> Kind:
 
 def _duties(base: type, owner: str = "") -> Iterator[Duty]:
     if "__init__" not in base.__dict__:  # where it has one, that sets them
-        for name in inspect.get_annotations(base):
-            if not hasattr(base, name):
-                yield Duty(f"{owner}{name}", f"{owner}{name}", _comment(base, name))
+        lacking = [name for name in inspect.get_annotations(base) if not hasattr(base, name)]
+        meanings = attributes_of(base) if lacking else {}
+        for name in lacking:
+            yield Duty(f"{owner}{name}", f"{owner}{name}", " ".join(meanings[name].split()))
     for name in dict.fromkeys(name for cls in reversed(base.__mro__) for name in cls.__dict__):
         method = getattr(base, name)
         if not getattr(method, "__isabstractmethod__", False):
@@ -187,10 +190,16 @@ def _duties(base: type, owner: str = "") -> Iterator[Duty]:
             yield from _duties(told, f"{told.__name__}.")  # a backbone's state
 
 
-def _comment(base: type, name: str) -> str:
-    """The comment `#:` above an annotation."""
-    found = re.search(rf"((?:^ *#: .*\n)+) *{name}: ", inspect.getsource(base), re.M)
-    return " ".join(found[1].replace("#: ", "").split()) if found else ""
+def attributes_of(base: type) -> dict[str, str]:
+    """The attributes that a class declares, with what the text below each says of it; nothing where there is none."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    told = {}
+    for node, below in zip(body.body, [*body.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
+            told[node.target.id] = inspect.cleandoc(text) if isinstance(text, str) else ""
+    return told
 
 
 def _summary(thing: Any) -> str:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from mixar.cli.common import as_path, print_table
 from mixar.cli.main import add_commands, app
@@ -86,6 +87,18 @@ def test_a_table_that_goes_to_no_terminal_is_not_folded(
     monkeypatch.setenv("COLUMNS", "60")
     print_table("Title", ("key", "text"), rows)
     assert max(map(len, capsys.readouterr().out.splitlines())) == 60
+
+
+def test_kinds_that_go_to_no_terminal_stand_below_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = CliRunner().invoke(app, ["plugins", "--kinds"]).output.splitlines()
+    assert max(map(len, lines)) < 140, "as wide as the longest lines of all columns together"
+    assert lines[lines.index("sampler: Sampler") :][:6] == [
+        "sampler: Sampler", "  Makes plans.", "  built as Class(config)", "  plan(task, *, noise) -> Plan",
+        "      A plan for this task.", "",
+    ]  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "100")
+    assert "Kinds of parts" in CliRunner().invoke(app, ["plugins", "--kinds"]).output
 
 
 def test_recipe_show_prints_what_loads_again(tmp_path: Path) -> None:

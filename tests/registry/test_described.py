@@ -9,7 +9,7 @@ import pytest
 from attrs import Factory, evolve, field, frozen
 from attrs.validators import and_, ge, in_, le, min_len, optional
 
-from mixar.described import Setting, find_part, kinds_of, settings_of
+from mixar.described import Setting, attributes_of, find_part, kinds_of, settings_of
 from mixar.plugins import BrokenPart, Plugin, Registry
 from mixar_core.errors import UserError
 
@@ -109,6 +109,19 @@ def test_who_asks_for_what_is_not_there_hears_of_the_nearest_names_and_of_no_oth
     assert "did you mean bell-shop" in said("bell-shp", or_package=True)
     assert said("difusion") == 'unknown part "difusion"; did you mean diffusion?'
     assert "lacks" not in said("nothing") and 'unknown part "nothing"; allowed: ' in said("nothing")
+
+
+def test_every_attribute_of_an_abstract_class_says_what_it_means(registry: Registry) -> None:
+    """In a text below it, which documentation shows, as it shows no comment."""
+    bases = {base for kind in registry.kinds.values() for base in kind.__mro__ if base.__module__.startswith("mixar")}
+    told = {f"{base.__name__}.{name}": text for base in bases for name, text in attributes_of(base).items()}
+    buffers = {"ContinuousTokenizer.latent_mean_C", "ContinuousTokenizer.latent_std_C"}
+    assert {name for name, text in told.items() if not text} <= buffers
+    for name in ("opens", "follows"):
+        assert f"GuidanceInjector.{name}" in told
+    assert "one token a step, row by row" in told["Sampler.raster"]
+    assert "`meta` device" in told["Backbone.meta_safe"] and "another seed" in told["ContinuousHead.deterministic"]
+    assert "Optimizer.counters" in told and "DiscretePrior.sees_truth" in told
 
 
 def test_every_kind_says_what_it_is_and_what_it_must_define(registry: Registry) -> None:

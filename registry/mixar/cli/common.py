@@ -137,6 +137,13 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def has_width() -> bool:
+    """Whether lines on stdout are to fit a width: a terminal's, or that of COLUMNS."""
+    from rich.console import Console
+
+    return Console().is_terminal or "COLUMNS" in os.environ
+
+
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()
 ) -> None:
@@ -152,7 +159,7 @@ def print_table(
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     console = Console()
-    if console.is_terminal or "COLUMNS" in os.environ:
+    if has_width():
         console.print(table)
         return
     console.width = console.measure(table, options=console.options.update(max_width=10**6)).maximum

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixar.cli.common import Json, NoPlugin, as_path, command_line, open_registry, print_json, print_table
+from mixar.cli.common import Json, NoPlugin, as_path, command_line, has_width, open_registry, print_json, print_table
 from mixar.scaffold import KINDS, new_plugin
 from mixar_core.errors import UserError
 
@@ -123,6 +123,13 @@ def _show_kinds(registry: Registry, as_json: bool) -> None:
     kinds = kinds_of(registry)
     if as_json:
         print_json([attrs.asdict(kind) for kind in kinds])
+        return
+    if not has_width():
+        for kind in kinds:
+            print(f"{kind.kind}: {kind.base}\n  {kind.meaning}\n  built as {kind.built}")
+            for duty in kind.must_define:
+                print(f"  {duty.signature}", *([f"      {duty.meaning}"] if duty.meaning else []), sep="\n")
+            print()
         return
     rows = []
     for kind in kinds:

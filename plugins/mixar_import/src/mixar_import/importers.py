@@ -28,19 +28,20 @@ class Importer:
     `translate`. Names of entries and wrappers are taken away before (`entries.state_dicts`).
     """
 
-    #: shipped recipes whose files these may be; empty where none is shipped, and `--recipe` must name one
     recipes: ClassVar[tuple[str, ...]] = ()
-    #: published beginning of a name -> ours; the first that fits is replaced, and other names stay
+    """Shipped recipes whose files these may be; empty where none is shipped, and `--recipe` must name one."""
     names: ClassVar[Mapping[str, str]] = {}
-    #: beginnings of names that only the authors' training needed
+    """Published beginning of a name -> ours; the first that fits is replaced, and other names stay."""
     left_out: ClassVar[tuple[str, ...]] = ()
-    #: the entry that holds the state dict, as the authors write it, and that of averaged weights where they write both
+    """Beginnings of names that only the authors' training needed."""
     entry: ClassVar[str | None] = None
+    """The entry that holds the state dict, as the authors write it."""
     averaged_entry: ClassVar[str | None] = None
-    #: the recipe's key of the tokenizer whose folder the user must name
+    """The entry of averaged weights, where they write both."""
     tokenizer_key: ClassVar[Literal["continuous_tokenizer", "discrete_tokenizer"] | None] = None
-    #: whether statistics of the latents may be given
+    """The recipe's key of the tokenizer whose folder the user must name."""
     takes_statistics: ClassVar[bool] = False
+    """Whether statistics of the latents may be given."""
 
     def __init__(self, config: ImporterConfig) -> None:
         self.config = config
