@@ -57,6 +57,8 @@ def find_part(registry: Registry, text: str, *, or_package: bool = False) -> Par
             known |= {name for plugin in registry.plugins for name in (plugin.name, plugin.package)}
             none = "no package or plugin of that name, and "
         blamed = registry.broken_like(text)
+        if any(part.name == text for plugin in registry.plugins for part in plugin.broken_parts):
+            raise UserError(f'part "{text}": {"; ".join(blamed)}')
         blamed += [f"plugin {p.name} of {p.distribution} was not loaded: {p.problem}" for p in registry.broken]
         meant = nearest(known, text) or choices(known)
         raise UserError(f'{none}unknown part "{text}"; {meant}{"".join(f" ({each})" for each in blamed)}')

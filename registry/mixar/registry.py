@@ -197,7 +197,7 @@ class Registry:
             )
             for plugin in self.plugins
             for broken in plugin.broken_parts
-            if not broken.name or get_close_matches(bare, [broken.name.lower()])
+            if broken.name in ("", bare) or get_close_matches(bare, [broken.name.lower()])
         ]
         return [said for own, said in found if own == bare] or [said for _, said in found]
 
