@@ -55,6 +55,11 @@ class Grid:
         """What a tokenizer or a data set of images of so many pixels is told."""
         return self.height if self.height == self.width else (self.height, self.width)
 
+    @property
+    def written(self) -> str:
+        """So many pixels as recipes write them, for messages: `16`, or `[16, 24]` for height and width."""
+        return str(self.height) if self.height == self.width else f"[{self.height}, {self.width}]"
+
 
 @frozen
 class TokenLayout:

@@ -15,7 +15,7 @@ from mixar.fits import check_codes, expect_fit
 from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
 from mixar.freeze import freeze
 from mixar.hub import is_file
-from mixar.image_sizes import as_size, check_images, check_size
+from mixar.image_sizes import as_size, as_written, check_images, check_size
 from mixar.parts import chosen, construct, construct_once, named
 from mixar.plugins import Registry, registry_without
 from mixar.recipe import TRAINABLE, Recipe, read_plain
@@ -360,7 +360,7 @@ def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
     trained = read_plain(folder / RECIPE, registry)
     for key in ("num_classes", "image_size"):
         theirs, ours = as_size(trained.get(key)), getattr(recipe, key)
-        expect_fit(recipe, theirs == ours, "prior", f"{key} {theirs}", key, ours)
+        expect_fit(recipe, theirs == ours, "prior", f"{key} {as_written(theirs)}", key, as_written(ours))
     theirs = (trained.get("discrete_tokenizer") or {}).get("weights")
     ours = recipe.discrete_tokenizer.weights if recipe.discrete_tokenizer else None
     if theirs and ours and theirs != ours:

@@ -11,6 +11,7 @@ import torch
 
 from mixar.assembly import System, build, data_notes, open_data, weights_of
 from mixar.folder import find_weights, load_into, read_tensors, sha256
+from mixar.image_sizes import as_written
 from mixar.parts import construct_once
 from mixar.plugins import Registry
 from mixar.recipe import PART_KEYS, PartChoice, Recipe
@@ -53,7 +54,8 @@ def _misfit(cache: TokenCache, system: System, registry: Registry) -> str | None
     if settings is not None and settings.split != "train":
         return f"the cache is of the {settings.split} split, and training reads the train split"
     if settings is not None and settings.image_size != recipe.image_size:
-        return f"the cache is of images of {settings.image_size} pixels, the recipe of {recipe.image_size}"
+        theirs, ours = as_written(settings.image_size), as_written(recipe.image_size)
+        return f"the cache is of images of {theirs} pixels, the recipe of {ours}"
     if recipe.num_classes and (classes > recipe.num_classes if settings is None else classes != recipe.num_classes):
         return f"the cache has {classes} classes, the recipe {recipe.num_classes}"
     if continuous is not None and cache.latent_shape is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mixar.folder import RECIPE
 from mixar.hub import is_file
-from mixar.image_sizes import as_size
+from mixar.image_sizes import as_size, as_written
 from mixar.parts import named
 from mixar.plugins import Registry
 from mixar.recipe import TRAINABLE, Recipe, read_plain
@@ -115,6 +115,7 @@ def _other_sizes(recipe: Recipe, registry: Registry) -> list[str]:
         except UserError:  # a resolved recipe is read where the model is no more
             continue
         if size != recipe.image_size:
-            said = f"was trained on images of {size} pixels, and sees {recipe.image_size} here"
+            here = as_written(recipe.image_size)
+            said = f"was trained on images of {as_written(size)} pixels, and sees {here} here"
             notes.append(f"{named(recipe, key)}: {said}; look at `mixar eval tokenizer` before you rely on it")
     return notes

@@ -20,11 +20,16 @@ def as_size(value: Any) -> Any:
     return Grid(*value).image_size if isinstance(value, list | tuple) else value
 
 
+def as_written(size: Any) -> Any:
+    """A size as recipes write it, for messages: of a pair `[height, width]`; any other value itself."""
+    return Grid(*size).written if isinstance(size, tuple) else size
+
+
 def positive(_: Any, field: attrs.Attribute[Any], size: ImageSize) -> None:
     """Refuse a size with a side below 1."""
     pixels = Grid.of_pixels(size)
     if min(pixels.height, pixels.width) < 1:
-        raise ValueError(f"'{field.name}' must be > 0: {size}")
+        raise ValueError(f"'{field.name}' must be > 0: {pixels.written}")
 
 
 @contextmanager
@@ -56,7 +61,7 @@ def check_size(tokenizer: ContinuousTokenizer | DiscreteTokenizer, size: ImageSi
     """
     pixels, stride = Grid.of_pixels(size), tokenizer.stride
     if pixels.height % stride or pixels.width % stride:
-        raise UserError(f"stride {stride} against {size}")
+        raise UserError(f"stride {stride} against {pixels.written}")
     weights = [*tokenizer.parameters(), *tokenizer.buffers()]
     device = weights[0].device if weights else torch.get_default_device()
     if isinstance(size, int) or device.type != "meta":

@@ -100,7 +100,7 @@ def test_a_subfolder_and_its_shift_are_read(tmp_path: Path) -> None:
         (AutoencoderConfig("UNet2DModel"), 16, r"model UNet2DModel: no autoencoder of diffusers"),
         (AutoencoderConfig("VQModel", VQ), 16, r"model VQModel: only a pretrained one"),
         (AutoencoderConfig("AutoencoderKL", {"depth": 2}), 16, r"settings: AutoencoderKL does not take them: .*depth"),
-        (AutoencoderConfig("AutoencoderKL", KL), 18, r"AutoencoderKL and images of 18x18 pixels do not go together"),
+        (AutoencoderConfig("AutoencoderKL", KL), 18, r"AutoencoderKL and images of 18 pixels do not go together"),
         (PretrainedConfig("/nowhere/vae"), 16, r"source /nowhere/vae: no such folder$"),
         (PretrainedConfig("owner/name"), 16, r"source owner/name: no such folder; of one at the hub, give its rev"),
     ],

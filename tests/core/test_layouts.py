@@ -166,7 +166,7 @@ def test_a_pyramid_of_images_that_are_not_square_has_pairs_for_scales() -> None:
     layout = PyramidTokenizer(config, image_size=(16, 24)).layout
     assert layout.scales == (Grid(1, 1), Grid(2, 3), Grid(4, 6)) and layout.tokens == 31
     for wrong in ((1, (2, 7), (4, 6)), (1, 2, 4), (1, (4, 6), (4, 6))):
-        with pytest.raises(UserError, match=r"must rise to image_size / stride, \(4, 6\)"):
+        with pytest.raises(UserError, match=r"must rise to image_size / stride, \[4, 6\]"):
             PyramidTokenizer(evolve(config, scales=wrong), image_size=(16, 24))
 
 

@@ -99,7 +99,7 @@ def test_what_nobody_takes_need_not_be_trained(family: Path, registry: Registry,
 def test_tokenizers_that_saw_other_images_are_told(family: Path, registry: Registry) -> None:
     without = ("prior=null", "ti_mix.schedule=constant", "image_size=[32, 16]")
     notes = fit_notes(recipe_of(family, registry, *without), registry, needs_codes=True)
-    assert len(notes) == 2 and all("was trained on images of 16 pixels, and sees (32, 16) here" in n for n in notes)
+    assert len(notes) == 2 and all("was trained on images of 16 pixels, and sees [32, 16] here" in n for n in notes)
     assert fit_notes(recipe_of(family, registry), registry, needs_codes=True) == []
     assert fit_notes(recipe_of(family, registry, "image_size=32", name="discrete"), registry, needs_codes=False) == []
 

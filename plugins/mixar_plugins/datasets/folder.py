@@ -18,7 +18,7 @@ from mixar_core.data.folders import ImageFiles, data_folders, list_images
 from mixar_core.data.images import is_enlarged, read_header
 from mixar_core.errors import UserError
 from mixar_core.storage import user_path
-from mixar_core.types import NO_CLASS, ImageSize
+from mixar_core.types import NO_CLASS, Grid, ImageSize
 from mixar_plugins.datasets.layout import Layout, find_layout, set_aside
 
 #: images whose headers tell what a person should know of all
@@ -115,7 +115,7 @@ class ImageFolder(ImageDataset):
             header.transparent for header in headers
         )
         found["hold several pictures, of which the first is taken"] = sum(header.animated for header in headers)
-        found[f"are smaller than {self.image_size} pixels, and are enlarged"] = sum(
+        found[f"are smaller than {Grid.of_pixels(self.image_size).written} pixels, and are enlarged"] = sum(
             is_enlarged(*header.size, self.image_size) for header in headers
         )
         where = f"of {len(some)} images that were looked at"

@@ -40,7 +40,9 @@ class MaskBitDiscriminator(Discriminator):
     def __init__(self, config: MaskBitDiscriminatorConfig, *, image_size: ImageSize) -> None:
         pixels = Grid.of_pixels(image_size)
         if min(pixels.height, pixels.width) < 2**config.stages:
-            raise UserError(f"maskbit: image_size {pixels} cannot be halved {config.stages} times, one of `stages`")
+            raise UserError(
+                f"maskbit: image_size {pixels.written} cannot be halved {config.stages} times, one of `stages`"
+            )
         super().__init__()
         self.config = config
         widths = [config.channels, *(config.channels * 2**n for n in range(config.stages))]

@@ -37,7 +37,9 @@ class PatchGAN(Discriminator):
     def __init__(self, config: PatchGANConfig, *, image_size: ImageSize) -> None:
         least, pixels = 3 * 2**config.layers, Grid.of_pixels(image_size)
         if min(pixels.height, pixels.width) < least:
-            raise UserError(f"patchgan: image_size {pixels} is too small for {config.layers} layers; least: {least}")
+            raise UserError(
+                f"patchgan: image_size {pixels.written} is too small for {config.layers} layers; least: {least}"
+            )
         super().__init__()
         widths = [config.channels * min(2**n, WIDEST) for n in range(config.layers + 1)]
         modules: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]

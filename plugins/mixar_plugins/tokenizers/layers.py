@@ -38,7 +38,7 @@ def stride_of(channel_multipliers: Sequence[int], image_size: ImageSize, part: s
     pixels = Grid.of_pixels(image_size)
     if min(pixels.height, pixels.width) < stride or pixels.height % stride or pixels.width % stride:
         raise UserError(
-            f"{part}: image_size {image_size} is not a multiple of its stride {stride} "
+            f"{part}: image_size {pixels.written} is not a multiple of its stride {stride} "
             f"({len(channel_multipliers)} channel_multipliers)"
         )
     return stride

@@ -192,8 +192,8 @@ class PyramidTokenizer(ConvTokenizer):
         rising = all(side == sorted(side) and side[0] > 0 for side in sides) and len(set(scales)) == len(scales)
         last = Grid(pixels.height // stride, pixels.width // stride)
         if not rising or scales[-1] != last:
-            asked = ", ".join(str(scale) for scale in config.scales)
-            raise UserError(f"pyramid: scales are [{asked}]; they must rise to image_size / stride, {last.image_size}")
+            asked = ", ".join(scale.written for scale in scales)
+            raise UserError(f"pyramid: scales are [{asked}]; they must rise to image_size / stride, {last.written}")
         quantizer = PyramidQuantizer(
             _codebooks(config, len(scales)), config.scales, config, upsample=config.upsample, smoothing=config.smoothing
         )

@@ -90,15 +90,14 @@ def _lines(facts: DataFacts) -> list[str]:
     (widths, heights), ratios = zip(*facts.sizes, strict=True), [width / height for width, height in facts.sizes]
     between = f"{_span(widths)} wide, {_span(heights)} high, proportions {min(ratios):.2f} to {max(ratios):.2f}"
     lines.append(f"sizes: {between}: {_most({f'{w}x{h}': n for (w, h), n in facts.sizes.items()})}")
-    grid = Grid.of_pixels(facts.image_size)
-    pixels = f"{grid.width}x{grid.height}"
-    lines.append(f"training sees {pixels}: the middle of an image, {facts.kept:.0%} of it on average")
+    size = f"image_size {Grid.of_pixels(facts.image_size).written}"
+    lines.append(f"training sees {size}: the middle of an image, {facts.kept:.0%} of it on average")
     lines.append(f"modes: {_most(facts.modes)}; formats: {_most(facts.formats)}")
     said = {
         "turned as their EXIF entry says": facts.turned,
         "with transparency, shown over the background": facts.transparent,
         "of several pictures, of which the first is taken": facts.animated,
-        f"smaller than {pixels}, to be enlarged": facts.enlarged,
+        f"smaller than {size}, to be enlarged": facts.enlarged,
     }
     lines += [f"{number:,} of {count:,} images {what}" for what, number in said.items() if number]
     lines += [f"left out: {len(files):,} {what}: {_some(files)}" for what, files in facts.left_out.items()]

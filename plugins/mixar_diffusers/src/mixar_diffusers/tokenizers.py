@@ -154,7 +154,7 @@ def _tried(model: nn.Module, image_size: ImageSize) -> tuple[int, int, list[str]
         UserError: the model does not take images of this size to a map of latents, and back.
     """
     pixels = Grid.of_pixels(image_size)
-    said = f"{type(model).__name__} and images of {pixels} pixels do not go together"
+    said = f"{type(model).__name__} and images of {pixels.written} pixels do not go together"
     images_B3HW = torch.zeros(1, 3, pixels.height, pixels.width, device="meta")
     try:
         empty = without_values(model)

@@ -68,15 +68,16 @@ def open_tokenizers(names: Sequence[str], registry: Registry, device: torch.devi
             type_ = f"{kind} ({getattr(model.recipe, key).type})"
             entries.append(Entry(label, tokenizer, model.recipe, type_, None if file is None else sha256(file)))
     first, size = entries[0], entries[0].recipe.image_size
+    pixels = Grid.of_pixels(size)
     for entry in entries:
         if entry.recipe.image_size != size:
             raise UserError(
-                f"{first.name} is of {size} pixels and {entry.name} of {entry.recipe.image_size}; "
+                f"{first.name} is of {pixels.written} pixels and {entry.name} of "
+                f"{Grid.of_pixels(entry.recipe.image_size).written}; "
                 f"tokenizers of one image size compare"
             )
-    pixels = Grid.of_pixels(size)
     if min(pixels.height, pixels.width) < SMALLEST:
-        raise UserError(f"{first.name}: images of {size} pixels; SSIM needs {SMALLEST} or more a side")
+        raise UserError(f"{first.name}: images of {pixels.written} pixels; SSIM needs {SMALLEST} or more a side")
     return entries
 
 

@@ -42,7 +42,8 @@ class NetworkConfig:
         if pixels.height % self.stride or pixels.width % self.stride:
             levels = len(self.channel_multipliers)
             raise UserError(
-                f"image_size {image_size} is not a multiple of the stride {self.stride} ({levels} channel_multipliers)"
+                f"image_size {pixels.written} is not a multiple of the stride {self.stride} "
+                f"({levels} channel_multipliers)"
             )
 
 

@@ -66,6 +66,7 @@ def import_command(
     `mixar weights import mar checkpoint-last.pth models/mar_b --tokenizer models/kl16` · then
     `mixar sample models/mar_b --labels 207`
     """
+    from mixar_core.types import Grid
     from mixar_import.imports import import_weights
 
     done = import_weights(
@@ -87,7 +88,7 @@ def import_command(
     filled = done.system.recipe
     print(
         f"{out}: {kind}, recipe {filled.name}, {len(done.tensors)} tensors, {values / 1e6:.1f}M values, "
-        f"{filled.image_size} pixels"
+        f"{Grid.of_pixels(filled.image_size).written} pixels"
     )
     if filled.trains in ("mixar", "prior"):
         print(command_line("mixar", "sample", out))

@@ -28,7 +28,9 @@ class MyPluginDiscriminator(Discriminator):
         super().__init__()
         pixels = Grid.of_pixels(image_size)
         if min(pixels.height, pixels.width) < 2**config.layers:
-            raise UserError(f"discriminator my-plugin: {config.layers} layers are too many for images of {pixels}")
+            raise UserError(
+                f"discriminator my-plugin: {config.layers} layers are too many for images of {pixels.written}"
+            )
         layers: list[nn.Module] = []
         channels, width = 3, config.width
         for _ in range(config.layers):
