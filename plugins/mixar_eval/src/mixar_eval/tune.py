@@ -42,8 +42,9 @@ from mixar_eval.report import Report, Section, number, score_names
 TABLE, PICTURE = "tune.csv", "tune.png"
 #: what the others are held against
 BASELINE = "exact"
-#: of the grid beside the presets: steps, head steps, and solvers with the temperature that they ask for
-HEAD_STEPS, SOLVERS = (5, 10, 25, 50), {"ddpm": None, "dpm++": 1.0}
+#: of the grid beside the presets: head steps, solvers with the temperature that they ask for, and the prior's steps, of
+#: which None are as the recipe says
+HEAD_STEPS, SOLVERS, PRIOR_STEPS = (5, 10, 25, 50), {"ddpm": None, "dpm++": 1.0}, (None, 4)
 #: candidates that the last round measures, with every seed
 FINALISTS = 5
 
@@ -140,10 +141,9 @@ def _presets(context: EvalContext) -> Iterator[Candidate]:
 def _grid(model: Model) -> Iterator[Candidate]:
     """Few steps of the backbone, few of the head, and few of the prior, where there is one."""
     assert model.system.model is not None
-    tokens, guided = model.system.model.backbone.layout.tokens, model.system.prior is not None
+    tokens = model.system.model.backbone.layout.tokens
     steps = [count for count in (1, 2, 4, 8, 16, 32) if count <= tokens]
-    usual = model.recipe.sampling.prior_steps
-    prior_steps = [None, *([max(1, usual // 2)] if guided and usual else [])]
+    prior_steps = (None,) if model.system.prior is None else PRIOR_STEPS
     for some, head_steps, (solver, temperature), prior in product(steps, HEAD_STEPS, SOLVERS.items(), prior_steps):
         changes = {"temperature": temperature, "prior_steps": prior}
         sampling = {"steps": some, "head_steps": head_steps} | {k: v for k, v in changes.items() if v is not None}
