@@ -69,6 +69,9 @@ def check_schedule(schedule: Schedule) -> None:
     unknown, lacking = settings.keys() - parameters.keys(), parameters.keys() - settings.keys()
     if unknown:
         raise ValueError(f"'schedule' must be {name} with {', '.join(parameters)}: not {', '.join(sorted(unknown))}")
+    for key, rate in ((key, settings[key]) for key in _RATES if isinstance(settings.get(key), int | float)):
+        if rate < 0:
+            raise ValueError(f"'schedule' must be {name} with a {key} of 0 or more: not {rate}")
     needed = [key for key in parameters if parameters[key].default is inspect.Parameter.empty]
     needed = [key for key in needed if key != _LENGTHS.get(name, ("",))[0]]
     for key in needed:
@@ -143,6 +146,8 @@ class LearningRate:
     def _refusing(self) -> Iterator[None]:
         try:
             yield
+        except ZeroDivisionError as error:
+            raise UserError(f"training.schedule: {self.name}: a setting is zero, by which it divides") from error
         except (ValueError, TypeError, ArithmeticError) as error:
             raise UserError(f"training.schedule: {self.name}: {error}") from error
 

@@ -285,6 +285,16 @@ def _notes(facts: DataFacts, images: int) -> list[str]:
         )
     if "validation" not in facts.images:
         notes.append("there are no validation images: nothing tells learning from learning by heart")
+    elif without := [n for n, count in zip(facts.class_names, facts.counts["validation"], strict=False) if not count]:
+        notes.append(
+            f"{len(without)} of {facts.num_classes} classes have no validation image: {as_line(', '.join(without))}"
+        )
+    if facts.leaks:
+        notes.append(f"{len(facts.leaks)} validation images look like copies of training images: mixar data names them")
+    if facts.kept < 0.75:
+        notes.append(
+            f"training sees {facts.kept:.0%} of an image's area on average; --image-size HxW takes another shape"
+        )
     counts = facts.counts.get("train", ())
     if facts.num_classes == 1:
         notes.append("there is one class, so naming it says nothing; num_classes: 0 would do the same")

@@ -228,7 +228,9 @@ def _own_weights(recipe: Recipe) -> tuple[str, ...]:
 def told(facts: Mapping[str, Any]) -> list[str]:
     """Notes for the screen, of what `start_from` returns."""
     rows: Collection[int | None] = facts["rows"]
-    said = [f"init: {len(facts['taken'])} tensors taken from {facts['from']}"]
+    fits = sum(len(facts[key]) for key in ("taken", "resized", "by_class"))
+    little = "; almost nothing of it fits: this is training anew" if 10 * fits < len(facts["anew"]) else ""
+    said = [f"init: {len(facts['taken'])} tensors taken from {facts['from']}{little}"]
     for key, what in (
         ("resized", "positions, resized"),
         ("by_class", f"by class, {sum(row is not None for row in rows)} of {len(rows)} classes taken, the others anew"),

@@ -165,6 +165,10 @@ class Registry:
         path = path_of(name_or_path)
         if path is None:
             return self._only(str(name_or_path), self._recipes(), "recipe")
+        if path.is_dir() and not (path / "recipe.yaml").is_file():
+            within = sorted(file.name for file in path.glob("*.yaml"))
+            found = f"the recipes in it are {', '.join(within)}" if within else "it holds no recipe.yaml"
+            raise UserError(f"recipe {path}: is a folder; {found}; of images mixar new makes recipes")
         path = path / "recipe.yaml" if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"recipe {path}: no such file")
@@ -181,6 +185,7 @@ class Registry:
             return self._only(str(name_or_path), self._models(), "model")
         if not (path / "recipe.yaml").is_file():
             lacks = "a model or run folder has a recipe.yaml, this one has none" if path.is_dir() else "no such folder"
+            lacks = "a file; a model is a folder, as training a recipe makes one" if path.is_file() else lacks
             raise UserError(f"model {path}: {lacks}")
         return path
 

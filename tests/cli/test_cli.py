@@ -251,6 +251,7 @@ def test_a_link_to_a_folder_of_samples_stays_one(family: Path, tmp_path: Path) -
     [
         (["recipe", "check", "mixar_xl"], 'unknown recipe "mixar_xl"; did you mean mixar_l'),
         (["recipe", "show", "./none.yaml"], "no such file"),
+        (["recipe", "show", "./"], "is a folder; it holds no recipe.yaml; of images mixar new makes recipes"),
         (["recipe", "show", "mar_b", "--set", "head.depht=1"], "did you mean depth?"),
         (["recipe", "show", "mar_b", "--set", "head.depth=1.9"], "not a whole number"),
         (["recipe", "show", "mar_b", "--set", "head.type=difusion"], "did you mean diffusion?"),

@@ -122,6 +122,7 @@ def test_lengths_that_are_not_given_are_the_runs() -> None:
         ({"type": "cosine", "T_max": 3}, "cosine alone, which has no settings here: T_max"),
         ({"type": "StepLR", "step_size": "x"}, "training.schedule: StepLR: unsupported operand"),
         ({"type": "StepLR", "step_size": 0}, "training.schedule: StepLR: .*zero"),
+        ({"type": "OneCycleLR", "max_lr": -1}, "OneCycleLR with a max_lr of 0 or more: not -1"),
         ({"type": "OneCycleLR", "max_lr": 1.0, "total_steps": 5}, "OneCycleLR ends after 5 steps, and 12 follow"),
     ],
 )

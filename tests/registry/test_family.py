@@ -116,6 +116,14 @@ def test_what_is_wrong_with_the_images_is_said(registry: Registry) -> None:
         planned(facts_of([40]), registry, 50)
 
 
+def test_what_spoils_a_validation_is_said() -> None:
+    facts = facts_of([200, 200], names=["cat", "dog"])
+    facts = attrs.evolve(facts, counts={"train": (200, 200), "validation": (40, 0)}, leaks=(("v.png", "t.png"),))
+    said = "\n".join(families._notes(attrs.evolve(facts, sizes={(96, 48): 1}), 400))
+    assert "1 of 2 classes have no validation image: dog" in said
+    assert "1 validation images look like copies" in said and "training sees 50% of an image's area" in said
+
+
 def test_time_is_measured_and_kept(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(families, "seconds_a_step", lambda recipe, registry, device: 2.0)
     facts = facts_of([150, 150], names=["a", "b"])

@@ -329,3 +329,5 @@ def test_a_part_with_weights_of_its_own_begins_with_these(begin: Path, family: P
 def test_notes_name_the_first_of_many():
     facts = {"from": "m", "taken": ["a"], "resized": [], "by_class": [], "rows": [], "anew": list("bcdefg"), "left": []}
     assert told(facts) == ["init: 1 tensors taken from m", "init: 6 made anew: b, c, d, e and 2 more"]
+    nearly_all = told(facts | {"anew": [str(n) for n in range(11)]})
+    assert nearly_all[0] == "init: 1 tensors taken from m; almost nothing of it fits: this is training anew"
