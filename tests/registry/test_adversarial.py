@@ -59,8 +59,8 @@ def test_recipes_without_a_discriminator_say_nothing_of_it(registry: Registry) -
         ("digits_lfq", {"adversarial.weight": 0.1}, "adversarial: is about a discriminator, and the recipe has none"),
         ("digits_lfq", {**PATCHGAN, "adversarial.loss": "wgan"}, "adversarial.loss"),
         ("digits_lfq", {"discriminator": {"type": "patchgan", "weights": "x"}}, "discriminator.weights: only"),
-        ("digits_lfq", {"discriminator": {"type": "patchgan", "layers": 4}}, "patchgan: image_size 32x32 is too small"),
-        ("digits_lfq", {"discriminator": {"type": "maskbit", "stages": 6}}, "maskbit: image_size 32x32 cannot be"),
+        ("digits_lfq", {"discriminator": {"type": "patchgan", "layers": 4}}, "patchgan: image_size 32 is too small"),
+        ("digits_lfq", {"discriminator": {"type": "maskbit", "stages": 6}}, "maskbit: image_size 32 cannot be"),
     ],
 )
 def test_what_does_not_go_together_is_refused(registry: Registry, name: str, changes: dict, message: str) -> None:
