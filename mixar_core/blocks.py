@@ -115,7 +115,10 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, memory_BMD: Tensor | None = None) -> Tensor:
         """(B, T, D) to (B, T, D). A block built with `memory_width` without a memory skips its cross-attention."""
-        x_BTD = x_BTD + self.attn(self.norm1(x_BTD))
+        return self.rest(x_BTD + self.attn(self.norm1(x_BTD)), memory_BMD)
+
+    def rest(self, x_BTD: Tensor, memory_BMD: Tensor | None) -> Tensor:
+        """What follows its self-attention."""
         x_BTD = x_BTD + self.mlp(self.norm2(x_BTD))
         if self.cross is not None and memory_BMD is not None:
             x_BTD = self.cross(x_BTD, memory_BMD)

@@ -75,6 +75,13 @@ def split_by_order(orders_BN: Tensor, masked: int) -> MaskSplit:
     return MaskSplit(visible_BU=visible_BU, masked_BK=masked_BK)
 
 
+def split_known(known_BN: Tensor, known: int) -> MaskSplit:
+    """Hide all but the `known` positions of every image that are True. Index tensors come out ascending."""
+    order_BN = known_BN.int().argsort(dim=1, stable=True)
+    masked = order_BN.shape[1] - known
+    return MaskSplit(visible_BU=order_BN[:, masked:], masked_BK=order_BN[:, :masked])
+
+
 def take(x_BND: Tensor, positions_BK: Tensor) -> Tensor:
     """The rows of (B, N, D) at positions (B, K): (B, K, D)."""
     return x_BND.gather(1, positions_BK[..., None].expand(-1, -1, x_BND.shape[2]))

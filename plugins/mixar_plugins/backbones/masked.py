@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mixar_core.backbone import Backbone, BackboneState
 from mixar_core.blocks import Block
-from mixar_core.masking import put, take
+from mixar_core.masking import put, split_known, take
 from mixar_core.mixture import dc_mixture
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
@@ -267,9 +267,7 @@ class MaskedState(BackboneState):
 
     def _everything(self, step: Step) -> Tensor:
         """z (B, N, D) of a full pass, both halves below each other where the step is guided."""
-        order_BN = self.known_BN.int().argsort(dim=1, stable=True)
-        masked = order_BN.shape[1] - self.known
-        split = MaskSplit(visible_BU=order_BN[:, masked:], masked_BK=order_BN[:, :masked])
+        split = split_known(self.known_BN, self.known)
         tokens_BNC, condition, guidance = self.tokens_BNC, self.condition, self.guidance
         if step.cfg != 1.0:
             tokens_BNC, condition, guidance = tokens_BNC.repeat(2, 1, 1), condition.guided(), guidance.repeat(2)

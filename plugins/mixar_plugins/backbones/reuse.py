@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixar_core.blocks import Block
-from mixar_core.masking import put, take
+from mixar_core.masking import put, split_known, take
 from mixar_core.types import Condition, Guidance, MaskSplit, Step
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ class KeptBlock:
         """The block over (B, T, D); keeps the keys and values of the first `rows` of the batch."""
         q, k, v = self.block.attn.split(self.block.norm1(x))
         self.k, self.v = k[:rows], v[:rows]
-        return self.rest(x + self.block.attn.looking(q, k, v), memory_BMD)
+        return self.block.rest(x + self.block.attn.looking(q, k, v), memory_BMD)
 
     def append(self, x: Tensor, memory_BMD: Tensor | None, front: int) -> Tensor:
         """The block over new tokens behind a front (B, front + K, D): the front's are replaced, the others added."""
         q, k, v = self.block.attn.split(self.block.norm1(x))
         self.k = torch.cat([k[:, :, :front], self.k[:, :, front:], k[:, :, front:]], dim=2)
         self.v = torch.cat([v[:, :, :front], self.v[:, :, front:], v[:, :, front:]], dim=2)
-        return self.rest(x + self.block.attn.looking(q, self.k, self.v), memory_BMD)
+        return self.block.rest(x + self.block.attn.looking(q, self.k, self.v), memory_BMD)
 
     def attend(self, x: Tensor, where_BR: Tensor) -> tuple[Tensor, Tensor]:
         """Attention of tokens (B, R, D) at these places among all; and how like their values are to those before.
@@ -62,12 +62,7 @@ class KeptBlock:
 
     def replace(self, x: Tensor, memory_BMD: Tensor | None, where_BR: Tensor) -> Tensor:
         """The block over tokens (B, R, D) that stand at these places among all."""
-        return self.rest(self.attend(x, where_BR)[0], memory_BMD)
-
-    def rest(self, x: Tensor, memory_BMD: Tensor | None) -> Tensor:
-        """What follows its attention."""
-        x = x + self.block.mlp(self.block.norm2(x))
-        return x if self.block.cross is None or memory_BMD is None else self.block.cross(x, memory_BMD)
+        return self.block.rest(self.attend(x, where_BR)[0], memory_BMD)
 
 
 class Reuse:
@@ -130,10 +125,8 @@ class Reuse:
         backbone = self.backbone
         memory_BMD = guidance.memory_BMD
         # What is neither recent nor in front is not looked at: it stays as it was seen.
-        known_BN = torch.zeros(*tokens_BNC.shape[:2], dtype=torch.bool, device=tokens_BNC.device)
-        order_BN = known_BN.scatter(1, recent_BK, True).int().argsort(dim=1, stable=True)
-        old = order_BN.shape[1] - recent_BK.shape[1]
-        split = MaskSplit(visible_BU=order_BN[:, old:], masked_BK=order_BN[:, :old])
+        none_BN = torch.zeros(*tokens_BNC.shape[:2], dtype=torch.bool, device=tokens_BNC.device)
+        split = split_known(none_BN.scatter(1, recent_BK, True), recent_BK.shape[1])
         recent_BK = split.visible_BU
         x = backbone.encoder_input(tokens_BNC, split, condition, guidance)
         memory_BMD = None if memory_BMD is None else memory_BMD.to(x.dtype)
@@ -173,5 +166,5 @@ class Reuse:
                 like_BT = like_BT.scatter(1, needed_BR, 0.0)
                 where_BR = like_BT.topk(kept_tokens, dim=1, largest=False).indices.sort(dim=1).values
                 x = take(x, where_BR)
-            x = kept.rest(x, memory_BMD)
+            x = kept.block.rest(x, memory_BMD)
         return x, where_BR

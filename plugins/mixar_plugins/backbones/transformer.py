@@ -95,8 +95,4 @@ class CachedBlock(Block):
         seen: int | None = None,
     ) -> Tensor:
         """(B, T, D) to (B, T, D); the other arguments are those of `CachedAttention`."""
-        x_BTD = x_BTD + self.attn(self.norm1(x_BTD), angles, mask, cache, seen)
-        x_BTD = x_BTD + self.mlp(self.norm2(x_BTD))
-        if self.cross is not None and memory_BMD is not None:
-            x_BTD = self.cross(x_BTD, memory_BMD)
-        return x_BTD
+        return self.rest(x_BTD + self.attn(self.norm1(x_BTD), angles, mask, cache, seen), memory_BMD)
