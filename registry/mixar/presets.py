@@ -29,10 +29,7 @@ def read_preset(path: Path, registry: Registry) -> dict[str, Any]:
         UserError: the file cannot be read, or says something else.
     """
     where = f"preset {path}"
-    try:
-        plain = strict_yaml.load(path.read_text(encoding="utf-8"), where=where)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot be read: {error}") from error
+    plain = strict_yaml.read(path, where=where)
     found = plain if isinstance(plain, dict) else {}
     if unknown := [str(key) for key in found if key not in KEYS]:
         raise UserError(f"{where}: {unknown[0]}: unknown key; {choices(KEYS, unknown[0])}")

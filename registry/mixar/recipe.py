@@ -215,10 +215,7 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
     where = f"recipe {path}"
     if path.resolve() in _seen:
         raise UserError(f"{where}: extends itself, through {' -> '.join(p.name for p in _seen)}")
-    try:
-        plain = strict_yaml.load(path.read_text(encoding="utf-8"), where=where)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot be read: {error}") from error
+    plain = strict_yaml.read(path, where=where)
     if not isinstance(plain, dict):
         raise UserError(f"{where}: a recipe is a mapping of keys to values, this is {type(plain).__name__}")
     parent, folder = plain.pop("extends", None), path.absolute().parent

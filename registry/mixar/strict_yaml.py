@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -92,6 +93,18 @@ def load(text: str, *, where: str, comments: bool = True) -> Any:
 def is_text(word: str) -> bool:
     """Whether YAML reads an unquoted word as text, and not as null, a boolean or a number."""
     return not any(pattern.match(word) for pattern in _SCALARS.values())
+
+
+def read(path: Path, *, where: str) -> Any:
+    """The values in a file; `where` begins the error message.
+
+    Raises:
+        UserError: it cannot be read, or is not such YAML.
+    """
+    try:
+        return load(path.read_text(encoding="utf-8"), where=where)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: cannot be read: {error}") from error
 
 
 def dump(value: Any) -> str:
