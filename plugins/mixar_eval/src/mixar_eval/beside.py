@@ -125,8 +125,11 @@ def nearest_training(images: ImageSet, reference: Reference, context: EvalContex
     train = training_images(reference)
     if train is None:
         raise UserError("--nearest: needs --reference data:validation or data:train, to know the training images")
-    train, found = features_of_readable(train, context, "training images")
-    train_TF = found.features_AF
+    if train is reference.images and reference.features_AF is not None:
+        train_TF = reference.features_AF
+    else:
+        train, found = features_of_readable(train, context, "training images")
+        train_TF = found.features_AF
     sample_AF = features_of(images, context, "samples").features_AF
     distances, nearest_AK = _nearest(sample_AF, train_TF)
     plain: dict[str, Any] = {"training_images": len(train), "median": float(distances.median()), "of_validation": None}

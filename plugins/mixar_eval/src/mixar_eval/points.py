@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy
 from attrs import frozen
@@ -21,6 +21,9 @@ from mixar_eval.protocol import PROTOCOL, reasons_against
 from mixar_eval.references import Reference
 from mixar_eval.report import Report, Section, facts
 from mixar_eval.scores import Floor, Scores, floor_at, scores_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: where a call keeps the samples and features of its points
 POINTS = "points"
@@ -169,12 +172,7 @@ def draw_panels(
         up: what the heights are called.
         marked: the best point. floor: a dashed line.
     """
-    # not pyplot: it looks for a display, and keeps every figure
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.5 + 4.5 * len(panels), 4.0), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(1.5 + 4.5 * len(panels), 4.0, title)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (across, curves) in zip(all_axes, panels.items(), strict=True):
         for name, points in curves.items():
@@ -190,6 +188,21 @@ def draw_panels(
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
+    return drawn(figure)
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure, in inches. Not pyplot's: that looks for a display, and keeps every figure."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
-    canvas.draw()
-    return Image.fromarray(numpy.array(canvas.buffer_rgba())).convert("RGB")
+    return figure
+
+
+def drawn(figure: Figure) -> Image.Image:
+    """A figure as a picture."""
+    figure.canvas.draw()
+    return Image.fromarray(numpy.array(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]

@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy
 from attrs import evolve, frozen
 from PIL import Image
 
@@ -36,6 +35,7 @@ from mixar_eval.context import EvalContext
 from mixar_eval.distances import kernel_distance
 from mixar_eval.features import features_of
 from mixar_eval.generation import FEATURES, SAMPLES, draw_samples
+from mixar_eval.points import drawn, new_figure
 from mixar_eval.references import Reference
 from mixar_eval.report import Report, Section, number, score_names
 
@@ -99,6 +99,10 @@ class Result:
     def spread(self) -> float:
         """Its standard deviation over the seeds; 0 of one seed."""
         return stdev(self.kernel) if len(self.kernel) > 1 else 0.0
+
+    def as_good_as(self, baseline: Result) -> bool:
+        """Whether it is no worse than the other's mean and spread."""
+        return self.mean <= baseline.mean + baseline.spread
 
     def row(self) -> dict[str, Any]:
         """As the CSV file has it."""
@@ -190,11 +194,11 @@ def tune(
         for seed in range(seeds):
             plan = Plan(images, batch, seed, one.recipe.sampling, all_classes(model))
             place = folder / f"{candidate.name}_{images}_seed-{seed}"
-            drawn = draw_samples(one, plan, place / SAMPLES, context, f"sampling {place.name}")
-            found = features_of(drawn, context, f"features of {place.name}", cache=place / FEATURES)
+            samples = draw_samples(one, plan, place / SAMPLES, context, f"sampling {place.name}")
+            found = features_of(samples, context, f"features of {place.name}", cache=place / FEATURES)
             kernel.append(context.processes.on_main(partial(kernel_distance, found.features_AF, real_BF)))
-            assert drawn.drawn is not None  # they are ours
-            if (spent := drawn.drawn["seconds_per_image_and_process"]) is None:  # killed before it was noted
+            assert samples.drawn is not None  # they are ours
+            if (spent := samples.drawn["seconds_per_image_and_process"]) is None:  # killed before it was noted
                 raise UserError(f"{place}: how long drawing took is not noted; remove this folder, and repeat")
             took.append(spent)
         return Result(candidate, images, min(took), tuple(kernel))
@@ -217,7 +221,7 @@ def tune(
 
 def choose(exact: Result, within: Sequence[Result]) -> Result | None:
     """The fastest that is no worse than the baseline's mean and spread; else the best; None of none."""
-    as_good = [result for result in within if result.mean <= exact.mean + exact.spread]
+    as_good = [result for result in within if result.as_good_as(exact)]
     if as_good:
         return min(as_good, key=lambda result: result.seconds)
     return min(within, key=lambda result: result.mean, default=None)
@@ -264,7 +268,7 @@ def _report(
         f"{exact.images:,} images for each of {len(exact.kernel)} seeds; ± is the standard deviation over the seeds. "
         f"Budget: {seconds:g} s an image of one process, prior and decoding included."
     ]
-    worse = chosen is not None and chosen.mean > exact.mean + exact.spread
+    worse = chosen is not None and not chosen.as_good_as(exact)
     below = ["**No candidate within the budget is as good as the baseline.**"] if worse else []
     below += ["**No candidate is within the budget.**"] if chosen is None else []
     plain = [result.row() for result in [exact, *last]]
@@ -289,11 +293,8 @@ def _plot(
     exact: Result, last: Sequence[Result], others: Sequence[Result], chosen: Result | None, kernel: str
 ) -> Image.Image:
     """The distance over time: the baseline and the last round with their spread, in grey what fell out early."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0, 4.5), dpi=110, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    figure = new_figure(7.0, 4.5, f"{exact.images:,} images for each of {len(exact.kernel)} seeds")
+    axes = figure.subplots()
     early = [result for result in others if result not in last]
     times, distances = [result.seconds for result in early], [result.mean for result in early]
     axes.plot(times, distances, ".", color="0.8", label="fell out, with fewer images", zorder=0)
@@ -303,9 +304,7 @@ def _plot(
     axes.axhspan(exact.mean - exact.spread, exact.mean + exact.spread, color="0.93", zorder=-1)
     axes.set(xscale="log", xlabel="seconds an image, log scale", ylabel=kernel)
     axes.legend(fontsize=8)
-    figure.suptitle(f"{exact.images:,} images for each of {len(exact.kernel)} seeds", fontsize=10)
-    canvas.draw()
-    return Image.fromarray(numpy.array(canvas.buffer_rgba())).convert("RGB")
+    return drawn(figure)
 
 
 def _parts(model: Model, batch: int) -> dict[str, float]:
@@ -324,9 +323,9 @@ def _parts(model: Model, batch: int) -> dict[str, float]:
                 mixar.condition(labels_B), settings=sampling, noise=Noise.seeded(0), codes_BN=codes_BN
             )
             *_, last = steps
-        drawn = time.perf_counter()
+        tokens = time.perf_counter()
         decoded(mixar.continuous_tokenizer, last.latents_BChw)
-        moments = pairwise((began, coded, drawn, time.perf_counter()))
+        moments = pairwise((began, coded, tokens, time.perf_counter()))
         names = ("prior", "backbone and head", "decoder")
         found = {name: round((end - start) / batch, 5) for name, (start, end) in zip(names, moments, strict=True)}
     return found
