@@ -82,7 +82,7 @@ def _settings(config: type, before: str = "") -> Iterator[Setting]:
             yield from _settings(of, f"{name}.")
             continue
         required = field.default is attrs.NOTHING
-        default = None if required else _plain(field.default)
+        default = None if required else plain_default(field.default)
         told = (_type(of), required, default, _allowed(of, field.validator), meanings.get(field.name, ""))
         yield Setting(name, *told)
 
@@ -100,10 +100,10 @@ def meanings_of(config: type) -> dict[str, str]:
     return meanings
 
 
-def _plain(default: Any) -> Any:
-    """A default as a recipe would write it."""
+def plain_default(default: Any) -> Any:
+    """The default of a field of a config class, which has one, as a recipe would write it."""
     if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-        return None if default.takes_self else _plain(default.factory())
+        return None if default.takes_self else plain_default(default.factory())
     held = attrs.make_class("Held", ["value"])
     return unstructure(held(default))["value"]
 

@@ -19,6 +19,7 @@ from attrs import asdict, field, frozen
 from attrs.validators import ge, in_, min_len
 from torch import Tensor
 
+from mixar.described import plain_default
 from mixar.folder import sha256, versions
 from mixar.generation import batch_noise
 from mixar.model import Model, prior_draws_from_data
@@ -207,14 +208,15 @@ def with_timing(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**manifest, "seconds_per_image_and_process": timing_of(folder).seconds_per_image}
 
 
-_PLAIN = (bool, int, float, str, tuple, list, type(None))
-
-
 def _defaults(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Of the parts in a manifest, what they do where a setting is not given, as `describe` writes it."""
     configs = {key: getattr(recipe, key).config for key in manifest["model"]["parts"] if key in PART_KEYS}
     plain = {
-        key: {key_of(f.name): f.default for f in attrs.fields(type(config)) if isinstance(f.default, _PLAIN)}
+        key: {
+            key_of(f.name): plain_default(f.default)
+            for f in attrs.fields(type(config))
+            if f.init and f.default is not attrs.NOTHING
+        }
         for key, config in configs.items()
     }
     found: dict[str, dict[str, Any]] = json.loads(json.dumps(plain))

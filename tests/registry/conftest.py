@@ -33,6 +33,22 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return make
 
 
+def folders_hook(folder: Path) -> str:
+    """The module of a plugin that brings the recipes of a folder, and the models in its `models`."""
+    return f"""
+        from pathlib import Path
+        from mixar import hookimpl
+
+        @hookimpl
+        def mixar_recipe_folders():
+            return [Path({str(folder)!r})]
+
+        @hookimpl
+        def mixar_model_folders():
+            return [Path({str(folder)!r}) / "models"]
+    """
+
+
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """All packages of this repository, mixar's wheel made from its sdist; tests leave it as they find it."""

@@ -16,7 +16,7 @@ from mixar.origin import origins
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import PART_KEYS, Recipe, load_recipe, to_plain, to_yaml
 from mixar_core.errors import UserError
-from tests.registry.conftest import Install
+from tests.registry.conftest import Install, folders_hook
 
 #: the parts that a small family uses, of another package
 PARTS = """
@@ -243,22 +243,10 @@ def test_a_library_that_a_part_misses_is_told_with_its_package(install: Install,
 
 
 def test_what_a_package_ships_means_its_own_recipes_and_models(install: Install, tmp_path: Path) -> None:
-    hook = """
-        from pathlib import Path
-        from mixar import hookimpl
-
-        @hookimpl
-        def mixar_recipe_folders():
-            return [Path(FOLDER)]
-
-        @hookimpl
-        def mixar_model_folders():
-            return [Path(FOLDER) / "models"]
-    """
     (tmp_path / "theirs/models/digits_lfq").mkdir(parents=True)
     for name in ("digits.yaml", "models/digits_lfq/recipe.yaml"):
         (tmp_path / "theirs" / name).write_text("summary: theirs\n")
-    install("mixar-theirs", "theirs", hook.replace("FOLDER", repr(str(tmp_path / "theirs"))))
+    install("mixar-theirs", "theirs", folders_hook(tmp_path / "theirs"))
     registry = plugin_manager()
     quick = load_recipe("digits_quick", registry=registry)  # extends digits, whose codes are of digits_lfq
     assert quick.discrete_tokenizer is not None and quick.discrete_tokenizer.weights == "zoo:digits_lfq"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import mixar_core
 from mixar.plugins import Part, Plugin, Registry, load_plugins, plugin_manager
 from mixar_core.errors import UserError
-from tests.registry.conftest import Install
+from tests.registry.conftest import Install, folders_hook
 
 GOOD = """
     from attrs import frozen
@@ -324,24 +324,12 @@ def test_an_unknown_part_is_answered_with_choices() -> None:
 
 
 def test_two_recipes_of_one_name_are_told_apart(install: Install, tmp_path: Path) -> None:
-    hook = """
-        from pathlib import Path
-        from mixar import hookimpl
-
-        @hookimpl
-        def mixar_recipe_folders():
-            return [Path(FOLDER)]
-
-        @hookimpl
-        def mixar_model_folders():
-            return [Path(FOLDER) / "models"]
-    """
     for plugin in ("bells", "gongs"):
         folder = tmp_path / plugin
         (folder / "models/old").mkdir(parents=True)
         (folder / "twin.yaml").write_text("summary: x\n")
         (folder / "models/old/recipe.yaml").write_text("summary: x\n")
-        install(f"{plugin}-shop", plugin, hook.replace("FOLDER", repr(str(folder))))
+        install(f"{plugin}-shop", plugin, folders_hook(folder))
     registry = plugin_manager()
     bells, gongs = tmp_path / "bells", tmp_path / "gongs"
     with pytest.raises(UserError) as refused:
