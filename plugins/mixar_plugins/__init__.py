@@ -28,7 +28,14 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.datasets.parquet import ParquetConfig, ParquetDataset
     from mixar_plugins.discriminators.maskbit import MaskBitDiscriminator, MaskBitDiscriminatorConfig
     from mixar_plugins.discriminators.patchgan import PatchGAN, PatchGANConfig
-    from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
+    from mixar_plugins.extractors.efficientnet_lite import (
+        EfficientNetLite0,
+        EfficientNetLite0Config,
+        EfficientNetLite1,
+        EfficientNetLite1Config,
+        EfficientNetLite2,
+        EfficientNetLite2Config,
+    )
     from mixar_plugins.extractors.timm_model import TimmConfig, TimmExtractor
     from mixar_plugins.heads.categorical import CategoricalHead, CategoricalHeadConfig
     from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
@@ -81,6 +88,8 @@ def mixar_parts() -> list[Part]:
         Part("dataset", "image-folder", ImageFolder, ImageFolderConfig),
         Part("dataset", "datasets", HuggingFaceDataset, HuggingFaceConfig),
         Part("extractor", "efficientnet-lite0", EfficientNetLite0, EfficientNetLite0Config),
+        Part("extractor", "efficientnet-lite1", EfficientNetLite1, EfficientNetLite1Config),
+        Part("extractor", "efficientnet-lite2", EfficientNetLite2, EfficientNetLite2Config),
         Part("extractor", "timm", TimmExtractor, TimmConfig),
         Part("discriminator", "patchgan", PatchGAN, PatchGANConfig),
         Part("discriminator", "maskbit", MaskBitDiscriminator, MaskBitDiscriminatorConfig),

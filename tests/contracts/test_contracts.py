@@ -155,6 +155,8 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
     },
     "extractor": {
         "efficientnet-lite0": [{}, {"size": 64, "maps_scale": 2}],
+        "efficientnet-lite1": [{"size": 64, "maps_scale": 2}],
+        "efficientnet-lite2": [{"size": 64}],
         "inception": [write_inception],
         "timm": [write_timm],
     },

