@@ -111,7 +111,11 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {**CAUSAL, "positions": "learned"},
             {**CAUSAL, "order": "raster", "activation_checkpointing": True},
         ],
-        "masked": [MASKED, {**MASKED, "decoder_width": 24, "decoder_depth": 1, "activation_checkpointing": True}],
+        "masked": [
+            MASKED,
+            {**MASKED, "decoder_width": 24, "decoder_depth": 1, "activation_checkpointing": True},
+            {**MASKED, "depth": 0, "decoder_depth": 2, "mlp_dropout": 0.0},
+        ],
     },
     "conditioner": {},
     "injector": {

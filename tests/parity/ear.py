@@ -1,4 +1,4 @@
-"""EAR's case: the energy head, and the whole of EAR: its backbone, which is MAR's decoder alone, stands here."""
+"""EAR's case: the energy head, and the whole of EAR, whose backbone is MAR's decoder alone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixar_core.backbone import Backbone
-from mixar_core.blocks import Block
-from mixar_core.masking import put, split_by_order, take
+from mixar_core.masking import split_by_order
 from mixar_core.model import MixAR, SamplingConfig
-from mixar_core.types import Condition, Grid, Guidance, MaskSplit, Step, TokenLayout, Z
-from mixar_plugins.backbones.masked import MaskedState
+from mixar_core.types import Condition, Grid, Guidance, Step, TokenLayout, Z
+from mixar_import.importers import EarImporter
+from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
 from mixar_plugins.heads.energy import EnergyHead, EnergyHeadConfig
 from mixar_plugins.injectors.none import NoGuidance, NoGuidanceConfig
 from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
@@ -35,50 +34,24 @@ class ListeningHead(EnergyHead):
         return super().sample(z, step, noise=noise)
 
 
-class EarBackbone(Backbone):
-    """One transformer over class buffer and all tokens, masked ones replaced by the mask token."""
-
-    def __init__(self, config: Mapping[str, Any], *, layout: TokenLayout, token_dim: int) -> None:
-        super().__init__()
-        self.layout, self.token_dim, self.num_classes = layout, token_dim, config["class_num"]
-        self.width, self.buffer = config["decoder_embed_dim"], config["buffer_size"]
-        heads, ratio = config["decoder_num_heads"], config["mlp_ratio"]
-        self.class_emb = nn.Embedding(self.num_classes, self.width)
-        self.fake_latent = nn.Parameter(torch.empty(1, self.width))
-        self.mask_token = nn.Parameter(torch.empty(1, 1, self.width))
-        self.z_proj = nn.Linear(token_dim, self.width)
-        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, self.buffer + layout.tokens, self.width))
-        self.decoder_blocks = nn.ModuleList(
-            Block(self.width, heads, ratio, attention_dropout=0.0, dropout=0.0) for _ in range(config["decoder_depth"])
-        )
-        self.decoder_norm = nn.LayerNorm(self.width, eps=1e-6)
-
-    def forward(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
-        encoded = self.encode(tokens_BNC, split, condition, guidance)
-        return take(self.decode(encoded, split, guidance), split.masked_BK)
-
-    def start(self, condition: Condition, guidance: Guidance, *, guided: bool) -> MaskedState:
-        return MaskedState(self, condition, guidance)  # type: ignore[arg-type]  # it asks for encode and decode alone
-
-    def encode(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
-        labels_B = condition.labels_B
-        class_BD = torch.where(labels_B[:, None] >= 0, self.class_emb(labels_B.clamp(min=0)), self.fake_latent)
-        masked_BND = self.mask_token.expand(*tokens_BNC.shape[:2], -1)
-        full_BND = put(masked_BND, split.visible_BU, self.z_proj(take(tokens_BNC, split.visible_BU)))
-        x = torch.cat([class_BD[:, None].expand(-1, self.buffer, -1), full_BND], dim=1)
-        return x + self.decoder_pos_embed_learned
-
-    def decode(self, encoded: Tensor, split: MaskSplit, guidance: Guidance) -> Tensor:
-        for block in self.decoder_blocks:
-            encoded = block(encoded)
-        return self.decoder_norm(encoded)[:, self.buffer :]
-
-
 def build(config: Mapping[str, Any]) -> MixAR:
     """The model of a case's constructor arguments."""
     side = config["img_size"] // config["vae_stride"] // config["patch_size"]
     layout = TokenLayout("grid", (Grid(side, side),))
-    backbone = EarBackbone(config, layout=layout, token_dim=config["vae_embed_dim"] * config["patch_size"] ** 2)
+    backbone = MaskedBackbone(
+        MaskedConfig(
+            width=config["decoder_embed_dim"],
+            depth=0,
+            heads=config["decoder_num_heads"],
+            decoder_depth=config["decoder_depth"],
+            mlp_ratio=config["mlp_ratio"],
+            buffer=config["buffer_size"],
+            patch_size=config["patch_size"],
+        ),
+        layout=layout,
+        token_dim=config["vae_embed_dim"] * config["patch_size"] ** 2,
+        num_classes=config["class_num"],
+    )
     settings = EnergyHeadConfig(
         depth=config["scoreloss_d"],
         width=config["scoreloss_w"],
@@ -100,11 +73,7 @@ def build(config: Mapping[str, Any]) -> MixAR:
 
 def load(model: MixAR, weights: Mapping[str, Tensor]) -> None:
     """Put the original's tensors where they belong, strictly."""
-    named = {
-        name.replace("scoreloss.", "head.") if name.startswith("scoreloss.") else f"backbone.{name}": tensor
-        for name, tensor in weights.items()
-    }
-    load_strictly(nn.ModuleDict({"backbone": model.backbone, "head": model.head}), named)
+    load_strictly(nn.ModuleDict({"backbone": model.backbone, "head": model.head}), EarImporter.rename(weights))
 
 
 def _full_size(tensors: Mapping[str, Tensor], *, width: int, depth: int, heads: int, head: tuple[int, int]) -> None:
@@ -172,7 +141,7 @@ def _head(head: Any, io: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _training(model: MixAR, io: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The whole training forward: all tokens go through the head, masked ones count."""
     head, backbone = model.head, model.backbone
-    assert isinstance(head, EnergyHead) and isinstance(backbone, EarBackbone)
+    assert isinstance(head, EnergyHead) and isinstance(backbone, MaskedBackbone)
     tokens_BNC = model.patchify(io["latents"])
     images, tokens, _ = tokens_BNC.shape
     split = split_by_order(io["orders"], int(-(-tokens * io["mask_rate"].item() // 1)))

@@ -155,6 +155,8 @@ def test_a_bare_state_dict_in_safetensors_is_the_same(
         ("mar_base", "mar", "kl16", {"width": 768, "heads": 12, "steps": 256, "cfg": 2.9, "num_classes": 1000}),
         ("mar_large", "mar", "kl16", {"width": 1024, "heads": 16, "cfg": 3.0, "sampling_steps": 100}),
         ("mar_huge", "mar", "kl16", {"width": 1280, "depth": 20, "heads": 16, "cfg": 3.2}),
+        ("ear_base", "ear", "kl16", {"depth": 0, "decoder_depth": 24, "steps": 64, "cfg": 3.0, "temperature": 0.7}),
+        ("ear_huge", "ear", "kl16", {"width": 1280, "decoder_depth": 40, "heads": 16}),
         ("maskbit_tokenizer_14bit", "maskbit-tokenizer", None, {"bits": 14, "channel_multipliers": [1, 1, 2, 2, 4]}),
         (
             "maskbit_generator_18bit",

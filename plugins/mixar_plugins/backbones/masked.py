@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import attrs
 import torch
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, lt
+from attrs.validators import and_, ge, gt, lt, optional
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,18 +28,19 @@ class MaskedConfig:
     """Sizes of encoder and decoder. What is None for the decoder is as for the encoder, as in all published models.
 
     Args:
-        width, depth, heads: of the encoder; MAR-B 768/12/12, MAR-L 1024/16/16, MAR-H 1280/20/16.
+        width, depth, heads: of the encoder; MAR-B 768/12/12, MAR-L 1024/16/16, MAR-H 1280/20/16. A depth of 0: there
+            is none, and the decoder sees the visible tokens as they are (EAR).
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         mlp_ratio: width of the MLPs over that of their blocks.
         buffer: class tokens in front of the sequence (MAR: 64).
-        dropout, attention_dropout: MAR trains with 0.1 each.
+        dropout, attention_dropout: MAR trains with 0.1 each. mlp_dropout: of the MLPs (DeTok: 0); None: as `dropout`.
         label_dropout: share of labels dropped in training, for classifier-free guidance (MAR: 0.1).
         patch_size: latents a token spans in each direction (1 in all published models).
         activation_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
     """
 
     width: int = field(default=1024, validator=gt(0))
-    depth: int = field(default=16, validator=gt(0))
+    depth: int = field(default=16, validator=ge(0))
     heads: int = field(default=16, validator=gt(0))
     decoder_width: int | None = None
     decoder_depth: int | None = None
@@ -48,6 +49,7 @@ class MaskedConfig:
     buffer: int = field(default=64, validator=gt(0))
     dropout: float = field(default=0.1, validator=_share)
     attention_dropout: float = field(default=0.1, validator=_share)
+    mlp_dropout: float | None = field(default=None, validator=optional(_share))
     label_dropout: float = field(default=0.1, validator=_share)
     patch_size: int = field(default=1, validator=gt(0))
     activation_checkpointing: bool = False
@@ -59,12 +61,16 @@ class MaskedConfig:
         ):
             if width % heads:
                 raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        if not self.depth and not (self.decoder_depth and self.decoder_width in (None, self.width)):
+            raise ValueError("depth 0: a decoder alone needs decoder_depth, and has one width")
 
 
 class MaskedBackbone(Backbone):
     """MAR's transformer: an encoder over the visible tokens only, a decoder over all."""
 
     reuses = frozenset({"lazymar", "recap"})
+    encoder_pos_embed_learned: Tensor | None
+    diffusion_pos_embed_learned: Tensor | None
 
     def __init__(
         self,
@@ -82,24 +88,31 @@ class MaskedBackbone(Backbone):
         self.width, self.guidance_width = self.widths(config)
         width, out_width = config.width, self.width
         length = config.buffer + layout.tokens
+        encoder = config.depth > 0
+
+        def norm(size: int, there: bool = True) -> nn.Module:
+            return nn.LayerNorm(size, eps=1e-6) if there else nn.Identity()
+
+        def positions(tokens: int, size: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(1, tokens, size))
 
         self.class_emb = nn.Embedding(num_classes, width) if num_classes else None
         #: stands for "no class", for classifier-free guidance
         self.fake_latent = nn.Parameter(torch.empty(1, width))
         self.z_proj = nn.Linear(token_dim, width)
-        self.z_proj_ln = nn.LayerNorm(width, eps=1e-6)
-        self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, length, width))
+        self.z_proj_ln = norm(width, encoder)
+        self.encoder_pos_embed_learned = positions(length, width) if encoder else None
         self.encoder_blocks = self._blocks(width, config.heads, config.depth, memory)
-        self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
+        self.encoder_norm = norm(width, encoder)
 
-        self.decoder_embed = nn.Linear(width, out_width)
+        self.decoder_embed = nn.Linear(width, out_width) if encoder else nn.Identity()
         self.mask_token = nn.Parameter(torch.empty(1, 1, out_width))
-        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, length, out_width))
+        self.decoder_pos_embed_learned = positions(length, out_width)
         self.decoder_blocks = self._blocks(
             out_width, config.decoder_heads or config.heads, config.decoder_depth or config.depth, memory
         )
-        self.decoder_norm = nn.LayerNorm(out_width, eps=1e-6)
-        self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, layout.tokens, out_width))
+        self.decoder_norm = norm(out_width)
+        self.diffusion_pos_embed_learned = positions(layout.tokens, out_width) if encoder else None
         self.reset_parameters()
         self.condition = ConditionEmbedding(condition_width, width) if condition_width else None
 
@@ -117,11 +130,8 @@ class MaskedBackbone(Backbone):
         """Of classes, and of positions behind the class buffer's."""
         of_class = {} if self.class_emb is None else {"class_emb.weight": Table(self.num_classes)}
         positions = Table(self.layout, dim=1, first=self.config.buffer)
-        return of_class | {
-            "encoder_pos_embed_learned": positions,
-            "decoder_pos_embed_learned": positions,
-            "diffusion_pos_embed_learned": Table(self.layout, dim=1),
-        }
+        of_encoder = {"encoder_pos_embed_learned": positions, "diffusion_pos_embed_learned": Table(self.layout, dim=1)}
+        return of_class | {"decoder_pos_embed_learned": positions} | (of_encoder if self.config.depth else {})
 
     def reset_parameters(self) -> None:
         """Initialise as MAR."""
@@ -155,14 +165,11 @@ class MaskedBackbone(Backbone):
         visible_BUD = self.z_proj(take(tokens_BNC, split.visible_BU))
         class_B1D = class_vectors(self.class_emb, self.fake_latent, condition.labels_B)[:, None].to(visible_BUD.dtype)
         positions = self.encoder_pos_embed_learned
-        batch = tokens_BNC.shape[0]
-        x = torch.cat(
-            [
-                class_B1D + positions[:, :buffer],
-                visible_BUD + take(positions[:, buffer:].expand(batch, -1, -1), split.visible_BU),
-            ],
-            dim=1,
-        )
+        if positions is None:
+            x = torch.cat([class_B1D.expand(-1, buffer, -1), visible_BUD], dim=1)
+        else:
+            places = positions[:, buffer:].expand(tokens_BNC.shape[0], -1, -1)
+            x = torch.cat([class_B1D + positions[:, :buffer], visible_BUD + take(places, split.visible_BU)], dim=1)
         if guidance.prefix_BPD is not None:
             x = torch.cat([guidance.prefix_BPD.to(x.dtype), x], dim=1)
         if self.condition is not None:
@@ -196,11 +203,12 @@ class MaskedBackbone(Backbone):
 
     def decoder_output(self, x: Tensor) -> Tensor:
         """z (B, N, D) of what the decoder's last block gave."""
-        return self.decoder_norm(x)[:, -self.layout.tokens :] + self.diffusion_pos_embed_learned
+        z_BND = self.decoder_norm(x)[:, -self.layout.tokens :]
+        return z_BND if self.diffusion_pos_embed_learned is None else z_BND + self.diffusion_pos_embed_learned
 
     def _blocks(self, width: int, heads: int, depth: int, memory: bool) -> nn.ModuleList:
         c = self.config
-        return nn.ModuleList(
+        blocks = [
             Block(
                 width,
                 heads,
@@ -210,7 +218,11 @@ class MaskedBackbone(Backbone):
                 memory_width=c.width if memory else None,
             )
             for _ in range(depth)
-        )
+        ]
+        if c.mlp_dropout is not None:
+            for block in blocks:
+                block.mlp.drop = nn.Dropout(c.mlp_dropout)
+        return nn.ModuleList(blocks)
 
     def _run(self, blocks: nn.ModuleList, x: Tensor, memory_BMD: Tensor | None) -> Tensor:
         if memory_BMD is not None:

@@ -29,6 +29,8 @@ def mixar_parts() -> list[Part]:
 
     kinds = {
         "mar": importers.MarImporter,
+        "ear": importers.EarImporter,
+        "detok-mar": importers.DeTokMarImporter,
         "kl16": importers.KL16Importer,
         "vavae": importers.VAVAEImporter,
         "maskbit-tokenizer": importers.MaskBitTokenizerImporter,

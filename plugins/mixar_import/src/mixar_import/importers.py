@@ -166,6 +166,19 @@ class MarImporter(Importer):
     tokenizer_key = "continuous_tokenizer"
 
 
+class EarImporter(MarImporter):
+    """EAR's checkpoint, wrapped as MAR's, over the KL-16 in the folder --tokenizer names. None is released."""
+
+    recipes = ("ear_b", "ear_l", "ear_h")
+    names = {"scoreloss.": "head.", "": "backbone."}
+
+
+class DeTokMarImporter(MarImporter):
+    """l-DeTok's mar_base.pth and mar_large.pth, over the l-DeTok in the folder --tokenizer names."""
+
+    recipes = ("mar_b_detok", "mar_l_detok")
+
+
 class MaskBitTokenizerImporter(Importer):
     """MaskBit's maskbit_tokenizer_*bit.bin: lookup-free, 10 to 18 bits."""
 
