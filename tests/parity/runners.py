@@ -90,8 +90,13 @@ RUNNERS = (
 )
 
 
-def run_case(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    """Expected outputs of a case, and what was computed for each of them (None: nothing was).
+def run_case(
+    case: Case, *, device: torch.device | str = "cpu", bf16: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """Expected outputs of a case, and what was computed for each of them (None: nothing was), on the CPU.
+
+    Args:
+        device: where it is computed: parts and inputs are made there. bf16: under autocast.
 
     Raises:
         NotACase: the config is of no kind known here, or lacks something this kind needs.
@@ -101,9 +106,12 @@ def run_case(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
     if runner is None:
         raise NotACase(f"its config is of no known kind ({', '.join(r.kind for r in RUNNERS)})")
     expected = {n: t for n, t in case.io.items() if not any(fnmatch(n, pattern) for pattern in runner.inputs)}
+    device, found = torch.device(device), dict[str, Tensor | None]()
     try:
-        with torch.no_grad():
-            computed = runner.run(case.config, case.weights, case.io)
+        with torch.no_grad(), device, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            computed = runner.run(case.config, case.weights, {n: tensor.to(device) for n, tensor in case.io.items()})
     except KeyError as error:
         raise NotACase(f"a case of kind {runner.kind} needs {error}") from error
-    return expected, {name: computed.get(name) for name in expected}
+    for name in expected:
+        found[name] = computed[name].cpu() if name in computed else None
+    return expected, found

@@ -26,6 +26,16 @@ def test_case_agrees(folder: Path) -> None:
     assert {label: error for label, error in errors if error > TOLERANCE} == {}
 
 
+def test_a_case_under_autocast_is_further_off() -> None:
+    exact, rounded = (dict(errors_of(HERE / "cases" / "kl16", bf16=bf16)) for bf16 in (False, True))
+    assert all(exact[label] < 1e-5 < 1e-3 < rounded[label] < 0.1 for label in exact)
+
+
+def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(HERE / "cases" / "kl16"), "--device", "nowhere"]) == 2
+    assert "device nowhere: not available here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", sorted(MANIFESTS))
 def test_released_file_maps_one_to_one(name: str) -> None:
     MANIFESTS[name](read_manifest(HERE / "manifests" / f"{name}.txt"))
