@@ -34,12 +34,12 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, mask:
 class Attention(nn.Module):
     """Multi-head self-attention over (B, T, D)."""
 
-    def __init__(self, width: int, heads: int, *, attention_dropout: float, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, *, attention_dropout: float, dropout: float, bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.attention_dropout = attention_dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.proj = nn.Linear(width, width, bias=bias)
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from mixar_core.training.objective import MixARObjective
 from mixar_core.training.settings import TrainingConfig
 from mixar_core.types import NO_CLASS, Condition, Grid, Guidance, ImageBatch, MaskSplit, Step, TokenLayout
 from mixar_plugins.backbones.causal import CausalBackbone, CausalConfig
-from mixar_plugins.backbones.transformer import rotary_angles, rotate
+from mixar_plugins.networks.transformer import rotary_angles, rotate
 from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
 from tests.toys import small_mixar
 

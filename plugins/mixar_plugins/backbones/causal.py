@@ -24,7 +24,7 @@ from mixar_core.plan import Order
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
 from mixar_plugins.backbones.condition import ConditionEmbedding, class_vectors, init_as_mar
-from mixar_plugins.backbones.transformer import CachedBlock, KeyValueCache, rotary_angles, rotate
+from mixar_plugins.networks.transformer import CachedBlock, KeyValueCache, rotary_angles, rotary_table, rotate
 
 _share = and_(ge(0.0), lt(1.0))
 
@@ -145,8 +145,8 @@ class CausalBackbone(Backbone):
         targets = first + torch.arange(split.masked_BK.shape[1], device=x.device)
         # the front sees all of itself, a known token also what comes before it, a target what is known of it
         until = torch.cat([context.clamp(min=front - 1) + 1, targets])
-        angles = self.turned(front, torch.cat([known_BT, split.masked_BK], dim=1))
-        z = self.run(x, guidance.memory_BMD, angles, context < until[:, None], seen=len(context))
+        table = self.turned(front, torch.cat([known_BT, split.masked_BK], dim=1))
+        z = self.run(x, guidance.memory_BMD, table, context < until[:, None], seen=len(context))
         return self.norm(z[:, len(context) :])
 
     def start(self, condition: Condition, guidance: Guidance, *, guided: bool) -> CausalState:
@@ -183,17 +183,17 @@ class CausalBackbone(Backbone):
         return target
 
     def turned(self, front: int, positions_BK: Tensor) -> Tensor | None:
-        """Rotary angles of `front` tokens without a place (they are not turned) and of these positions."""
+        """The rotary table of `front` tokens without a place (they are not turned) and of these positions."""
         if self.angles is None:
             return None
         angles = self.angles[positions_BK]
-        return torch.cat([angles.new_zeros(angles.shape[0], front, angles.shape[2]), angles], dim=1)
+        return rotary_table(torch.cat([angles.new_zeros(angles.shape[0], front, angles.shape[2]), angles], dim=1))
 
     def run(
         self,
         x: Tensor,
         memory_BMD: Tensor | None,
-        angles: Tensor | None,
+        table: Tensor | None,
         mask: Tensor | None,
         caches: Sequence[KeyValueCache] = (),
         seen: int | None = None,
@@ -203,9 +203,9 @@ class CausalBackbone(Backbone):
             memory_BMD = memory_BMD.to(x.dtype)
         for index, block in enumerate(self.layers):
             if self.config.activation_checkpointing and self.training and not caches:
-                x = checkpoint(block, x, memory_BMD, angles, mask, None, seen, use_reentrant=False)
+                x = checkpoint(block, x, memory_BMD, table, mask, None, seen, use_reentrant=False)
             else:
-                x = block(x, memory_BMD, angles, mask, caches[index] if caches else None, seen)
+                x = block(x, memory_BMD, table, mask, caches[index] if caches else None, seen)
         return x
 
 
@@ -283,5 +283,5 @@ class CausalState(BackboneState):
 
     def _run(self, x: Tensor, positions: Tensor, mask: Tensor | None, *, seen: int | None = None) -> Tensor:
         memory_BMD = None if self._memory_BMD is None else self._memory_BMD[: len(x)]
-        angles = self.backbone.turned(0, positions)
-        return self.backbone.run(x, memory_BMD, angles, mask, self.caches, seen)
+        table = self.backbone.turned(0, positions)
+        return self.backbone.run(x, memory_BMD, table, mask, self.caches, seen)

@@ -1,0 +1,196 @@
+"""What transformers of several kinds of parts share: rotary positions, attention with a cache, modulated blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixar_core.blocks import Attention, Block
+from mixar_core.types import TokenLayout
+
+
+def rotary_angles(layout: TokenLayout, width: int, *, base: float = 10000.0) -> Tensor:
+    """By what angles a head of `width` numbers is turned at each position: (N, width / 2) float32.
+
+    On a grid one half of them goes with the row and the other with the column (width must be a multiple of 4); in any
+    other layout all go with the position (RoFormer, arXiv 2104.09864, Eq. 14-15).
+    """
+    places_N = torch.arange(layout.tokens)
+    axes = [places_N]
+    if layout.kind == "grid":
+        across = layout.scales[0].width
+        axes = [places_N // across, places_N % across]
+    part = width // len(axes)
+    frequencies = base ** (-torch.arange(0, part, 2) / part)
+    return torch.cat([axis[:, None] * frequencies for axis in axes], dim=1)
+
+
+def rotary_table(angles: Tensor) -> Tensor:
+    """What `turn` multiplies with, of angles (..., width / 2): (..., 2, width).
+
+    First the cosine of every number's angle, then the sine, with the sign that it has for this number. A system whose
+    embedding is another one (a place that becomes zero, numbers of a pair with different angles) makes such a table.
+    """
+    cos, sin = angles.cos(), angles.sin()
+    signed = torch.stack([-sin, sin], dim=-1).flatten(-2)
+    return torch.stack([cos.repeat_interleave(2, dim=-1), signed], dim=-2)
+
+
+def turn(x: Tensor, table: Tensor) -> Tensor:
+    """Numbers of x (..., width), in float32: each times the first of its table, plus its neighbour times the second."""
+    exact = x.float()
+    swapped = exact.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (exact * table[..., 0, :] + swapped * table[..., 1, :]).to(x.dtype)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn neighbouring numbers of x (..., width) as a pair by angles (..., width / 2), in float32."""
+    return turn(x, rotary_table(angles))
+
+
+class KeyValueCache:
+    """One block's keys and values, (B, heads, length, width) each, of at most `capacity` tokens."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep these (there may be none), and give all that is held of these rows, the first of its own."""
+        batch, heads, count, width = k.shape
+        if self._held is None:
+            shape = batch, heads, self.capacity, width
+            self._held = k.new_empty(shape), v.new_empty(shape)
+        before, self.length = self.length, self.length + count
+        for held, new in zip(self._held, (k, v), strict=True):
+            held[:batch, :, before : self.length] = new
+        return self._held[0][:batch, :, : self.length], self._held[1][:batch, :, : self.length]
+
+
+class CachedAttention(Attention):
+    """Self-attention where positions turn, a mask says who looks at whom, and a cache holds what came before."""
+
+    def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, heads, T, width) as they are before positions turn them."""
+        return q, k
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        table: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        seen: int | None = None,
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D).
+
+        Args:
+            table: by which queries and keys are turned, (B or 1, T, 2, width of a head); None: not at all.
+            mask: bool, broadcast to (B, heads, T, what is held + `seen`), True where a token looks; None: everywhere.
+            cache: what came before; what is seen of these tokens is kept in it.
+            seen: only the first so many of these tokens are looked at; None: all.
+        """
+        q, k, v = self.split(x_BTD)
+        q, k = self.prepared(q, k[:, :, :seen])
+        v = v[:, :, :seen]
+        if table is not None:
+            q, k = turn(q, table[:, None]), turn(k, table[:, None, :seen])
+        if cache is not None:
+            k, v = cache.extended(k, v)
+        return self.looking(q, k, v, mask)
+
+
+class CachedBlock(Block):
+    """A block around it."""
+
+    attention = CachedAttention
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        memory_BMD: Tensor | None = None,
+        table: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        seen: int | None = None,
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D); the other arguments are those of `CachedAttention`."""
+        return self.rest(x_BTD + self.attn(self.norm1(x_BTD), table, mask, cache, seen), memory_BMD)
+
+
+#: how a block's modulation is cut: what each branch adds and multiplies its input with, and its output
+MODULATION = ("shift1", "scale1", "gate1", "shift2", "scale2", "gate2")
+
+
+class ModulatedBlock(nn.Module):
+    """A pre-norm block of parts that are given; a condition may shift, scale and gate both branches (DiT's adaLN).
+
+    Args:
+        width: of its tokens, and of the condition.
+        attn, mlp: the branches.
+        norm: makes each branch's norm.
+        order: how the modulation is cut, the names of MODULATION; None: there is no modulation.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        attn: CachedAttention,
+        mlp: nn.Module,
+        norm: Callable[[], nn.Module],
+        order: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.norm2, self.mlp, self.order = norm(), attn, norm(), mlp, order
+        if order is not None:
+            self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, len(order) * width))
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        condition_BTD: Tensor | None = None,
+        table: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        seen: int | None = None,
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D); the condition is (B, T or 1, D), other arguments are those of `CachedAttention`."""
+        if self.order is None:
+            x_BTD = x_BTD + self.attn(self.norm1(x_BTD), table, mask, cache, seen)
+            return x_BTD + self.mlp(self.norm2(x_BTD))
+        parts = self.modulation(condition_BTD).chunk(len(self.order), dim=-1)
+        by = dict(zip(self.order, parts, strict=True))
+        given = modulate(self.norm1(x_BTD), by["shift1"], by["scale1"])
+        x_BTD = x_BTD + by["gate1"] * self.attn(given, table, mask, cache, seen)
+        return x_BTD + by["gate2"] * self.mlp(modulate(self.norm2(x_BTD), by["shift2"], by["scale2"]))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x * (1 + scale) + shift."""
+    return x * (1 + scale) + shift
+
+
+class GatedMlp(nn.Module):
+    """SwiGLU (arXiv 2002.05202) without biases, with Llama's names: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(width, hidden, bias=False)
+        self.w3 = nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.drop(self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD)))
+
+
+def llama_block(width: int, heads: int, *, multiple_of: int, dropout: float) -> ModulatedBlock:
+    """Llama's block: RMSNorm, no biases, SwiGLU two thirds of four times as wide, rounded up to `multiple_of`."""
+    hidden = -(-int(8 * width / 3) // multiple_of) * multiple_of
+    attention = CachedAttention(width, heads, attention_dropout=0.0, dropout=dropout, bias=False)
+    mlp = GatedMlp(width, hidden, dropout=dropout)
+    return ModulatedBlock(width, attention, mlp, lambda: nn.RMSNorm(width, eps=1e-5))
