@@ -55,8 +55,10 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.samplers.gtr import GtRConfig, GtRSampler
     from mixar_plugins.samplers.reuse import LazyMARConfig, LazyMARSampler, ReCAPConfig, ReCAPSampler
     from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
+    from mixar_plugins.tokenizers.llamagen import LlamaGenConfig, LlamaGenTokenizer
     from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer, VQConfig, VQTokenizer
     from mixar_plugins.tokenizers.residual import PyramidConfig, PyramidTokenizer, RVQConfig, RVQTokenizer
+    from mixar_plugins.tokenizers.var import VARConfig, VARTokenizer
 
     return [
         Part("continuous-tokenizer", "kl", KLAutoencoder, KLConfig),
@@ -64,6 +66,8 @@ def mixar_parts() -> list[Part]:
         Part("discrete-tokenizer", "vq", VQTokenizer, VQConfig),
         Part("discrete-tokenizer", "rvq", RVQTokenizer, RVQConfig),
         Part("discrete-tokenizer", "pyramid", PyramidTokenizer, PyramidConfig),
+        Part("discrete-tokenizer", "llamagen", LlamaGenTokenizer, LlamaGenConfig),
+        Part("discrete-tokenizer", "var", VARTokenizer, VARConfig),
         Part("prior", "maskbit", BitTokenPrior, MaskBitConfig),
         Part("prior", "maskgit", EmbeddingTokenPrior, MaskGitConfig),
         Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),

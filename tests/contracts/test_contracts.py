@@ -89,7 +89,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         ],
     },
     "discrete-tokenizer": {
-        "lfq": [LFQ, {**LFQ, "norm": "none"}],
+        "lfq": [LFQ, {**LFQ, "norm": "none"}, {**LFQ, "spherical": True}],
         "vq": [
             VQ,
             {**VQ, "legacy": True, "downsample": "pool"},
@@ -99,6 +99,8 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {**VQ, "scales": (1, 2, 4), "smoothing": 2},
             {**VQ, "scales": (1, 3, 4), "smoothing": 0, "shared": False, "upsample": "nearest"},
         ],
+        "llamagen": [{**VQ, "latent_channels": 4, "entropy_weight": 0.1}],
+        "var": [{**CONV, "codebook_size": 32, "latent_channels": 8, "scales": (1, 2, 4), "smoothing": 2}],
     },
     "prior": {
         "maskbit": [PRIOR, {**PRIOR, "prenorm": True, "splits": 1, "sampling_annealing": True}],

@@ -10,7 +10,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from tests.parity import adversarial, conv_tokenizer, ear, fast, generator, kl, mar
+from tests.parity import adversarial, conv_tokenizer, ear, fast, generator, kl, latent_codes, mar
 from tests.parity.case import Case, NotACase
 
 
@@ -85,6 +85,20 @@ RUNNERS = (
         ),
         ear.run,
         ear.MANIFESTS,
+    ),
+    Runner(
+        "llamagen-tokenizer",
+        ("codebook_embed_dim",),
+        ("images", "codes"),
+        latent_codes.run_llamagen,
+        latent_codes.LLAMAGEN_MANIFESTS,
+    ),
+    Runner(
+        "var-tokenizer",
+        ("v_patch_nums", "test_mode"),
+        ("images", "codes"),
+        latent_codes.run_var,
+        latent_codes.VAR_MANIFESTS,
     ),
     Runner("adversarial", ("lossconfig",), ("images", "decoded"), adversarial.run, {}),
 )

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from attrs import field, frozen, validators
 from torch import Tensor, nn
 
-from mixar_core.tokenizer import DiscreteTokenizer
-from mixar_core.types import ImageSize, Quantized, TokenLayout
+from mixar_core.types import ImageSize
 from mixar_plugins.tokenizers import layers
-from mixar_plugins.tokenizers.quantizers import LookupFreeQuantizer, LookupQuantizer, Quantizer, QuantizerWeights
+from mixar_plugins.tokenizers.quantized import QuantizedTokenizer
+from mixar_plugins.tokenizers.quantizers import (
+    BinarySphericalQuantizer,
+    LookupFreeQuantizer,
+    LookupQuantizer,
+    Quantizer,
+    QuantizerWeights,
+)
 
 
 @frozen(kw_only=True)
@@ -49,9 +54,11 @@ class LFQConfig(ConvConfig):
 
     Args:
         bits: of a code: there are 2^bits codes (10 to 18 published).
+        spherical: binary spherical quantization (BSQ): encoder outputs and code vectors have length 1.
     """
 
     bits: int = field(default=14, validator=validators.and_(layers.positive, validators.le(20)))
+    spherical: bool = False
 
 
 @frozen(kw_only=True)
@@ -67,14 +74,13 @@ class VQConfig(ConvConfig):
     code_width: int = field(default=64, validator=layers.positive)
 
 
-class ConvTokenizer(DiscreteTokenizer):
+class ConvTokenizer(QuantizedTokenizer):
     """Encoder, quantizer and decoder. The networks see pixels in [0, 1], as published; the interface's are [-1, 1]."""
 
     def __init__(self, config: ConvConfig, quantizer: Quantizer, *, image_size: ImageSize, part: str) -> None:
         stride = layers.stride_of(config.channel_multipliers, image_size, part)
-        code_width = quantizer.width
-        super().__init__(image_size=image_size, stride=stride, codebook_size=quantizer.codes, code_width=code_width)
-        self.config = config
+        super().__init__(quantizer, image_size=image_size, stride=stride)
+        self.config, code_width = config, quantizer.width
         widths = [config.channels * factor for factor in config.channel_multipliers]
         levels, last = range(len(widths)), len(widths) - 1
         encoded, decoded = [config.channels, *widths], [*widths[1:], widths[-1]]  # what enters each level
@@ -92,27 +98,11 @@ class ConvTokenizer(DiscreteTokenizer):
             backwards=config.legacy,
         )
         self.quantizer = quantizer
-        if config.norm == "none":  # 1.6x faster on CPU; a group norm would change the layout back and forth
-            self.to(memory_format=torch.channels_last)
+        layers.fast_layout(self, config.norm)
 
-    @property
-    def layout(self) -> TokenLayout:
-        """Where the quantizer puts its codes."""
-        return self.quantizer.layout(super().layout.scales[0])
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Of the decoder: what makes pixels."""
-        weight: nn.Parameter = self.decoder.get_parameter("conv_out.weight")
-        return weight
-
-    def quantize(self, images_B3HW: Tensor) -> Quantized:
-        """Encode and quantize; see Quantizer for the losses."""
-        return self.quantizer(self.encoder((images_B3HW + 1) / 2))
-
-    def code_vectors(self, codes_BN: Tensor) -> Tensor:
-        """Code vectors (B, N, E) of codes (B, N)."""
-        return self.quantizer.vectors(codes_BN)
+    def encoded(self, images_B3HW: Tensor) -> Tensor:
+        """Images (B, 3, H, W) as the quantizer takes them, (B, E, h, w)."""
+        return self.encoder((images_B3HW + 1) / 2)
 
     def decode_vectors(self, vectors_BEhw: Tensor) -> Tensor:
         """Code vectors on the grid (B, E, h, w) to images (B, 3, H, W), not clamped."""
@@ -123,7 +113,8 @@ class LFQTokenizer(ConvTokenizer):
     """MaskBit's tokenizer: every token is a string of bits, its code vector their signs."""
 
     def __init__(self, config: LFQConfig, *, image_size: ImageSize) -> None:
-        super().__init__(config, LookupFreeQuantizer(config.bits, config), image_size=image_size, part="lfq")
+        kind = BinarySphericalQuantizer if config.spherical else LookupFreeQuantizer
+        super().__init__(config, kind(config.bits, config), image_size=image_size, part="lfq")
 
 
 class VQTokenizer(ConvTokenizer):

@@ -1,10 +1,11 @@
-"""What a quantizer is, and the two of MaskBit's tokenizers: lookup-free (bits) and lookup (a learned codebook)."""
+"""What a quantizer is: lookup-free (bits), binary spherical, lookup (a learned codebook). `residual` makes several."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from mixar_core.types import Grid, Quantized, TokenLayout
 LOG_FLOOR = 1e-5
 #: Entries of the tokens x codes table that are held at once; more are recomputed in the backward pass.
 TABLE_ENTRIES = 2**24
+#: How small probabilities count in the entropy loss. `clamped`, MaskBit: the logarithm of each is cut at LOG_FLOOR.
+#: `exact`, LlamaGen and Open-MAGVIT2: of a token it is not, and LOG_FLOOR is added to each of the batch.
+EntropyRule: TypeAlias = Literal["clamped", "exact"]
 
 
 @frozen
@@ -50,9 +54,12 @@ class Quantizer(nn.Module):
     training, and where their weight is zero.
     """
 
-    def __init__(self, codes: int, width: int, weights: QuantizerWeights) -> None:
+    def __init__(
+        self, codes: int, width: int, weights: QuantizerWeights, *, entropy_rule: EntropyRule = "clamped"
+    ) -> None:
         super().__init__()
         self.codes, self.width, self.weights = codes, width, weights
+        self.entropy_rule: EntropyRule = entropy_rule
 
     def layout(self, grid: Grid) -> TokenLayout:
         """Where the codes of an encoder output on this grid stand."""
@@ -61,6 +68,10 @@ class Quantizer(nn.Module):
     def vectors(self, codes: Tensor) -> Tensor:
         """Code vectors (..., E) of codes (...)."""
         raise NotImplementedError
+
+    def prepare(self, encoded_BEhw: Tensor) -> Tensor:
+        """What is quantized, of the encoder output: itself, unless codes lie on a sphere."""
+        return encoded_BEhw
 
     def nearest(self, encoded_RE: Tensor) -> Tensor:
         """Codes (R,) nearest to encoder outputs (R, E)."""
@@ -72,7 +83,7 @@ class Quantizer(nn.Module):
 
     def forward(self, encoded_BEhw: Tensor) -> Quantized:
         with full_precision(encoded_BEhw.device):  # at a temperature of 0.01 bfloat16 rounds affinities by whole units
-            exact_BEhw = encoded_BEhw.float()
+            exact_BEhw = self.prepare(encoded_BEhw.float())
             found_BEhw, codes_BN, losses = self.search(exact_BEhw)
         # Straight through: the value is the code vector's, to the bit, the gradient the encoder's.
         # Contiguous, so that the decoder's memory layout is its weights' choice.
@@ -99,7 +110,8 @@ class Quantizer(nn.Module):
         commitment = weights.commitment_weight * F.mse_loss(wanted, found.detach())
         per_sample = average = rows_RE.new_zeros(())
         if self.training and weights.entropy_weight:
-            per_sample, average = code_entropies(self.entropy_totals, rows_RE, codes=self.codes)
+            exact = self.entropy_rule == "exact"
+            per_sample, average = code_entropies(self.entropy_totals, rows_RE, codes=self.codes, exact=exact)
             average = weights.entropy_gamma * average
         entropy = weights.entropy_weight * (per_sample - average)
         return {
@@ -117,8 +129,8 @@ class LookupFreeQuantizer(Quantizer):
     bits_to_indices: Tensor
     codebook: Tensor
 
-    def __init__(self, bits: int, weights: QuantizerWeights) -> None:
-        super().__init__(2**bits, bits, weights)
+    def __init__(self, bits: int, weights: QuantizerWeights, *, entropy_rule: EntropyRule = "clamped") -> None:
+        super().__init__(2**bits, bits, weights, entropy_rule=entropy_rule)
         # Both are in the released files, so they are persistent here.
         self.register_buffer("bits_to_indices", 2 ** torch.arange(bits, dtype=torch.int32))
         codes_V = torch.arange(2**bits, dtype=torch.int32)
@@ -139,32 +151,67 @@ class LookupFreeQuantizer(Quantizer):
             for half, size in ((encoded_RE[:, :low], low), (encoded_RE[:, low:], self.width - low))
         )
         low_RX, high_RY = log_low_RX.exp(), log_high_RY.exp()
+        if self.entropy_rule == "exact":  # without the clamp no table is needed: entropies of independent halves add up
+            entropy = -(low_RX * log_low_RX).sum() - (high_RY * log_high_RY).sum()
+            return entropy, (high_RY.T @ low_RX).flatten()
         log_RYX = (log_high_RY[:, :, None] + log_low_RX[:, None, :]).clamp_min(math.log(LOG_FLOOR))
         entropy = -(high_RY * (log_RYX @ low_RX[:, :, None])[:, :, 0]).sum()
         return entropy, (high_RY.T @ low_RX).flatten()
 
 
-class LookupQuantizer(Quantizer):
-    """The nearest of `codes` learned vectors of length `width`."""
+class BinarySphericalQuantizer(LookupFreeQuantizer):
+    """The same on the unit sphere: what is quantized has length 1, and so have code vectors (BSQ, arXiv 2406.07548)."""
 
-    def __init__(self, codes: int, width: int, weights: QuantizerWeights) -> None:
-        super().__init__(codes, width, weights)
+    def __init__(self, bits: int, weights: QuantizerWeights, *, entropy_rule: EntropyRule = "clamped") -> None:
+        super().__init__(bits, weights, entropy_rule=entropy_rule)
+        self.codebook.mul_(bits**-0.5)
+
+    def prepare(self, encoded_BEhw: Tensor) -> Tensor:
+        return F.normalize(encoded_BEhw, dim=1)
+
+
+class LookupQuantizer(Quantizer):
+    """The nearest of `codes` learned vectors of length `width`.
+
+    Args:
+        normalised: what is quantized has length 1, and so have code vectors.
+    """
+
+    def __init__(
+        self,
+        codes: int,
+        width: int,
+        weights: QuantizerWeights,
+        *,
+        entropy_rule: EntropyRule = "clamped",
+        normalised: bool = False,
+    ) -> None:
+        super().__init__(codes, width, weights, entropy_rule=entropy_rule)
+        self.normalised = normalised
         self.embedding = nn.Embedding(codes, width)
         nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
 
+    def prepare(self, encoded_BEhw: Tensor) -> Tensor:
+        return F.normalize(encoded_BEhw, dim=1) if self.normalised else encoded_BEhw
+
     def vectors(self, codes: Tensor) -> Tensor:
-        return self.embedding(codes)
+        vectors = self.embedding(codes)
+        return F.normalize(vectors, dim=-1) if self.normalised else vectors
 
     def nearest(self, encoded_RE: Tensor) -> Tensor:
         return self._affinity(encoded_RE).argmax(dim=-1)
 
     def entropy_totals(self, encoded_RE: Tensor) -> tuple[Tensor, Tensor]:
-        probability_RV = torch.softmax(self._affinity(encoded_RE) / self.weights.entropy_temperature, dim=-1)
+        logits_RV = self._affinity(encoded_RE) / self.weights.entropy_temperature
+        if self.entropy_rule == "exact":
+            log_RV = logits_RV.log_softmax(dim=-1)
+            return -(log_RV.exp() * log_RV).sum(), log_RV.exp().sum(dim=0)
+        probability_RV = logits_RV.softmax(dim=-1)
         return _entropy(probability_RV).sum(), probability_RV.sum(dim=0)
 
     def _affinity(self, encoded_RE: Tensor) -> Tensor:
         """Minus the squared distance to every code, up to a constant a token: (R, V)."""
-        codebook_VE = self.embedding.weight
+        codebook_VE = F.normalize(self.embedding.weight, dim=-1) if self.normalised else self.embedding.weight
         return 2 * encoded_RE @ codebook_VE.T - codebook_VE.square().sum(dim=-1)
 
     def losses(self, rows_RE: Tensor, wanted: Tensor, found: Tensor) -> dict[str, Tensor]:
@@ -180,19 +227,22 @@ def in_place(rows_RE: Tensor, like_BEhw: Tensor) -> Tensor:
 
 
 def code_entropies(
-    totals: Callable[[Tensor], tuple[Tensor, Tensor]], encoded_RE: Tensor, *, codes: int
+    totals: Callable[[Tensor], tuple[Tensor, Tensor]], encoded_RE: Tensor, *, codes: int, exact: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Mean entropy of the tokens' distributions over codes, and entropy of the mean distribution, in nats: () each.
 
     Args:
         totals: Quantizer.entropy_totals, of encoder outputs (R, E) over `codes` codes.
+        exact: see EntropyRule.
     """
     pieces = encoded_RE.split(max(1, TABLE_ENTRIES // codes))
     if len(pieces) > 1:
         totals = partial(checkpoint, totals, use_reentrant=False, preserve_rng_state=False)
     entropies, probabilities = zip(*map(totals, pieces), strict=True)
     tokens = encoded_RE.shape[0]
-    return torch.stack(entropies).sum() / tokens, _entropy(torch.stack(probabilities).sum(dim=0) / tokens)
+    mean_V = torch.stack(probabilities).sum(dim=0) / tokens
+    average = -(mean_V * (mean_V + LOG_FLOOR).log()).sum() if exact else _entropy(mean_V)
+    return torch.stack(entropies).sum() / tokens, average
 
 
 def _entropy(probability_XV: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -89,8 +89,9 @@ class PyramidQuantizer(ResidualQuantizer):
     Args:
         scales: the grids, a whole number for a square one, or (height, width); the last is the encoder output's.
         upsample: how vectors are scaled up.
-        smoothing: 3x3 convolutions, shared evenly among the stages, each of which takes half of what was scaled up
-            (VAR's phi); 0: none.
+        smoothing: 3x3 convolutions, each of which takes a share of what was scaled up (VAR's phi); 0: none.
+        smooth_of: which of them each stage takes; None: they are shared evenly.
+        smoothed: that share.
     """
 
     def __init__(
@@ -101,10 +102,14 @@ class PyramidQuantizer(ResidualQuantizer):
         *,
         upsample: Literal["bicubic", "nearest"],
         smoothing: int,
+        smooth_of: Sequence[int] | None = None,
+        smoothed: float = 0.5,
     ) -> None:
         super().__init__(stages, len(scales), weights)
         self.scales, self.upsample = tuple(Grid.of_pixels(scale) for scale in scales), upsample
         self.smooth = nn.ModuleList(nn.Conv2d(self.width, self.width, 3, padding=1) for _ in range(smoothing))
+        evenly = [stage * smoothing // self.count for stage in range(self.count)]
+        self.smooth_of, self.smoothed = tuple(evenly if smooth_of is None else smooth_of), smoothed
 
     def layout(self, grid: Grid) -> TokenLayout:
         return TokenLayout("pyramid", self.scales)
@@ -125,16 +130,37 @@ class PyramidQuantizer(ResidualQuantizer):
             vectors_BEhw = F.interpolate(vectors_BEhw, size=(finest.height, finest.width), mode=self.upsample)
         if not self.smooth:
             return vectors_BEhw
-        smooth = self.smooth[stage * len(self.smooth) // self.count]
-        return 0.5 * vectors_BEhw + 0.5 * smooth(vectors_BEhw)
+        smooth = self.smooth[self.smooth_of[stage]]
+        return (1 - self.smoothed) * vectors_BEhw + self.smoothed * smooth(vectors_BEhw)
+
+    def spreads(self, codes_BN: Tensor) -> Iterator[Tensor]:
+        """What each scale adds to the sum, (B, E, h, w) each on the finest grid, from coarse to fine."""
+        parts = zip(self.split(self.vectors(codes_BN)), self.scales, strict=True)
+        for stage, (part_BNE, scale) in enumerate(parts):
+            yield self.spread(part_BNE.transpose(1, 2).unflatten(2, (scale.height, scale.width)), stage)
 
     def on_grid(self, codes_BN: Tensor) -> Tensor:
         """The sum of all scales, (B, h * w, E)."""
-        spread = [
-            self.spread(part_BNE.transpose(1, 2).unflatten(2, (scale.height, scale.width)), stage)
-            for stage, (part_BNE, scale) in enumerate(zip(self.split(self.vectors(codes_BN)), self.scales, strict=True))
-        ]
-        return torch.stack(spread).sum(dim=0).flatten(2).transpose(1, 2)
+        return torch.stack([*self.spreads(codes_BN)]).sum(dim=0).flatten(2).transpose(1, 2)
+
+    def known_before(self, codes_BN: Tensor) -> Tensor:
+        """The sum of the scales before each but the first, averaged onto its grid: (B, N - N_0, E), N_0 the first's."""
+        sum_BEhw, known = None, []
+        for stage, spread_BEhw in zip(range(1, self.count), self.spreads(codes_BN), strict=False):
+            sum_BEhw = spread_BEhw if sum_BEhw is None else sum_BEhw + spread_BEhw
+            known.append(self.shrink(sum_BEhw, stage).flatten(2).transpose(1, 2))
+        return self.join(known)
+
+
+def checked_scales(scales: Sequence[ImageSize], image_size: ImageSize, stride: int, part: str) -> None:
+    """Raise UserError unless the scales rise to the grid of an image's tokens."""
+    pixels, grids = Grid.of_pixels(image_size), [Grid.of_pixels(scale) for scale in scales]
+    sides = [[scale.height for scale in grids], [scale.width for scale in grids]]
+    rising = all(side == sorted(side) and side[0] > 0 for side in sides) and len(set(grids)) == len(grids)
+    last = Grid(pixels.height // stride, pixels.width // stride)
+    if not rising or grids[-1] != last:
+        asked = ", ".join(scale.written for scale in grids)
+        raise UserError(f"{part}: scales are [{asked}]; they must rise to image_size / stride, {last.written}")
 
 
 @frozen(kw_only=True)
@@ -186,16 +212,14 @@ class PyramidTokenizer(ConvTokenizer):
     quantizer: PyramidQuantizer
 
     def __init__(self, config: PyramidConfig, *, image_size: ImageSize) -> None:
-        stride, pixels = layers.stride_of(config.channel_multipliers, image_size, "pyramid"), Grid.of_pixels(image_size)
-        scales = [Grid.of_pixels(scale) for scale in config.scales]
-        sides = [[scale.height for scale in scales], [scale.width for scale in scales]]
-        rising = all(side == sorted(side) and side[0] > 0 for side in sides) and len(set(scales)) == len(scales)
-        last = Grid(pixels.height // stride, pixels.width // stride)
-        if not rising or scales[-1] != last:
-            asked = ", ".join(scale.written for scale in scales)
-            raise UserError(f"pyramid: scales are [{asked}]; they must rise to image_size / stride, {last.written}")
+        stride = layers.stride_of(config.channel_multipliers, image_size, "pyramid")
+        checked_scales(config.scales, image_size, stride, "pyramid")
         quantizer = PyramidQuantizer(
-            _codebooks(config, len(scales)), config.scales, config, upsample=config.upsample, smoothing=config.smoothing
+            _codebooks(config, len(config.scales)),
+            config.scales,
+            config,
+            upsample=config.upsample,
+            smoothing=config.smoothing,
         )
         super().__init__(config, quantizer, image_size=image_size, part="pyramid")
 

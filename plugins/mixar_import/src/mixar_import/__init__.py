@@ -25,7 +25,7 @@ def mixar_kinds() -> Mapping[str, type]:
 @hookimpl
 def mixar_parts() -> list[Part]:
     """An importer for each kind of file."""
-    from mixar_import import importers
+    from mixar_import import importers, tokenizers
 
     kinds = {
         "mar": importers.MarImporter,
@@ -38,6 +38,8 @@ def mixar_parts() -> list[Part]:
         "vqgan-plus-tokenizer": importers.VQGANPlusTokenizerImporter,
         "maskgit-tokenizer": importers.MaskGITTokenizerImporter,
         "maskgit-generator": importers.MaskGITGeneratorImporter,
+        "llamagen-tokenizer": tokenizers.LlamaGenTokenizerImporter,
+        "var-tokenizer": tokenizers.VARTokenizerImporter,
     }
     return [Part("importer", name, importer, importers.ImporterConfig) for name, importer in kinds.items()]
 

@@ -1,0 +1,142 @@
+"""LlamaGen's and VAR's tokenizers: encoder, quantizer and decoder, from images and from codes that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixar.plugins import plugin_manager
+from mixar_core.tokenizer import DiscreteTokenizer
+from mixar_import.importers import Importer, ImporterConfig
+from mixar_import.tokenizers import LlamaGenTokenizerImporter, VARTokenizerImporter
+from mixar_plugins.tokenizers.llamagen import LlamaGenTokenizer
+from mixar_plugins.tokenizers.var import VARTokenizer
+from tests.parity.case import NotACase, load_strictly
+
+
+def build(name: str, importer: type[Importer], tensors: Mapping[str, Tensor], **settings: Any) -> DiscreteTokenizer:
+    """The registered part with these settings, and with a file's tensors."""
+    part = plugin_manager().part("discrete-tokenizer", name)
+    image_size = settings.pop("image_size")
+    tokenizer = part.component(part.config(**settings), image_size=image_size).eval()
+    load_strictly(tokenizer, importer(ImporterConfig()).translate(tensors)[0])
+    assert isinstance(tokenizer, DiscreteTokenizer)
+    return tokenizer
+
+
+def llamagen(config: Mapping[str, Any], weights: Mapping[str, Tensor], *, image_size: int) -> LlamaGenTokenizer:
+    """The part that a case's config describes."""
+    if config["encoder_ch_mult"] != config["decoder_ch_mult"]:
+        raise NotACase("encoder and decoder have other levels")
+    tokenizer = build(
+        "llamagen",
+        LlamaGenTokenizerImporter,
+        weights,
+        image_size=image_size,
+        channels=config["ch"],
+        channel_multipliers=tuple(config["encoder_ch_mult"]),
+        latent_channels=config["z_channels"],
+        codebook_size=config["codebook_size"],
+        code_width=config["codebook_embed_dim"],
+        normalised=config["codebook_l2_norm"],
+        commitment_weight=config["commit_loss_beta"],
+        entropy_weight=config["entropy_loss_ratio"],
+    )
+    assert isinstance(tokenizer, LlamaGenTokenizer)
+    return tokenizer
+
+
+def run_llamagen(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """`train2_*` is a second training pass; usage counts the codes of both, and code 0, with which its memory began."""
+    tokenizer = llamagen(config, weights, image_size=io["images"].shape[-1])
+    size = io["codes"].shape[1:]
+    quantized = tokenizer.quantize(io["images"])
+    vectors_BEhw = tokenizer.vectors_on_grid(io["codes"].flatten(1)).transpose(1, 2).unflatten(2, size)
+    out = {
+        "encoder_out": tokenizer.encoder(io["images"]),
+        "pre_quant": tokenizer.encoded(io["images"]),
+        "indices": quantized.codes_BN.unflatten(1, size),
+        "quantized": quantized.vectors_BEhw,
+        "decoded": tokenizer.decode_vectors(quantized.vectors_BEhw),
+        "code_vectors": vectors_BEhw,
+        "decoded_codes": tokenizer.decode_vectors(vectors_BEhw),
+    }
+    met = torch.zeros(1, dtype=torch.int64)
+    for run, images in {"train": io["images"], "train2": io["images"].flip(0) * 0.5}.items():
+        quantized = tokenizer.train().quantize(images)
+        met = torch.cat([met, quantized.codes_BN.flatten()]).unique()
+        losses = quantized.losses
+        out |= {
+            f"{run}_vq_loss": losses["codebook"][None],
+            f"{run}_commit_loss": losses["commitment"][None],
+            f"{run}_entropy_loss": losses["entropy"][None],
+            f"{run}_codebook_usage": torch.tensor([len(met) / tokenizer.codebook_size]),
+        }
+    return out
+
+
+def var(config: Mapping[str, Any], weights: Mapping[str, Tensor], *, image_size: int) -> VARTokenizer:
+    """The part that a case's config describes."""
+    if config["using_znorm"] or config["quant_conv_ks"] != 3 or config["share_quant_resi"] < 2:
+        raise NotACase("using_znorm, quant_conv_ks or share_quant_resi is as no released file has it")
+    tokenizer = build(
+        "var",
+        VARTokenizerImporter,
+        weights,
+        image_size=image_size,
+        channels=config["ch"],
+        channel_multipliers=tuple(config.get("ch_mult", (1, 1, 2, 2, 4))),
+        latent_channels=config["z_channels"],
+        codebook_size=config["vocab_size"],
+        scales=tuple(config["v_patch_nums"]),
+        smoothing=config["share_quant_resi"],
+        smoothed=abs(config["quant_resi"]),
+        commitment_weight=config["beta"],
+    )
+    assert isinstance(tokenizer, VARTokenizer)
+    return tokenizer
+
+
+def run_var(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`f_hat`: the sums after each scale; `codes_var_input`: what a next-scale transformer is taught with."""
+    tokenizer = var(config, weights, image_size=io["images"].shape[-1])
+    quantizer = tokenizer.quantizer
+    quantized = tokenizer.quantize(io["images"])
+    decoded = tokenizer.decode_vectors(quantized.vectors_BEhw)
+    return {
+        "encoder_out": tokenizer.encoder(io["images"]),
+        "pre_quant": tokenizer.encoded(io["images"]),
+        **{f"indices_{scale}": codes for scale, codes in enumerate(quantizer.split(quantized.codes_BN))},
+        "f_hat": sums(tokenizer, quantized.codes_BN),
+        "decoded": decoded.clamp(-1, 1),
+        "decoded_raw_every4": decoded[..., ::4, ::4],
+        "codes_f_hat": sums(tokenizer, io["codes"]),
+        "codes_decoded_every2": tokenizer.decode(io["codes"])[..., ::2, ::2],
+        "codes_var_input": quantizer.known_before(io["codes"]),
+        "phi_of_scale": torch.tensor(quantizer.smooth_of),
+        "train_vq_loss": tokenizer.train().quantize(io["images"]).losses["quantizer"][None],
+    }
+
+
+def sums(tokenizer: VARTokenizer, codes_BN: Tensor) -> Tensor:
+    """The sum after each scale, (scales, B, E, h, w)."""
+    return torch.stack([*tokenizer.quantizer.spreads(codes_BN)]).cumsum(dim=0)
+
+
+def _full_llamagen(tensors: Mapping[str, Tensor]) -> None:
+    with torch.device("meta"):
+        build("llamagen", LlamaGenTokenizerImporter, tensors, image_size=256)
+
+
+def _full_var(tensors: Mapping[str, Tensor]) -> None:
+    with torch.device("meta"):
+        build("var", VARTokenizerImporter, tensors, image_size=256)
+
+
+LLAMAGEN_MANIFESTS = {"llamagen_vq_ds16_c2i": _full_llamagen}
+VAR_MANIFESTS = {"var_vae_ch160v4096z32": _full_var}

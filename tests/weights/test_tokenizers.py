@@ -1,0 +1,86 @@
+"""Tokenizers' and generators' released files, in small and wrapped as their authors wrap them: import, then use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from mixar.assembly import build
+from mixar.plugins import Registry
+from mixar.recipe import load_recipe
+from mixar_core.tokenizer import DiscreteTokenizer
+from mixar_import.imports import import_weights
+from tests.parity.case import load_case
+from tests.weights.files import CASES
+
+
+@frozen(eq=False)
+class Released:
+    """A kind of file: its case, how it is wrapped, a recipe of its sizes, and what it leaves out.
+
+    Args:
+        expected: the case's tensor of images that its `codes` become.
+        every: of whose pixels every so many are stored.
+    """
+
+    kind: str
+    case: str
+    wrap: Callable[[dict[str, Tensor]], object]
+    recipe: str
+    expected: str
+    every: int = 1
+    remark: str = ""
+
+
+def released() -> list[Released]:
+    return [
+        Released(
+            "llamagen-tokenizer",
+            "llamagen_tokenizer",
+            lambda weights: {"model": weights, "steps": 7, "optimizer": {"state": {}}},
+            """
+            extends: llamagen_vq
+            image_size: 32
+            discrete_tokenizer:
+              {channels: 32, channel_multipliers: [1, 1, 2], latent_channels: 32, codebook_size: 64, code_width: 8}
+            """,
+            "decoded_codes",
+            remark="quantize.codebook_used",
+        ),
+        Released(
+            "var-tokenizer",
+            "var_tokenizer",
+            dict,
+            """
+            extends: var_vae
+            image_size: 64
+            discrete_tokenizer: {channels: 32, latent_channels: 16, codebook_size: 64, scales: [1, 2, 3, 4]}
+            """,
+            "codes_decoded_every2",
+            every=2,
+            remark="quantize.ema_vocab_hit_SV",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("file", released(), ids=lambda file: file.kind)
+def test_codes_of_an_imported_tokenizer_decode_as_published(file: Released, tmp_path: Path, registry: Registry) -> None:
+    case = load_case(CASES / file.case)
+    torch.save(file.wrap(case.weights), tmp_path / "file.pt")
+    (tmp_path / "small.yaml").write_text(dedent(file.recipe))
+    done = import_weights(
+        file.kind, str(tmp_path / "file.pt"), tmp_path / "out", registry, recipe=str(tmp_path / "small.yaml")
+    )
+    assert any(file.remark in remark for remark in done.remarks)
+    recipe = load_recipe(tmp_path / "out/recipe.yaml", registry=registry)
+    tokenizer = build(recipe, registry, trained_weights=tmp_path / "out/weights.safetensors").trained.eval()
+    assert isinstance(tokenizer, DiscreteTokenizer)
+    with torch.no_grad():
+        decoded = tokenizer.decode(case.io["codes"].flatten(1))[..., :: file.every, :: file.every]
+    torch.testing.assert_close(decoded, case.io[file.expected].clamp(-1, 1), rtol=1e-4, atol=1e-4)
