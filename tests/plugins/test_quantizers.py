@@ -1,4 +1,4 @@
-"""The quantizers' family beyond MaskBit's two: the unit sphere, and the entropy as LlamaGen and Open-MAGVIT2 count it."""
+"""Quantizers beyond MaskBit's two: the unit sphere, and the entropy as LlamaGen and Open-MAGVIT2 count it."""
 
 from __future__ import annotations
 

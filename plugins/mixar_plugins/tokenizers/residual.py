@@ -14,6 +14,7 @@ from mixar_core.errors import UserError
 from mixar_core.types import Grid, ImageSize, TokenLayout
 from mixar_plugins.tokenizers import layers
 from mixar_plugins.tokenizers.maskbit import ConvTokenizer, VQConfig
+from mixar_plugins.tokenizers.quantized import QuantizedTokenizer
 from mixar_plugins.tokenizers.quantizers import LookupQuantizer, Quantizer, QuantizerWeights, in_place
 
 
@@ -50,13 +51,13 @@ class ResidualQuantizer(Quantizer):
 
     def vectors(self, codes: Tensor) -> Tensor:
         """Code vectors (B, N, E) of codes (B, N)."""
-        return self.join([self._stage(index).vectors(part) for index, part in enumerate(self.split(codes))])
+        return self.join([self.stage(index).vectors(part) for index, part in enumerate(self.split(codes))])
 
     def search(self, encoded_BEhw: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         sum_BEhw = torch.zeros_like(encoded_BEhw)
         codes, losses = [], []
         for index in range(self.count):
-            stage, given_BEhw = self._stage(index), self.shrink(encoded_BEhw - sum_BEhw.detach(), index)
+            stage, given_BEhw = self.stage(index), self.shrink(encoded_BEhw - sum_BEhw.detach(), index)
             given_RE, vectors_RE, stage_codes = stage.assign(given_BEhw)
             sum_BEhw = sum_BEhw + self.spread(in_place(vectors_RE, given_BEhw), index)
             codes.append(stage_codes)
@@ -64,7 +65,8 @@ class ResidualQuantizer(Quantizer):
         means = {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}
         return sum_BEhw, self.join(codes), means
 
-    def _stage(self, index: int) -> Quantizer:
+    def stage(self, index: int) -> Quantizer:
+        """The quantizer of a stage."""
         stage = self.stages[min(index, len(self.stages) - 1)]
         assert isinstance(stage, Quantizer)
         return stage
@@ -133,11 +135,15 @@ class PyramidQuantizer(ResidualQuantizer):
         smooth = self.smooth[self.smooth_of[stage]]
         return (1 - self.smoothed) * vectors_BEhw + self.smoothed * smooth(vectors_BEhw)
 
+    def placed(self, vectors_BKE: Tensor, stage: int) -> Tensor:
+        """What a stage's vectors (B, K, E), row by row on its grid, add to the sum: (B, E, h, w) on the finest grid."""
+        scale = self.scales[stage]
+        return self.spread(vectors_BKE.transpose(1, 2).unflatten(2, (scale.height, scale.width)), stage)
+
     def spreads(self, codes_BN: Tensor) -> Iterator[Tensor]:
-        """What each scale adds to the sum, (B, E, h, w) each on the finest grid, from coarse to fine."""
-        parts = zip(self.split(self.vectors(codes_BN)), self.scales, strict=True)
-        for stage, (part_BNE, scale) in enumerate(parts):
-            yield self.spread(part_BNE.transpose(1, 2).unflatten(2, (scale.height, scale.width)), stage)
+        """What each scale adds to the sum, (B, E, h, w) each, from coarse to fine."""
+        for stage, part_BNE in enumerate(self.split(self.vectors(codes_BN))):
+            yield self.placed(part_BNE, stage)
 
     def on_grid(self, codes_BN: Tensor) -> Tensor:
         """The sum of all scales, (B, h * w, E)."""
@@ -206,10 +212,26 @@ class RVQTokenizer(ConvTokenizer):
         super().__init__(config, quantizer, image_size=image_size, part="rvq")
 
 
-class PyramidTokenizer(ConvTokenizer):
-    """Residual quantisation over scales: grids of codes from coarse to fine, whose vectors are scaled up and summed."""
+class OnPyramid(QuantizedTokenizer):
+    """What tokenizers with a pyramid of codes share; a prior that draws scale by scale asks for it by these names."""
 
     quantizer: PyramidQuantizer
+
+    def vectors_on_grid(self, codes_BN: Tensor) -> Tensor:
+        """The sum of all scales' vectors, (B, h * w, E)."""
+        return self.quantizer.on_grid(codes_BN)
+
+    def scale_vectors(self, codes_BK: Tensor, scale: int) -> Tensor:
+        """Code vectors (B, K, E) of one scale's codes."""
+        return self.quantizer.stage(scale).vectors(codes_BK)
+
+    def spread(self, vectors_BKE: Tensor, scale: int) -> Tensor:
+        """What one scale's vectors (B, K, E) add to the sum: (B, E, h, w) on the finest grid."""
+        return self.quantizer.placed(vectors_BKE, scale)
+
+
+class PyramidTokenizer(OnPyramid, ConvTokenizer):
+    """Residual quantisation over scales: grids of codes from coarse to fine, whose vectors are scaled up and summed."""
 
     def __init__(self, config: PyramidConfig, *, image_size: ImageSize) -> None:
         stride = layers.stride_of(config.channel_multipliers, image_size, "pyramid")
@@ -222,7 +244,3 @@ class PyramidTokenizer(ConvTokenizer):
             smoothing=config.smoothing,
         )
         super().__init__(config, quantizer, image_size=image_size, part="pyramid")
-
-    def vectors_on_grid(self, codes_BN: Tensor) -> Tensor:
-        """The sum of all scales' vectors, (B, h * w, E)."""
-        return self.quantizer.on_grid(codes_BN)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from attrs import field, frozen, validators
-from torch import Tensor
 
 from mixar_core.types import ImageSize
 from mixar_plugins.tokenizers import layers
 from mixar_plugins.tokenizers.quantized import LatentCodesConfig, LatentCodesTokenizer
 from mixar_plugins.tokenizers.quantizers import LookupQuantizer
-from mixar_plugins.tokenizers.residual import PyramidQuantizer, checked_scales
+from mixar_plugins.tokenizers.residual import OnPyramid, PyramidQuantizer, checked_scales
 
 
 @frozen(kw_only=True)
@@ -33,10 +32,9 @@ class VARConfig(LatentCodesConfig):
     smoothed: float = field(default=0.5, validator=validators.and_(validators.ge(0.0), validators.le(1.0)))
 
 
-class VARTokenizer(LatentCodesTokenizer):
+class VARTokenizer(OnPyramid, LatentCodesTokenizer):
     """VAR's tokenizer: a pyramid of codes, one codebook, scaled up by bicubic interpolation and smoothed."""
 
-    quantizer: PyramidQuantizer
     pyramid: type[PyramidQuantizer] = PyramidQuantizer
 
     def __init__(self, config: VARConfig, *, image_size: ImageSize, part: str = "var") -> None:
@@ -52,10 +50,6 @@ class VARTokenizer(LatentCodesTokenizer):
             smoothed=config.smoothed,
         )
         super().__init__(config, quantizer, image_size=image_size, kernel=3, part=part)
-
-    def vectors_on_grid(self, codes_BN: Tensor) -> Tensor:
-        """The sum of all scales' vectors, (B, h * w, E)."""
-        return self.quantizer.on_grid(codes_BN)
 
 
 def nearest_ticks(scales: int, convolutions: int) -> list[int]:
