@@ -85,6 +85,15 @@ class ContinuousTokenizer(Tokenizer):
         eps = noise.normal(mean.shape, mean.device, name="posterior")
         return mean + torch.exp(0.5 * posterior.logvar_BChw) * eps.to(mean.dtype)
 
+    def reconstruct(self, images_B3HW: Tensor, *, noise: Noise) -> tuple[Posterior, Tensor, Tensor]:
+        """What training compares: the posterior, what is sampled of it, and the images that this is decoded to.
+
+        One that is trained to restore what is masked or noised overrides it; latents may then be of fewer tokens.
+        """
+        posterior = self.posterior(images_B3HW)
+        raw_BChw = self.sample_posterior(posterior, noise)
+        return posterior, raw_BChw, self.decode_raw(raw_BChw)
+
     def normalise(self, raw_BChw: Tensor) -> Tensor:
         """(raw - mean) / std, per channel."""
         return (raw_BChw - self.latent_mean_C[:, None, None]) / self.latent_std_C[:, None, None]

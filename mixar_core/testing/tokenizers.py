@@ -117,8 +117,9 @@ def _check_continuous(make: Callable[[], ContinuousTokenizer]) -> None:
 
     tokenizer.train()
     images_B3HW.requires_grad_()
-    posterior = tokenizer.posterior(images_B3HW)
-    decoded = tokenizer.decode_raw(posterior.mean_BChw)
+    posterior, raw_BChw, decoded = tokenizer.reconstruct(images_B3HW, noise=Noise.seeded(0))
+    expect_tensor("reconstruct's images", decoded.detach(), images_B3HW.shape)
+    expect_tensor("reconstruct's sample", raw_BChw.detach(), posterior.mean_BChw.shape)
     check_gradients(tokenizer, decoded.square().mean() + posterior.kl_B().mean(), images_B3HW)
 
 

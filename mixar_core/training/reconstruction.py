@@ -149,13 +149,13 @@ class ContinuousReconstruction(Reconstruction):
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
         """Terms: those of `compare`, `oppose` and Alignment, and kl (nats an image)."""
         assert isinstance(batch, ImageBatch)
-        posterior = self.tokenizer.posterior(batch.images_B3HW)
-        raw_BChw = self.tokenizer.sample_posterior(posterior, noise)
-        return self.losses(batch.images_B3HW, posterior, raw_BChw, step=step)
+        posterior, raw_BChw, decoded_B3HW = self.tokenizer.reconstruct(batch.images_B3HW, noise=noise)
+        return self.losses(batch.images_B3HW, posterior, raw_BChw, decoded_B3HW, step=step)
 
-    def losses(self, images_B3HW: Tensor, posterior: Posterior, raw_BChw: Tensor, *, step: int) -> Losses:
-        """The losses of a posterior and a sample of it at this step."""
-        decoded_B3HW = self.tokenizer.decode_raw(raw_BChw)
+    def losses(
+        self, images_B3HW: Tensor, posterior: Posterior, raw_BChw: Tensor, decoded_B3HW: Tensor, *, step: int
+    ) -> Losses:
+        """The losses of a posterior, a sample of it, and what that was decoded to, at this step."""
         reconstruction, terms = self.compare(images_B3HW, decoded_B3HW)
         total, opposed = self.oppose(images_B3HW, decoded_B3HW, reconstruction, step=step)
         terms |= opposed

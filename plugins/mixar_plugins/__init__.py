@@ -54,6 +54,7 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
     from mixar_plugins.samplers.gtr import GtRConfig, GtRSampler
     from mixar_plugins.samplers.reuse import LazyMARConfig, LazyMARSampler, ReCAPConfig, ReCAPSampler
+    from mixar_plugins.tokenizers.detok import DeTok, DeTokConfig
     from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
     from mixar_plugins.tokenizers.llamagen import LlamaGenConfig, LlamaGenTokenizer
     from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer, VQConfig, VQTokenizer
@@ -62,6 +63,7 @@ def mixar_parts() -> list[Part]:
 
     return [
         Part("continuous-tokenizer", "kl", KLAutoencoder, KLConfig),
+        Part("continuous-tokenizer", "detok", DeTok, DeTokConfig),
         Part("discrete-tokenizer", "lfq", LFQTokenizer, LFQConfig),
         Part("discrete-tokenizer", "vq", VQTokenizer, VQConfig),
         Part("discrete-tokenizer", "rvq", RVQTokenizer, RVQConfig),

@@ -91,7 +91,10 @@ class JointObjective(MixARObjective):
             posterior = Posterior(found.mean_BChw.float(), found.logvar_BChw.float())
             raw_BChw = tokenizer.sample_posterior(posterior, noise)
             latents_BChw = tokenizer.normalise(raw_BChw)
-            own["continuous_tokenizer"] = self.continuous.losses(images.images_B3HW, posterior, raw_BChw, step=step)
+            decoded_B3HW = tokenizer.decode_raw(raw_BChw)
+            own["continuous_tokenizer"] = self.continuous.losses(
+                images.images_B3HW, posterior, raw_BChw, decoded_B3HW, step=step
+            )
         if self.codes is not None:
             quantized = self.codes.tokenizer.quantize(images.images_B3HW)
             codes_BN = quantized.codes_BN

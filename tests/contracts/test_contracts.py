@@ -23,6 +23,16 @@ CONV = {"channels": 32, "channel_multipliers": (1, 1, 2), "blocks": 1}  # 32: gr
 LFQ = {**CONV, "bits": 6}
 SMALL_HEAD = {"depth": 1, "width": 16}
 MASKED = {"width": 16, "depth": 1, "heads": 2, "buffer": 2}
+DETOK = {
+    "latent_channels": 4,
+    "patch": 4,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "decoder_width": 24,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+}
 VQ = {**CONV, "codebook_size": 32, "code_width": 8}
 CAUSAL = {"width": 16, "depth": 2, "heads": 2, "buffer": 2}
 PRIOR = {"bits": 6, "stride": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "steps": 4}
@@ -87,6 +97,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {**CONV, "latent_channels": 4, "latent_mean": 0.5, "latent_std": 2.0, "encoder_attention": (4,)},
             {**CONV, "latent_channels": 4, "norm": "none", "mid_attention": False, "encoder_attention": ()},
         ],
+        "detok": [{**DETOK, "gamma": 1.0}, {**DETOK, "mask_ratio": 0.5, "gamma": 0.0}],
     },
     "discrete-tokenizer": {
         "lfq": [LFQ, {**LFQ, "norm": "none"}, {**LFQ, "spherical": True}],

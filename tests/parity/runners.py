@@ -10,7 +10,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from tests.parity import adversarial, conv_tokenizer, ear, fast, generator, kl, latent_codes, mar
+from tests.parity import adversarial, conv_tokenizer, detok, ear, fast, generator, kl, latent_codes, mar
 from tests.parity.case import Case, NotACase
 
 
@@ -86,6 +86,7 @@ RUNNERS = (
         ear.run,
         ear.MANIFESTS,
     ),
+    Runner("detok", ("SIZE_DICT", "token_channels"), ("images", "stats_*", "*_draw_*"), detok.run, detok.MANIFESTS),
     Runner(
         "llamagen-tokenizer",
         ("codebook_embed_dim",),

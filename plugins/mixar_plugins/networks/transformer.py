@@ -174,13 +174,13 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class GatedMlp(nn.Module):
-    """SwiGLU (arXiv 2002.05202) without biases, with Llama's names: w2(silu(w1 x) * w3 x)."""
+    """SwiGLU (arXiv 2002.05202), without biases unless asked for, with Llama's names: w2(silu(w1 x) * w3 x)."""
 
-    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, *, dropout: float, bias: bool = False) -> None:
         super().__init__()
-        self.w1 = nn.Linear(width, hidden, bias=False)
-        self.w3 = nn.Linear(width, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, width, bias=False)
+        self.w1 = nn.Linear(width, hidden, bias=bias)
+        self.w3 = nn.Linear(width, hidden, bias=bias)
+        self.w2 = nn.Linear(hidden, width, bias=bias)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

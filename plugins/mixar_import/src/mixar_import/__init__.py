@@ -40,6 +40,7 @@ def mixar_parts() -> list[Part]:
         "maskgit-generator": importers.MaskGITGeneratorImporter,
         "llamagen-tokenizer": tokenizers.LlamaGenTokenizerImporter,
         "var-tokenizer": tokenizers.VARTokenizerImporter,
+        "detok": tokenizers.DeTokImporter,
     }
     return [Part("importer", name, importer, importers.ImporterConfig) for name, importer in kinds.items()]
 

@@ -45,12 +45,15 @@ def import_command(
         str | None, typer.Option(metavar="DIR", help="Folder of the imported tokenizer that the model works with.")
     ] = None,
     statistics: Annotated[
-        str | None, typer.Option(metavar="FILE", help="vavae: latents_stats.pt, mean and std of the latents.")
+        str | None,
+        typer.Option(metavar="FILE", help="Mean and std of the latents: vavae's latents_stats.pt, detok's stats.pkl."),
     ] = None,
     entry: Annotated[
         str | None, typer.Option(metavar="NAME", help="The file's entry that holds the weights, where it has several.")
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="mar: the last step's weights instead of averaged ones.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="mar, detok: the last step's weights instead of averaged ones.")
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Over the recipe, e.g. image_size=512 or backbone.width=512."),

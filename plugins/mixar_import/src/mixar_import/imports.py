@@ -21,6 +21,7 @@ from mixar_core.storage import user_path
 from mixar_import.entries import StateDict, check_finite, check_stored, flatten, state_dicts
 from mixar_import.importers import Importer
 from mixar_import.published import read_published
+from mixar_import.statistics import read_statistics
 
 _LISTED = 5
 _OWN_FILES = {RECIPE, WEIGHTS, PROVENANCE}
@@ -77,7 +78,7 @@ def import_weights(
     latents = None
     if statistics:
         at, named = _locate(statistics)
-        latents, _ = flatten(read_published(at), where=f"--statistics {statistics}")
+        latents = read_statistics(at, where=f"--statistics {statistics}")
         facts["statistics"] = {**named, "sha256": sha256(at)}
     overrides = [*settings, f"{importer.tokenizer_key}.weights={json.dumps(tokenizer)}"] if tokenizer else settings
     try:

@@ -51,7 +51,7 @@ def read_published(path: Path) -> Any:
     if start[8:] == b"{" or (path.suffix == ".safetensors" and not zipped):
         return read_tensors(path)
     try:
-        with torch.serialization.safe_globals(_plain_values()), warnings.catch_warnings(), path.open("rb") as file:
+        with torch.serialization.safe_globals(plain_values()), warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # about pickle protocols and old storages; what matters raises
             mapped = zipped and path.suffix != ".safetensors"  # torch believes that ending, and maps by path alone
             return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
@@ -59,7 +59,7 @@ def read_published(path: Path) -> Any:
         raise UserError(f"{path} {_complaint(' '.join(str(error).split()), path, zipped=zipped)}") from error
 
 
-def _plain_values() -> list[Any]:
+def plain_values() -> list[Any]:
     """What trainers write beside weights and what does nothing when it is made: numbers, arrays, paths, times."""
     values: list[Any] = [argparse.Namespace, types.SimpleNamespace, torch.torch_version.TorchVersion]
     values += [datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone]

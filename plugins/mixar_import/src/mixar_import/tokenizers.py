@@ -1,12 +1,14 @@
-"""Importers of the discrete tokenizers of LlamaGen and VAR."""
+"""Importers of the tokenizers of LlamaGen, VAR and l-DeTok."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from mixar_core.errors import UserError
 from mixar_import.importers import Importer
 
 
@@ -53,3 +55,61 @@ class VARTokenizerImporter(Importer):
             else:
                 ours[name] = tensor
         return ours
+
+
+class DeTokImporter(Importer):
+    """l-DeTok's detok-BB-gamm3.0-m0.7*.pth; --statistics names its stats.pkl."""
+
+    recipes = ("detok_bb",)
+    names = {
+        "encoder.patch_embed.0.": "encoder.patch_embed.",
+        "decoder.ffn.1.": "decoder.pixels.ffn.",
+        "decoder.conv_out.": "decoder.pixels.conv_out.",
+    }
+    left_out = ("loss_module.", "discriminator.")
+    entry, averaged_entry = "model", "model_ema"
+    takes_statistics = True
+    statistics_key = "detok-BB-gamm3.0-m0.7"
+    """Of both released tokenizers."""
+
+    @classmethod
+    def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its gated layers have gate and value in one matrix."""
+        ours: dict[str, Tensor] = {}
+        for name, tensor in super().rename(tensors).items():
+            if ".mlp.w12." in name and len(tensor) % 2 == 0:
+                gate, value = tensor.chunk(2)
+                ours |= {name.replace(".w12.", ".w1."): gate, name.replace(".w12.", ".w3."): value}
+            else:
+                ours[name.replace(".mlp.w3.", ".mlp.w2.")] = tensor
+        return ours
+
+    def translate(
+        self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        ours, remarks = super().translate(tensors, statistics)
+        weight = ours.get("decoder.decoder_embed.weight")
+        if weight is None or weight.ndim != 2:  # not such a file, as the recipe will find
+            return ours, remarks
+        channels = weight.shape[1]
+        mean_C, std_C = torch.zeros(channels), torch.ones(channels)
+        if statistics is not None:
+            mean_C, std_C = self._statistics(statistics, channels)
+        else:
+            remarks.append("no --statistics given: latents stay as they are, mean 0 and deviation 1 a channel assumed")
+        return {**ours, "latent_mean_C": mean_C, "latent_std_C": std_C}, remarks
+
+    def _statistics(self, statistics: Mapping[str, Tensor], channels: int) -> list[Tensor]:
+        """Of the posterior's mean; the file lists those of its log-variance behind them."""
+        found = [statistics.get(f"{self.statistics_key}.channel.{which}") for which in ("0", "1")]
+        values = [each.flatten().float() for each in found if each is not None]
+        if [len(each) for each in values] != [2 * channels, 2 * channels]:
+            known = ", ".join(sorted({name.split(".channel.")[0] for name in statistics if ".channel." in name}))
+            raise UserError(
+                f"--statistics: has no mean and std of {2 * channels} channels each under {self.statistics_key}, channel; "
+                f"it has {known or 'no statistics of channels'}"
+            )
+        mean_C, std_C = (each[:channels] for each in values)
+        if not (mean_C.isfinite().all() and std_C.isfinite().all() and (std_C > 0).all()):
+            raise UserError("--statistics: mean and std must be finite, and std above 0")
+        return [mean_C, std_C]
