@@ -118,7 +118,7 @@ def run_var(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mappin
         "codes_f_hat": sums(tokenizer, io["codes"]),
         "codes_decoded_every2": tokenizer.decode(io["codes"])[..., ::2, ::2],
         "codes_var_input": quantizer.known_before(io["codes"]),
-        "phi_of_scale": torch.tensor(quantizer.smooth_of),
+        "phi_of_scale": torch.tensor([phi(tokenizer, scale) for scale in range(quantizer.count)]),
         "train_vq_loss": tokenizer.train().quantize(io["images"]).losses["quantizer"][None],
     }
 
@@ -126,6 +126,11 @@ def run_var(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mappin
 def sums(tokenizer: VARTokenizer, codes_BN: Tensor) -> Tensor:
     """The sum after each scale, (scales, B, E, h, w)."""
     return torch.stack([*tokenizer.quantizer.spreads(codes_BN)]).cumsum(dim=0)
+
+
+def phi(tokenizer: VARTokenizer, scale: int) -> int:
+    """The convolution that a scale's vectors are smoothed by."""
+    return tokenizer.quantizer.smooth_of(scale, tokenizer.quantizer.count, len(tokenizer.quantizer.smooth))
 
 
 def _full_llamagen(tensors: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from mixar_plugins.tokenizers.quantizers import (
     Quantizer,
     QuantizerWeights,
 )
-from mixar_plugins.tokenizers.var import nearest_ticks
+from mixar_plugins.tokenizers.var import nearest_tick
 
 WEIGHTS = QuantizerWeights(entropy_weight=1.0, entropy_temperature=0.3, commitment_weight=0.25)
 
@@ -65,6 +65,6 @@ def test_on_the_sphere_length_does_not_count_and_has_no_gradient(quantizer: Quan
 
 
 def test_vars_convolutions_go_to_the_scales_that_are_nearest() -> None:
-    assert nearest_ticks(10, 4) == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
-    assert nearest_ticks(4, 4) == [0, 1, 2, 3]
-    assert nearest_ticks(1, 3) == [0]
+    assert [nearest_tick(scale, 10, 4) for scale in range(10)] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert [nearest_tick(scale, 4, 4) for scale in range(4)] == [0, 1, 2, 3]
+    assert nearest_tick(0, 1, 3) == 0

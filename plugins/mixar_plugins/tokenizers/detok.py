@@ -63,7 +63,7 @@ class DeTok(ContinuousTokenizer):
     @property
     def last_layer(self) -> nn.Parameter:
         """Of the decoder: what makes pixels."""
-        return self.decoder.pixels.conv_out.weight
+        return self.decoder.pixels.last_layer
 
     def posterior(self, images_B3HW: Tensor) -> Posterior:
         """The encoder's Gaussian over raw latents (B, C, h, w), in the images' dtype even under autocast."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -85,6 +85,11 @@ class DepthQuantizer(ResidualQuantizer):
         return torch.stack(list(stages), dim=2).flatten(1, 2)
 
 
+def evenly(stage: int, stages: int, convolutions: int) -> int:
+    """Convolutions go to stages in equal runs."""
+    return stage * convolutions // stages
+
+
 class PyramidQuantizer(ResidualQuantizer):
     """Stages on grids from coarse to fine: what is left is averaged onto a stage's grid, its vectors scaled up again.
 
@@ -92,7 +97,7 @@ class PyramidQuantizer(ResidualQuantizer):
         scales: the grids, a whole number for a square one, or (height, width); the last is the encoder output's.
         upsample: how vectors are scaled up.
         smoothing: 3x3 convolutions, each of which takes a share of what was scaled up (VAR's phi); 0: none.
-        smooth_of: which of them each stage takes; None: they are shared evenly.
+        smooth_of: which of them a stage takes, of stage, stages and convolutions.
         smoothed: that share.
     """
 
@@ -104,14 +109,13 @@ class PyramidQuantizer(ResidualQuantizer):
         *,
         upsample: Literal["bicubic", "nearest"],
         smoothing: int,
-        smooth_of: Sequence[int] | None = None,
+        smooth_of: Callable[[int, int, int], int] = evenly,
         smoothed: float = 0.5,
     ) -> None:
         super().__init__(stages, len(scales), weights)
         self.scales, self.upsample = tuple(Grid.of_pixels(scale) for scale in scales), upsample
         self.smooth = nn.ModuleList(nn.Conv2d(self.width, self.width, 3, padding=1) for _ in range(smoothing))
-        evenly = [stage * smoothing // self.count for stage in range(self.count)]
-        self.smooth_of, self.smoothed = tuple(evenly if smooth_of is None else smooth_of), smoothed
+        self.smooth_of, self.smoothed = smooth_of, smoothed
 
     def layout(self, grid: Grid) -> TokenLayout:
         return TokenLayout("pyramid", self.scales)
@@ -132,7 +136,7 @@ class PyramidQuantizer(ResidualQuantizer):
             vectors_BEhw = F.interpolate(vectors_BEhw, size=(finest.height, finest.width), mode=self.upsample)
         if not self.smooth:
             return vectors_BEhw
-        smooth = self.smooth[self.smooth_of[stage]]
+        smooth = self.smooth[self.smooth_of(stage, self.count, len(self.smooth))]
         return (1 - self.smoothed) * vectors_BEhw + self.smoothed * smooth(vectors_BEhw)
 
     def placed(self, vectors_BKE: Tensor, stage: int) -> Tensor:

@@ -46,17 +46,17 @@ class VARTokenizer(OnPyramid, LatentCodesTokenizer):
             config,
             upsample="bicubic",
             smoothing=config.smoothing,
-            smooth_of=nearest_ticks(len(config.scales), config.smoothing),
+            smooth_of=nearest_tick,
             smoothed=config.smoothed,
         )
         super().__init__(config, quantizer, image_size=image_size, kernel=3, part=part)
 
 
-def nearest_ticks(scales: int, convolutions: int) -> list[int]:
-    """The convolution of each scale: the one whose tick in [0, 1] is nearest, the first of two that are equally near.
+def nearest_tick(stage: int, stages: int, convolutions: int) -> int:
+    """The convolution of a scale: the one whose tick in [0, 1] is nearest, the first of two that are equally near.
 
     In float64 as published: which of two is the nearer can depend on it.
     """
     margin = 1 / (3 if convolutions == 4 else 2) / convolutions
     ticks = np.linspace(margin, 1 - margin, convolutions)
-    return [int(np.argmin(np.abs(ticks - scale / max(1, scales - 1)))) for scale in range(scales)]
+    return int(np.argmin(np.abs(ticks - stage / max(1, stages - 1))))

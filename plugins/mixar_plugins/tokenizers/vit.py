@@ -55,6 +55,12 @@ class Pixels(nn.Module):
         self.ffn = nn.Conv2d(width, 3 * patch**2, 1)
         self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """What makes pixels."""
+        weight: nn.Parameter = self.conv_out.get_parameter("weight")
+        return weight
+
     def forward(self, x_BDhw: Tensor) -> Tensor:
         p = self.patch
         return self.conv_out(rearrange(self.ffn(x_BDhw), "b (p q c) h w -> b c (h p) (w q)", p=p, q=p))

@@ -46,14 +46,12 @@ def import_command(
     ] = None,
     statistics: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Mean and std of the latents: vavae's latents_stats.pt, detok's stats.pkl."),
+        typer.Option(metavar="FILE", help="Mean and std of latents: vavae's latents_stats.pt, detok's stats.pkl."),
     ] = None,
     entry: Annotated[
         str | None, typer.Option(metavar="NAME", help="The file's entry that holds the weights, where it has several.")
     ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="mar, detok: the last step's weights instead of averaged ones.")
-    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="mar, detok: the last step's weights, not averaged ones.")] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Over the recipe, e.g. image_size=512 or backbone.width=512."),

@@ -106,8 +106,8 @@ class DeTokImporter(Importer):
         if [len(each) for each in values] != [2 * channels, 2 * channels]:
             known = ", ".join(sorted({name.split(".channel.")[0] for name in statistics if ".channel." in name}))
             raise UserError(
-                f"--statistics: has no mean and std of {2 * channels} channels each under {self.statistics_key}, channel; "
-                f"it has {known or 'no statistics of channels'}"
+                f"--statistics: has no mean and std of {2 * channels} channels each under {self.statistics_key}, "
+                f"channel; it has {known or 'no statistics of channels'}"
             )
         mean_C, std_C = (each[:channels] for each in values)
         if not (mean_C.isfinite().all() and std_C.isfinite().all() and (std_C > 0).all()):
