@@ -23,6 +23,8 @@ from mixar_core.storage import file_sha256, read_weights, whole_folder, write_te
 from mixar_core.training.checkpoint import list_checkpoints, read_sharded
 
 RECIPE, WEIGHTS, PROVENANCE = "recipe.yaml", "weights.safetensors", "provenance.json"
+#: what provenance.json says under `paths` of a recipe whose paths are seen from its own folder
+FROM_FOLDER = "from this folder"
 #: averaged weights, or those of the last step
 Kind = Literal["ema", "raw"]
 
@@ -33,10 +35,8 @@ def find_weights(weights: str, registry: Registry) -> Path:
     Raises:
         UserError: there is no such model, or the hub's file cannot be had.
     """
-    if weights.startswith(hub.PREFIX):
-        return hub.fetch(weights).path
-    if weights.endswith(".safetensors"):
-        return located(weights)
+    if hub.is_file(weights):
+        return hub.fetch(weights).path if weights.startswith(hub.PREFIX) else located(weights)
     return weights_file(registry.find_model(weights))
 
 

@@ -377,7 +377,7 @@ def load(
         and getattr(system, key) is not None
         and (choice := getattr(recipe, key)).weights is not None
     } | {recipe.trains: trained}
-    return Model(system, _class_names(recipe, folder, registry), chosen, files, weights, precision)
+    return Model(system, class_names(recipe, folder, registry), chosen, files, weights, precision)
 
 
 def prior_draws_from_data(recipe: Recipe) -> bool:
@@ -385,7 +385,7 @@ def prior_draws_from_data(recipe: Recipe) -> bool:
     return recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is None
 
 
-def _class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:
+def class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:
     """As the model's provenance has them, or else its data; empty where neither does."""
     if recipe.num_classes == 0:  # labelled images may have trained it
         return ()

@@ -13,6 +13,7 @@ from attrs import field, frozen
 from attrs.validators import ge
 
 from mixar import strict_yaml
+from mixar.folder import FROM_FOLDER, read_provenance
 from mixar.hub import PREFIX, is_file
 from mixar.image_sizes import as_size, positive
 from mixar.origin import chosen_part, of_silence, same_type, settled
@@ -41,8 +42,8 @@ AlsoTrained = Literal["continuous_tokenizer", "discrete_tokenizer", "prior", "co
 class PartChoice:
     """A part as a recipe names it: its type, its settings (an instance of the Part's config class), its weights.
 
-    `weights` is a shipped model's name, a model folder, a .safetensors file or one at the hub (`hf://owner/name/file`);
-    None means freshly initialised.
+    `weights` is a shipped model's name, a model folder, a .safetensors file, or a model or file at the hub
+    (`hf://owner/name`, `hf://owner/name/file`); None means freshly initialised.
     """
 
     type: str
@@ -211,6 +212,7 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
 
     Relative paths are seen from the file that says them. Those of a shipped recipe, or of one that a run or an import
     wrote (before they were written out in full), mean the working directory, and stay relative while nothing is there.
+    Those of a published model are seen from its folder again.
     """
     where = f"recipe {path}"
     if path.resolve() in _seen:
@@ -222,7 +224,8 @@ def read_plain(path: Path, registry: Registry, *, _seen: tuple[Path, ...] = ()) 
     plain = with_preset(plain, registry, folder)
     shipped = registry.shipped_by(path)
     own = shipped is None and not (path.name == "recipe.yaml" and (folder / "provenance.json").is_file())
-    plain = placed(plain, folder if own else Path.cwd(), own=own)
+    whole = not own and read_provenance(folder).get("paths") == FROM_FOLDER
+    plain = placed(plain, folder if own or whole else Path.cwd(), own=own)
     plain = settled(plain, PART_KEYS, registry, read_from=path)
     if parent is None:
         return _with_typed_backbone(plain, registry)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import attrs
 
+from mixar import hub
 from mixar.hooks import Part
 from mixar.text import choices
 from mixar.written import path_of
@@ -175,11 +176,13 @@ class Registry:
         return path
 
     def find_model(self, name_or_path: str | Path) -> Path:
-        """A model's folder, by its name or by its path; a word without a slash is a folder only if that is a model.
+        """A model's folder, by its name, path or `hf://owner/name`; a bare word is a folder only if that is a model.
 
         Raises:
             UserError: there is none, or several plugins have one of that name.
         """
+        if str(name_or_path).startswith(hub.PREFIX):
+            return hub.fetch_model(str(name_or_path))
         path = path_of(name_or_path, holding="recipe.yaml")
         if path is None:
             return self._only(str(name_or_path), self._models(), "model")

@@ -1,8 +1,14 @@
-"""A hub of one repository on this machine, speaking as much of the protocol as a download of a file needs."""
+"""A hub of one repository on this machine.
+
+It speaks as much of the protocol as downloads of a file and of a whole repository, and an upload need; it takes every
+file into the commit itself, large ones too.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +42,14 @@ def serve(repository: str, files: dict[str, bytes]) -> Iterator[tuple[str, list[
                 if body:
                     self.wfile.write(files[file])
 
+        def say(self, answer: object) -> None:
+            text = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
         def refuse(self, reason: str) -> None:
             self.send_response(404)
             self.send_header("X-Error-Code", reason)
@@ -46,7 +60,30 @@ def serve(repository: str, files: dict[str, bytes]) -> Iterator[tuple[str, list[
             self.answer(body=False)
 
         def do_GET(self) -> None:
-            self.answer(body=True)
+            about = f"/api/models/{repository}"
+            if self.path.startswith(f"{about}/tree/"):
+                asked.append(f"GET {self.path}")
+                self.say([{"type": "file", "path": name, "size": len(files[name]), "oid": name} for name in files])
+            elif self.path.startswith(about):
+                asked.append(f"GET {self.path}")
+                self.say({"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
+            else:
+                self.answer(body=True)
+
+        def do_POST(self) -> None:
+            asked.append(f"POST {self.path}")
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path.endswith("/preupload/main"):
+                paths = [file["path"] for file in json.loads(content)["files"]]
+                known = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
+                self.say({"files": known})
+            elif self.path.endswith("/commit/main"):
+                for line in map(json.loads, content.splitlines()):
+                    if line["key"] == "file":
+                        files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                self.say({"commitUrl": f"http://{self.headers['Host']}/{repository}/commit/{COMMIT}", "commitOid": COMMIT})
+            else:  # a repository is made; a card's header is looked at
+                self.say({"url": f"http://{self.headers['Host']}/{repository}", "warnings": [], "errors": []})
 
         def log_message(self, *_: object) -> None:
             pass

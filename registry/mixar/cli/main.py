@@ -21,6 +21,7 @@ from mixar.cli.inspect import presets_command, recipe_app, recipes_command
 from mixar.cli.measure import measure_command
 from mixar.cli.new import new_command
 from mixar.cli.plugin import plugin_app, plugins_command
+from mixar.cli.publish import publish_command
 from mixar.cli.sample import sample_command
 from mixar.cli.train import train_command
 from mixar.plugins import load_plugins
@@ -45,6 +46,7 @@ app.command("train")(train_command)
 app.command("data")(data_command)
 app.command("cache")(cache_command)
 app.command("measure")(measure_command)
+app.command("publish")(publish_command)
 app.command("recipes")(recipes_command)
 app.add_typer(recipe_app, name="recipe")
 app.command("presets")(presets_command)
