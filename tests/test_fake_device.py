@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import pytest
@@ -14,7 +15,7 @@ from torch.optim import AdamW
 
 from mixar.assembly import build
 from mixar.plugins import Registry, plugin_manager
-from mixar.recipe import Recipe, load_recipe
+from mixar.recipe import PART_KEYS, Recipe, load_recipe
 from mixar.run import make_objective
 from mixar_core.data.loader import BatchShard
 from mixar_core.distributed import Processes
@@ -31,9 +32,34 @@ from tests.fake_device import GPU, META, DeviceNoise, HostNoise, OnlyOn, backwar
 from tests.toys import small_mixar
 
 BATCH = 2
-SHIPPED = sorted(plugin_manager().recipes())
 #: trained with all their blocks: of every other recipe two of each stack (see `shorten`)
 WHOLE = ("mixar_l",)
+
+
+def shipped() -> list[Any]:
+    """Every shipped recipe as a parameter; where several differ in numbers alone, all but one of them are slow."""
+    registry, seen, parameters = plugin_manager(), set(), []
+    for name in sorted(registry.recipes(), key=lambda name: (name not in WHOLE, name)):
+        recipe = load_recipe(name, registry=registry)
+        chosen = [(key, getattr(recipe, key)) for key in PART_KEYS if key not in ("data", "callbacks")]
+        alike = repr(
+            [(key, choice.type, without_numbers(attrs.asdict(choice.config))) for key, choice in chosen if choice]
+        )
+        parameters.append(pytest.param(name, marks=[pytest.mark.slow] if (recipe.trains, alike) in seen else []))
+        seen.add((recipe.trains, alike))
+    return parameters
+
+
+def without_numbers(value: Any) -> Any:
+    """A setting's kind and what is not a number in it."""
+    if isinstance(value, dict):
+        return {key: without_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_numbers(item) for item in value[:1]]
+    return type(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+SHIPPED = shipped()
 #: few steps of every sampler, because a third is as the second; and guidance, to which some recipes have set none
 FEW_STEPS = {
     "mixar": ["sampling.steps=2", "sampling.prior_steps=2", "sampling.cfg=2"],

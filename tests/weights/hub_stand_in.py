@@ -81,7 +81,9 @@ def serve(repository: str, files: dict[str, bytes]) -> Iterator[tuple[str, list[
                 for line in map(json.loads, content.splitlines()):
                     if line["key"] == "file":
                         files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                self.say({"commitUrl": f"http://{self.headers['Host']}/{repository}/commit/{COMMIT}", "commitOid": COMMIT})
+                self.say(
+                    {"commitUrl": f"http://{self.headers['Host']}/{repository}/commit/{COMMIT}", "commitOid": COMMIT}
+                )
             else:  # a repository is made; a card's header is looked at
                 self.say({"url": f"http://{self.headers['Host']}/{repository}", "warnings": [], "errors": []})
 
