@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -39,9 +39,13 @@ class Backbone(nn.Module, ABC):
     patch_size: int = 1
     """Latents a token spans in each direction."""
     order: Order = "any"
-    """The order in which it can predict: any, or "raster", row by row only."""
+    """The order in which it can predict: any, "raster", row by row only, or "groups", group by group only."""
+    groups: Sequence[Sequence[int]] | None = None
+    """Of order "groups": the positions that it predicts together, in turn. z knows earlier groups only."""
     masks: ClassVar[bool] = True
     """Whether it learns from masks of every ratio (`masking`) or predicts every token in each pass."""
+    denoises: ClassVar[bool] = False
+    """Whether it is the head's network, too: what it says is `Z.denoise`, and `cond_BKD` of it alone says little."""
     reuses: ClassVar[frozenset[str]] = frozenset()
     """Names of the methods of `Step.reuse` that its state knows."""
 
@@ -55,8 +59,11 @@ class Backbone(nn.Module, ABC):
         return split_by_order(orders_BN, masked_count(ratio, self.layout.tokens))
 
     @abstractmethod
-    def forward(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
-        """z (B, K, D) of the masked tokens. What a prediction must not know is never looked at."""
+    def forward(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor | Z:
+        """z (B, K, D) of the masked tokens, or all that a head may look at, where it is more (`Z.denoise`).
+
+        What a prediction must not know is never looked at.
+        """
 
     @abstractmethod
     def start(self, condition: Condition, guidance: Guidance, *, guided: bool) -> BackboneState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -28,6 +29,13 @@ class ContinuousHead(nn.Module, ABC):
 
     That of a backbone which predicts every token in one pass (`masks` False) knows the tokens before its own.
     """
+    groups: Sequence[Sequence[int]] | None = None
+    """Of one that is `together`: it never draws tokens of two of these together; None: it knows no groups.
+
+    A backbone of the same groups fits it, though it predicts every token in one pass.
+    """
+    denoises: ClassVar[bool] = False
+    """Whether it has no network of its own and calls `Z.denoise`, which only some backbones give."""
     deterministic: ClassVar[bool] = False
     """Whether it draws nothing, like one that predicts the mean: then another seed gives the same tokens."""
 

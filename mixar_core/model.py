@@ -162,7 +162,7 @@ class MixAR(nn.Module):
         size, device, tokens = len(batch), tokens_BNC.device, backbone.layout.tokens
 
         ratio = self.masking.ratio(noise.scalar(name="ratio"))
-        if backbone.order == "raster":
+        if backbone.order != "any":
             orders_BN = raster_orders(size, tokens, device=device)
         else:
             orders_BN = random_orders(size, tokens, noise=noise, device=device)
@@ -174,9 +174,9 @@ class MixAR(nn.Module):
         if codes is not None and self.injector.needs_codes and lam < 1.0:
             codes = self.mixed_codes(codes.codes_BN, split, condition, lam=lam, noise=noise)
         guidance = self.guidance(codes, known=split.visible_BU.shape[1] / tokens)
-        z_BKD = backbone(tokens_BNC, split, condition.dropped(dropped_B), guidance)
-
-        z = Z(z_BKD, split.masked_BK, tokens_BNC=tokens_BNC, known_BN=~split.masked_BN)
+        z = backbone(tokens_BNC, split, condition.dropped(dropped_B), guidance)
+        z = z if isinstance(z, Z) else Z(z, split.masked_BK)
+        z = z._replace(tokens_BNC=tokens_BNC, known_BN=~split.masked_BN)
         loss_BK = self.head.loss(z, take(tokens_BNC, split.masked_BK), noise=noise)
         return Losses(total=loss_BK.mean())
 
@@ -359,11 +359,16 @@ class MixAR(nn.Module):
             order=backbone.order,
             known_BK=None if kept is None else kept.positions_BK,
             confidence_BN=confidence_BN,
+            groups=backbone.groups,
         )
         plan = self.sampler.plan(task, noise=noise)
         most = max((planned.positions_BK.shape[1] for planned in plan.steps), default=0)
         if backbone.order == "raster" and most > 1:
             raise UserError(f"sampler: {most} tokens in one step; the backbone predicts row by row, one token a step")
+        if backbone.groups is not None:
+            planned_K, sizes = ([*map(len, g)] for g in ([p.positions_BK[0] for p in plan.steps], backbone.groups))
+            if planned_K != sizes:
+                raise UserError(f"sampler: steps of {planned_K} tokens; the backbone predicts groups of {sizes}")
         if unknown := sorted({planned.step.reuse or "" for planned in plan.steps} - {"", *backbone.reuses}):
             known = f"allowed: {', '.join(sorted(backbone.reuses))}" if backbone.reuses else "it reuses nothing"
             raise UserError(

@@ -14,8 +14,8 @@ from torch import Tensor
 from mixar_core.noise import Noise
 from mixar_core.types import Step, TokenLayout
 
-#: the order in which a backbone can predict: any, or only row by row
-Order = Literal["any", "raster"]
+#: the order in which a backbone can predict: any, only row by row, or only group by group (`Backbone.groups`)
+Order = Literal["any", "raster", "groups"]
 
 
 @frozen(eq=False)
@@ -44,7 +44,7 @@ class Task:
         images: B. layout: of the continuous tokens. device: where index tensors are made.
         steps: autoregressive steps at most, 1 or more; of a sampler whose own settings count them, no bound.
         cfg, cfg_schedule, temperature, head_steps: as in SamplingConfig; a cfg of 1 where there is no condition.
-        order: what the backbone can do.
+        order: what the backbone can do; groups: of `order` groups, the positions of each, one after the other.
         known_BK: positions of the tokens that are given, int64, equally many in every image; None: none is.
         confidence_BN: log-probability of the codes that stand on each token's place, where there are such codes.
     """
@@ -60,6 +60,7 @@ class Task:
     order: Order = "any"
     known_BK: Tensor | None = None
     confidence_BN: Tensor | None = None
+    groups: Sequence[Sequence[int]] | None = None
 
 
 class Sampler(ABC):
@@ -70,6 +71,8 @@ class Sampler(ABC):
 
     A backbone that predicts in that order alone can follow them. One that does not promise it refuses such a task.
     """
+    groups: bool = False
+    """Whether it promises plans of one step a group, in order, where `Task.order` is "groups"."""
 
     @abstractmethod
     def plan(self, task: Task, *, noise: Noise) -> Plan:

@@ -14,7 +14,8 @@ Shape letters (a tensor's name ends in them, `codes_BN`):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -94,6 +95,12 @@ class TokenLayout:
     def grid(self) -> Grid | None:
         """The grid (of a pyramid the finest) on which every token's vector has a place; a sequence has none."""
         return None if self.kind == "sequence" else self.scales[-1]
+
+    @property
+    def by_scale(self) -> tuple[range, ...]:
+        """The positions of each scale's tokens."""
+        ends = [self.depth * sum(grid.tokens for grid in self.scales[:n]) for n in range(len(self.scales) + 1)]
+        return tuple(range(*pair) for pair in pairwise(ends))
 
     @property
     def shape(self) -> Grid:
@@ -286,6 +293,8 @@ class Z(NamedTuple):
         cond_BKD: an output vector for each token. uncond_BKD: what guidance moves away from; None: no guidance.
         positions_BK: where these tokens stand, int64.
         tokens_BNC: the continuous tokens that are known, whatever stands elsewhere; known_BN: bool, which these are.
+        denoise: where the backbone is the head's network, too: of noised tokens (R, K, C) and their timesteps (R, K), R
+            the rows of `cond_BKD` and then of `uncond_BKD`, what it predicts of them: (R, K, C).
     """
 
     cond_BKD: Tensor
@@ -293,6 +302,7 @@ class Z(NamedTuple):
     uncond_BKD: Tensor | None = None
     tokens_BNC: Tensor | None = None
     known_BN: Tensor | None = None
+    denoise: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 @frozen

@@ -51,7 +51,7 @@ def check_backbone(make: Callable[..., Backbone]) -> None:
     """
     backbone, found = check_module(lambda: make(memory=False, condition_width=0), _exercise)
     for name, tensor in found.items():
-        expect_tensor(name, tensor, (BATCH, tensor.shape[1], backbone.width))
+        expect_tensor(name, tensor, (BATCH, tensor.shape[1], _said_width(backbone)))
     asked = _Asked.of(backbone)
     with torch.no_grad():
         _check_forward(asked, found)
@@ -82,6 +82,7 @@ class _Asked:
     @classmethod
     def of(cls, backbone: Backbone, device: str = "cpu", *, rows: int = BATCH) -> _Asked:
         tokens = backbone.layout.tokens
+        # of order "groups", too, whose own order `split` gives
         orders_BN = raster_orders(BATCH, tokens, device=device)
         if backbone.order == "any":
             orders_BN = random_orders(BATCH, tokens, noise=Noise.seeded(0), device=device)
@@ -94,21 +95,42 @@ class _Asked:
         """All positions: those that are known first, then those that are predicted."""
         return torch.cat([self.split.visible_BU, self.split.masked_BK], dim=1)
 
+    @property
+    def steps(self) -> list[Tensor]:
+        """The positions in that order as they are asked for: one by one, or group by group."""
+        groups = self.backbone.groups
+        return [*self.order_BN.split(1 if groups is None else [*map(len, groups)], dim=1)]
+
     def z(self) -> Tensor:
         """What `forward` says."""
-        z_BKD: Tensor = self.backbone(self.tokens_BNC, self.split, self.condition, self.guidance)
-        return z_BKD
+        z = self.backbone(self.tokens_BNC, self.split, self.condition, self.guidance)
+        return self.heard(z if isinstance(z, Z) else Z(z, self.split.masked_BK)).cond_BKD
+
+    def heard(self, z: Z) -> Z:
+        """With what is said in place of z where the backbone denoises: of the same noised tokens, always."""
+        if z.denoise is None:
+            return z
+        (images, tokens), halves = z.positions_BK.shape, 1 if z.uncond_BKD is None else 2
+        noised_11C = normal(1, 1, self.backbone.token_dim, device=str(z.positions_BK.device))
+        noised_RKC = noised_11C.expand(halves * images, tokens, -1)
+        answers_RKC = z.denoise(noised_RKC, z.positions_BK.new_full((halves * images, tokens), 500))
+        cond_BKC = answers_RKC[:images]
+        return Z(cond_BKC, z.positions_BK, None if halves == 1 else answers_RKC[images:])
+
+    def ask(self, state: BackboneState, positions_BK: Tensor, step: Step) -> Z:
+        """What a state says of these tokens."""
+        return self.heard(state.predict(positions_BK, step))
 
     def start(self, *, guided: bool = False) -> BackboneState:
         return self.backbone.start(self.condition, self.guidance, guided=guided)
 
     def talk(self, step: Step = _PLAIN, *, until: int | None = None) -> tuple[BackboneState, list[Z]]:
-        """A state of which token after token was asked and then revealed, and what it said of each."""
-        state, said = self.start(guided=step.cfg != 1.0), []
-        for positions_BK in self.order_BN[:, :until].split(1, dim=1):
-            said.append(state.predict(positions_BK, step))
+        """A state of which token after token was asked and then revealed, and what it said of each; `until`: steps."""
+        state, answers = self.start(guided=step.cfg != 1.0), []
+        for positions_BK in self.steps[:until]:
+            answers.append(self.ask(state, positions_BK, step))
             self.reveal(state, positions_BK)
-        return state, said
+        return state, answers
 
     def reveal(self, state: BackboneState, positions_BK: Tensor) -> None:
         state.reveal(positions_BK, take(self.tokens_BNC, positions_BK))
@@ -119,10 +141,15 @@ class _Asked:
         return evolve(self, tokens_BNC=put(self.tokens_BNC, positions_BK, rows_BKC))
 
 
+def _said_width(backbone: Backbone) -> int:
+    """Numbers that are said of a token."""
+    return backbone.token_dim if backbone.denoises else backbone.width
+
+
 def _exercise(module: Backbone, device: str) -> dict[str, Tensor]:
     asked = _Asked.of(module, device)
     with unchanged(tokens_BNC=asked.tokens_BNC, order_BN=asked.order_BN, labels_B=asked.condition.labels_B):
-        found = {"z": asked.z(), "z without guidance": asked.start().predict(asked.order_BN[:, :1], _PLAIN).cond_BKD}
+        found = {"z": asked.z(), "z without guidance": asked.ask(asked.start(), asked.steps[0], _PLAIN).cond_BKD}
         for index, z in enumerate(asked.talk(_GUIDED)[1]):
             found |= {f"z of step {index}": z.cond_BKD, f"unconditional z of step {index}": _uncond(z)}
     return found
@@ -169,21 +196,24 @@ def _check_secrets(asked: _Asked) -> None:
 def _check_conversation(asked: _Asked) -> None:
     """Asking changes nothing; states know nothing of one another, and an image knows nothing of its batch."""
     backbone = asked.backbone
-    later_BK = asked.order_BN[:, 2:3] if backbone.order == "raster" else asked.order_BN[:, 2:]
-    state, _ = asked.talk(_GUIDED, until=2)
-    z = state.predict(later_BK, _GUIDED)
+    later_BK, until = asked.order_BN[:, 2:], 2
+    if backbone.order != "any":
+        until = 2 if backbone.groups is None else 1
+        later_BK = asked.steps[until]
+    state, _ = asked.talk(_GUIDED, until=until)
+    z = asked.ask(state, later_BK, _GUIDED)
     expect(torch.equal(z.positions_BK, later_BK), "Z.positions_BK are not those that were asked for")
-    shape = (*later_BK.shape, backbone.width)
+    shape = (*later_BK.shape, _said_width(backbone))
     expect_tensor("a step's z", z.cond_BKD, shape)
     expect_tensor("a step's unconditional z", _uncond(z), shape)
-    other = asked.other(asked.order_BN[:, :1]).talk(_GUIDED, until=2)[0].predict(later_BK, _PLAIN)
+    other = asked.ask(asked.other(asked.order_BN[:, :1]).talk(_GUIDED, until=until)[0], later_BK, _PLAIN)
     _expect_differ(other.cond_BKD, z.cond_BKD, "other tokens are known, yet predict says the same")
-    again, plain = state.predict(later_BK, _GUIDED), state.predict(later_BK, _PLAIN)
+    again, plain = (asked.ask(state, later_BK, step) for step in (_GUIDED, _PLAIN))
     _expect_near(again.cond_BKD, z.cond_BKD, "asked twice, predict says something else")
     _expect_near(plain.cond_BKD, z.cond_BKD, "z is another where no guidance is asked for")
     expect(plain.uncond_BKD is None, "predict gives an unconditional z although step.cfg is 1")
-    expect_tensor("z of a step that may reuse", state.predict(later_BK, Step(refresh=False)).cond_BKD, shape)
-    alone = _Asked.of(backbone, rows=1).talk(_GUIDED, until=2)[0].predict(later_BK[:1], _GUIDED)
+    expect_tensor("z of a step that may reuse", asked.ask(state, later_BK, Step(refresh=False)).cond_BKD, shape)
+    alone = asked.ask(_Asked.of(backbone, rows=1).talk(_GUIDED, until=until)[0], later_BK[:1], _GUIDED)
     expect_alone({"z": z.cond_BKD, "uncond": _uncond(z)}, {"z": alone.cond_BKD, "uncond": _uncond(alone)})
 
 
@@ -191,7 +221,7 @@ def _check_agreement(asked: _Asked) -> None:
     """Sampling knows what training knew; the unconditional half is what a batch without its condition is told."""
     visible, masked_BK = asked.split.visible_BU.shape[1], asked.split.masked_BK
     if asked.backbone.masks:
-        said_BKD = asked.talk(until=visible)[0].predict(masked_BK, _PLAIN).cond_BKD
+        said_BKD = asked.ask(asked.talk(until=visible)[0], masked_BK, _PLAIN).cond_BKD
     else:
         said_BKD = torch.cat([z.cond_BKD for z in asked.talk()[1]], dim=1)[:, visible:]
     _expect_near(said_BKD, asked.z(), "predict and forward disagree")
@@ -202,30 +232,30 @@ def _check_agreement(asked: _Asked) -> None:
 
 def _check_known(asked: _Asked) -> None:
     """Tokens may be known from the start; one that masks does not care how and in which order they became so."""
-    backbone, count = asked.backbone, asked.backbone.layout.tokens // 2
-    kept_BK, next_BK, state = asked.order_BN[:, :count], asked.order_BN[:, count : count + 1], asked.start(guided=True)
+    backbone, count = asked.backbone, len(asked.steps) // 2
+    kept_BK, next_BK, state = torch.cat(asked.steps[:count], dim=1), asked.steps[count], asked.start(guided=True)
     asked.reveal(state, kept_BK)
-    z = state.predict(next_BK, _GUIDED)
-    expect_tensor("z after tokens that were kept", z.cond_BKD, (BATCH, 1, backbone.width))
+    z = asked.ask(state, next_BK, _GUIDED)
+    expect_tensor("z after tokens that were kept", z.cond_BKD, (*next_BK.shape, _said_width(backbone)))
     if backbone.masks:
         backwards = evolve(asked, split=MaskSplit(kept_BK.flip(1), next_BK))
-        found = backwards.talk(_GUIDED, until=count)[0].predict(next_BK, _GUIDED)
+        found = asked.ask(backwards.talk(_GUIDED, until=count)[0], next_BK, _GUIDED)
         for a, b in ((found.cond_BKD, z.cond_BKD), (_uncond(found), _uncond(z))):
             _expect_near(a, b, "z depends on how tokens became known, not only on which are")
 
 
 def _check_redraw(asked: _Asked) -> None:
     """A token that is redrawn is forgotten first; a backbone that cannot forget refuses."""
-    last_BK, next_BK = asked.order_BN[:, 1:2], asked.order_BN[:, 2:3]
+    last_BK, next_BK = asked.steps[1:3]
     state, before = asked.talk(until=2)[0], asked.talk(until=1)[0]
     try:
-        z = state.predict(last_BK, Step(redraw=True))
+        z = asked.ask(state, last_BK, Step(redraw=True))
     except UserError:
         return
-    _expect_near(z.cond_BKD, before.predict(last_BK, _PLAIN).cond_BKD, "a token that is redrawn is not forgotten")
+    _expect_near(z.cond_BKD, asked.ask(before, last_BK, _PLAIN).cond_BKD, "a token that is redrawn is not forgotten")
     for each in (state, before):
         asked.other(last_BK).reveal(each, last_BK)
-    a, b = (each.predict(next_BK, _PLAIN).cond_BKD for each in (state, before))
+    a, b = (asked.ask(each, next_BK, _PLAIN).cond_BKD for each in (state, before))
     _expect_near(a, b, "after a redraw, z is not that of the token as it is now")
 
 
@@ -275,11 +305,11 @@ def _check_counting(some: _Asked, other: _Asked) -> None:
 
 def _check_replaced(some: _Asked, other: _Asked, door: str) -> None:
     """An injector that follows the sampling replaces `guidance`: that is heard at once, or refused."""
-    last_BK, state = some.order_BN[:, -1:], some.talk(until=some.backbone.layout.tokens - 1)[0]
-    before = state.predict(last_BK, _PLAIN).cond_BKD
+    last_BK, state = some.steps[-1], some.talk(until=len(some.steps) - 1)[0]
+    before = some.ask(state, last_BK, _PLAIN).cond_BKD
     try:
         state.guidance = other.guidance
-        after = state.predict(last_BK, _PLAIN).cond_BKD
+        after = some.ask(state, last_BK, _PLAIN).cond_BKD
     except UserError:
         return
     _expect_differ(after, before, f"the {door} is replaced while sampling, yet z is the same")

@@ -110,8 +110,8 @@ def _asked(head: ContinuousHead, width: int, layout: TokenLayout, device: str) -
     positions_BK = torch.stack([torch.roll(order_BN[0, ~known_BN[0]], image) for image in range(BATCH)])
     target_BKC = tokens_BNC.gather(1, positions_BK[..., None].expand(-1, -1, head.token_dim))
     cond_BKD, uncond_BKD = (normal(*positions_BK.shape, width, device=device, seed=seed) for seed in (2, 3))
-    known = {"tokens_BNC": (tokens_BNC * known_BN[..., None]).to(device), "known_BN": known_BN.to(device)}
-    return Z(cond_BKD, positions_BK.to(device), uncond_BKD, **known), target_BKC.to(device)
+    known = (tokens_BNC * known_BN[..., None]).to(device), known_BN.to(device)
+    return Z(cond_BKD, positions_BK.to(device), uncond_BKD, *known), target_BKC.to(device)
 
 
 def _rows(z: Z, rows: slice) -> Z:

@@ -42,6 +42,8 @@ from mixar_core.types import Grid, Quantized, TokenLayout
 IMAGE_SIZE, WIDTH, TOKEN_DIM, CLASSES = 16, 16, 4, 3
 OBLONG = (IMAGE_SIZE, 24)
 LAYOUT = TokenLayout("grid", (Grid(2, 3),))
+#: for a backbone that refuses a grid
+PYRAMID = TokenLayout("pyramid", (Grid(1, 1), Grid(1, 2), Grid(2, 3)))
 #: of which a tokenizer gets the first that it takes and that is two tokens high
 _SIZES = (IMAGE_SIZE, 32, 64, 128, 256, 512)
 
@@ -155,9 +157,18 @@ def _injector(component: Any, config: Any) -> None:
 
 
 def _backbone(component: Any, config: Any) -> None:
+    layout = LAYOUT if _takes(component, config, LAYOUT) else PYRAMID
     for num_classes in (0, CLASSES):
-        sizes = {"layout": LAYOUT, "token_dim": TOKEN_DIM, "num_classes": num_classes}
+        sizes = {"layout": layout, "token_dim": TOKEN_DIM, "num_classes": num_classes}
         check_backbone(partial(component, config, **sizes))
+
+
+def _takes(component: Any, config: Any, layout: TokenLayout) -> bool:
+    try:
+        component(config, layout=layout, token_dim=TOKEN_DIM, num_classes=0)
+    except UserError:
+        return False
+    return True
 
 
 def _head(component: Any, config: Any) -> None:

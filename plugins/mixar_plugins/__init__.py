@@ -15,6 +15,7 @@ def mixar_parts() -> list[Part]:
     """Every component of this package, by kind; imported here, so that `mixar --help` waits for no torch."""
     from mixar_core.training.optimizer import AdamW, AdamWConfig
     from mixar_plugins.backbones.causal import CausalBackbone, CausalConfig
+    from mixar_plugins.backbones.flowar import FlowARBackbone, FlowARConfig
     from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
     from mixar_plugins.callbacks.health import Health, HealthConfig
     from mixar_plugins.callbacks.progress import ProgressBar, ProgressConfig
@@ -41,6 +42,7 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
     from mixar_plugins.heads.energy import EnergyHead, EnergyHeadConfig
     from mixar_plugins.heads.flow import FlowHead, FlowHeadConfig
+    from mixar_plugins.heads.flowar import FlowARHead, FlowARHeadConfig
     from mixar_plugins.heads.joint import JointHead, JointHeadConfig
     from mixar_plugins.heads.mixture import MixtureHead, MixtureHeadConfig
     from mixar_plugins.heads.mse import MseHead, MseHeadConfig
@@ -52,6 +54,7 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
     from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
     from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
+    from mixar_plugins.samplers.groups import GroupsConfig, GroupsSampler
     from mixar_plugins.samplers.gtr import GtRConfig, GtRSampler
     from mixar_plugins.samplers.reuse import LazyMARConfig, LazyMARSampler, ReCAPConfig, ReCAPSampler
     from mixar_plugins.tokenizers.detok import DeTok, DeTokConfig
@@ -75,6 +78,7 @@ def mixar_parts() -> list[Part]:
         Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),
         Part("backbone", "masked", MaskedBackbone, MaskedConfig),
         Part("backbone", "causal", CausalBackbone, CausalConfig),
+        Part("backbone", "flowar", FlowARBackbone, FlowARConfig),
         Part("injector", "none", NoGuidance, NoGuidanceConfig),
         Part("injector", "dc-mix", DCMix, DCMixConfig),
         Part("injector", "dc-sa", DCSA, CodeEmbeddingConfig),
@@ -82,11 +86,13 @@ def mixar_parts() -> list[Part]:
         Part("head", "diffusion", DiffusionHead, DiffusionHeadConfig),
         Part("head", "flow", FlowHead, FlowHeadConfig),
         Part("head", "joint", JointHead, JointHeadConfig),
+        Part("head", "flowar", FlowARHead, FlowARHeadConfig),
         Part("head", "mixture", MixtureHead, MixtureHeadConfig),
         Part("head", "energy", EnergyHead, EnergyHeadConfig),
         Part("head", "categorical", CategoricalHead, CategoricalHeadConfig),
         Part("head", "mse", MseHead, MseHeadConfig),
         Part("sampler", "cosine", CosineSampler, CosineConfig),
+        Part("sampler", "groups", GroupsSampler, GroupsConfig),
         Part("sampler", "gtr", GtRSampler, GtRConfig),
         Part("sampler", "lazymar", LazyMARSampler, LazyMARConfig),
         Part("sampler", "recap", ReCAPSampler, ReCAPConfig),

@@ -323,17 +323,20 @@ def _mixar(
     if injector.needs_codes:
         check_codes(recipe, injector, latents, layout, discrete, prior)
     head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=width, layout=layout)
-    expect_fit(
-        recipe, kind.masks or not head.together, "backbone", "z that knows other tokens", "head", "tokens together"
-    )
     with said_of(f"recipe {recipe.name}: {named(recipe, 'head')}"):
         head.check(Step(temperature=recipe.sampling.temperature, head_steps=recipe.sampling.head_steps))
     sampler: Sampler = construct(recipe, registry, "sampler")
     sizes = {"layout": layout, "token_dim": token_dim, "num_classes": recipe.num_classes}
     sizes |= {"memory": "memory" in injector.opens, "condition_width": 0 if conditioner is None else conditioner.width}
     backbone: Backbone = construct(recipe, registry, "backbone", **sizes)
-    follows = backbone.order == "any" or sampler.raster
-    expect_fit(recipe, follows, "backbone", "order raster", "sampler", "another order, or several tokens a step")
+    apart = backbone.groups is not None and backbone.groups == head.groups
+    fits = backbone.masks or not head.together or apart
+    expect_fit(recipe, fits, "backbone", "z that knows other tokens", "head", "tokens together")
+    its, own = ("denoises tokens", "a network of its own") if backbone.denoises else ("denoises none", "need of it")
+    expect_fit(recipe, head.denoises == backbone.denoises, "backbone", its, "head", own)
+    follows = {"any": True, "raster": sampler.raster, "groups": sampler.groups}[backbone.order]
+    other = "another order, or several tokens a step" if backbone.order == "raster" else "steps that are not its groups"
+    expect_fit(recipe, follows, "backbone", f"order {backbone.order}", "sampler", other)
     return MixAR(
         backbone=backbone,
         injector=injector,

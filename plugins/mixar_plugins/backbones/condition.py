@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixar_core.errors import UserError
-from mixar_core.types import Condition
+from mixar_core.types import Condition, Guidance
 
 
 class ConditionEmbedding(nn.Module):
@@ -46,4 +46,23 @@ def init_as_mar(network: nn.Module, embeddings: Iterable[Tensor | None]) -> None
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def label_rows(labels_B: Tensor, num_classes: int) -> Tensor:
+    """Rows of a table of classes whose last one stands for NO_CLASS: int64 (B,)."""
+    return torch.where(labels_B >= 0, labels_B, num_classes)
+
+
+def only_fill(name: str, guidance: Guidance | None = None, *, memory: bool = False, condition_width: int = 0) -> None:
+    """Refuse what a backbone without the other doors cannot take in.
+
+    Raises:
+        UserError: there is a prefix or a memory, or the condition has vectors.
+    """
+    if condition_width:
+        raise UserError(f"backbone {name} takes labels only, no condition with vectors")
+    doors = {"memory"} if memory else set() if guidance is None else guidance.doors.keys() - {"fill"}
+    if doors:
+        raise UserError(f"backbone {name} has no door {min(doors)}; allowed: an injector that opens fill, or none")

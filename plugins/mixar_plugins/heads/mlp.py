@@ -109,11 +109,11 @@ class ResidualBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and the output projection."""
+    """Modulated norm and the output projection; the norm is a layer norm without weights unless one is given."""
 
-    def __init__(self, width: int, out: int) -> None:
+    def __init__(self, width: int, out: int, norm: nn.Module | None = None) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm_final = norm or nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width))
 
@@ -155,7 +155,8 @@ def xavier(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def zero(network: nn.Module) -> None:

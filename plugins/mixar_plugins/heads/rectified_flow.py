@@ -5,7 +5,9 @@ Time runs as in FlowAR: x_t = (1 - t) x + t noise, the velocity noise - x; sampl
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -20,7 +22,9 @@ from mixar_core.noise import Noise
 from mixar_core.types import Step, Z
 from mixar_plugins.heads.common import uncond_of
 
-SOLVERS = ("euler", "heun")
+SOLVERS = ("euler", "heun", "sde")
+#: where the stochastic solver's last step, one without noise, begins (SiT, arXiv 2401.08740)
+SDE_LAST = 0.04
 #: times in [0, 1] are embedded like the timesteps of a diffusion
 TIME_SCALE = 1000.0
 
@@ -33,19 +37,22 @@ class FlowConfig:
         samples_per_token: times drawn for each token in a training step.
         time: uniform in [0, 1], or logit-normal: the sigmoid of a standard normal, which dwells on the middle.
         sampling_steps: even steps from noise to data.
-        solver: euler: the network once a step. heun: twice a step, of second order.
+        solver: euler: the network once a step. heun: twice a step, of second order. sde: once, with noise on the way
+            (Euler-Maruyama, of diffusion 2 t).
     """
 
     samples_per_token: int = field(default=4, validator=ge(1))
     time: Literal["uniform", "logit-normal"] = field(default="uniform", validator=in_(("uniform", "logit-normal")))
     sampling_steps: int = field(default=25, validator=ge(1))
-    solver: Literal["euler", "heun"] = field(default="euler", validator=in_(SOLVERS))
+    solver: Literal["euler", "heun", "sde"] = field(default="euler", validator=in_(SOLVERS))
 
 
 class RectifiedFlowHead(ContinuousHead):
-    """A head that draws by a flow. Temperature scales the noise it starts from; guidance moves every velocity."""
+    """A head that draws by a flow. Temperature scales all noise; guidance moves every velocity up to `cfg_until`."""
 
     flow: FlowConfig
+    cfg_until: float = 1.0
+    """The latest time (1: noise, 0: data) that guidance is asked for; before, the conditional half goes alone."""
 
     @abstractmethod
     def embed(self, z_BKD: Tensor, positions_BK: Tensor) -> Any:
@@ -78,13 +85,19 @@ class RectifiedFlowHead(ContinuousHead):
             return noise.uniform(shape, device, name="times")
         return noise.normal(shape, device, name="times").sigmoid()
 
+    def times(self, solver: str, steps: int) -> Sequence[float]:
+        """From 1 to 0, one more than there are steps."""
+        if solver == "sde":
+            return [*(1.0 - (1.0 - SDE_LAST) * k / max(1, steps - 1) for k in range(steps)), 0.0]
+        return [1.0 - k / steps for k in range(steps + 1)]
+
     def check(self, step: Step) -> None:
         """Refuse solvers that are not known."""
         if step.solver not in (None, *SOLVERS):
             raise UserError(f"a flow has no solver {step.solver}; allowed: {', '.join(SOLVERS)}")
 
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
-        """Solve the equation from noise to the tokens (B, K, C) in `step.head_steps` even steps.
+        """Solve the equation from noise to the tokens (B, K, C) in `step.head_steps` steps.
 
         Raises:
             UserError: `step.solver` is unknown.
@@ -95,20 +108,27 @@ class RectifiedFlowHead(ContinuousHead):
         copies = 1 if uncond_BKD is None else 2
         z_BKD = z.cond_BKD if uncond_BKD is None else torch.cat([z.cond_BKD, uncond_BKD])
         condition = self.embed(z_BKD, z.positions_BK.repeat(copies, 1))
-        times = [1.0 - k / steps for k in range(steps + 1)]
+        alone = self.embed(z.cond_BKD, z.positions_BK) if copies == 2 and self.cfg_until < 1.0 else condition
+        times = self.times(solver, steps)
         embedded = self.embed_time(TIME_SCALE * torch.tensor(times, device=device))
 
         def velocity(x: Tensor, k: int) -> Tensor:
+            if copies == 1 or times[k] > self.cfg_until:
+                return self.velocity(x, embedded[k], alone).float()
             out = self.velocity(x.repeat(copies, 1, 1), embedded[k], condition).float()
-            if copies == 1:
-                return out
             cond, uncond = out.chunk(2)
             return uncond + step.cfg * (cond - uncond)
 
-        x = step.temperature * noise.normal((*z.cond_BKD.shape[:2], self.token_dim), device, name="head_init")
+        shape = (*z.cond_BKD.shape[:2], self.token_dim)
+        x = step.temperature * noise.normal(shape, device, name="head_init")
         for k, (now, then) in enumerate(pairwise(times)):
             slope = velocity(x, k)
             if solver == "heun":
                 slope = 0.5 * (slope + velocity(x + (then - now) * slope, k + 1))
+            if solver == "sde":  # less half the diffusion times the score, which is minus the noise over its size
+                slope = slope + x + (1.0 - now) * slope
             x = x + (then - now) * slope
+            if solver == "sde" and then > 0.0:
+                added = noise.normal(shape, device, name="head_step")
+                x = x + step.temperature * math.sqrt(2.0 * now * (now - then)) * added
         return x

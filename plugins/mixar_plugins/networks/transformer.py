@@ -174,18 +174,26 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class GatedMlp(nn.Module):
-    """SwiGLU (arXiv 2002.05202), without biases unless asked for, with Llama's names: w2(silu(w1 x) * w3 x)."""
+    """SwiGLU (arXiv 2002.05202) with Llama's names, w2(silu(w1 x) * w3 x), or with another `gate` than silu."""
 
-    def __init__(self, width: int, hidden: int, *, dropout: float, bias: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        dropout: float,
+        bias: bool = False,
+        gate: Callable[[Tensor], Tensor] = F.silu,
+    ) -> None:
         super().__init__()
         self.w1 = nn.Linear(width, hidden, bias=bias)
         self.w3 = nn.Linear(width, hidden, bias=bias)
         self.w2 = nn.Linear(hidden, width, bias=bias)
-        self.drop = nn.Dropout(dropout)
+        self.drop, self.gate = nn.Dropout(dropout), gate
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        return self.drop(self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD)))
+        return self.drop(self.w2(self.gate(self.w1(x_BTD)) * self.w3(x_BTD)))
 
 
 def llama_block(width: int, heads: int, *, multiple_of: int, dropout: float) -> ModulatedBlock:

@@ -87,7 +87,7 @@ class CosineSampler(Sampler):
                 step = Step(
                     cfg=cfg_at_step(task.cfg, tokens, after, task.cfg_schedule) if guided else 1.0,
                     temperature=task.temperature,
-                    head_steps=self.head_steps(task, index, len(left) - 1),
+                    head_steps=head_steps(task, config.head_steps_end, config.head_steps_fall, index, len(left) - 1),
                     solver=config.solver,
                 )
                 steps.append(PlannedStep(positions_BK, self.refined(step, index, len(left) - 1)))
@@ -107,20 +107,24 @@ class CosineSampler(Sampler):
         """Step `index` of `steps` as a sampler that builds on this one wants it."""
         return step
 
-    def head_steps(self, task: Task, index: int, steps: int) -> int | None:
-        """Of step `index` of `steps`, falling from `task.head_steps` (DiSA, arXiv 2505.20297, and its released code).
 
-        Raises:
-            UserError: they are to fall, and it is not said from where.
-        """
-        first, last = task.head_steps, self.config.head_steps_end
-        if last is None:
-            return first
-        if first is None or first < last:
-            raise UserError(
-                f"sampler.head_steps_end: {last}; head steps fall to it from sampling.head_steps, which is {first}"
-            )
-        return last + int(FALLS[self.config.head_steps_fall](index, max(1, steps - 1)) * (first - last))
+def head_steps(task: Task, last: int | None, fall: str, index: int, steps: int) -> int | None:
+    """Of step `index` of `steps`, falling from `task.head_steps` (DiSA, arXiv 2505.20297, and its released code).
+
+    Args:
+        last: to what they fall; None: they do not. fall: how, one of FALLS.
+
+    Raises:
+        UserError: they are to fall, and it is not said from where.
+    """
+    first = task.head_steps
+    if last is None:
+        return first
+    if first is None or first < last:
+        raise UserError(
+            f"sampler.head_steps_end: {last}; head steps fall to it from sampling.head_steps, which is {first}"
+        )
+    return last + int(FALLS[fall](index, max(1, steps - 1)) * (first - last))
 
 
 def reveal_order(order: OrderName, task: Task, *, noise: Noise) -> Tensor:
