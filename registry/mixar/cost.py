@@ -124,7 +124,7 @@ def _gflop_at(counts: Iterable[int], run: Callable[[int], object], wanted: Seque
 
 def _gflop_of_steps(run: Callable[[int | None], object], steps: int | None) -> float:
     """Of a sampler, whose FLOP are affine in its steps."""
-    return _gflop(lambda: run(None)) if steps is None else _gflop_at((2, 3), run, [steps])
+    return _gflop(lambda: run(None)) if steps is None else _gflop_at((2, 4), run, [steps])
 
 
 # ---------------------------------------------------------------- by part

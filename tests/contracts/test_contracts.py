@@ -22,6 +22,7 @@ from tests import networks
 CONV = {"channels": 32, "channel_multipliers": (1, 1, 2), "blocks": 1}  # 32: group norm has 32 groups
 LFQ = {**CONV, "bits": 6}
 SMALL_HEAD = {"depth": 1, "width": 16}
+FLOWAR_HEAD = {"depth": 1, "width": 64}
 MASKED = {"width": 16, "depth": 1, "heads": 2, "buffer": 2}
 DETOK = {
     "latent_channels": 4,
@@ -96,6 +97,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "kl": [
             {**CONV, "latent_channels": 4, "latent_mean": 0.5, "latent_std": 2.0, "encoder_attention": (4,)},
             {**CONV, "latent_channels": 4, "norm": "none", "mid_attention": False, "encoder_attention": ()},
+            {**CONV, "latent_channels": 4, "norm": "none", "encoder_attention": (), "scales": (1, 2, 4)},
         ],
         "detok": [{**DETOK, "gamma": 1.0}, {**DETOK, "mask_ratio": 0.5, "gamma": 0.0}],
     },
@@ -124,6 +126,10 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {**CAUSAL, "positions": "learned"},
             {**CAUSAL, "order": "raster", "activation_checkpointing": True},
         ],
+        "flowar": [
+            {"width": 16, "depth": 1, "heads": 2},
+            {"width": 16, "depth": 1, "heads": 2, "decoder_depth": 2, "activation_checkpointing": True},
+        ],
         "masked": [
             MASKED,
             {**MASKED, "decoder_width": 24, "decoder_depth": 1, "activation_checkpointing": True},
@@ -146,6 +152,10 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {**SMALL_HEAD, "samples_per_token": 2, "sampling_steps": 3},
             {**SMALL_HEAD, "solver": "heun", "time": "logit-normal", "sampling_steps": 2},
         ],
+        "flowar": [
+            {**FLOWAR_HEAD, "sampling_steps": 4},
+            {**FLOWAR_HEAD, "sampling_steps": 3, "cross": True, "samples_per_token": 2, "solver": "sde"},
+        ],
         "joint": [{**SMALL_HEAD, "heads": 2, "sampling_steps": 3, "samples_per_token": 2}],
         "mixture": [{**SMALL_HEAD, "components": 3, "candidates": 4}, {"depth": 0, "width": 8, "components": 1}],
         "energy": [{**SMALL_HEAD, "noise_channels": 4}, {**SMALL_HEAD, "alpha": 1.5, "train_temperature": 0.9}],
@@ -161,6 +171,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {"order": "halton", "tokens_per_step": 3},
             {"head_steps_end": 7, "head_steps_fall": "cosine", "solver": "disa"},
         ],
+        "groups": [{}, {"head_steps_end": 5}],
         "gtr": [{}, {"shares": (1.0, 1.0, 1.0)}],
         "lazymar": [{}, {"full": 0, "period": 1, "order": "halton"}],
         "recap": [{"head_steps_share": 1.0}, {"head_steps_share": 1.0, "begin": 0.0}],

@@ -10,7 +10,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from tests.parity import adversarial, conv_tokenizer, detok, ear, fast, generator, kl, latent_codes, mar
+from tests.parity import adversarial, conv_tokenizer, detok, ear, fast, flowar, generator, kl, latent_codes, mar
 from tests.parity.case import Case, NotACase
 
 
@@ -100,6 +100,16 @@ RUNNERS = (
         ("images", "codes"),
         latent_codes.run_var,
         latent_codes.VAR_MANIFESTS,
+    ),
+    Runner(
+        "flowar",
+        ("diffloss_d", "scale", "cross"),
+        (
+            *("latents", "labels", "init_*", "train_t", "train_noise", "train_drop_uniform", "sde_noise"),
+            *("head_t", "head_x", "head_z", "head_noise"),
+        ),
+        flowar.run,
+        flowar.MANIFESTS,
     ),
     Runner("adversarial", ("lossconfig",), ("images", "decoded"), adversarial.run, {}),
 )

@@ -25,6 +25,10 @@ from mixar_core.types import DrawnCodes
         ("ear_b", 205.609),
         ("ear_l", 474.755),
         ("ear_h", 937.315),
+        # the lists of tensors, less what is computed: the mask and rotary frequencies
+        ("flowar_s", 171.834577 - 0.116453),
+        ("flowar_l", 586.979833 - 0.116921),
+        ("flowar_h", 1913.434265 - 0.117385),
         ("mixar_b", 208.0),
         ("mixar_l", 557.0),
         ("mixar_l_dc_sa", 574.0),

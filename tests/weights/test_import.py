@@ -156,6 +156,8 @@ def test_a_bare_state_dict_in_safetensors_is_the_same(
         ("mar_large", "mar", "kl16", {"width": 1024, "heads": 16, "cfg": 3.0, "sampling_steps": 100}),
         ("mar_huge", "mar", "kl16", {"width": 1280, "depth": 20, "heads": 16, "cfg": 3.2}),
         ("ear_base", "ear", "kl16", {"depth": 0, "decoder_depth": 24, "steps": 64, "cfg": 3.0, "temperature": 0.7}),
+        ("flowar_s", "flowar", "kl16", {"type": "flowar", "scales": [1, 2, 4, 8, 16], "cfg": 4.3, "cfg_until": 0.9}),
+        ("flowar_h", "flowar", "kl16", {"cross": True, "sampling_steps": 50, "cfg": 2.4, "cfg_until": 0.7}),
         ("ear_huge", "ear", "kl16", {"width": 1280, "decoder_depth": 40, "heads": 16}),
         ("maskbit_tokenizer_14bit", "maskbit-tokenizer", None, {"bits": 14, "channel_multipliers": [1, 1, 2, 2, 4]}),
         (

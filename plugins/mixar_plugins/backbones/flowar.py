@@ -57,6 +57,7 @@ class FlowARBackbone(Backbone):
     masks: ClassVar[bool] = False
     order: Order = "groups"
     places: Tensor
+    scale_N: Tensor
 
     def __init__(
         self,
@@ -90,6 +91,7 @@ class FlowARBackbone(Backbone):
         self.decoder_norm = nn.RMSNorm(width, eps=1e-6)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, layout.tokens, width))
         self.register_buffer("places", flowar.places(layout, width // config.heads), persistent=False)
+        self.register_buffer("scale_N", flowar.scale_of(layout), persistent=False)
         init_as_mar(self, [self.class_emb.weight, *(getattr(self, name) for name in self._tables())])
 
     def learned_tables(self) -> dict[str, Table]:
@@ -107,10 +109,9 @@ class FlowARBackbone(Backbone):
 
     def forward(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
         """z (B, K, D) of all tokens."""
-        of_scale = torch.cat([torch.full((len(group),), n) for n, group in enumerate(self.layout.by_scale)])
-        scale_N = of_scale.to(tokens_BNC.device)
         x = torch.cat([self.scale_input(n, tokens_BNC, condition) for n in range(len(self.layout.scales))], dim=1)
-        z_BND = self.run(x, condition, guidance, range(self.layout.tokens), scale_N[:, None] >= scale_N)
+        no_larger_NN = self.scale_N[:, None] >= self.scale_N
+        z_BND = self.run(x, condition, guidance, range(self.layout.tokens), no_larger_NN)
         return take(z_BND, split.masked_BK)
 
     def start(self, condition: Condition, guidance: Guidance, *, guided: bool) -> FlowARState:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, le
@@ -83,8 +82,7 @@ class FlowARHead(RectifiedFlowHead):
             for _ in range(config.depth)
         )
         self.final_layer = FinalLayer(config.width, token_dim, norm=flowar.plain_norm(config.width))
-        scales = [torch.full((len(group),), n) for n, group in enumerate(layout.by_scale)]
-        self.register_buffer("scale_N", torch.cat(scales), persistent=False)
+        self.register_buffer("scale_N", flowar.scale_of(layout), persistent=False)
         self.register_buffer("places", flowar.places(layout, HEAD_WIDTH), persistent=False)
         xavier(self)
         self.time_embed.reset_parameters()

@@ -11,12 +11,14 @@ two statistics buffers are ours alone.
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from attrs import field, frozen, validators
 from torch import Tensor, nn
 
 from mixar_core.errors import UserError
 from mixar_core.tokenizer import ContinuousTokenizer
-from mixar_core.types import ImageSize, Posterior
+from mixar_core.types import Grid, ImageSize, Posterior, TokenLayout
 from mixar_plugins.tokenizers import layers
 from mixar_plugins.tokenizers.autoencoder import Sizes, decoder_of, encoder_of
 
@@ -38,6 +40,8 @@ class KLConfig:
         mid_attention: attention between the two middle blocks of each half.
         norm: of the residual blocks; `none` for small tokenizers trained here.
         latent_mean, latent_std: where the latents' statistics start: a tokenizer trained here measures its own.
+        scales: sides of the grids of a pyramid, the last of which is the latents' own and the others its averages
+            (FlowAR: 1, 2, 4, 8, 16); (): the grid alone.
     """
 
     latent_channels: int = field(default=16, validator=layers.positive)
@@ -50,6 +54,7 @@ class KLConfig:
     norm: layers.Norm = field(default="group", validator=validators.in_(("group", "none")))
     latent_mean: float = 0.0
     latent_std: float = field(default=1.0, validator=validators.gt(0.0))
+    scales: tuple[ImageSize, ...] = ()
 
 
 class KLAutoencoder(ContinuousTokenizer):
@@ -62,7 +67,11 @@ class KLAutoencoder(ContinuousTokenizer):
             if unknown := set(getattr(config, key)).difference(allowed):
                 raise UserError(f"kl: {key} names stride {min(unknown)}; its levels have strides {allowed}")
         super().__init__(image_size=image_size, stride=stride, latent_channels=config.latent_channels)
-        self.config = config
+        self.config, self.grids = config, tuple(Grid.of_pixels(scale) for scale in config.scales)
+        grid, sizes_of = super().layout.scales[0], [grid.tokens for grid in self.grids]
+        if self.grids and (self.grids[-1] != grid or sizes_of != sorted(set(sizes_of))):
+            written = ", ".join(scale.written for scale in self.grids)
+            raise UserError(f"kl: scales are [{written}]; they must rise to image_size / stride, {grid.written}")
         channels = config.latent_channels
 
         def sizes(attention: tuple[int, ...]) -> Sizes:
@@ -76,6 +85,11 @@ class KLAutoencoder(ContinuousTokenizer):
         self.latent_mean_C.fill_(config.latent_mean)
         self.latent_std_C.fill_(config.latent_std)
         layers.fast_layout(self, config.norm)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """A grid, or the pyramid of `scales`."""
+        return TokenLayout("pyramid", self.grids) if self.grids else super().layout
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -93,8 +107,30 @@ class KLAutoencoder(ContinuousTokenizer):
         """The encoder's Gaussian over raw latents (B, C, h, w), in the images' dtype even under autocast."""
         moments = self.quant_conv(self.encoder(images_B3HW)).to(images_B3HW.dtype)
         mean_BChw, logvar_BChw = moments.chunk(2, dim=1)
-        return Posterior(mean_BChw, logvar_BChw.clamp(*LOGVAR_RANGE))
+        logvar_BChw = logvar_BChw.clamp(*LOGVAR_RANGE)
+        if self.grids:  # the variance of a mean over the places that it covers
+            fewer = (grid.tokens / self.grids[-1].tokens for grid in self.grids)
+            logvar_BChw = self._pyramid(logvar_BChw.exp(), *fewer).log()
+            mean_BChw = self._pyramid(mean_BChw)
+        return Posterior(mean_BChw, logvar_BChw)
+
+    def normalise(self, raw_BChw: Tensor) -> Tensor:
+        """(raw - mean) / std, per channel; of a pyramid, coarser scales are averages of the finest one's sample."""
+        if not self.grids:
+            return super().normalise(raw_BChw)
+        return self._pyramid(super().normalise(self._finest(raw_BChw)))
 
     def decode_raw(self, latents_BChw: Tensor) -> Tensor:
-        """Raw latents (B, C, h, w) to images (B, 3, H, W), not clamped."""
-        return self.decoder(self.post_quant_conv(latents_BChw))
+        """Raw latents (B, C, h, w) to images (B, 3, H, W), not clamped; of a pyramid, from its finest scale."""
+        return self.decoder(self.post_quant_conv(self._finest(latents_BChw) if self.grids else latents_BChw))
+
+    def _finest(self, pyramid_BC1N: Tensor) -> Tensor:
+        grid = self.grids[-1]
+        return pyramid_BC1N[:, :, 0, -grid.tokens :].unflatten(2, (grid.height, grid.width))
+
+    def _pyramid(self, map_BChw: Tensor, *factors: float) -> Tensor:
+        """(B, C, 1, N): averages of a map at every scale, each times its factor."""
+        sizes = ((grid.height, grid.width) for grid in self.grids)
+        maps = [F.interpolate(map_BChw, size=size, mode="area").flatten(2) for size in sizes]
+        maps = [scale * factor for scale, factor in zip(maps, factors, strict=True)] if factors else maps
+        return torch.cat(maps, dim=2)[:, :, None]

@@ -25,12 +25,13 @@ def mixar_kinds() -> Mapping[str, type]:
 @hookimpl
 def mixar_parts() -> list[Part]:
     """An importer for each kind of file."""
-    from mixar_import import importers, tokenizers
+    from mixar_import import continuous, importers, tokenizers
 
     kinds = {
         "mar": importers.MarImporter,
         "ear": importers.EarImporter,
         "detok-mar": importers.DeTokMarImporter,
+        "flowar": continuous.FlowARImporter,
         "kl16": importers.KL16Importer,
         "vavae": importers.VAVAEImporter,
         "maskbit-tokenizer": importers.MaskBitTokenizerImporter,

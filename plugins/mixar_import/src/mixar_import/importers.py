@@ -40,6 +40,8 @@ class Importer:
     """The entry of averaged weights, where they write both."""
     tokenizer_key: ClassVar[Literal["continuous_tokenizer", "discrete_tokenizer"] | None] = None
     """The recipe's key of the tokenizer whose folder the user must name."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """ "key=value" over the recipe: what the tokenizer's folder does not bring, whose settings replace the recipe's."""
     takes_statistics: ClassVar[bool] = False
     """Whether statistics of the latents may be given."""
 
@@ -160,7 +162,7 @@ class VAVAEImporter(AutoencoderImporter):
 class MarImporter(Importer):
     """MAR's checkpoint-last.pth, over the KL-16 in the folder --tokenizer names."""
 
-    recipes = ("mar_b", "mar_l", "mar_h")
+    recipes: ClassVar[tuple[str, ...]] = ("mar_b", "mar_l", "mar_h")
     names = {"diffloss.": "head.", "": "backbone."}
     entry, averaged_entry = "model", "model_ema"
     tokenizer_key = "continuous_tokenizer"

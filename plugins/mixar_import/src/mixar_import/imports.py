@@ -129,7 +129,7 @@ def fill(
     own_sizes = importer.sizes(tensors) if recipe is None else []
 
     def built(name: str, over: Sequence[str]) -> System:
-        return build(load_recipe(name, over, registry=registry), registry, meta=True)
+        return build(load_recipe(name, [*importer.settings, *over], registry=registry), registry, meta=True)
 
     systems: dict[str, System] = {}
     refused: dict[str, UserError] = {}

@@ -1,0 +1,48 @@
+"""Importers of systems that predict continuous tokens, beside MAR's (importers.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from mixar_import.importers import Importer
+
+
+class RenamingImporter(Importer):
+    """Names that change inside, too."""
+
+    inner: ClassVar[Mapping[str, str]] = {}
+    """Regular expression of a part of a name -> what stands there here; all are applied, in this order."""
+    computed: ClassVar[str] = "$^"
+    """Regular expression of the names of what a model computes for itself, and its file holds all the same."""
+
+    @classmethod
+    def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by our names, without those that are computed."""
+        named = {}
+        for name, tensor in tensors.items():
+            if not re.fullmatch(cls.computed, name):
+                for old, new in cls.inner.items():
+                    name = re.sub(old, new, name)
+                named[name] = tensor
+        return super().rename(named)
+
+
+class FlowARImporter(RenamingImporter):
+    """FlowAR-S.pth, FlowAR-L.pth and FlowAR-H.pth, over the KL-16 in the folder --tokenizer names."""
+
+    recipes = ("flowar_s", "flowar_l", "flowar_h")
+    names = {"flownet.": "head.", "": "backbone."}
+    inner = {
+        r"\.mlp\.fc1_g\.": ".mlp.w1.",
+        r"\.mlp\.fc1_x\.": ".mlp.w3.",
+        r"\.mlp\.fc2\.": ".mlp.w2.",
+        r"\.ada_lin\.(1\.)?": ".modulation.1.",
+        r"\.crossattn\.": ".",
+    }
+    computed = r"mask|.*\.rope\.freqs"
+    tokenizer_key = "continuous_tokenizer"
+    settings = ("continuous_tokenizer.scales=[1, 2, 4, 8, 16]",)
