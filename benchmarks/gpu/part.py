@@ -1,0 +1,115 @@
+"""A part of the benchmark at work: where it measures, until when, and the rows that it leaves."""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define, field
+
+from mixar.text import one_line
+
+Row = dict[str, Any]
+#: seconds that a part stops before it would be ended
+SPARE = 3.0
+
+
+@define
+class Part:
+    """One part.
+
+    Args:
+        rows: file of its rows, a line of JSON each.
+        until: of `time.time()`, when it is ended.
+        tiny: models of a few parameters and few repetitions: to see that it runs.
+        peaks: TFLOP/s of matrix products by format, as the part `peak` measured them.
+    """
+
+    device: torch.device
+    rows: Path
+    until: float
+    tiny: bool = False
+    peaks: Mapping[str, float] = field(factory=dict)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the part should be over."""
+        return self.until - SPARE - time.time()
+
+    def row(self, what: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> None:
+        """Write a row of what is measured and what was found, or of why it was not."""
+        if self.left < 0:
+            found: Mapping[str, Any] = {"failed": "no time left"}
+        else:
+            try:
+                found = measure()
+            except Exception as error:
+                traceback.print_exc()
+                text = "out of memory" if isinstance(error, torch.OutOfMemoryError) else one_line(error)[:300]
+                found = {"failed": text}
+        self.write({**what, **found})
+        self.forget()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row, and print it."""
+        plain = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
+        with self.rows.open("a") as file:
+            file.write(json.dumps(plain) + "\n")
+        print(" ", ", ".join(f"{key} {_short(value)}" for key, value in plain.items()), flush=True)
+
+    def forget(self) -> None:
+        """Give back what rows before took of the GPU's memory."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_gb(self) -> float | None:
+        """The most memory that tensors took since the last `forget`, in 1e9 bytes."""
+        return 1e-9 * torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+
+    def share(self, tflops: float, precision: str) -> float | None:
+        """Of the measured peak of this format."""
+        return tflops / self.peaks[precision] if self.peaks.get(precision) else None
+
+
+def run_part(
+    module: str, name: str, device: str, rows: Path, until: float, tiny: bool, peaks: Mapping[str, float]
+) -> None:
+    """One part, the function `name` of a module, in its own process and group of processes."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # a run's own, as where nothing is said
+    chosen = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    try:
+        getattr(import_module(module), name)(Part(chosen, rows, until, tiny, peaks))
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows that a part has left so far."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

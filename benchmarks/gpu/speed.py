@@ -1,0 +1,288 @@
+"""How fast full-size models train and draw: images a second, share of the card's peak, memory beside its estimate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from statistics import median
+from typing import Any
+
+import attrs
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu.models import engine_of, made, recipe_of, stepper, with_preset
+from benchmarks.gpu.part import Part, Row
+from mixar.assembly import System, build
+from mixar.cost import estimate, training_flop_per_image
+from mixar.generation import batch_noise
+from mixar.memory import training_memory
+from mixar.model import Model
+from mixar.plugins import Registry, plugin_manager
+from mixar.recipe import Recipe, load_recipe
+from mixar_core.model import SamplingConfig
+
+#: TI-Mix in its middle, and not at all: what a MixAR's first and second half of training cost
+DC_MIX = {"ti_mix": {"schedule": "constant"}}
+TI_MIX = {"ti_mix": {"schedule": "constant", "start": 0.5}}
+CHECKPOINTING = {"backbone.activation_checkpointing": True}
+WARM_UP, STEPS = 3, 10
+
+# ---------------------------------------------------------------- training
+
+
+@attrs.frozen
+class Training:
+    """A way of training."""
+
+    recipe: str
+    batch: int
+    precision: str = "bf16"
+    how: str = ""
+    overrides: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+TRAININGS = (
+    Training("mar_b", 64),
+    Training("mixar_l", 64, how="DC-Mix", overrides=DC_MIX),
+    Training("mixar_l", 64, how="TI-Mix", overrides=TI_MIX),
+    Training("mar_b", 256),
+    Training("mixar_l", 256, how="DC-Mix", overrides=DC_MIX),
+    Training("mar_b", 256, how="activation checkpointing", overrides=CHECKPOINTING),
+    Training("mixar_l", 256, how="DC-Mix, activation checkpointing", overrides=DC_MIX | CHECKPOINTING),
+    Training("mar_b", 64, precision="float32"),
+    Training("mixar_l", 64, precision="float32", how="DC-Mix", overrides=DC_MIX),
+)
+COMPILED = (
+    Training("mar_b", 64, how="compiled", overrides={"training.compile": True}),
+    Training("mixar_l", 64, how="DC-Mix, compiled", overrides=DC_MIX | {"training.compile": True}),
+)
+
+
+def training(part: Part) -> None:
+    """Steps on tokens, as from a cache: forward, backward, clipping, AdamW and the average, all masked at random."""
+    for job in TRAININGS:
+        part.row(_named(job), lambda job=job: trained(part, job))  # type: ignore[misc]
+
+
+def compiled(part: Part) -> None:
+    """The same with torch.compile; seconds until the steps are warm are there, too."""
+    for job in COMPILED:
+        part.row(_named(job), lambda job=job: trained(part, job))  # type: ignore[misc]
+
+
+def _named(job: Training) -> Row:
+    return {"recipe": job.recipe, "precision": job.precision, "batch": job.batch, "how": job.how or "-"}
+
+
+def trained(part: Part, job: Training) -> Row:
+    """Images a second of the median step, peak memory, and what `mixar recipe check` estimates."""
+    registry = plugin_manager()
+    batch = 4 if part.tiny else job.batch
+    settings = {"batch_size": batch, "micro_batch": None, "precision": job.precision, "compile": False}
+    overrides = {f"training.{key}": value for key, value in settings.items()} | dict(job.overrides)
+    recipe = recipe_of(part, job.recipe, overrides, registry)
+    began = time.time()
+    engine = engine_of(part, recipe, registry)
+    step = stepper(engine, batch)
+    warm_up, steps = (1, 2) if part.tiny else (WARM_UP, STEPS)
+    if engine.config.compile:
+        warm_up = 2 * warm_up  # its second shape is compiled for all
+    for index in range(warm_up):
+        first = step(index)
+    part.synchronize()
+    ready, seconds, losses = time.time() - began, [], [first["loss"]]
+    for index in range(warm_up, warm_up + steps):
+        part.synchronize()
+        started = time.perf_counter()
+        losses.append(step(index)["loss"])
+        part.synchronize()
+        seconds.append(time.perf_counter() - started)
+        if part.left < 0:
+            break
+    rate = batch / median(seconds)
+    planned = build(recipe, registry, meta=True)
+    flop = _cached_flop(planned)
+    tflops = None if flop is None else 1e-12 * rate * flop
+    expected = training_memory(planned)["training"]
+    return {
+        "ms a step": 1000 * median(seconds),
+        "images/s": rate,
+        "TFLOP/s": tflops,
+        "of the peak": None if tflops is None else part.share(tflops, job.precision),
+        "GB": part.peak_gb(),
+        "GB estimated": expected if isinstance(expected, float) else None,
+        "loss": losses[-1],
+        "ready after s": ready,
+    }
+
+
+def _cached_flop(planned: System) -> float | None:
+    """Of an image whose tokens a cache keeps."""
+    assert planned.recipe.training is not None
+    recipe = attrs.evolve(planned.recipe, training=attrs.evolve(planned.recipe.training, cache="memory"))
+    return training_flop_per_image(attrs.evolve(planned, recipe=recipe))
+
+
+# ---------------------------------------------------------------- sampling
+
+
+@attrs.frozen
+class Drawing:
+    """A way of drawing: `lean` are keywords of `mixar.speed.hasten`, None: autocast or float32 as it comes."""
+
+    recipe: str
+    preset: str
+    batch: int
+    precision: str = "bf16"
+    how: str = "autocast"
+    lean: Mapping[str, Any] | None = None
+
+
+LEAN = {"precision": "bf16"}
+GRAPHS = {**LEAN, "graphs": True}
+DRAWINGS = (
+    Drawing("mar_b", "exact", 64),
+    Drawing("mar_b", "exact", 64, how="bf16 weights, graphs", lean=GRAPHS),
+    Drawing("mixar_l", "exact", 64),
+    Drawing("mixar_l", "exact", 64, how="bf16 weights, graphs", lean=GRAPHS),
+    Drawing("mixar_l", "one-shot", 64),
+    Drawing("mixar_l", "one-shot", 64, how="bf16 weights, graphs", lean=GRAPHS),
+    Drawing("mar_b", "disa", 64, how="bf16 weights, graphs", lean=GRAPHS),
+    Drawing("mixar_l", "disa", 64, how="bf16 weights, graphs", lean=GRAPHS),
+    Drawing("mar_b", "exact", 256, how="bf16 weights, graphs", lean=GRAPHS),
+    Drawing("mixar_l", "exact", 256, how="bf16 weights, graphs", lean=GRAPHS),
+    Drawing("mar_b", "exact", 1, how="bf16 weights, graphs", lean=GRAPHS),
+    Drawing("mar_b", "exact", 64, precision="float32", how="eager"),
+    Drawing("mar_b", "exact", 64, precision="float32", how="graphs", lean={"precision": "float32", "graphs": True}),
+    Drawing("mar_b", "exact", 1),
+    Drawing("mar_b", "disa", 64),
+    Drawing("mixar_l", "disa", 64),
+    Drawing("mar_b", "exact", 256),
+    Drawing("mixar_l", "exact", 256),
+    Drawing("mixar_l", "one-shot", 256),
+)
+COMPILED_DRAWINGS = (
+    Drawing("mar_b", "exact", 64, how="bf16 weights, compiled", lean={**LEAN, "compile": True}),
+    Drawing("mar_b", "exact", 64, how="bf16 weights, compiled, graphs", lean={**GRAPHS, "compile": True}),
+)
+
+
+def sampling(part: Part) -> None:
+    """Whole images: prior, all steps, decoding; eager, and with bf16 weights and CUDA graphs of the head's loop."""
+    for job in DRAWINGS:
+        part.row(_drawing(job), lambda job=job: drawn(part, job))  # type: ignore[misc]
+
+
+def sampling_compiled(part: Part) -> None:
+    """The same with torch.compile."""
+    for job in COMPILED_DRAWINGS:
+        part.row(_drawing(job), lambda job=job: drawn(part, job))  # type: ignore[misc]
+
+
+def _drawing(job: Drawing) -> Row:
+    what = {"recipe": job.recipe, "preset": job.preset, "precision": job.precision, "batch": job.batch}
+    return {**what, "how": job.how}
+
+
+def drawn(part: Part, job: Drawing) -> Row:
+    """Seconds of a batch after one that warmed up (or, eager, after two steps), and what the head was slowed by."""
+    registry, batch = plugin_manager(), 2 if part.tiny else job.batch
+    tiny = {"sampling.steps": 2, "sampling.head_steps": 6} if part.tiny else {}
+    recipe = recipe_of(part, job.recipe, with_preset(job.preset, registry) | tiny, registry)
+    model, notices = _model(part, recipe, job, registry)
+    labels_B = torch.arange(batch, device=part.device) % recipe.num_classes
+
+    def draw(settings: SamplingConfig) -> float:
+        part.synchronize()
+        started = time.perf_counter()
+        images_B3HW, _, _ = model.draw(labels_B, settings, batch_noise(0, 0))
+        part.synchronize()
+        assert images_B3HW.shape[0] == batch
+        return time.perf_counter() - started
+
+    short = attrs.evolve(recipe.sampling, steps=min(recipe.sampling.steps, 2), prior_steps=2)
+    warm_up = draw(recipe.sampling if job.lean is not None else short)
+    part.forget()
+    seconds = draw(recipe.sampling)
+    gflop = None if part.tiny else _sampling_gflop(job.recipe, job.preset)
+    tflops = None if gflop is None else 1e-3 * gflop * batch / seconds
+    return {
+        "seconds": seconds,
+        "images/s": batch / seconds,
+        "TFLOP/s": tflops,
+        "of the peak": None if tflops is None else part.share(tflops, job.precision),
+        "GB": part.peak_gb(),
+        "warm-up s": warm_up,
+        "notices": "; ".join(notices) or None,
+    }
+
+
+def _model(part: Part, recipe: Recipe, job: Drawing, registry: Registry) -> tuple[Model, Sequence[str]]:
+    """A model to draw with, as `mixar.load` with the same settings would give it."""
+    system, notices = made(part, recipe, registry), list[str]()
+    if job.lean is not None:
+        from mixar.speed import hasten
+
+        notices = hasten(system.model, **job.lean)
+    return Model(system, (), part.device, precision=job.precision), notices  # type: ignore[arg-type]
+
+
+@cache
+def _sampling_gflop(name: str, preset: str) -> float | None:
+    """Of an image."""
+    registry = plugin_manager()
+    recipe = load_recipe(name, with_preset(preset, registry), registry=registry)
+    total = estimate(build(recipe, registry, meta=True)).sampling_gflop["total"]
+    return None if isinstance(total, str) else total
+
+
+# ---------------------------------------------------------------- profiles
+
+
+def profiles(part: Part) -> None:
+    """Where the time of a MAR-B training step and of sampling goes, by operator, as torch.profiler has it."""
+    registry = plugin_manager()
+    batch = 4 if part.tiny else 64
+    overrides = {"training.batch_size": batch, "training.micro_batch": None}
+    recipe = recipe_of(part, "mar_b", overrides, registry)
+    step = stepper(engine_of(part, recipe, registry), batch)
+    for index in range(3):
+        step(index)
+    _profiled(part, f"training step, {batch} images, bf16", lambda: step(3))
+
+    head_steps = 4 if part.tiny else 25
+    steps = {"sampling.steps": 4, "sampling.head_steps": head_steps}
+    recipe = recipe_of(part, "mar_b", with_preset("exact", registry) | steps, registry)
+    model, _ = _model(part, recipe, Drawing("mar_b", "exact", batch), registry)
+    labels_B = torch.arange(batch, device=part.device)
+    model.draw(labels_B, recipe.sampling, batch_noise(0, 0))
+    what = f"sampling {batch} images, 4 steps of {head_steps} head steps, bf16 autocast"
+    _profiled(part, what, lambda: model.draw(labels_B, recipe.sampling, batch_noise(0, 0)))
+
+
+def _profiled(part: Part, what: str, run: Callable[[], object], most: int = 12) -> None:
+    part.synchronize()
+    started = time.perf_counter()
+    run()
+    part.synchronize()
+    wall = time.perf_counter() - started
+    gpu = part.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities) as profiler:
+        run()
+        part.synchronize()
+    averages = profiler.key_averages()
+    operators = [e for e in averages if _on(e, "CPU")]
+    times = {e.key: (e.self_device_time_total if gpu else e.self_cpu_time_total, e.count) for e in operators}
+    total = sum(time for time, _ in times.values())
+    kernels = sum(e.count for e in averages if _on(e, "CUDA"))
+    busy = {"kernels": kernels or None, "busy": 1e-6 * total / wall}
+    part.write({"what": what, "operator": "all", "calls": None, "ms": 1e-3 * total, "share": 1.0, **busy})
+    for key, (spent, count) in sorted(times.items(), key=lambda item: -item[1][0])[:most]:
+        part.write({"what": what, "operator": key, "calls": count, "ms": 1e-3 * spent, "share": spent / total})
+
+
+def _on(event: Any, device: str) -> bool:
+    return str(event.device_type).endswith(f".{device}")
