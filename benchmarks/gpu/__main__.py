@@ -30,8 +30,8 @@ from typing import Any
 
 from attrs import frozen
 
-from benchmarks.gpu.part import read_rows, run_part
-from benchmarks.gpu.report import markdown
+from benchmarks.gpu.part import Row, read_rows, run_part
+from benchmarks.gpu.report import markdown, priced
 from mixar_core.storage import write_text
 
 
@@ -53,6 +53,7 @@ PARTS = {
     "profiles": Share("speed", 30),
     "compiled": Share("speed", 90),
     "sampling_compiled": Share("speed", 60),
+    "costs": Share("speed", 0),  # beside the others
 }
 
 
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--limit", default="9m", type=seconds_of, help="time for all of it, as 9m or 540s")
     parser.add_argument("--out", default="docs", type=Path, help="folder of gpu.json and gpu.md")
-    parser.add_argument("--only", default=",".join(PARTS), help="names of parts, with commas")
+    parser.add_argument("--only", default=",".join([*PARTS][:-1]), help="names of parts, with commas")
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -78,38 +79,50 @@ def main(arguments: list[str] | None = None) -> int:
     context = multiprocessing.get_context("forkserver")  # a process each, which need not import torch anew
     context.set_forkserver_preload(["benchmarks.gpu.speed", "benchmarks.gpu.exact"])
     with tempfile.TemporaryDirectory() as scratch:
+
+        def start(name: str, device: str, until: float) -> Any:
+            work = (f"benchmarks.gpu.{PARTS[name].module}", name, device, Path(scratch) / name, until, given.tiny)
+            process = context.Process(target=run_part, args=work)
+            process.start()
+            return process
+
+        counting = start("costs", "cpu", began + given.limit)
         for index, name in enumerate(names):
             left = given.limit - (time.time() - began)
             until = time.time() + left * PARTS[name].weight / sum(PARTS[other].weight for other in names[index:])
             print(f"{name}: {until - time.time():.0f} s", flush=True)
-            rows = Path(scratch) / f"{name}.jsonl"
-            entry: dict[str, Any] = {"ended": "well", "rows": []}
-            found["parts"][name] = entry
-            products = [row for row in read_rows(Path(scratch) / "peak.jsonl") if "format" in row]
-            peaks = {row["format"]: row["TFLOP/s"] for row in products}
-            work = (f"benchmarks.gpu.{PARTS[name].module}", name, given.device, rows, until, given.tiny, peaks)
-            process = context.Process(target=run_part, args=work)
-            process.start()
+            found["parts"][name] = entry = {"ended": "well", "rows": list[Row]()}
+            process = start(name, given.device, until)
             while process.is_alive() and time.time() < until:
                 process.join(min(1.0, max(0.0, until - time.time())))
-                if len(fresh := read_rows(rows)) != len(entry["rows"]):
-                    entry["rows"] = fresh
-                    publish(found, given.out)
+                publish(found, Path(scratch), given.out)
             if process.is_alive():
                 entry["ended"] = "it took longer than its share of the time"
             elif process.exitcode:
                 entry["ended"] = f"its process ended with {process.exitcode}"
-            with suppress(ProcessLookupError):  # and whatever it started, which would keep a pipe open
-                os.killpg(process.pid or 0, signal.SIGKILL)
-            process.join()
-            entry["rows"] = read_rows(rows)
-            publish(found, given.out)
+            end(process)
+        counting.join(max(0.0, began + given.limit - time.time()))
+        end(counting)
+        publish(found, Path(scratch), given.out)
     print(f"{time.time() - began:.0f} s in all; {given.out / 'gpu.md'}")
     return 0
 
 
-def publish(found: dict[str, Any], out: Path) -> None:
-    """Write gpu.json and gpu.md as they are now."""
+def end(process: Any) -> None:
+    """End a part and whatever it started, which would keep a pipe open."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def publish(found: dict[str, Any], scratch: Path, out: Path) -> None:
+    """Write gpu.json and gpu.md, if there are rows that are not in them."""
+    told = {name: read_rows(scratch / name) for name in found["parts"]}
+    fresh = {name: priced(rows, read_rows(scratch / "costs"), told.get("peak", [])) for name, rows in told.items()}
+    if out.joinpath("gpu.json").is_file() and fresh == {name: part["rows"] for name, part in found["parts"].items()}:
+        return
+    for name, rows in fresh.items():
+        found["parts"][name]["rows"] = rows
     out.mkdir(parents=True, exist_ok=True)
     titles = {n: getattr(import_module(f"benchmarks.gpu.{PARTS[n].module}"), n).__doc__ for n in found["parts"]}
     write_text(out / "gpu.json", json.dumps(found, indent=1) + "\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import define, field
+from attrs import frozen
 
 from mixar.text import one_line
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 SPARE = 3.0
 
 
-@define
+@frozen
 class Part:
     """One part.
 
@@ -32,14 +32,12 @@ class Part:
         rows: file of its rows, a line of JSON each.
         until: of `time.time()`, when it is ended.
         tiny: models of a few parameters and few repetitions: to see that it runs.
-        peaks: TFLOP/s of matrix products by format, as the part `peak` measured them.
     """
 
     device: torch.device
     rows: Path
     until: float
     tiny: bool = False
-    peaks: Mapping[str, float] = field(factory=dict)
 
     @property
     def left(self) -> float:
@@ -83,14 +81,8 @@ class Part:
         """The most memory that tensors took since the last `forget`, in 1e9 bytes."""
         return 1e-9 * torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
-    def share(self, tflops: float, precision: str) -> float | None:
-        """Of the measured peak of this format."""
-        return tflops / self.peaks[precision] if self.peaks.get(precision) else None
 
-
-def run_part(
-    module: str, name: str, device: str, rows: Path, until: float, tiny: bool, peaks: Mapping[str, float]
-) -> None:
+def run_part(module: str, name: str, device: str, rows: Path, until: float, tiny: bool) -> None:
     """One part, the function `name` of a module, in its own process and group of processes."""
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # a run's own, as where nothing is said
@@ -98,7 +90,7 @@ def run_part(
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     try:
-        getattr(import_module(module), name)(Part(chosen, rows, until, tiny, peaks))
+        getattr(import_module(module), name)(Part(chosen, rows, until, tiny))
     except Exception:
         traceback.print_exc()
         sys.exit(1)

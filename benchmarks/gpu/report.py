@@ -30,6 +30,28 @@ def markdown(found: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+#: what names a way of training or drawing in the rows that say what it costs
+NAMES = ("recipe", "preset", "precision", "batch", "how")
+
+
+def priced(rows: Sequence[Row], costs: Sequence[Row], peak: Sequence[Row]) -> list[Row]:
+    """Rows with the TFLOP/s that their images are, as a share of the card's own peak, and estimates of memory."""
+    peaks = {row["format"]: row["TFLOP/s"] for row in peak if "format" in row}
+    return [_priced(row, costs, peaks) for row in rows]
+
+
+def _priced(row: Row, costs: Sequence[Row], peaks: Mapping[str, float]) -> Row:
+    found = [cost for cost in costs if all(row.get(key) == cost[key] for key in NAMES if key in cost)]
+    if "images/s" not in row or not found:
+        return row
+    added: Row = {"GB estimated": found[0]["GB estimated"]} if "GB estimated" in found[0] else {}
+    if found[0]["GFLOP"] is not None:
+        tflops = 1e-3 * row["images/s"] * found[0]["GFLOP"]
+        peak = peaks.get(row["precision"])
+        added |= {"TFLOP/s": tflops, "of the peak": tflops / peak if peak else None}
+    return {**row, **added}
+
+
 def table(rows: Sequence[Row]) -> list[str]:
     """Markdown of rows whose columns may differ; what no row has is left out."""
     columns = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from importlib import import_module
 from statistics import median
 from typing import Any
 
@@ -14,13 +14,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.models import engine_of, made, recipe_of, stepper, with_preset
 from benchmarks.gpu.part import Part, Row
-from mixar.assembly import System, build
+from mixar.assembly import build
 from mixar.cost import estimate, training_flop_per_image
 from mixar.generation import batch_noise
 from mixar.memory import training_memory
 from mixar.model import Model
 from mixar.plugins import Registry, plugin_manager
-from mixar.recipe import Recipe, load_recipe
+from mixar.recipe import Recipe
 from mixar_core.model import SamplingConfig
 
 #: TI-Mix in its middle, and not at all: what a MixAR's first and second half of training cost
@@ -76,13 +76,16 @@ def _named(job: Training) -> Row:
     return {"recipe": job.recipe, "precision": job.precision, "batch": job.batch, "how": job.how or "-"}
 
 
+def _trains(job: Training, batch: int) -> dict[str, Any]:
+    settings = {"batch_size": batch, "micro_batch": None, "precision": job.precision, "compile": False}
+    return {f"training.{key}": value for key, value in settings.items()} | dict(job.overrides)
+
+
 def trained(part: Part, job: Training) -> Row:
-    """Images a second of the median step, peak memory, and what `mixar recipe check` estimates."""
+    """Images a second of the median step, and peak memory."""
     registry = plugin_manager()
     batch = 4 if part.tiny else job.batch
-    settings = {"batch_size": batch, "micro_batch": None, "precision": job.precision, "compile": False}
-    overrides = {f"training.{key}": value for key, value in settings.items()} | dict(job.overrides)
-    recipe = recipe_of(part, job.recipe, overrides, registry)
+    recipe = recipe_of(part, job.recipe, _trains(job, batch), registry)
     began = time.time()
     engine = engine_of(part, recipe, registry)
     step = stepper(engine, batch)
@@ -101,28 +104,13 @@ def trained(part: Part, job: Training) -> Row:
         seconds.append(time.perf_counter() - started)
         if part.left < 0:
             break
-    rate = batch / median(seconds)
-    planned = build(recipe, registry, meta=True)
-    flop = _cached_flop(planned)
-    tflops = None if flop is None else 1e-12 * rate * flop
-    expected = training_memory(planned)["training"]
     return {
         "ms a step": 1000 * median(seconds),
-        "images/s": rate,
-        "TFLOP/s": tflops,
-        "of the peak": None if tflops is None else part.share(tflops, job.precision),
+        "images/s": batch / median(seconds),
         "GB": part.peak_gb(),
-        "GB estimated": expected if isinstance(expected, float) else None,
         "loss": losses[-1],
         "ready after s": ready,
     }
-
-
-def _cached_flop(planned: System) -> float | None:
-    """Of an image whose tokens a cache keeps."""
-    assert planned.recipe.training is not None
-    recipe = attrs.evolve(planned.recipe, training=attrs.evolve(planned.recipe.training, cache="memory"))
-    return training_flop_per_image(attrs.evolve(planned, recipe=recipe))
 
 
 # ---------------------------------------------------------------- sampling
@@ -142,26 +130,24 @@ class Drawing:
 
 LEAN = {"precision": "bf16"}
 GRAPHS = {**LEAN, "graphs": True}
+#: the most telling first: there is no time for all on every card
 DRAWINGS = (
     Drawing("mar_b", "exact", 64),
     Drawing("mar_b", "exact", 64, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mixar_l", "exact", 64),
-    Drawing("mixar_l", "exact", 64, how="bf16 weights, graphs", lean=GRAPHS),
     Drawing("mixar_l", "one-shot", 64),
     Drawing("mixar_l", "one-shot", 64, how="bf16 weights, graphs", lean=GRAPHS),
     Drawing("mar_b", "disa", 64, how="bf16 weights, graphs", lean=GRAPHS),
+    Drawing("mixar_l", "exact", 64, how="bf16 weights, graphs", lean=GRAPHS),
     Drawing("mixar_l", "disa", 64, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mar_b", "exact", 256, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mixar_l", "exact", 256, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mar_b", "exact", 1, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mar_b", "exact", 64, precision="float32", how="eager"),
-    Drawing("mar_b", "exact", 64, precision="float32", how="graphs", lean={"precision": "float32", "graphs": True}),
     Drawing("mar_b", "exact", 1),
+    Drawing("mar_b", "exact", 1, how="bf16 weights, graphs", lean=GRAPHS),
+    Drawing("mixar_l", "exact", 64),
+    Drawing("mar_b", "exact", 256, how="bf16 weights, graphs", lean=GRAPHS),
     Drawing("mar_b", "disa", 64),
     Drawing("mixar_l", "disa", 64),
-    Drawing("mar_b", "exact", 256),
-    Drawing("mixar_l", "exact", 256),
     Drawing("mixar_l", "one-shot", 256),
+    Drawing("mar_b", "exact", 16, precision="float32", how="eager"),
+    Drawing("mar_b", "exact", 16, precision="float32", how="graphs", lean={"precision": "float32", "graphs": True}),
 )
 COMPILED_DRAWINGS = (
     Drawing("mar_b", "exact", 64, how="bf16 weights, compiled", lean={**LEAN, "compile": True}),
@@ -187,7 +173,7 @@ def _drawing(job: Drawing) -> Row:
 
 
 def drawn(part: Part, job: Drawing) -> Row:
-    """Seconds of a batch after one that warmed up (or, eager, after two steps), and what the head was slowed by."""
+    """Seconds of a batch, after one that warmed up (or, eager, after two steps)."""
     registry, batch = plugin_manager(), 2 if part.tiny else job.batch
     tiny = {"sampling.steps": 2, "sampling.head_steps": 6} if part.tiny else {}
     recipe = recipe_of(part, job.recipe, with_preset(job.preset, registry) | tiny, registry)
@@ -206,13 +192,9 @@ def drawn(part: Part, job: Drawing) -> Row:
     warm_up = draw(recipe.sampling if job.lean is not None else short)
     part.forget()
     seconds = draw(recipe.sampling)
-    gflop = None if part.tiny else _sampling_gflop(job.recipe, job.preset)
-    tflops = None if gflop is None else 1e-3 * gflop * batch / seconds
     return {
         "seconds": seconds,
         "images/s": batch / seconds,
-        "TFLOP/s": tflops,
-        "of the peak": None if tflops is None else part.share(tflops, job.precision),
         "GB": part.peak_gb(),
         "warm-up s": warm_up,
         "notices": "; ".join(notices) or None,
@@ -223,19 +205,8 @@ def _model(part: Part, recipe: Recipe, job: Drawing, registry: Registry) -> tupl
     """A model to draw with, as `mixar.load` with the same settings would give it."""
     system, notices = made(part, recipe, registry), list[str]()
     if job.lean is not None:
-        from mixar.speed import hasten
-
-        notices = hasten(system.model, **job.lean)
+        notices = import_module("mixar.speed").hasten(system.model, **job.lean)
     return Model(system, (), part.device, precision=job.precision), notices  # type: ignore[arg-type]
-
-
-@cache
-def _sampling_gflop(name: str, preset: str) -> float | None:
-    """Of an image."""
-    registry = plugin_manager()
-    recipe = load_recipe(name, with_preset(preset, registry), registry=registry)
-    total = estimate(build(recipe, registry, meta=True)).sampling_gflop["total"]
-    return None if isinstance(total, str) else total
 
 
 # ---------------------------------------------------------------- profiles
@@ -286,3 +257,24 @@ def _profiled(part: Part, what: str, run: Callable[[], object], most: int = 12) 
 
 def _on(event: Any, device: str) -> bool:
     return str(event.device_type).endswith(f".{device}")
+
+
+# ---------------------------------------------------------------- what it costs, counted
+
+
+def costs(part: Part) -> None:
+    """GFLOP of an image, and the memory that `mixar recipe check` estimates, of every way of training and drawing.
+
+    On the CPU, beside the other parts.
+    """
+    registry = plugin_manager()
+    for job in (*TRAININGS, *COMPILED):
+        planned = build(recipe_of(part, job.recipe, _trains(job, job.batch), registry), registry, meta=True)
+        assert planned.recipe.training is not None
+        cached = attrs.evolve(planned.recipe, training=attrs.evolve(planned.recipe.training, cache="memory"))
+        flop, memory = training_flop_per_image(attrs.evolve(planned, recipe=cached)), training_memory(planned)
+        part.write({**_named(job), "GFLOP": flop and 1e-9 * flop, "GB estimated": memory["training"]})
+    for recipe, preset in dict.fromkeys((job.recipe, job.preset) for job in DRAWINGS):
+        planned = build(recipe_of(part, recipe, with_preset(preset, registry), registry), registry, meta=True)
+        gflop = estimate(planned).sampling_gflop["total"]
+        part.write({"recipe": recipe, "preset": preset, "GFLOP": gflop if isinstance(gflop, float) else None})
