@@ -62,17 +62,20 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.tokenizers.llamagen import LlamaGenConfig, LlamaGenTokenizer
     from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer, VQConfig, VQTokenizer
     from mixar_plugins.tokenizers.residual import PyramidConfig, PyramidTokenizer, RVQConfig, RVQTokenizer
+    from mixar_plugins.tokenizers.titok import TiTok, TiTokConfig, TiTokVAE, TiTokVAEConfig
     from mixar_plugins.tokenizers.var import VARConfig, VARTokenizer
 
     return [
         Part("continuous-tokenizer", "kl", KLAutoencoder, KLConfig),
         Part("continuous-tokenizer", "detok", DeTok, DeTokConfig),
+        Part("continuous-tokenizer", "titok-vae", TiTokVAE, TiTokVAEConfig),
         Part("discrete-tokenizer", "lfq", LFQTokenizer, LFQConfig),
         Part("discrete-tokenizer", "vq", VQTokenizer, VQConfig),
         Part("discrete-tokenizer", "rvq", RVQTokenizer, RVQConfig),
         Part("discrete-tokenizer", "pyramid", PyramidTokenizer, PyramidConfig),
         Part("discrete-tokenizer", "llamagen", LlamaGenTokenizer, LlamaGenConfig),
         Part("discrete-tokenizer", "var", VARTokenizer, VARConfig),
+        Part("discrete-tokenizer", "titok", TiTok, TiTokConfig),
         Part("prior", "maskbit", BitTokenPrior, MaskBitConfig),
         Part("prior", "maskgit", EmbeddingTokenPrior, MaskGitConfig),
         Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),

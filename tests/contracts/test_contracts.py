@@ -24,16 +24,9 @@ LFQ = {**CONV, "bits": 6}
 SMALL_HEAD = {"depth": 1, "width": 16}
 FLOWAR_HEAD = {"depth": 1, "width": 64}
 MASKED = {"width": 16, "depth": 1, "heads": 2, "buffer": 2}
-DETOK = {
-    "latent_channels": 4,
-    "patch": 4,
-    "width": 16,
-    "depth": 1,
-    "heads": 2,
-    "decoder_width": 24,
-    "decoder_depth": 1,
-    "decoder_heads": 2,
-}
+HALVES = {"patch": 4, "width": 16, "depth": 1, "heads": 2, "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
+DETOK = {**HALVES, "latent_channels": 4}
+TITOK = {**HALVES, "tokens": 6}
 VQ = {**CONV, "codebook_size": 32, "code_width": 8}
 CAUSAL = {"width": 16, "depth": 2, "heads": 2, "buffer": 2}
 PRIOR = {"bits": 6, "stride": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "steps": 4}
@@ -99,6 +92,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {**CONV, "latent_channels": 4, "norm": "none", "mid_attention": False, "encoder_attention": ()},
             {**CONV, "latent_channels": 4, "norm": "none", "encoder_attention": (), "scales": (1, 2, 4)},
         ],
+        "titok-vae": [{**TITOK, "latent_channels": 4}],
         "detok": [{**DETOK, "gamma": 1.0}, {**DETOK, "mask_ratio": 0.5, "gamma": 0.0}],
     },
     "discrete-tokenizer": {
@@ -111,6 +105,19 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         "pyramid": [
             {**VQ, "scales": (1, 2, 4), "smoothing": 2},
             {**VQ, "scales": (1, 3, 4), "smoothing": 0, "shared": False, "upsample": "nearest"},
+        ],
+        "titok": [
+            {**TITOK, "codebook_size": 32, "code_width": 8, "legacy": False},
+            {
+                **TITOK,
+                "codebook_size": 32,
+                "code_width": 8,
+                "proxy_codes": 8,
+                "proxy_width": 4,
+                "proxy_channels": 32,
+                "proxy_multipliers": (1, 1, 2),
+                "proxy_blocks": 1,
+            },
         ],
         "llamagen": [{**VQ, "latent_channels": 4, "entropy_weight": 0.1}],
         "var": [{**CONV, "codebook_size": 32, "latent_channels": 8, "scales": (1, 2, 4), "smoothing": 2}],

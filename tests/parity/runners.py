@@ -10,7 +10,19 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from tests.parity import adversarial, conv_tokenizer, detok, ear, fast, flowar, generator, kl, latent_codes, mar
+from tests.parity import (
+    adversarial,
+    conv_tokenizer,
+    detok,
+    ear,
+    fast,
+    flowar,
+    generator,
+    kl,
+    latent_codes,
+    mar,
+    titok,
+)
 from tests.parity.case import Case, NotACase
 
 
@@ -86,6 +98,7 @@ RUNNERS = (
         ear.run,
         ear.MANIFESTS,
     ),
+    Runner("titok", ("MINI", "config"), ("images", "codes", "target_codes", "*_draw_*"), titok.run, titok.MANIFESTS),
     Runner("detok", ("SIZE_DICT", "token_channels"), ("images", "stats_*", "*_draw_*"), detok.run, detok.MANIFESTS),
     Runner(
         "llamagen-tokenizer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from attrs import field, frozen, validators
@@ -16,38 +17,30 @@ from mixar_core.types import Grid, ImageSize, Posterior
 from mixar_plugins.networks.transformer import GatedMlp
 from mixar_plugins.tokenizers import layers
 from mixar_plugins.tokenizers.kl import LOGVAR_RANGE
-from mixar_plugins.tokenizers.vit import Pixels, ViT, embedding, patches_of
+from mixar_plugins.tokenizers.vit import HalvesConfig, Pixels, ViT, embedding, patches_of
 
 
 @frozen(kw_only=True)
-class DeTokConfig:
-    """Settings of DeTok; the defaults are the released DeTok-BB's.
+class DeTokConfig(HalvesConfig):
+    """Settings of DeTok: those of HalvesConfig and
 
     Args:
         latent_channels: of a token, C.
-        patch: pixels a token spans.
-        width, depth, heads: of the encoder. decoder_width, decoder_depth, decoder_heads: of the decoder.
         mask_ratio: in training, a share of patches drawn from -0.1 to this is hidden from the encoder; below 0: none.
         gamma: in training, latents are mixed with noise of this deviation, in shares from 0 to 1; 0: they are not.
         noise: `interpolated`: the share that is noise is no latent; `additive`: noise is added.
     """
 
     latent_channels: int = field(default=16, validator=layers.positive)
-    patch: int = field(default=16, validator=layers.positive)
-    width: int = field(default=768, validator=layers.positive)
-    depth: int = field(default=12, validator=layers.positive)
-    heads: int = field(default=12, validator=layers.positive)
-    decoder_width: int = field(default=768, validator=layers.positive)
-    decoder_depth: int = field(default=12, validator=layers.positive)
-    decoder_heads: int = field(default=12, validator=layers.positive)
     mask_ratio: float = field(default=0.7, validator=validators.and_(validators.ge(0.0), validators.lt(1.0)))
     gamma: float = field(default=3.0, validator=validators.ge(0.0))
-    noise: str = field(default="interpolated", validator=validators.in_(("interpolated", "additive")))
+    noise: Literal["interpolated", "additive"] = "interpolated"
 
     def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
         for half, width, heads in (("", self.width, self.heads), ("decoder_", self.decoder_width, self.decoder_heads)):
-            if width % (4 * heads):
-                raise UserError(f"{half}heads is {heads}; a head's share of {half}width, {width}, must be whole fours")
+            if width // heads % 4:
+                raise UserError(f"{half}width / {half}heads is {width // heads}; it must be a multiple of 4")
 
 
 class DeTok(ContinuousTokenizer):

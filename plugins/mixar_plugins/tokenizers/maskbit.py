@@ -83,20 +83,14 @@ class ConvTokenizer(QuantizedTokenizer):
         self.config, code_width = config, quantizer.width
         widths = [config.channels * factor for factor in config.channel_multipliers]
         levels, last = range(len(widths)), len(widths) - 1
-        encoded, decoded = [config.channels, *widths], [*widths[1:], widths[-1]]  # what enters each level
+        encoded = [config.channels, *widths]  # what enters each level
         self.encoder = layers.encoder(
             nn.Conv2d(3, config.channels, 3, padding=1, bias=False),
             [Stage(encoded[n], widths[n], config, "halve" if n < last else None) for n in levels],
             Stage(widths[-1], widths[-1], config),
             nn.Conv2d(widths[-1], code_width, 1),
         )
-        self.decoder = layers.decoder(
-            nn.Conv2d(code_width, widths[-1], 3, padding=1),
-            Stage(widths[-1], widths[-1], config),
-            [Stage(decoded[n], widths[n], config, "double" if n else None) for n in reversed(levels)],
-            nn.Conv2d(widths[0], 3, 3, padding=1),
-            backwards=config.legacy,
-        )
+        self.decoder = conv_decoder(config, code_width)
         self.quantizer = quantizer
         layers.fast_layout(self, config.norm)
 
@@ -123,6 +117,19 @@ class VQTokenizer(ConvTokenizer):
     def __init__(self, config: VQConfig, *, image_size: ImageSize) -> None:
         quantizer = LookupQuantizer(config.codebook_size, config.code_width, config)
         super().__init__(config, quantizer, image_size=image_size, part="vq")
+
+
+def conv_decoder(config: ConvConfig, code_width: int) -> nn.Module:
+    """Vectors on a grid (B, E, h, w) to images (B, 3, H, W) in [0, 1], not clamped."""
+    widths = [config.channels * factor for factor in config.channel_multipliers]
+    decoded = [*widths[1:], widths[-1]]  # what enters each level
+    return layers.decoder(
+        nn.Conv2d(code_width, widths[-1], 3, padding=1),
+        Stage(widths[-1], widths[-1], config),
+        [Stage(decoded[n], widths[n], config, "double" if n else None) for n in reversed(range(len(widths)))],
+        nn.Conv2d(widths[0], 3, 3, padding=1),
+        backwards=config.legacy,
+    )
 
 
 class Stage(nn.Module):

@@ -5,12 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from attrs import field, frozen
 from einops import rearrange
 from torch import Tensor, nn
 
 from mixar_core.errors import UserError
 from mixar_core.types import Grid, ImageSize
 from mixar_plugins.networks.transformer import CachedAttention, ModulatedBlock
+from mixar_plugins.tokenizers.layers import positive
+
+
+@frozen(kw_only=True, slots=False)  # without slots, so that a config may have another base beside it
+class HalvesConfig:
+    """Settings of an encoder and a decoder; the defaults are ViT-B's.
+
+    Args:
+        patch: pixels a patch spans.
+        width, depth, heads: of the encoder. decoder_width, decoder_depth, decoder_heads: of the decoder.
+    """
+
+    patch: int = field(default=16, validator=positive)
+    width: int = field(default=768, validator=positive)
+    depth: int = field(default=12, validator=positive)
+    heads: int = field(default=12, validator=positive)
+    decoder_width: int = field(default=768, validator=positive)
+    decoder_depth: int = field(default=12, validator=positive)
+    decoder_heads: int = field(default=12, validator=positive)
+
+    def __attrs_post_init__(self) -> None:
+        for half, width, heads in (("", self.width, self.heads), ("decoder_", self.decoder_width, self.decoder_heads)):
+            if width % heads:
+                raise UserError(f"{half}heads is {heads}; it must divide {half}width, {width}")
 
 
 class ViT(nn.Module):

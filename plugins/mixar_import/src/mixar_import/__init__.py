@@ -42,6 +42,9 @@ def mixar_parts() -> list[Part]:
         "llamagen-tokenizer": tokenizers.LlamaGenTokenizerImporter,
         "var-tokenizer": tokenizers.VARTokenizerImporter,
         "detok": tokenizers.DeTokImporter,
+        "maskgit-vqgan-tokenizer": tokenizers.MaskGITVQGANImporter,
+        "titok-tokenizer": tokenizers.TiTokImporter,
+        "titok-vae-tokenizer": tokenizers.TiTokVAEImporter,
     }
     return [Part("importer", name, importer, importers.ImporterConfig) for name, importer in kinds.items()]
 

@@ -1,9 +1,10 @@
-"""Importers of the tokenizers of LlamaGen, VAR and l-DeTok."""
+"""Importers of the tokenizers of LlamaGen, VAR, l-DeTok and TiTok, and of MaskGIT's that TiTok and RAR use."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -113,3 +114,81 @@ class DeTokImporter(Importer):
         if not (mean_C.isfinite().all() and std_C.isfinite().all() and (std_C > 0).all()):
             raise UserError("--statistics: mean and std must be finite, and std above 0")
         return [mean_C, std_C]
+
+
+class MaskGITVQGANImporter(Importer):
+    """MaskGIT's VQGAN as TiTok and RAR use it: maskgit-vqgan-imagenet-f16-256.bin."""
+
+    recipes = ("maskgit_vqgan",)
+    names = {"quantize.": "quantizer."}
+
+    @classmethod
+    def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its blocks are called otherwise than MaskBit's."""
+        return super().rename({_maskgit_blocks(name): tensor for name, tensor in tensors.items()})
+
+
+class TiTokImporter(Importer):
+    """TiTok's tokenizer_titok_*.bin, or model.safetensors of the same."""
+
+    recipes: ClassVar[tuple[str, ...]] = (
+        *("titok_l32", "titok_b64", "titok_s128"),
+        *("titok_bl64_vq8k", "titok_bl128_vq8k", "titok_sl256_vq8k"),
+    )
+    names = {
+        "latent_tokens": "encoder.latent_tokens",
+        "quantize.": "quantizer.",
+        "decoder.ffn.": "decoder.end.ffn.",
+        "decoder.conv_out.": "decoder.end.conv_out.",
+        "pixel_quantize.embedding.": "decoder.end.codes.",
+        "pixel_decoder.": "decoder.end.decoder.",
+    }
+
+    @classmethod
+    def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Blocks of transformers have torch's names, and those of the pixel decoder other ones than MaskBit's."""
+
+        def ours(name: str) -> str:
+            if name.startswith("pixel_decoder."):
+                return _maskgit_blocks(name)
+            if name == "decoder.ffn.0.weight" and "decoder.ffn.2.weight" not in tensors:
+                return "decoder.ffn.weight"
+            if name == "decoder.ffn.0.bias" and "decoder.ffn.2.bias" not in tensors:
+                return "decoder.ffn.bias"
+            for old, new in _TORCH_BLOCKS.items():
+                name = name.replace(old, new)
+            return name
+
+        return super().rename({ours(name): tensor for name, tensor in tensors.items()})
+
+
+class TiTokVAEImporter(TiTokImporter):
+    """TiTok's titok_*_vae_c16.bin, with continuous tokens."""
+
+    recipes = ("titok_ll32_vae_c16", "titok_bl64_vae_c16", "titok_bl128_vae_c16")
+
+    def translate(
+        self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Latents stay as they are: mean 0, deviation 1."""
+        ours, remarks = super().translate(tensors, statistics)
+        embed = ours.get("decoder.decoder_embed.weight")
+        if embed is not None and embed.ndim == 2:  # else not such a file, as the recipe will find
+            ours |= {"latent_mean_C": torch.zeros(embed.shape[1]), "latent_std_C": torch.ones(embed.shape[1])}
+        return ours, remarks
+
+
+#: names inside a transformer's block
+_TORCH_BLOCKS = {
+    ".ln_1.": ".norm1.",
+    ".ln_2.": ".norm2.",
+    ".attn.in_proj_": ".attn.qkv.",
+    ".attn.out_proj.": ".attn.proj.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+}
+
+
+def _maskgit_blocks(name: str) -> str:
+    name = re.sub(r"\.((?:down|up)\.\d+)\.block\.", r".\1.res_blocks.", f".{name}")
+    return re.sub(r"\.mid\.(\d+)\.", r".mid.res_blocks.\1.", name)[1:]
