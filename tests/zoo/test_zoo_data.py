@@ -12,7 +12,7 @@ from mixar_core.data.loader import load_readable
 pytest.importorskip("mixar_zoo", reason="plugins/mixar_zoo is not installed")
 
 from mixar_zoo.classifier import FEATURES, fit_classifier
-from mixar_zoo.data_sets import DATA, Digits, Emoji64, NoSettings
+from mixar_zoo.data_sets import DATA, Digits, Emoji64, Emoji64Config, NoSettings
 
 
 def test_the_package_joins_through_its_entry_point():
@@ -22,7 +22,7 @@ def test_the_package_joins_through_its_entry_point():
 
 
 def test_emoji_are_what_the_documents_say_and_no_emoji_is_on_both_sides():
-    train, validation = (Emoji64(NoSettings(), split=split, image_size=64) for split in ("train", "validation"))
+    train, validation = (Emoji64(Emoji64Config(), split=split, image_size=64) for split in ("train", "validation"))
     assert (len(train), len(validation), train.num_classes) == (3380, 432, 9)
     assert train.class_names[0] == "Smileys & Emotion" and train.class_names[8] == "Flags"
     assert min(Counter(validation.labels()).values()) == 20
@@ -34,6 +34,22 @@ def test_emoji_are_what_the_documents_say_and_no_emoji_is_on_both_sides():
     image, label = train[0]
     assert image.shape == (3, 64, 64) and label == 0
     assert image[:, 0, 0].tolist() == [255, 255, 255]  # over white
+
+
+def test_with_subcategories_a_training_image_has_two_labels_and_a_validation_image_its_category():
+    plain, train, validation = (
+        Emoji64(Emoji64Config(subcategories=finer), split=split, image_size=64)
+        for finer, split in ((False, "train"), (True, "train"), (True, "validation"))
+    )
+    assert train.class_names[:9] == plain.class_names and len(train.class_names) == train.num_classes == 9 + 98
+    assert validation.class_names == train.class_names and max(validation.labels()) == 8
+    assert len(validation) == 432 and len(train) == 2 * 3380
+    coarse, finer = train.labels()[:3380], train.labels()[3380:]
+    assert coarse == plain.labels()
+    assert {*finer} == {*range(9, 107)}
+    for category, subcategory in zip(coarse, finer, strict=True):
+        assert train.class_names[subcategory].startswith(f"{train.class_names[category]} / ")
+    assert train[5][0].equal(train[3385][0]) and train[3385][1] == finer[5]
 
 
 def test_digits_are_balanced_and_have_the_pixels_that_are_documented():

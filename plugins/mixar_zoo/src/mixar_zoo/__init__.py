@@ -18,10 +18,10 @@ _HERE = Path(__file__).parent
 @hookimpl
 def mixar_parts() -> list[Part]:
     """Both data sets."""
-    from mixar_zoo.data_sets import Digits, Emoji64, NoSettings
+    from mixar_zoo.data_sets import Digits, Emoji64, Emoji64Config, NoSettings
 
     return [
-        Part("dataset", "emoji64", Emoji64, NoSettings),
+        Part("dataset", "emoji64", Emoji64, Emoji64Config),
         Part("dataset", "digits", Digits, NoSettings),
     ]
 
