@@ -1,0 +1,266 @@
+"""How good what a family trained is: ceilings of the tokenizers, codes alone, MixAR of true codes and of the prior's.
+
+Distances are to the training split, in networks that no loss has seen (EfficientNet-Lite1 and -Lite2, `judge` is the
+mean of both); Lite0, whose features the tokenizers train on, is printed beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import evolve
+from torch import Tensor
+
+import mixar
+from benchmarks.train_zoo.family import Family
+from mixar.generation import batch_noise, decoded
+from mixar.model import Model
+from mixar.plugins import plugin_manager
+from mixar_core.data.loader import load_readable
+from mixar_core.model import SamplingConfig
+from mixar_core.perceptual import FeatureExtractor
+from mixar_core.storage import read_weights, write_text, write_weights
+from mixar_eval.features import extract
+from mixar_eval.report import csv_text, table
+
+SEEN = "efficientnet-lite0"
+JUDGES = ("efficientnet-lite1", "efficientnet-lite2")
+#: strength of the probe's ridge, as a share of the features' mean variance
+_RIDGE = 0.1
+_BATCH = 256
+Row = dict[str, Any]
+
+
+class Bench:
+    """The real images with their features, and the rows measured so far, kept in `out`."""
+
+    def __init__(
+        self, family: Family, models: Path, out: Path, device: torch.device, *, count: int, quick: bool
+    ) -> None:
+        self.family, self.models, self.out, self.device, self.count = family, models, out, device, count
+        self.names = (SEEN,) if quick else (SEEN, *JUDGES)
+        self.judges = self.names[-2:] if len(self.names) > 1 else self.names
+        registry = plugin_manager()
+        parts = [registry.part("extractor", name) for name in self.names]
+        self.extractors: dict[str, FeatureExtractor] = {
+            part.name: part.component(part.config()).to(device) for part in parts
+        }
+        data = registry.part("dataset", family.data)
+        self.images, self.labels = {}, {}
+        for split in ("train", "validation"):
+            dataset = data.component(data.config(), split=split, image_size=family.image_size)
+            step = max(1, len(dataset) // 64) if quick else 1
+            loaded = load_readable(dataset, list(range(0, len(dataset), step)))
+            self.images[split], self.labels[split] = loaded.pixels_B3HW, loaded.labels_B
+        self.features = self._real()
+        self.probe = _probe(self.features["train"][self.judges[0]], self.labels["train"], family.categories)
+        self.own = {
+            (split, name): _mean_kernel(features, features, device=device)
+            for split, of_split in self.features.items()
+            for name, features in of_split.items()
+        }
+        self.rows: dict[str, Row] = {}
+        if (out / "table.json").is_file():
+            self.rows = {row["what"]: row for row in json.loads((out / "table.json").read_text())}
+
+    def _real(self) -> dict[str, dict[str, Tensor]]:
+        file = self.out / "features.safetensors"
+        if not file.is_file():
+            found = {f"{s}|{n}": f for s, images in self.images.items() for n, f in self._features(images).items()}
+            write_weights(file, found)
+        stored = read_weights(file)
+        return {split: {n: stored[f"{split}|{n}"] for n in self.names} for split in self.images}
+
+    def _features(self, images_N3HW: Tensor) -> dict[str, Tensor]:
+        return {name: self.features_of(images_N3HW, name) for name in self.names}
+
+    def features_of(self, images_N3HW: Tensor, name: str) -> Tensor:
+        """Feature vectors of images (uint8) in one of the networks."""
+        net = self.extractors[name]
+        return torch.cat([extract(part.to(self.device), net)["features"] for part in images_N3HW.split(_BATCH)])
+
+    # ---------------------------------------------------------------- rows
+
+    def row(self, what: str, draw: Callable[[], tuple[Tensor, Tensor]]) -> Row:
+        """Measure images (uint8) and their categories that `draw` gives, unless this was measured before."""
+        if what in self.rows:
+            return self.rows[what]
+        images_N3HW, labels_N = draw()
+        features = self._features(images_N3HW)
+        row: Row = {"what": what, "images": len(images_N3HW)}
+        for name, found in features.items():
+            row[name] = self.distance(found, "train", name)
+        row["judge"] = sum(row[name] for name in self.judges) / len(self.judges)
+        for name, found in features.items():
+            row[f"{name} to validation"] = self.distance(found, "validation", name)
+        own = features[self.judges[0]]
+        row["probe"] = float((_guess(own, self.probe) == labels_N).float().mean())
+        row["nearest"] = float(torch.cdist(own, self.features["train"][self.judges[0]]).min(dim=1).values.median())
+        self.rows[what] = row
+        write_text(self.out / "table.json", json.dumps([*self.rows.values()], indent=1) + "\n")
+        print(f"  {what}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items() if isinstance(v, float)), flush=True)
+        return row
+
+    def distance(self, features_AF: Tensor, split: str, name: str) -> float:
+        """The kernel distance to a whole split: what `mixar_eval` takes the mean over random subsets of."""
+        own = _mean_kernel(features_AF, features_AF, device=self.device)
+        across = _mean_kernel(features_AF, self.features[split][name], device=self.device)
+        return own + self.own[split, name] - 2 * across
+
+    def write(self) -> None:
+        """The rows as Markdown and CSV."""
+        rows = [
+            {"what": row["what"], "images": row["images"]}
+            | {name: f"{row[name]:.4f}" for name in ("judge", *self.names)}
+            | {name: f"{row[name]:.3f}" for name in ("probe", "nearest")}
+            | {"judge, to validation": f"{sum(row[f'{n} to validation'] for n in self.judges) / len(self.judges):.4f}"}
+            for row in sorted(self.rows.values(), key=lambda row: (row["what"].split()[-1], row["judge"]))
+        ]
+        write_text(self.out / "table.md", table(rows) + "\n")
+        write_text(self.out / "table.csv", csv_text([*self.rows.values()]))
+
+    def real(self) -> None:
+        """The floor: validation images; and, since samples are balanced, as many training images of each category."""
+        labels = self.labels["train"]
+        each = [
+            (labels == n).nonzero()[:, 0][: self.count // self.family.categories] for n in range(self.family.categories)
+        ]
+        rows = torch.cat(each)
+        self.row("validation real", lambda: (self.images["validation"], self.labels["validation"]))
+        self.row("training, balanced real", lambda: (self.images["train"][rows], labels[rows]))
+
+    @torch.no_grad()
+    def tokenizer(self, name: str) -> Row:
+        """What a tokenizer gives back of the validation images; its distance is what no model over it goes below."""
+        real_B3HW, labels_B = self.images["validation"], self.labels["validation"]
+
+        def draw() -> tuple[Tensor, Tensor]:
+            system = mixar.load(self.models / name, device=self.device).system
+            tokenizer = system.continuous_tokenizer or system.discrete_tokenizer
+            assert tokenizer is not None
+            parts = (
+                real_B3HW[i : i + _BATCH].to(self.device).float() / 127.5 - 1.0
+                for i in range(0, len(real_B3HW), _BATCH)
+            )
+            return torch.cat([decoded(tokenizer, tokenizer.encode(part)) for part in parts]), labels_B
+
+        return self.row(f"{name} reconstructions", draw)
+
+    def codes(self, prior: str) -> Row:
+        """The prior's codes decoded alone."""
+
+        def draw() -> tuple[Tensor, Tensor]:
+            model, labels_B = self.load(prior), self.asked()
+            return model.decode_codes(self.drawn_codes(prior, labels_B, seed=0)), labels_B
+
+        return self.row(f"{prior} codes alone", draw)
+
+    def mixar(self, name: str, prior: str, *, seed: int = 0, **settings: Any) -> Row:
+        """A MixAR's images from the prior's codes."""
+        said = "".join(f" {key}={value:g}" for key, value in settings.items())
+        what = f"{name} + {prior}{said}{f' seed {seed}' if seed else ''} samples"
+        labels_B = self.asked()
+        return self.row(what, lambda: (self.drawn(name, prior, labels_B, seed=seed, **settings), labels_B))
+
+    def of_subcategories(self, name: str, prior: str) -> Row:
+        """The same, asked for subcategories as often as a category's training images have them."""
+        return self.row(f"{name} + {prior} samples of subcategories", lambda: self._of_subcategories(name, prior))
+
+    def _of_subcategories(self, name: str, prior: str) -> tuple[Tensor, Tensor]:
+        recipe = self.load(name).recipe
+        assert recipe.data is not None
+        data = (
+            plugin_manager()
+            .part("dataset", recipe.data.type)
+            .component(recipe.data.config, split="train", image_size=self.family.image_size)
+        )
+        labels = torch.tensor(data.labels())
+        coarse, fine = labels.chunk(2)
+        chosen = []
+        for category in range(self.family.categories):
+            there = fine[coarse == category].sort().values
+            places = torch.linspace(0, len(there) - 1, self.count // self.family.categories).long()
+            chosen.append(there[places])
+        return self.drawn(name, prior, torch.cat(chosen), seed=0), self.asked()
+
+    def true_codes(self, name: str) -> Row:
+        """A MixAR's images from the validation images' own codes."""
+        real_B3HW, labels_B = self.images["validation"], self.labels["validation"]
+
+        def draw() -> tuple[Tensor, Tensor]:
+            model = self.load(name)
+            tokenizer = model.system.discrete_tokenizer
+            assert tokenizer is not None
+            with torch.no_grad():
+                codes = [tokenizer.encode(p.to(self.device).float() / 127.5 - 1.0) for p in real_B3HW.split(_BATCH)]
+            return self._draw(model, labels_B, torch.cat(codes), model.recipe.sampling, seed=0), labels_B
+
+        return self.row(f"{name} of true codes", draw)
+
+    # ---------------------------------------------------------------- drawing
+
+    def asked(self) -> Tensor:
+        """Every category equally often."""
+        return torch.arange(self.family.categories).repeat_interleave(self.count // self.family.categories)
+
+    def load(self, name: str) -> Model:
+        """A model that was trained."""
+        return mixar.load(self.models / name, device=self.device)
+
+    def drawn_codes(self, prior: str, labels_B: Tensor, *, seed: int, **settings: Any) -> Tensor:
+        """Codes of a prior; settings are those of a recipe's `sampling`."""
+        model = self.load(prior)
+        changed = evolve(model.recipe.sampling, **settings)
+        parts = labels_B.to(self.device).split(_BATCH)
+        return torch.cat([model.draw_codes(p, changed, batch_noise(seed, k)) for k, p in enumerate(parts)])
+
+    def drawn(self, name: str, prior: str, labels_B: Tensor, *, seed: int, **settings: Any) -> Tensor:
+        """Images of a MixAR from a prior's codes; settings are those of a recipe's `sampling`."""
+        of_prior = {key: value for key, value in settings.items() if key.startswith("prior_")}
+        codes_BN = self.drawn_codes(prior, labels_B, seed=seed, **of_prior)
+        model = self.load(name)
+        return self._draw(model, labels_B, codes_BN, evolve(model.recipe.sampling, **settings), seed=seed)
+
+    def _draw(self, model: Model, labels_B: Tensor, codes_BN: Tensor, settings: SamplingConfig, *, seed: int) -> Tensor:
+        drawn = []
+        for index, (labels, codes) in enumerate(
+            zip(labels_B.to(self.device).split(_BATCH), codes_BN.split(_BATCH), strict=True)
+        ):
+            drawn.append(model.draw(labels, settings, batch_noise(seed + 1000, index), codes)[0])
+        return torch.cat(drawn)
+
+
+def best(rows: Mapping[str, Row]) -> str:
+    """The key of the row whose images the judges find nearest to the training images."""
+    return min(rows, key=lambda key: rows[key]["judge"])
+
+
+def _mean_kernel(one_AF: Tensor, other_BF: Tensor, *, device: torch.device) -> float:
+    """The mean of (x . y / F + 1)^3 over pairs of two sets, or of different ones of the same set, in float64."""
+    one, other = one_AF.to(device).double(), other_BF.to(device).double()
+    kernel_AB = (one @ other.T / one.shape[1] + 1) ** 3
+    if one_AF is not other_BF:
+        return float(kernel_AB.mean())
+    return float((kernel_AB.sum() - kernel_AB.diagonal().sum()) / (len(one) * (len(one) - 1)))
+
+
+def _probe(features_AF: Tensor, labels_A: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A linear probe of the classes, by ridge regression: mean, deviation, weights (F + 1, classes)."""
+    mean_F, std_F = features_AF.mean(dim=0), features_AF.std(dim=0).clamp_min(1e-6)
+    x_AF = _with_one((features_AF - mean_F) / std_F)
+    target = torch.nn.functional.one_hot(labels_A, classes).double()
+    gram = x_AF.T @ x_AF + _RIDGE * len(x_AF) * torch.eye(x_AF.shape[1], dtype=torch.float64)
+    return mean_F, std_F, torch.linalg.solve(gram, x_AF.T @ target)
+
+
+def _guess(features_AF: Tensor, probe: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    mean_F, std_F, weights = probe
+    return (_with_one((features_AF - mean_F) / std_F) @ weights).argmax(dim=1)
+
+
+def _with_one(x_AF: Tensor) -> Tensor:
+    return torch.cat([x_AF, x_AF.new_ones(len(x_AF), 1)], dim=1).double()

@@ -1,0 +1,140 @@
+"""One training of a family: `python -m benchmarks.train_zoo.worker SPEC.json`, started by `benchmarks.train_zoo`.
+
+How many steps fit is measured: the run is tried for some seconds, beside those it shares the machine with, and its
+learning rate then falls over as many steps as the time left allows. A run that was stopped goes on with as many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from attrs import asdict, frozen
+
+import mixar
+from mixar.folder import RECIPE, WEIGHTS, read_tensors
+from mixar_core.training.callback import Callback, RunInfo, StepReport
+from mixar_core.training.checkpoint import checkpoint_step, list_checkpoints
+from mixar_zoo.publish import publish
+
+#: validation is measured, and a checkpoint kept, so often over a run
+LOOKS = 8
+#: an earlier state is published, too, where its validation loss was lower by this share of the last one's
+LOWER = 0.01
+#: how the recipes' names end that keep no earlier states: these are told by their reconstructions
+TOKENIZERS = ("_continuous", "_lfq")
+#: share of a tokenizer's steps before its discriminator begins
+BEFORE_ADVERSARY = 0.4
+#: of the time left, what steps are planned for: writing weights takes some, and others may need the machine
+PLANNED = 0.92
+#: of an earlier state's folder beside its run's
+EARLY = ".early"
+
+
+@frozen
+class Spec:
+    """What to train: a recipe and its changes, in which folders, for how many seconds from `began` on."""
+
+    base: str
+    changes: Mapping[str, Any]
+    run: str
+    model: str
+    began: float
+    seconds: float
+    device: str | None = None
+
+    def write(self, path: Path) -> Path:
+        """As JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        return path
+
+
+class Trial(Callback):
+    """Stops a run after some seconds of steps, as a person would, and keeps when they were reported."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.asked = seconds, False
+        self.reports: list[tuple[int, float]] = []
+
+    def on_step(self, run: RunInfo, report: StepReport) -> None:
+        self.reports.append((report.step, time.time()))
+        if not self.asked and len(self.reports) > 2 and time.time() - self.reports[0][1] > self.seconds:
+            self.asked = True  # asked twice, it would end at once
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @property
+    def rate(self) -> float:
+        """Steps a second, the first reports left out: they have what is done once."""
+        (first, then), (last, now) = self.reports[1], self.reports[-1]
+        return (last - first) / max(now - then, 1e-6)
+
+
+def main(spec: Path) -> None:
+    """Train, or go on, and publish what came out."""
+    torch.backends.cudnn.benchmark = True  # shapes stay the same
+    work = Spec(**json.loads(spec.read_text()))
+    run, model = Path(work.run), Path(work.model)
+    resume = (run / RECIPE).is_file()
+    recipe = mixar.load_recipe(run / RECIPE) if resume else mixar.load_recipe(work.base, planned(work))
+    assert recipe.training is not None
+    print(f"{recipe.training.steps} steps", flush=True)
+    if not (run / WEIGHTS).is_file() and mixar.train(recipe, run, resume=resume, device=work.device).stopped:
+        print("stopped; goes on when it is started again")
+        return
+    publish(run, model)
+    early(run, model.with_name(model.name + EARLY))
+
+
+def planned(work: Spec) -> dict[str, Any]:
+    """The changes, with as many steps as fit unless they say how many."""
+    changes = {"training.log_every": 5, "training.checkpoint_every": 0, **work.changes}
+    steps = changes.get("training.steps") or fitting(work, changes)
+    looks = max(1, steps // LOOKS)
+    changes |= {"training.steps": steps, "training.warmup_steps": min(200, steps // 10)}
+    changes |= {"training.log_every": min(50, looks), "training.evaluate_every": looks}
+    if not work.base.endswith(TOKENIZERS):
+        changes |= {"training.checkpoint_every": looks, "training.keep_last": 2 * LOOKS}
+        changes |= {"training.background_checkpoints": True}
+    if "adversarial" in changes:
+        changes |= {"adversarial.start_step": int(BEFORE_ADVERSARY * steps)}
+    return changes
+
+
+def fitting(work: Spec, changes: Mapping[str, Any]) -> int:
+    """Steps that fit the time left, by a trial."""
+    trial = Trial(min(6.0, work.seconds / 8))
+    with tempfile.TemporaryDirectory() as folder:
+        started, many = time.time(), {"training.steps": 10**6, "training.evaluate_every": 0}
+        recipe = mixar.load_recipe(work.base, {**changes, **many})
+        mixar.train(recipe, folder, device=work.device, callbacks=[trial])
+    setting_up, left = trial.reports[0][1] - started, work.began + work.seconds - time.time()
+    steps = max(LOOKS, int(trial.rate * PLANNED * (left - setting_up)))
+    print(f"{trial.rate:.1f} steps/s, {setting_up:.0f} s to begin, {left:.0f} s left", flush=True)
+    return steps
+
+
+def early(run: Path, model: Path) -> None:
+    """Publish the state of least validation loss, if that is not the last: what came after was learned by heart."""
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    losses = {entry["step"]: entry["losses"]["ema/loss"] for entry in log if entry["kind"] == "validation"}
+    kept = {checkpoint_step(path): path for path in list_checkpoints(run)}
+    there = {step: loss for step, loss in losses.items() if step in kept}
+    if not there:
+        return
+    best, last = min(there, key=there.__getitem__), max(losses)
+    print(f"validation loss {losses[last]:.4f} after {last} steps, least {there[best]:.4f} after {best}")
+    if there[best] < losses[last] * (1 - LOWER):
+        publish(run, model, step=best, tensors=read_tensors(kept[best] / "ema"))
+
+
+if __name__ == "__main__":
+    typer.run(main)
