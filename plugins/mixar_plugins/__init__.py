@@ -15,6 +15,7 @@ def mixar_parts() -> list[Part]:
     """Every component of this package, by kind; imported here, so that `mixar --help` waits for no torch."""
     from mixar_core.training.optimizer import AdamW, AdamWConfig
     from mixar_plugins.backbones.causal import CausalBackbone, CausalConfig
+    from mixar_plugins.backbones.detok_ar import DeTokARBackbone, DeTokARConfig
     from mixar_plugins.backbones.flowar import FlowARBackbone, FlowARConfig
     from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
     from mixar_plugins.callbacks.health import Health, HealthConfig
@@ -81,6 +82,7 @@ def mixar_parts() -> list[Part]:
         Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),
         Part("backbone", "masked", MaskedBackbone, MaskedConfig),
         Part("backbone", "causal", CausalBackbone, CausalConfig),
+        Part("backbone", "detok-ar", DeTokARBackbone, DeTokARConfig),
         Part("backbone", "flowar", FlowARBackbone, FlowARConfig),
         Part("injector", "none", NoGuidance, NoGuidanceConfig),
         Part("injector", "dc-mix", DCMix, DCMixConfig),

@@ -133,6 +133,10 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {**CAUSAL, "positions": "learned"},
             {**CAUSAL, "order": "raster", "activation_checkpointing": True},
         ],
+        "detok-ar": [
+            {"width": 16, "depth": 2, "heads": 2},
+            {"width": 16, "depth": 2, "heads": 2, "order": "raster", "activation_checkpointing": True},
+        ],
         "flowar": [
             {"width": 16, "depth": 1, "heads": 2},
             {"width": 16, "depth": 1, "heads": 2, "decoder_depth": 2, "activation_checkpointing": True},
@@ -174,7 +178,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {},
             {"order": "raster"},
             {"order": "raster", "tokens_per_step": 1},
-            {"order": "subsample"},
+            {"order": "subsample", "cfg_by": "before"},
             {"order": "halton", "tokens_per_step": 3},
             {"head_steps_end": 7, "head_steps_fall": "cosine", "solver": "disa"},
         ],

@@ -14,6 +14,7 @@ from tests.parity import (
     adversarial,
     conv_tokenizer,
     detok,
+    detok_generators,
     ear,
     fast,
     flowar,
@@ -79,6 +80,23 @@ RUNNERS = (
         ("diffloss_d", "lazy_mar"),
         ("labels", "orders", "iters", "cfg_scale", "init_*", "head_init", "head_noise", "head_z"),
         fast.run_lazymar,
+        {},
+    ),
+    Runner(
+        "detok-mar",
+        ("diffloss_d", "MAR_SIZE_DICT"),
+        (
+            *("latents", "labels", "orders", "mask_rate", "stats_*", "*_draw_*", "*_draws_*"),
+            *("head_x", "head_timestep", "head_z"),
+        ),
+        detok_generators.run_mar,
+        detok_generators.MANIFESTS,
+    ),
+    Runner(
+        "detok-ar",
+        ("diffloss_d", "SIZE_DICT"),
+        ("latents", "labels", "orders", "stats_*", "*_draw_*"),
+        detok_generators.run_ar,
         {},
     ),
     Runner(

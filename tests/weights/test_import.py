@@ -155,6 +155,8 @@ def test_a_bare_state_dict_in_safetensors_is_the_same(
         ("mar_base", "mar", "kl16", {"width": 768, "heads": 12, "steps": 256, "cfg": 2.9, "num_classes": 1000}),
         ("mar_large", "mar", "kl16", {"width": 1024, "heads": 16, "cfg": 3.0, "sampling_steps": 100}),
         ("mar_huge", "mar", "kl16", {"width": 1280, "depth": 20, "heads": 16, "cfg": 3.2}),
+        ("detok_mar_base", "detok-mar", "detok_bb", {"type": "detok", "cfg": 3.9, "steps": 256, "mlp_dropout": 0.0}),
+        ("detok_mar_large", "detok-mar", "detok_bb", {"width": 1024, "cfg": 3.4}),
         ("ear_base", "ear", "kl16", {"depth": 0, "decoder_depth": 24, "steps": 64, "cfg": 3.0, "temperature": 0.7}),
         ("flowar_s", "flowar", "kl16", {"type": "flowar", "scales": [1, 2, 4, 8, 16], "cfg": 4.3, "cfg_until": 0.9}),
         ("flowar_h", "flowar", "kl16", {"cross": True, "sampling_steps": 50, "cfg": 2.4, "cfg_until": 0.7}),
@@ -182,7 +184,7 @@ def test_full_size_files_are_recognised(
 
     overrides = []
     if tokenizer:
-        recipe = filled(tokenizer, "kl16" if tokenizer == "kl16" else "maskbit-tokenizer")
+        recipe = filled(tokenizer, {"kl16": "kl16", "detok_bb": "detok"}.get(tokenizer, "maskbit-tokenizer"))
         (tmp_path / "recipe.yaml").write_text(strict_yaml.dump(recipe))
         overrides = [f"{recipe['trains']}.weights={tmp_path}"]
     recipe = filled(manifest, kind, *overrides)

@@ -209,6 +209,24 @@ class CausalBackbone(Backbone):
         return x
 
 
+def kept_first(name: str, first: int, positions_BK: Tensor, tokens_BKC: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens that are kept by a backbone that goes row by row, in that order: looked at once, before any is drawn.
+
+    Raises:
+        UserError: they are not those from position `first` on.
+    """
+    if positions_BK.is_meta:
+        return positions_BK, tokens_BKC
+    positions_BK, order_BK = positions_BK.sort(dim=1)
+    next_K = torch.arange(first, first + positions_BK.shape[1], device=positions_BK.device)
+    if not torch.equal(positions_BK, next_K.expand_as(positions_BK)):
+        raise UserError(
+            f"backbone {name} in raster order can keep the first tokens only, row by row; "
+            "train it with `order: random`, or choose backbone masked"
+        )
+    return positions_BK, take(tokens_BKC, order_BK)
+
+
 class CausalState(BackboneState):
     """Keys and values of the front and of what is known; with guidance, of both halves one after the other."""
 
@@ -265,17 +283,9 @@ class CausalState(BackboneState):
             UserError: tokens are known from the start, and in raster order they are not the first ones.
         """
         backbone, count = self.backbone, positions_BK.shape[1]
-        if backbone.order == "raster" and not self.started and not positions_BK.is_meta:
-            positions_BK, order_BK = positions_BK.sort(dim=1)
-            tokens_BKC = take(tokens_BKC, order_BK)
-            # tokens that are kept: looked at once, before anything is drawn
+        if backbone.order == "raster" and not self.started:
             first = self.caches[0].length - self.front
-            next_K = torch.arange(first, first + count, device=positions_BK.device)
-            if not torch.equal(positions_BK, next_K.expand_as(positions_BK)):
-                raise UserError(
-                    "backbone causal in raster order can keep the first tokens only, row by row; "
-                    "train it with `order: random`, or choose backbone masked"
-                )
+            positions_BK, tokens_BKC = kept_first("causal", first, positions_BK, tokens_BKC)
         positions = positions_BK.repeat(self.copies, 1)
         x = backbone.known_tokens(tokens_BKC.repeat(self.copies, 1, 1), positions)
         before = torch.ones(count, self.caches[0].length + count, dtype=torch.bool, device=x.device)

@@ -39,6 +39,8 @@ class CosineConfig:
         head_steps_end: head steps of the last step; `sampling.head_steps` falls to it (DiSA: 50 to 5). None: they stay.
         head_steps_fall: how, as DiSA's released code has it. two-stage: at half of the steps, at once.
         solver: the head's, for all steps; None: as the head's settings say.
+        cfg_by: linear guidance grows with the share of tokens that are known after a step (MAR), or before it, so that
+            the first step has none (l-DeTok's autoregression).
         cfg_interval: guidance only while the share of tokens that are not known is in (low, high], else none
             (arXiv 2404.07724; of masks eMIGM, arXiv 2503.07197); None: always.
     """
@@ -48,6 +50,7 @@ class CosineConfig:
     head_steps_end: int | None = field(default=None, validator=optional(ge(1)))
     head_steps_fall: Literal["linear", "cosine", "two-stage"] = field(default="linear", validator=in_(FALLS))
     solver: str | None = None
+    cfg_by: Literal["after", "before"] = field(default="after", validator=in_(("after", "before")))
     cfg_interval: tuple[float, float] | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -83,9 +86,9 @@ class CosineSampler(Sampler):
             if after < before:
                 positions_BK = reveal_BN[:, total - before : total - after].sort(dim=1).values
                 low, high = config.cfg_interval or (0.0, 1.0)
-                guided = low < before / tokens <= high
+                guided, left_then = low < before / tokens <= high, after if config.cfg_by == "after" else before
                 step = Step(
-                    cfg=cfg_at_step(task.cfg, tokens, after, task.cfg_schedule) if guided else 1.0,
+                    cfg=cfg_at_step(task.cfg, tokens, left_then, task.cfg_schedule) if guided else 1.0,
                     temperature=task.temperature,
                     head_steps=head_steps(task, config.head_steps_end, config.head_steps_fall, index, len(left) - 1),
                     solver=config.solver,

@@ -31,6 +31,7 @@ def mixar_parts() -> list[Part]:
         "mar": importers.MarImporter,
         "ear": importers.EarImporter,
         "detok-mar": importers.DeTokMarImporter,
+        "detok-ar": continuous.DeTokARImporter,
         "flowar": continuous.FlowARImporter,
         "kl16": importers.KL16Importer,
         "vavae": importers.VAVAEImporter,

@@ -46,3 +46,16 @@ class FlowARImporter(RenamingImporter):
     computed = r"mask|.*\.rope\.freqs"
     tokenizer_key = "continuous_tokenizer"
     settings = ("continuous_tokenizer.scales=[1, 2, 4, 8, 16]",)
+
+
+class DeTokARImporter(RenamingImporter):
+    """l-DeTok's autoregressive models, over the l-DeTok in the folder --tokenizer names. None is released."""
+
+    names = {"diffloss.": "head.", "": "backbone."}
+    inner = {
+        r"^transformer\.blocks\.": "layers.",
+        r"^final_layer\.adaLN_modulation\.": "modulation.",
+        r"^(layers\.\d+\.)adaLN_modulation\.": r"\1modulation.",
+    }
+    entry, averaged_entry = "model", "model_ema"
+    tokenizer_key = "continuous_tokenizer"
