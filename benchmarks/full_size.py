@@ -48,12 +48,21 @@ MODELS = (
     Model("kl16", "kl16"),
     Model("vavae_f16d32", "vavae"),
     *(Model(f"mar_{size}", "mar", "kl16", ("--steps", "4")) for size in ("base", "large", "huge")),
+    Model("detok_bb", "detok"),
+    *(Model(f"detok_mar_{size}", "detok-mar", "detok_bb", ("--steps", "4")) for size in ("base", "large")),
+    *(Model(f"flowar_{size}", "flowar", "kl16") for size in ("s", "l", "h")),
     *(Model(f"maskbit_tokenizer_{bits}bit", "maskbit-tokenizer") for bits in BITS),
     *(
         Model(f"maskbit_generator_{bits}bit", "maskbit-generator", f"maskbit_tokenizer_{bits}bit", ("--steps", "4"))
         for bits in BITS
     ),
 )
+#: entries of a kind's files: of one the weights, of two the last step's and the averaged ones; others are bare
+ENTRIES = {
+    **dict.fromkeys(("mar", "detok", "detok-mar"), ("model", "model_ema")),
+    "kl16": ("model",),
+    "vavae": ("state_dict",),
+}
 #: MaskBit's pair, a MixAR-L with fresh weights, and VA-VAE: the whole of the paper's system
 MIXAR = "mixar_l"
 #: `mixar`, noting its own peak (kB) when it ends: what the system counts for a child begins with its parent's
@@ -141,14 +150,16 @@ def report(name: str, size: float, imported: tuple[float, float] | None, drawn: 
 def write(model: Model, file: Path) -> None:
     """The file as its authors' code saves it."""
     tensors = {name: fill(name, tensor) for name, tensor in read_manifest(MANIFESTS / f"{model.manifest}.txt").items()}
-    content: Mapping[str, object]
-    if model.kind == "mar":
+    content: Mapping[str, object] = tensors
+    if model.kind == "vavae":
+        tensors["loss.logvar"] = torch.zeros(())
+    if entries := ENTRIES.get(model.kind):
+        *others, own = entries
         last = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        content = {**dict.fromkeys(others, last), own: tensors}
+    if len(entries or ()) > 1:
         args = argparse.Namespace(model=model.manifest, blr=1e-4, lr=None, pin_mem=True)
-        content = {"model": last, "model_ema": tensors, "optimizer": {}, "epoch": 799, "scaler": {}, "args": args}
-    else:
-        vavae = {"state_dict": {**tensors, "loss.logvar": torch.zeros(())}}
-        content = {"kl16": {"model": tensors}, "vavae": vavae}.get(model.kind, tensors)
+        content = {**content, "optimizer": {}, "epoch": 799, "scaler": {}, "args": args}
     torch.save(content, file)
 
 
