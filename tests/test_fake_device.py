@@ -73,6 +73,8 @@ def made(name: str, registry: Registry, *overrides: str) -> tuple[Recipe, Object
     """A recipe with samplers of few steps, and its objective on `meta`; TI-Mix asks the prior in every step."""
     whole = load_recipe(name, registry=registry)
     few = [*FEW_STEPS.get(whole.trains, [])]
+    if whole.trains == "prior" and not hasattr(whole.prior.config, "steps"):  # a code a step, or a scale
+        few[0] = "prior.temperature=1" if whole.prior.type == "var" else "image_size=64"
     if whole.head is not None and hasattr(whole.head.config, "sampling_steps"):  # others draw in one go
         few.append("sampling.head_steps=2")
     if whole.sampler is not None and getattr(whole.sampler.config, "tokens_per_step", None):

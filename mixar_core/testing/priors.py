@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixar_core.errors import UserError
 from mixar_core.mixture import MASKED_CODE
 from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
@@ -32,8 +33,8 @@ def check_prior(make: Callable[[], DiscretePrior], *, sees_truth: bool | None = 
     """Raise AssertionError where a discrete prior breaks its contract.
 
     It draws codes for a condition, keeps those that are given and draws the others to them, says how sure it was, and
-    where it defines `predict`, does not look at what it predicts. All of it the same however many processes share the
-    batch.
+    where it defines `predict`, does not look at what it predicts. One that draws in a fixed order may refuse, with a
+    UserError, all given codes but the first ones. All of it the same however many processes share the batch.
 
     Args:
         make: builds one, small enough to run in a moment, with `data` if it needs that.
@@ -137,10 +138,28 @@ def _check_given(prior: DiscretePrior, found: Mapping[str, Tensor]) -> None:
 
 
 def _asked(prior: DiscretePrior, device: str) -> tuple[Condition, Tensor, Tensor]:
-    """A condition, the last without class, codes, and which are hidden: two of three, also of a short sequence."""
-    codes_BN = codes_of(prior.codebook_size, prior.layout.tokens)
-    masked_BN = torch.arange(codes_BN.numel()).view_as(codes_BN) % 3 > 0
-    return Condition(labels_of(prior.num_classes, device)), codes_BN.to(device), masked_BN.to(device)
+    """A condition, the last without class, codes, and which are hidden: two of three, also of a short sequence.
+
+    A prior that refuses codes in between is given the first ones alone: a pyramid's first scale, or a third.
+    """
+    condition = Condition(labels_of(prior.num_classes, device))
+    codes_BN = codes_of(prior.codebook_size, prior.layout.tokens, device)
+    masked_BN = torch.arange(codes_BN.numel(), device=device).view_as(codes_BN) % 3 > 0
+    if _refuses(prior, condition, codes_BN.masked_fill(masked_BN, MASKED_CODE)):
+        layout = prior.layout
+        first = layout.scales[0].tokens if layout.kind == "pyramid" else -(-layout.tokens // 3)
+        masked_BN = (torch.arange(layout.tokens, device=device) >= first).expand_as(codes_BN).clone()
+    return condition, codes_BN, masked_BN
+
+
+def _refuses(prior: DiscretePrior, condition: Condition, given_BN: Tensor) -> bool:
+    """Whether it says that it cannot draw to these codes; on meta it cannot know."""
+    try:
+        with torch.no_grad():
+            next(iter(prior.sample_steps(condition, noise=Noise.seeded(0), given_BN=given_BN)))
+    except UserError:
+        return True
+    return False
 
 
 def _loss(prior: DiscretePrior, codes_BN: Tensor, condition: Condition) -> Losses | None:

@@ -53,7 +53,10 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.optimizers.muon import Muon, MuonConfig
     from mixar_plugins.optimizers.schedule_free import ScheduleFree, ScheduleFreeConfig
     from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
+    from mixar_plugins.priors.llamagen import LlamaGenPrior, LlamaGenPriorConfig
     from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
+    from mixar_plugins.priors.rar import RARConfig, RARPrior
+    from mixar_plugins.priors.var import VARPrior, VARPriorConfig
     from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
     from mixar_plugins.samplers.groups import GroupsConfig, GroupsSampler
     from mixar_plugins.samplers.gtr import GtRConfig, GtRSampler
@@ -79,6 +82,9 @@ def mixar_parts() -> list[Part]:
         Part("discrete-tokenizer", "titok", TiTok, TiTokConfig),
         Part("prior", "maskbit", BitTokenPrior, MaskBitConfig),
         Part("prior", "maskgit", EmbeddingTokenPrior, MaskGitConfig),
+        Part("prior", "llamagen", LlamaGenPrior, LlamaGenPriorConfig),
+        Part("prior", "var", VARPrior, VARPriorConfig),
+        Part("prior", "rar", RARPrior, RARConfig),
         Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),
         Part("backbone", "masked", MaskedBackbone, MaskedConfig),
         Part("backbone", "causal", CausalBackbone, CausalConfig),

@@ -31,7 +31,11 @@ class Mismatch(Exception):
 class Case:
     """What `case.json` and `io.safetensors` hold; the file format is described where the cases come from.
 
-    `keys` maps the original state dict's names to (shape, dtype name); `io` holds inputs and expected outputs alike.
+    `keys` maps the original state dict's names to (shape, dtype name); `io` holds inputs and expected outputs alike. A
+    tokenizer that a case brings along has its arguments under `tokenizer` in `config`, `settings` are there, too.
+
+    Args:
+        tokenizer_keys: those of a tokenizer that is seeded under its own names.
     """
 
     name: str
@@ -39,13 +43,15 @@ class Case:
     salt: str
     keys: Mapping[str, tuple[tuple[int, ...], str]]
     io: Mapping[str, Tensor]
+    tokenizer_keys: Mapping[str, tuple[tuple[int, ...], str]] = {}
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The seeded weights, under their original names."""
+        """The seeded weights, under their original names; those of a tokenizer brought along as `tokenizer.<name>`."""
         return {
-            name: seeded(name, shape, self.salt)
-            for name, (shape, dtype) in self.keys.items()
+            f"{prefix}{name}": seeded(name, shape, self.salt)
+            for prefix, keys in (("", self.keys), ("tokenizer.", self.tokenizer_keys))
+            for name, (shape, dtype) in keys.items()
             if "float" in dtype and name not in COMPUTED
         }
 
@@ -70,8 +76,14 @@ def load_case(folder: Path) -> Case:
     """
     try:
         described = json.loads((folder / "case.json").read_text())
-        keys = {name: (tuple(map(int, shape)), str(dtype)) for name, (shape, dtype) in described["keys"].items()}
-        config, salt = dict(described["config"]), str(described["salt"])
+        beside = described.get("tokenizer", {"config": None, "keys": {}})
+        keys, tokenizer_keys = (
+            {name: (tuple(map(int, shape)), str(dtype)) for name, (shape, dtype) in each["keys"].items()}
+            for each in (described, beside)
+        )
+        more = {"tokenizer": beside["config"], "settings": described.get("settings")}
+        config = {**described["config"], **{name: value for name, value in more.items() if value is not None}}
+        salt = str(described["salt"])
         io = load_file(folder / "io.safetensors")
     except FileNotFoundError as error:
         raise NotACase(f"{Path(error.filename or folder).name} is missing") from error
@@ -85,7 +97,7 @@ def load_case(folder: Path) -> Case:
         raise NotACase(f"case.json has no {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise NotACase(f"case.json is damaged: {error}") from error
-    return Case(folder.resolve().name, config, salt, keys, io)
+    return Case(folder.resolve().name, config, salt, keys, io, tokenizer_keys)
 
 
 def read_manifest(file: Path) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from tests.parity import (
     kl,
     latent_codes,
     mar,
+    next_token,
     titok,
 )
 from tests.parity.case import Case, NotACase
@@ -142,6 +143,7 @@ RUNNERS = (
         flowar.run,
         flowar.MANIFESTS,
     ),
+    *(Runner(*row) for row in next_token.ROWS),
     Runner("adversarial", ("lossconfig",), ("images", "decoded"), adversarial.run, {}),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -168,6 +168,20 @@ class ModulatedBlock(nn.Module):
         return x_BTD + by["gate2"] * self.mlp(modulate(self.norm2(x_BTD), by["shift2"], by["scale2"]))
 
 
+class ModulatedNorm(nn.Module):
+    """What stands before a head: a norm without weights that a condition shifts and scales, in this `order`."""
+
+    def __init__(self, width: int, order: Sequence[str] = ("shift", "scale"), *, eps: float) -> None:
+        super().__init__()
+        self.norm, self.order = nn.LayerNorm(width, eps=eps, elementwise_affine=False), order
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x_BTD: Tensor, condition_BTD: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D); the condition is (B, T or 1, D)."""
+        by = dict(zip(self.order, self.modulation(condition_BTD).chunk(2, dim=-1), strict=True))
+        return modulate(self.norm(x_BTD), by["shift"], by["scale"])
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x * (1 + scale) + shift."""
     return x * (1 + scale) + shift
@@ -202,3 +216,26 @@ def llama_block(width: int, heads: int, *, multiple_of: int, dropout: float) -> 
     attention = CachedAttention(width, heads, attention_dropout=0.0, dropout=dropout, bias=False)
     mlp = GatedMlp(width, hidden, dropout=dropout)
     return ModulatedBlock(width, attention, mlp, lambda: nn.RMSNorm(width, eps=1e-5))
+
+
+def through(
+    blocks: Iterable[nn.Module],
+    x_BTD: Tensor,
+    *,
+    table: Tensor | None = None,
+    condition_BTD: Tensor | None = None,
+    mask: Tensor | None = None,
+    caches: Sequence[KeyValueCache] = (),
+    causal: bool = False,
+) -> Tensor:
+    """Tokens (B, T, D) through modulated blocks, each of which has its cache, or there are none.
+
+    Args:
+        causal: a token looks at those before it and at all that caches hold, instead of a `mask`.
+    """
+    count, held = x_BTD.shape[1], caches[0].length if caches else 0
+    if causal and count > 1:
+        mask = torch.ones(count, held + count, dtype=torch.bool, device=x_BTD.device).tril(diagonal=held)
+    for index, block in enumerate(blocks):
+        x_BTD = block(x_BTD, condition_BTD, table, mask, caches[index] if caches else None)
+    return x_BTD

@@ -69,5 +69,5 @@ def init_weights(module: nn.Module) -> None:
     """For `Module.apply`: matrices and embeddings from a normal of deviation 0.02, biases 0, norms 1."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

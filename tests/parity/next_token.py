@@ -1,0 +1,11 @@
+"""The rows of priors that draw codes one after the other, for the table of case kinds: arguments of `Runner`."""
+
+from __future__ import annotations
+
+from tests.parity import llamagen, rar, var
+
+ROWS = (
+    ("rar", ("model", "tokenizer"), rar.INPUTS, rar.run, rar.MANIFESTS),
+    ("var", ("patch_nums", "cond_drop_rate"), var.INPUTS, var.run, var.MANIFESTS),
+    ("llamagen", ("block_size", "cls_token_num"), llamagen.INPUTS, llamagen.run, llamagen.MANIFESTS),
+)
