@@ -11,9 +11,12 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
+from mixar.plugins import plugin_manager
 from mixar_import.next import RARImporter
+from mixar_import.tokenizers import MaskGITVQGANImporter
 from mixar_plugins.priors.next import cross_entropy
 from mixar_plugins.priors.rar import RARPrior
+from tests.parity.case import load_strictly
 from tests.parity.generator import NoTokenizer
 from tests.parity.llamagen import Recorded, build, exponential, of_tokenizer, own
 
@@ -73,8 +76,31 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
 def _tokenizer(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[str, Tensor], codes_BN: Tensor, image: str
 ) -> dict[str, Tensor]:
-    """MaskGIT's VQGAN on images in [0, 1], and codes that it decodes."""
-    return {}
+    """MaskGIT's VQGAN on images, and codes that it decodes; images are in [0, 1] there."""
+    part = plugin_manager().part("discrete-tokenizer", "vq")
+    settings = part.config(
+        legacy=True,
+        downsample="pool",
+        channels=config["hidden_channels"],
+        channel_multipliers=tuple(config["channel_mult"]),
+        blocks=config["num_res_blocks"],
+        codebook_size=config["num_embeddings"],
+        code_width=config["embedding_dim"],
+        commitment_weight=1.0,  # as published: the weight is on the codebook's term instead
+        entropy_weight=0.0,
+    )
+    tokenizer = part.component(settings, image_size=io["images"].shape[-1]).eval()
+    load_strictly(tokenizer, MaskGITVQGANImporter.rename(weights))
+    quantized = tokenizer.quantize(2 * io["images"] - 1)
+    losses = tokenizer.train().quantize(2 * io["images"] - 1).losses
+    tokenizer.eval()
+    return {
+        "tok_encoder_out": tokenizer.encoded(2 * io["images"] - 1),
+        "tok_indices": quantized.codes_BN,
+        "tok_loss": (losses["commitment"] + config["commitment_cost"] * losses["codebook"])[None],
+        "tok_decoded": (tokenizer.decode_vectors(quantized.vectors_BEhw).clamp(-1, 1) + 1) / 2,
+        image: (tokenizer.decode(codes_BN) + 1) / 2,
+    }
 
 
 def _full_size(tensors: Mapping[str, Tensor], *, width: int, depth: int, mlp_dim: int) -> None:

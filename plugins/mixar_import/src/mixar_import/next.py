@@ -30,7 +30,7 @@ class VARImporter(RenamingImporter):
     """VAR's var_d16.pth to var_d30.pth, over its tokenizer in the folder --tokenizer names."""
 
     recipes = tuple(f"var_d{depth}" for depth in (16, 20, 24, 30))
-    names = {"head_nm.ada_lin.": "norm.modulation."}
+    names = {"head_nm.": "norm."}
     inner = {
         r"\.ada_lin\.": ".modulation.",
         r"\.mat_qkv\.": ".qkv.",
@@ -45,7 +45,7 @@ class RARImporter(RenamingImporter):
     """RAR's rar_b.bin to rar_xxl.bin, over MaskGIT's VQGAN in the folder --tokenizer names."""
 
     recipes = tuple(f"rar_{size}" for size in ("b", "l", "xl", "xxl"))
-    names = {"adaln_before_head.adaLN_modulation.": "norm.modulation.", "lm_head.": "head."}
+    names = {"adaln_before_head.": "norm.", "lm_head.": "head."}
     inner = {r"\.adaLN_modulation\.": ".modulation."}
     tokenizer_key = "discrete_tokenizer"
 
