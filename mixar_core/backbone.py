@@ -69,6 +69,9 @@ class Backbone(nn.Module, ABC):
     def start(self, condition: Condition, guidance: Guidance, *, guided: bool) -> BackboneState:
         """Begin to sample: no token is known. `guided`: whether a step will ask for guidance (a cfg other than 1)."""
 
+    def hold_bf16(self) -> None:
+        """Hold weights in bfloat16 from now on, for sampling; by default autocast casts them at every product."""
+
     def blocks(self) -> Iterator[nn.Module]:
         """The blocks that are compiled one by one, and recomputed one by one under activation checkpointing."""
         yield from blocks_in(self)

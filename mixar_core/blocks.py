@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mixar_core.masking import take
+
+#: keys and values, (B, heads, M, width) each
+KeysValues: TypeAlias = tuple[Tensor, Tensor]
 
 #: On CPU the fused kernel loses to plain products below about this many tokens (python -m benchmarks.attention).
 PLAIN_BELOW = 256
@@ -42,14 +47,29 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width, bias=bias)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        return self.looking(*self.split(x_BTD))
+    def forward(self, x_BTD: Tensor, only_BR: Tensor | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D); with `only_BR`, (B, R, D) of the tokens at these places, which look at all."""
+        if only_BR is None:
+            return self.looking(*self.split(x_BTD))
+        return self.looking(self.queries(take(x_BTD, only_BR)), *self.keys_values(x_BTD))
 
     def split(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens, (B, heads, T, width) each."""
         q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
+
+    def queries(self, x_BTD: Tensor) -> Tensor:
+        """The first of `split`."""
+        width, bias = x_BTD.shape[2], self.qkv.bias
+        q = F.linear(x_BTD, self.qkv.weight[:width], None if bias is None else bias[:width])
+        return q.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def keys_values(self, x_BTD: Tensor) -> KeysValues:
+        """The others of `split`."""
+        width, bias = x_BTD.shape[2], self.qkv.bias
+        kv = F.linear(x_BTD, self.qkv.weight[width:], None if bias is None else bias[width:])
+        k, v = kv.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return k, v
 
     def looking(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """What queries find in keys and values, which may be more: (B, T, D)."""
@@ -83,12 +103,25 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, memory_BMD: Tensor) -> Tensor:
-        """(B, T, D) attends to (B, M, D')."""
+    def forward(self, x_BTD: Tensor, memory: Tensor | KeysValues) -> Tensor:
+        """(B, T, D) attends to (B, M, D'), or to what `keys_values` made of it.
+
+        Of a batch that is copies of a shorter one, below each other, that may be the shorter one's.
+        """
+        k, v = memory if isinstance(memory, tuple) else self.keys_values(memory)
         q = self.q(self.norm(x_BTD)).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(memory_BMD).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        copies = len(q) // len(k)
+        if copies > 1:  # more queries, and not the same keys twice
+            q = q.unflatten(0, (copies, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
         out = attend(q, k, v)
+        if copies > 1:
+            out = out.unflatten(2, (copies, -1)).permute(2, 0, 1, 3, 4).flatten(0, 1)
         return x_BTD + self.drop(self.proj(out.transpose(1, 2).flatten(2)))
+
+    def keys_values(self, memory_BMD: Tensor) -> KeysValues:
+        """Of a memory, (B, heads, M, width) each: what does not depend on who looks."""
+        k, v = self.kv(memory_BMD).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return k, v
 
 
 class Block(nn.Module):
@@ -113,15 +146,22 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), dropout=dropout)
         self.cross = None if memory_width is None else CrossAttention(width, memory_width, heads, dropout=dropout)
 
-    def forward(self, x_BTD: Tensor, memory_BMD: Tensor | None = None) -> Tensor:
-        """(B, T, D) to (B, T, D). A block built with `memory_width` without a memory skips its cross-attention."""
-        return self.rest(x_BTD + self.attn(self.norm1(x_BTD)), memory_BMD)
+    def forward(
+        self, x_BTD: Tensor, memory: Tensor | KeysValues | None = None, only_BR: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D). A block built with `memory_width` without a memory skips its cross-attention.
 
-    def rest(self, x_BTD: Tensor, memory_BMD: Tensor | None) -> Tensor:
+        With `only_BR`, (B, R, D) of the tokens at these places: all that is needed of a last block.
+        """
+        if only_BR is None:
+            return self.rest(x_BTD + self.attn(self.norm1(x_BTD)), memory)
+        return self.rest(take(x_BTD, only_BR) + self.attn(self.norm1(x_BTD), only_BR), memory)
+
+    def rest(self, x_BTD: Tensor, memory: Tensor | KeysValues | None) -> Tensor:
         """What follows its self-attention."""
         x_BTD = x_BTD + self.mlp(self.norm2(x_BTD))
-        if self.cross is not None and memory_BMD is not None:
-            x_BTD = self.cross(x_BTD, memory_BMD)
+        if self.cross is not None and memory is not None:
+            x_BTD = self.cross(x_BTD, memory)
         return x_BTD
 
 

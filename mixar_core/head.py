@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from mixar_core.graphs import Graphed
 from mixar_core.noise import Noise
 from mixar_core.types import Step, Z
 
@@ -36,6 +37,10 @@ class ContinuousHead(nn.Module, ABC):
     """
     denoises: ClassVar[bool] = False
     """Whether it has no network of its own and calls `Z.denoise`, which only some backbones give."""
+    graphable: ClassVar[bool] = False
+    """Whether `sample` runs its loop by `graphs`, where it has them."""
+    graphs: Graphed | None = None
+    """CUDA graphs that the loop of `sample` is captured in; None: it runs as it is written."""
     deterministic: ClassVar[bool] = False
     """Whether it draws nothing, like one that predicts the mean: then another seed gives the same tokens."""
 
@@ -52,6 +57,9 @@ class ContinuousHead(nn.Module, ABC):
         Raises:
             UserError: `step.solver`, `step.head_steps` or `step.temperature` is none of this head's.
         """
+
+    def hold_bf16(self) -> None:
+        """Hold weights in bfloat16 from now on, for sampling; by default autocast casts them at every product."""
 
     @abstractmethod
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:

@@ -54,6 +54,9 @@ class DiscretePrior(nn.Module, ABC):
         """What the last of `sample_steps` gives, with the same settings."""
         return deque(self.sample_steps(condition, noise=noise, **settings), maxlen=1).pop()
 
+    def hold_bf16(self) -> None:
+        """Hold weights in bfloat16 from now on, for sampling; by default autocast casts them at every product."""
+
     def predict(self, codes_BN: Tensor, masked_BN: Tensor, condition: Condition, *, noise: Noise) -> DrawnCodes:
         """Eq. 10-11: codes at masked positions become the prior's mask token, one forward pass predicts them.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import attrs
 import torch
@@ -18,6 +18,7 @@ from mixar.labels import Labels, checked_number, class_numbers, code_tensor
 from mixar.parts import check_frozen
 from mixar.plugins import Registry, registry_without
 from mixar.recipe import TRAINABLE, Recipe, load_recipe
+from mixar.speed import Precision, hasten
 from mixar.text import choices
 from mixar_core.distributed import available_device
 from mixar_core.errors import UserError
@@ -25,8 +26,6 @@ from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.storage import state_sha256
 from mixar_core.types import NO_CLASS
-
-Precision = Literal["float32", "bf16"]
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -38,6 +37,8 @@ class Model:
         files: weights file of every part that has one, by its recipe key (what is trained, and what is frozen).
         weights: which of a run's weights these are.
         precision: what all but the decoders compute in; these need float32 for an image's 256 levels.
+        compiled: whether blocks are compiled, which changes last bits.
+        notices: what was asked to be faster and is not, a line each.
     """
 
     system: System
@@ -46,6 +47,8 @@ class Model:
     files: Mapping[str, Path] = attrs.field(factory=dict)
     weights: Kind = "ema"
     precision: Precision = "float32"
+    compiled: bool = False
+    notices: Sequence[str] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -166,7 +169,7 @@ class Model:
             progress=progress,
         )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def draw(
         self,
         labels_B: Tensor,
@@ -339,6 +342,8 @@ def load(
     precision: Precision = "float32",
     registry: Registry | None = None,
     preset: str | None = None,
+    compile: bool = False,
+    graphs: bool = False,
     without_plugins: Sequence[str] = (),
 ) -> Model:
     """A model to sample from: a shipped one by name, a model folder, or the folder of a run.
@@ -346,8 +351,10 @@ def load(
     Args:
         device: None takes the GPU if there is one.
         weights: averaged over training (ema) or those of the last step (raw; a run has both if it keeps an average).
-        precision: bf16 computes all but the decoders under autocast: about twice as fast, and other images.
+        precision: bf16 computes all but the decoders in it, from weights that are held in it: about twice as fast, and
+            other images. The head's noisiest steps stay in float32.
         preset: how it samples, by name (`mixar presets`): one that it carries, or of those that every model can take.
+        compile, graphs: see `mixar.speed.hasten`; what does not work here is in the model's `notices`.
         without_plugins: names of installed plugins to leave out.
 
     Raises:
@@ -377,7 +384,11 @@ def load(
         and getattr(system, key) is not None
         and (choice := getattr(recipe, key)).weights is not None
     } | {recipe.trains: trained}
-    return Model(system, class_names(recipe, folder, registry), chosen, files, weights, precision)
+    drawing, notices = system.prior if system.model is None else system.model, []
+    if drawing is not None:
+        notices = hasten(drawing, precision=precision, compile=compile, graphs=graphs)
+    names = class_names(recipe, folder, registry)
+    return Model(system, names, chosen, files, weights, precision, compiled=compile, notices=notices)
 
 
 def prior_draws_from_data(recipe: Recipe) -> bool:

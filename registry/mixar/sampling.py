@@ -130,6 +130,7 @@ def describe(model: Model, plan: Plan) -> dict[str, Any]:
         "model": {
             "weights": model.weights,
             "precision": model.precision,
+            **({"compiled": True} if model.compiled else {}),
             "sha256": {key: sha256(file) for key, file in sorted(model.files.items())},
             "parts": parts,
         },

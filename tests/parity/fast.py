@@ -130,17 +130,18 @@ class Watched(Reuse):
     whole: dict[int, Tensor]
     passes = 0
 
-    def full(self, *args: Any, **kwargs: Any) -> Tensor:
-        z = super().full(*args, **kwargs)
-        self.whole[Watched.passes] = z
-        Watched.passes += 1
-        return z
+    def _everywhere(self, rows: int) -> Tensor:
+        return torch.arange(self.backbone.layout.tokens).expand(rows, -1)
 
-    def between(self, *args: Any, **kwargs: Any) -> Tensor:
-        z = super().between(*args, **kwargs)
-        self.whole[Watched.passes] = z
+    def z_of_full(self, positions_BK: Tensor) -> Tensor:
+        self.whole[Watched.passes] = super().z_of_full(self._everywhere(len(positions_BK)))
         Watched.passes += 1
-        return z
+        return super().z_of_full(positions_BK)
+
+    def z_between(self, x_BTD: Tensor, positions_BK: Tensor, *, guided: bool) -> Tensor:
+        self.whole[Watched.passes] = super().z_between(x_BTD, self._everywhere(len(positions_BK)), guided=guided)
+        Watched.passes += 1
+        return super().z_between(x_BTD, positions_BK, guided=guided)
 
     def _pruned(self, *args: Any) -> tuple[Tensor, Tensor]:
         x, where_BR = super()._pruned(*args)
@@ -179,14 +180,14 @@ def run_lazymar(
 
 def _watched(model: MixAR, sampler: Sampler, io: Mapping[str, Tensor], scale: float, count: int) -> dict[str, Tensor]:
     """What pruning lets go on, and the decoder's whole output."""
-    from mixar_plugins.backbones import masked
+    from mixar_plugins.backbones import masked_state
 
     Watched.kept, Watched.whole, Watched.passes = {}, {}, 0
-    masked.Reuse = Watched  # type: ignore[misc]
+    masked_state.Reuse = Watched  # type: ignore[misc]
     try:
         _sampled(model, sampler, io, cfg=scale, head_steps=count)
     finally:
-        masked.Reuse = Reuse  # type: ignore[misc]
+        masked_state.Reuse = Reuse  # type: ignore[misc]
     counts = {step: where_BR.shape[1] for step, where_BR in Watched.kept.items()}
     return {
         "kept_count": torch.tensor([*counts.values()]),

@@ -28,7 +28,9 @@ class ConditionEmbedding(nn.Module):
         """
         if condition.vectors_BTF is None:
             raise UserError("this backbone was made for a condition with vectors, and there are only labels")
-        return torch.where(condition.counting_BT()[..., None], self.proj(condition.vectors_BTF), self.null)
+        return torch.where(
+            condition.counting_BT()[..., None], self.proj(condition.vectors_BTF.to(self.null.dtype)), self.null
+        )
 
 
 def class_vectors(table: nn.Embedding | None, no_class_1D: Tensor, labels_B: Tensor) -> Tensor:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import attrs
 import torch
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, lt, optional
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixar_core.backbone import Backbone, BackboneState
+from mixar_core.backbone import Backbone
 from mixar_core.blocks import Block
-from mixar_core.masking import put, split_known, take
+from mixar_core.masking import put, take
 from mixar_core.mixture import dc_mixture
 from mixar_core.tables import Table
-from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
+from mixar_core.types import Condition, Guidance, MaskSplit, TokenLayout
 from mixar_plugins.backbones.condition import ConditionEmbedding, class_vectors, init_as_mar
-from mixar_plugins.backbones.reuse import Reuse
+from mixar_plugins.backbones.masked_state import MaskedState
 
 _share = and_(ge(0.0), lt(1.0))
 
@@ -161,20 +160,29 @@ class MaskedBackbone(Backbone):
 
     def encoder_input(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
         """What the encoder's first block sees."""
-        buffer = self.config.buffer
         visible_BUD = self.z_proj(take(tokens_BNC, split.visible_BU))
-        class_B1D = class_vectors(self.class_emb, self.fake_latent, condition.labels_B)[:, None].to(visible_BUD.dtype)
-        positions = self.encoder_pos_embed_learned
-        if positions is None:
-            x = torch.cat([class_B1D.expand(-1, buffer, -1), visible_BUD], dim=1)
+        front = self.front(condition, guidance.prefix_BPD, visible_BUD.dtype)
+        return self.z_proj_ln(torch.cat([front, self.placed(visible_BUD, split.visible_BU)], dim=1))
+
+    def front(self, condition: Condition, prefix_BPD: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """What stands in front of the tokens: the condition's vectors, the prefix, the class buffer."""
+        class_B1D = class_vectors(self.class_emb, self.fake_latent, condition.labels_B)[:, None].to(dtype)
+        if self.encoder_pos_embed_learned is None:
+            x = class_B1D.expand(-1, self.config.buffer, -1)
         else:
-            places = positions[:, buffer:].expand(tokens_BNC.shape[0], -1, -1)
-            x = torch.cat([class_B1D + positions[:, :buffer], visible_BUD + take(places, split.visible_BU)], dim=1)
-        if guidance.prefix_BPD is not None:
-            x = torch.cat([guidance.prefix_BPD.to(x.dtype), x], dim=1)
+            x = class_B1D + self.encoder_pos_embed_learned[:, : self.config.buffer]
+        if prefix_BPD is not None:
+            x = torch.cat([prefix_BPD.to(x.dtype), x], dim=1)
         if self.condition is not None:
             x = torch.cat([self.condition(condition).to(x.dtype), x], dim=1)
-        return self.z_proj_ln(x)
+        return x
+
+    def placed(self, visible_BUD: Tensor, visible_BU: Tensor) -> Tensor:
+        """Visible tokens with their positions."""
+        if self.encoder_pos_embed_learned is None:
+            return visible_BUD
+        positions = self.encoder_pos_embed_learned[:, self.config.buffer :]
+        return visible_BUD + take(positions.expand(len(visible_BU), -1, -1), visible_BU)
 
     def decode(self, encoded: Tensor, split: MaskSplit, guidance: Guidance) -> Tensor:
         """The decoder over [prefix, class buffer, all tokens]: z (B, N, D).
@@ -206,6 +214,20 @@ class MaskedBackbone(Backbone):
         z_BND = self.decoder_norm(x)[:, -self.layout.tokens :]
         return z_BND if self.diffusion_pos_embed_learned is None else z_BND + self.diffusion_pos_embed_learned
 
+    def z_of(self, x: Tensor, positions_BK: Tensor) -> Tensor:
+        """z (B, K, D) of what the decoder's last block gave for these tokens alone."""
+        z_BKD, positions = self.decoder_norm(x), self.diffusion_pos_embed_learned
+        return z_BKD if positions is None else z_BKD + take(positions.expand(len(x), -1, -1), positions_BK)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its weights are in."""
+        return self.z_proj.weight.dtype
+
+    def hold_bf16(self) -> None:
+        """All weights in bfloat16: residuals then are, too, which autocast keeps in float32."""
+        self.to(torch.bfloat16)
+
     def _blocks(self, width: int, heads: int, depth: int, memory: bool) -> nn.ModuleList:
         c = self.config
         blocks = [
@@ -233,78 +255,3 @@ class MaskedBackbone(Backbone):
             else:
                 x = block(x, memory_BMD)
         return x
-
-
-class MaskedState(BackboneState):
-    """What is known so far. A prediction computes encoder and decoder anew, unless its step reuses (see `Reuse`)."""
-
-    def __init__(self, backbone: MaskedBackbone, condition: Condition, guidance: Guidance) -> None:
-        self.backbone, self.condition, self.guidance = backbone, condition, guidance
-        shape, device = (len(condition), backbone.layout.tokens), condition.labels_B.device
-        self.tokens_BNC = torch.zeros(*shape, backbone.token_dim, device=device)
-        self.known_BN = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.known = 0
-        #: what a step that reuses builds on, the guidance that this was computed with, and what became known since
-        self.reuse: Reuse | None = None
-        self.reused = guidance
-        self.recent_BK = torch.zeros(shape[0], 0, dtype=torch.int64, device=device)
-
-    def predict(self, positions_BK: Tensor, step: Step) -> Z:
-        """z of these tokens. The visible ones are looked at in ascending order, however they became known.
-
-        A step that is to reuse computes all anew where there is nothing to build on: no full pass before it, none with
-        both halves, or other guidance since.
-        """
-        if step.redraw:
-            self.known_BN, self.known = (
-                self.known_BN.scatter(1, positions_BK, False),
-                self.known - positions_BK.shape[1],
-            )
-        if step.reuse is None or step.redraw:
-            self.reuse = None
-        elif self.reuse is None or self.reuse.method != step.reuse:
-            self.reuse = Reuse(self.backbone, step.reuse)
-            step = attrs.evolve(step, refresh=True)
-        z_BND = self._everything(step) if self._anew(step) else self._between(positions_BK, step)
-        self.recent_BK = self.recent_BK[:, :0]
-        if step.cfg == 1.0:
-            return Z(take(z_BND[: len(positions_BK)], positions_BK), positions_BK)
-        cond_BND, uncond_BND = z_BND.chunk(2)
-        return Z(take(cond_BND, positions_BK), positions_BK, take(uncond_BND, positions_BK))
-
-    def _anew(self, step: Step) -> bool:
-        if self.reuse is None or step.refresh or self.guidance is not self.reused:
-            return True
-        return step.cfg != 1.0 and not self.reuse.guided
-
-    def _everything(self, step: Step) -> Tensor:
-        """z (B, N, D) of a full pass, both halves below each other where the step is guided."""
-        split = split_known(self.known_BN, self.known)
-        tokens_BNC, condition, guidance = self.tokens_BNC, self.condition, self.guidance
-        if step.cfg != 1.0:
-            tokens_BNC, condition, guidance = tokens_BNC.repeat(2, 1, 1), condition.guided(), guidance.repeat(2)
-            split = MaskSplit(split.visible_BU.repeat(2, 1), split.masked_BK.repeat(2, 1))
-        if self.reuse is not None:
-            self.reused = self.guidance
-            return self.reuse.full(tokens_BNC, split, condition, guidance, guided=step.cfg != 1.0)
-        return self.backbone.decode(self.backbone.encode(tokens_BNC, split, condition, guidance), split, guidance)
-
-    def _between(self, positions_BK: Tensor, step: Step) -> Tensor:
-        """The same of a step that reuses, right at these positions."""
-        assert self.reuse is not None
-        copies = self.reuse.copies
-        condition = self.condition.guided() if copies == 2 else self.condition
-        return self.reuse.between(
-            self.tokens_BNC.repeat(copies, 1, 1),
-            self.recent_BK.repeat(copies, 1),
-            positions_BK.repeat(copies, 1),
-            condition,
-            self.guidance.repeat(copies),
-            step,
-        )
-
-    def reveal(self, positions_BK: Tensor, tokens_BKC: Tensor) -> None:
-        """These tokens are known."""
-        self.tokens_BNC = put(self.tokens_BNC, positions_BK, tokens_BKC)
-        self.known_BN, self.known = self.known_BN.scatter(1, positions_BK, True), self.known + positions_BK.shape[1]
-        self.recent_BK = torch.cat([self.recent_BK, positions_BK], dim=1)

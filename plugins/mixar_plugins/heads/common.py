@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,14 @@ from mixar_core.types import Step, Z
 def uncond_of(z: Z, step: Step) -> Tensor | None:
     """The vectors (B, K, D) that guidance moves away from; None where there is no guidance."""
     return None if step.cfg == 1.0 else z.uncond_BKD
+
+
+def on_device(values: Sequence[float] | np.ndarray, device: torch.device) -> Tensor:
+    """Numbers as a tensor; from pinned memory a GPU fetches them without the host waiting for what it does before."""
+    if device.type != "cuda":
+        return torch.tensor(values, device=device)
+    host = torch.tensor(values)
+    return torch.empty_like(host, pin_memory=True).copy_(host).to(device, non_blocking=True)
 
 
 def at_once(head: str, step: Step) -> None:

@@ -19,16 +19,18 @@ class Denoiser:
         steps: of sampling. guided: whether the condition has a second half, for classifier-free guidance.
     """
 
-    def __init__(self, net: DenoisingMLP, steps: int, *, guided: bool) -> None:
-        self.net, self.steps, self.guided = net, steps, guided
+    def __init__(self, steps: int, *, guided: bool) -> None:
+        self.steps, self.guided = steps, guided
 
-    def __call__(self, k: int, x_BKC: Tensor, time: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def __call__(
+        self, net: DenoisingMLP, k: int, x_BKC: Tensor, time: Tensor, cond: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """The predicted noise, that of the unconditional half, and the variance, (B, K, C) each, float32.
 
         Args:
             k: the step, counting down. time, cond: embedded; `cond` (B or 2 B, K, width), conditional half first.
         """
-        out = self.net.denoise(x_BKC.repeat(2, 1, 1) if self.guided else x_BKC, time, cond).float()
+        out = net.denoise(x_BKC.repeat(2, 1, 1) if self.guided else x_BKC, time, cond).float()
         eps, variance = out.chunk(2, dim=-1)
         if not self.guided:
             return eps, None, variance
@@ -39,19 +41,21 @@ class Denoiser:
 class LazyDenoiser(Denoiser):
     """LazyMAR's: most steps run the conditional half alone, and part of the blocks (arXiv 2503.12450)."""
 
-    def __init__(self, net: DenoisingMLP, steps: int, *, guided: bool) -> None:
-        super().__init__(net, steps, guided=guided)
+    def __init__(self, steps: int, *, guided: bool) -> None:
+        super().__init__(steps, guided=guided)
         self.mlp: dict[int, Tensor] = {}
         self.effect: dict[int, Tensor] = {}
         self.difference: Tensor | None = None
 
-    def __call__(self, k: int, x_BKC: Tensor, time: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def __call__(
+        self, net: DenoisingMLP, k: int, x_BKC: Tensor, time: Tensor, cond: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """As `Denoiser`; the unconditional half's noise is the conditional one's less the difference that is kept."""
         full, rows = k == self.steps - 1 or k % FULL_EVERY == 0, len(x_BKC)
         both = full and self.guided
         condition = F.silu(time + (cond if both else cond[:rows]))
-        h = self.net.input_proj(x_BKC.repeat(2, 1, 1) if both else x_BKC)
-        for index, block in enumerate(self.net.res_blocks):
+        h = net.project(x_BKC.repeat(2, 1, 1) if both else x_BKC)
+        for index, block in enumerate(net.res_blocks):
             assert isinstance(block, ResidualBlock)
             if index not in REUSED_BLOCKS:
                 h = self._with_kept_mlp(index, block, h, condition, fresh=k > FRESH_MLP_ABOVE * self.steps)
@@ -60,7 +64,7 @@ class LazyDenoiser(Denoiser):
                 self.effect[index] = (h - before)[:rows]
             else:
                 h = h + self.effect[index]
-        eps, variance = self.net.final_layer(h, condition).float().chunk(2, dim=-1)
+        eps, variance = net.final_layer(h, condition).float().chunk(2, dim=-1)
         if both:
             self.difference = eps[:rows] - eps[rows:]
         return eps[:rows], None if self.difference is None else eps[:rows] - self.difference, variance[:rows]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,8 +18,8 @@ from mixar_core.head import ContinuousHead
 from mixar_core.noise import Noise
 from mixar_core.precision import full_precision
 from mixar_core.types import Step, TokenLayout, Z
-from mixar_plugins.heads.common import uncond_of
-from mixar_plugins.heads.gaussian_diffusion import TRAIN_STEPS, TrainTables
+from mixar_plugins.heads.common import on_device, uncond_of
+from mixar_plugins.heads.gaussian_diffusion import TRAIN_STEPS, Schedule, TrainTables
 from mixar_plugins.heads.mlp import DenoisingMLP
 from mixar_plugins.heads.solvers import SOLVERS, process_of
 
@@ -52,12 +55,16 @@ class DiffusionHeadConfig:
 class DiffusionHead(ContinuousHead):
     """Diffusion over a token: cosine schedule, learned variance, respaced sampling."""
 
+    graphable = True
+
     def __init__(self, config: DiffusionHeadConfig, *, token_dim: int, width: int, layout: TokenLayout) -> None:
         super().__init__()
         self.config, self.token_dim = config, token_dim
         self.net = DenoisingMLP(  # the noise and the variance of every number
             token_dim=token_dim, cond_dim=width, dim_out=2 * token_dim, width=config.width, depth=config.depth
         )
+        #: the same in bfloat16, where that is held
+        self.quick: DenoisingMLP | None = None
         self.tables = TrainTables()
 
     def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
@@ -95,30 +102,63 @@ class DiffusionHead(ContinuousHead):
         if step.head_steps is not None and not 2 <= step.head_steps <= TRAIN_STEPS:
             raise UserError(f"sampling.head_steps: {step.head_steps}; head diffusion takes 2 to {TRAIN_STEPS}")
 
+    def hold_bf16(self) -> None:
+        """The network in bfloat16 beside that in float32, which the noisiest steps need."""
+        self.quick = copy.deepcopy(self.net).to(torch.bfloat16)
+
     def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
         """Reverse diffusion over `step.head_steps` respaced steps, its noisiest in float32 throughout: (B, K, C)."""
         self.check(step)
-        name, uncond_BKD = step.solver or self.config.solver, uncond_of(z, step)
-        process = process_of(name, step.head_steps or self.config.sampling_steps)
-        how, guided, device = SOLVERS[name], uncond_BKD is not None, z.cond_BKD.device
-        solver, denoise = how.advance(process, self.config.clip), how.denoise(self.net, len(process), guided=guided)
+        uncond_BKD, device = uncond_of(z, step), z.cond_BKD.device
         z_BKD = z.cond_BKD if uncond_BKD is None else torch.cat([z.cond_BKD, uncond_BKD])
-        timesteps = torch.tensor(process.timesteps, device=device)
-        # a step's time embedding is the same for every row, and a row's condition for every step: computed once
-        embedded = exact = self.net.time_embed(timesteps), self.net.cond_embed(z_BKD)
-        if embedded[1].dtype != torch.float32:  # under autocast
-            with full_precision(device):
-                exact = self.net.time_embed(timesteps), self.net.cond_embed(z_BKD.float())
-        shape = (*z.cond_BKD.shape[:2], self.token_dim)
+        name, steps = step.solver or self.config.solver, step.head_steps or self.config.sampling_steps
+        process, draws = process_of(name, steps), SOLVERS[name].advance.draws and step.temperature > 0.0
+        timesteps, shape = on_device(process.timesteps, device), (*z.cond_BKD.shape[:2], self.token_dim)
         x = noise.normal(shape, device, name="head_init")
-        for k in reversed(range(len(process))):
-            sensitive = process.error_gain(k) > MOST_GAIN_IN_BF16
-            times, cond = exact if sensitive else embedded
-            with full_precision(x.device) if sensitive else nullcontext():
-                eps, uncond, variance = denoise(k, x, times[k], cond)
-            if uncond is not None:
-                eps = uncond + step.cfg * (eps - uncond)
-            drawn = solver.draws and k > 0 and step.temperature > 0.0
-            added = noise.normal(shape, x.device, name="head_step") if drawn else None
-            x = solver(k, x, (eps, variance), added, step.temperature)
+        reverse = partial(self._reverse, name, process, step.temperature if draws else 0.0)
+        drawn = (noise.normal(shape, device, name="head_step") for _ in process.timesteps[1:] if draws)
+        if self.graphs is None:
+            return reverse(drawn, x, z_BKD, timesteps, step.cfg)
+        drawn_SBKC = torch.stack([*drawn]) if draws and len(process) > 1 else x.new_empty(0)
+        scale = torch.full((), step.cfg, device=device)
+
+        def run(x: Tensor, z_BKD: Tensor, timesteps: Tensor, scale: Tensor, drawn_SBKC: Tensor) -> Tensor:
+            return reverse(iter(drawn_SBKC), x, z_BKD, timesteps, scale)
+
+        return self.graphs((name, steps, step.temperature), run, x, z_BKD, timesteps, scale, drawn_SBKC)
+
+    def _reverse(
+        self,
+        name: str,
+        process: Schedule,
+        temperature: float,
+        drawn: Iterator[Tensor],
+        x: Tensor,
+        z_BKD: Tensor,
+        timesteps: Tensor,
+        cfg: float | Tensor,
+    ) -> Tensor:
+        """From noise x (B, K, C) to tokens; `drawn` is taken from where the temperature is above 0.
+
+        `z_BKD` of twice as many images has the half that guidance moves away from below the other.
+        """
+        how, device = SOLVERS[name], x.device
+        solver, denoise = how.advance(process, self.config.clip), how.denoise(len(process), guided=len(z_BKD) > len(x))
+        net = self.net if self.quick is None else self.quick
+        with nullcontext() if self.quick is None else full_precision(device):
+            # a step's time embedding is the same for every row, and a row's condition for every step: computed once
+            embedded = exact = net.embedded(timesteps, z_BKD)
+            if embedded[1].dtype != torch.float32:
+                with full_precision(device):
+                    exact = self.net.embedded(timesteps, z_BKD.float())
+            for k in reversed(range(len(process))):
+                if process.error_gain(k) > MOST_GAIN_IN_BF16:
+                    with full_precision(device):
+                        eps, uncond, variance = denoise(self.net, k, x, exact[0][k], exact[1])
+                else:
+                    eps, uncond, variance = denoise(net, k, x, embedded[0][k], embedded[1])
+                if uncond is not None:
+                    eps = uncond + cfg * (eps - uncond)
+                added = next(drawn) if temperature > 0.0 and k > 0 else None
+                x = solver(k, x, (eps, variance), added, temperature)
         return x

@@ -40,10 +40,14 @@ class ModulatedMLP(nn.Module):
 
         `temperature` multiplies the blocks' shifts.
         """
-        h = self.input_proj(x)
+        h = self.project(x)
         for block in self.res_blocks:
             h = block(h, condition, temperature)
         return self.final_layer(h, condition)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(..., dim_in) to (..., width), in what the weights are in."""
+        return self.input_proj(x.to(self.input_proj.weight.dtype))
 
 
 class DenoisingMLP(ModulatedMLP):
@@ -55,6 +59,10 @@ class DenoisingMLP(ModulatedMLP):
     def __init__(self, *, token_dim: int, cond_dim: int, dim_out: int, width: int, depth: int) -> None:
         embeddings = {"time_embed": TimeEmbedding(width), "cond_embed": nn.Linear(cond_dim, width)}
         super().__init__(embeddings, dim_in=token_dim, dim_out=dim_out, width=width, depth=depth)
+
+    def embedded(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps (T,) and conditions (..., D) as `denoise` takes them, (..., width) each."""
+        return self.time_embed(t), self.cond_embed(z.to(self.cond_embed.weight.dtype))
 
     def denoise(self, x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
         """(..., C) to (..., dim_out); `time` and `cond` are embedded already."""
@@ -79,7 +87,7 @@ class TimeEmbedding(nn.Module):
         half = FREQUENCIES // 2
         steps = torch.arange(half, dtype=torch.float32, device=t.device)
         angles = t[..., None].float() * torch.exp(-math.log(10000.0) * steps / half)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp.get_parameter("0.weight").dtype))
 
 
 class ResidualBlock(nn.Module):

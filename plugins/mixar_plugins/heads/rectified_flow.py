@@ -20,7 +20,7 @@ from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
 from mixar_core.noise import Noise
 from mixar_core.types import Step, Z
-from mixar_plugins.heads.common import uncond_of
+from mixar_plugins.heads.common import on_device, uncond_of
 
 SOLVERS = ("euler", "heun", "sde")
 #: where the stochastic solver's last step, one without noise, begins (SiT, arXiv 2401.08740)
@@ -110,7 +110,7 @@ class RectifiedFlowHead(ContinuousHead):
         condition = self.embed(z_BKD, z.positions_BK.repeat(copies, 1))
         alone = self.embed(z.cond_BKD, z.positions_BK) if copies == 2 and self.cfg_until < 1.0 else condition
         times = self.times(solver, steps)
-        embedded = self.embed_time(TIME_SCALE * torch.tensor(times, device=device))
+        embedded = self.embed_time(TIME_SCALE * on_device(times, device))
 
         def velocity(x: Tensor, k: int) -> Tensor:
             if copies == 1 or times[k] > self.cfg_until:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixar_core.blocks import Attention, Block
+from mixar_core.blocks import Attention, Block, KeysValues
 from mixar_core.types import TokenLayout
 
 
@@ -111,14 +111,14 @@ class CachedBlock(Block):
     def forward(
         self,
         x_BTD: Tensor,
-        memory_BMD: Tensor | None = None,
+        memory: Tensor | KeysValues | None = None,
         table: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
         seen: int | None = None,
     ) -> Tensor:
         """(B, T, D) to (B, T, D); the other arguments are those of `CachedAttention`."""
-        return self.rest(x_BTD + self.attn(self.norm1(x_BTD), table, mask, cache, seen), memory_BMD)
+        return self.rest(x_BTD + self.attn(self.norm1(x_BTD), table, mask, cache, seen), memory)
 
 
 #: how a block's modulation is cut: what each branch adds and multiplies its input with, and its output

@@ -23,7 +23,7 @@ from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Condition, DrawnCodes, Losses
 from mixar_plugins.priors import schedules
 from mixar_plugins.priors.codes import combine_codes, split_codes
-from mixar_plugins.priors.transformer import Transformer, init_weights, layer_norm
+from mixar_plugins.priors.transformer import SelfAttention, Transformer, init_weights, layer_norm
 
 _positive = validators.ge(1)
 _not_negative = validators.ge(0.0)
@@ -158,6 +158,12 @@ class MaskedTransformerPrior(DiscretePrior):
         x = torch.cat([self.embed(tokens_BNS), self.class_emb(class_B)[:, None]], dim=1) + self.pos_emb
         x = self.norm_after_transformer(self.transformer(self.first_layer(x)))
         return self.unembed(self.last_layer(x)[:, :-1])
+
+    def hold_bf16(self) -> None:
+        """The matrices of the transformer in bfloat16: what autocast casts them to at every product."""
+        for module in self.transformer.modules():
+            if isinstance(module, nn.Linear | SelfAttention):
+                module.to(torch.bfloat16)
 
     @torch.no_grad()
     def sample_steps(

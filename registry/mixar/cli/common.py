@@ -101,6 +101,12 @@ Precision = Annotated[
     Literal["float32", "bf16"],
     typer.Option("--precision", help="What is computed in; bf16 is about twice as fast and draws other images."),
 ]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the networks' blocks: a slow first batch, then faster ones.")
+]
+Graphs = Annotated[
+    bool, typer.Option("--graphs", help="On a GPU: the head's loop as CUDA graphs; the same images, sooner.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Offline = Annotated[
     bool,

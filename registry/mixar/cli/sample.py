@@ -13,7 +13,9 @@ import typer
 from mixar.cli.common import (
     Batch,
     Cfg,
+    Compile,
     Device,
+    Graphs,
     ModelName,
     NoPlugin,
     Precision,
@@ -85,6 +87,8 @@ def sample_command(
     ] = False,
     raw: Raw = False,
     precision: Precision = "float32",
+    compile: Compile = False,
+    graphs: Graphs = False,
     batch: Batch = 64,
     device: Device = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder of samples that is there already.")] = False,
@@ -129,8 +133,12 @@ def sample_command(
         weights="raw" if raw else "ema",
         precision=precision,
         preset=preset,
+        compile=compile,
+        graphs=graphs,
         registry=registry,
     )
+    for notice in loaded.notices if processes.is_main else ():
+        typer.echo(notice, err=True)
     asked, every = asked_classes(loaded, classes or (), labels or ()), all_classes(loaded)
     changes: dict[str, Any] = {"steps": steps, "cfg": cfg, "temperature": temperature}
     planned = partial(Plan, batch=batch, seed=seed, settings=loaded.settings(**changes))

@@ -1,0 +1,118 @@
+"""Sampling made faster: the same samples, or as near as the precision lets them be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixar.speed import hasten
+from mixar_core.blocks import CrossAttention
+from mixar_core.graphs import Graphed
+from mixar_core.model import MixAR, SamplingConfig
+from mixar_core.noise import Noise
+from mixar_core.types import Condition, Step, Z
+from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
+from mixar_plugins.heads.mse import MseHead, MseHeadConfig
+from tests.toys import small_mixar
+
+SETTINGS = SamplingConfig(steps=4, cfg=2.0, head_steps=6)
+
+
+def drawn(model: MixAR, settings: SamplingConfig = SETTINGS) -> Tensor:
+    condition = model.condition(torch.tensor([0, 1, 1]))
+    return model.generate(condition, settings=settings, noise=Noise.seeded(5)).latents_BChw
+
+
+@pytest.fixture(params=["none", "dc-mix", "dc-sa", "dc-ca"])
+def model(request: pytest.FixtureRequest) -> MixAR:
+    """A small one, with guidance through one of the doors."""
+    return small_mixar(request.param, depth=2).eval()
+
+
+def test_bf16_weights_are_near_float32_and_what_needs_it_stays(model: MixAR) -> None:
+    exact = drawn(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = drawn(model)
+    assert hasten(model, precision="bf16") == []
+    assert {p.dtype for p in model.backbone.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.head.net.parameters()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        held = drawn(model)
+    assert held.dtype == torch.float32
+    assert (held - exact).abs().mean() < 2 * (cast - exact).abs().mean() < 0.2 * exact.abs().mean()
+
+
+def test_bf16_weights_are_not_cast_again(model: MixAR) -> None:
+    hasten(model, precision="bf16")
+    casts: list[tuple[int, ...]] = []
+
+    class Casts(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is torch.ops.aten._to_copy.default and any(args[0] is p for p in model.backbone.parameters()):
+                casts.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    with Casts(), torch.autocast("cpu", torch.bfloat16):
+        drawn(model)
+    assert casts == []
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "disa", "lazymar", "ddim", "dpm++"])
+@pytest.mark.parametrize("guided", [True, False])
+@torch.no_grad()
+def test_static_buffers_give_the_same_bits(solver: str, guided: bool) -> None:
+    torch.manual_seed(0)
+    head = DiffusionHead(DiffusionHeadConfig(depth=5, width=16), token_dim=4, width=8, layout=None)  # type: ignore[arg-type]
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    z = Z(torch.randn(2, 3, 8), torch.arange(3).expand(2, -1), torch.randn(2, 3, 8) if guided else None)
+    for temperature in (1.0, 0.7, 0.0) if solver not in ("ddim", "dpm++") else (1.0,):
+        step = Step(cfg=1.7 if guided else 1.0, head_steps=8, solver=solver, temperature=temperature)
+        eager = head.sample(z, step, noise=Noise.seeded(3))
+        head.graphs = Graphed()
+        torch.testing.assert_close(head.sample(z, step, noise=Noise.seeded(3)), eager, rtol=0, atol=0)
+        head.graphs = None
+
+
+def test_what_cannot_be_had_is_said() -> None:
+    model = small_mixar("none").eval()
+    assert hasten(model, graphs=True) == ["graphs: there is no GPU; the head runs without"]
+    assert model.head.graphs is None
+    model.trained["head"] = MseHead(MseHeadConfig(), token_dim=3, width=16, layout=model.backbone.layout)
+    assert hasten(model, graphs=True) == ["graphs: the head MseHead cannot be captured; it runs without"]
+
+
+@torch.no_grad()
+def test_both_halves_look_at_one_memory() -> None:
+    torch.manual_seed(0)
+    cross = CrossAttention(16, 12, 2, dropout=0.0)
+    x_BTD, memory_BMD = torch.randn(6, 5, 16), torch.randn(3, 7, 12)
+    torch.testing.assert_close(cross(x_BTD, cross.keys_values(memory_BMD)), cross(x_BTD, memory_BMD.repeat(2, 1, 1)))
+
+
+@torch.no_grad()
+def test_a_memory_is_projected_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = small_mixar("dc-ca", depth=2).eval(), 0
+    project: Callable[[CrossAttention, Tensor], tuple[Tensor, Tensor]] = CrossAttention.keys_values
+
+    def counting(cross: CrossAttention, memory_BMD: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal asked
+        asked += 1
+        return project(cross, memory_BMD)
+
+    monkeypatch.setattr(CrossAttention, "keys_values", counting)
+    drawn(model)
+    assert asked == len([*model.backbone.blocks()])
+
+
+@torch.no_grad()
+def test_of_the_last_block_only_what_is_predicted_is_computed(model: MixAR) -> None:
+    seen: list[int] = []
+    last = model.backbone.decoder_blocks[-1]  # type: ignore[index]
+    last.mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))  # type: ignore[union-attr]
+    drawn(model)
+    plan = model.plan(Condition(torch.tensor([0, 1, 1])), SETTINGS, noise=Noise.seeded(5))
+    assert seen == [planned.positions_BK.shape[1] for planned in plan.steps]
