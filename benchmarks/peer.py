@@ -36,6 +36,7 @@ from mixar.cost import estimate, training_flop_per_image
 from mixar.model import Model
 from mixar.plugins import plugin_manager
 from mixar.recipe import load_recipe
+from mixar.speed import hasten
 from mixar_core.data.loader import BatchShard
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.distributed import Processes
@@ -134,7 +135,7 @@ def sampling(asked: argparse.Namespace, system: System, theirs: Any) -> dict[str
     assert model is not None
     labels_B = torch.arange(asked.images) * 37 % system.recipe.num_classes
     drawing = Model(system, (), CPU, precision=asked.precision)
-    model.eval()
+    hasten(model.eval(), precision=asked.precision)
     theirs.eval()
 
     def our_turn(index: int) -> object:

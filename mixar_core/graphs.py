@@ -26,7 +26,7 @@ class Captured:
 
 
 class Graphed:
-    """Runs functions of tensors from graphs, one for each key and the shapes of its tensors.
+    """Runs functions of tensors from graphs, one for each key and the shapes of its tensors that are asked for again.
 
     A function must read what it is given and weights that stay where they are, and nothing else; it must draw no random
     number and look at no value. Then its graph gives the same bits as the function. Off the GPU the same buffers are
@@ -35,6 +35,7 @@ class Graphed:
 
     def __init__(self) -> None:
         self._captured: dict[Hashable, Captured] = {}
+        self._asked: set[Hashable] = set()
         self._refused = False
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
@@ -45,7 +46,9 @@ class Graphed:
             return run(*(tensor.clone() for tensor in inputs)).clone()
         key = key, *((tensor.shape, tensor.dtype) for tensor in inputs)
         if key not in self._captured:
-            if self._refused or len(self._captured) >= MOST:
+            again = key in self._asked
+            self._asked.add(key)
+            if self._refused or not again or len(self._captured) >= MOST:
                 return run(*inputs)
             try:
                 self._captured[key] = self._capture(run, inputs)

@@ -56,6 +56,17 @@ def batch_noise(seed: int, index: int) -> Noise:
     return Noise.seeded(seed_of(seed, index))
 
 
+def batches(images: int, seed: object, batch_size: object) -> list[tuple[slice, Noise]]:
+    """Rows and noise of every batch; of no size given, of one.
+
+    Raises:
+        UserError: a number is not allowed.
+    """
+    first = checked_number(seed, "seed", low=0, whole=True, needed=True)
+    size = checked_number(batch_size, "batch_size", low=1, whole=True) or images
+    return [(slice(start, start + size), batch_noise(first, k)) for k, start in enumerate(range(0, images, size))]
+
+
 @torch.no_grad()
 def decoded(tokenizer: ContinuousTokenizer | DiscreteTokenizer, coded: Tensor) -> Tensor:
     """Images as uint8, on the CPU. One that is not finite would become a black one, and be measured as that."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from mixar.assembly import System, build, open_data
 from mixar.editing import Edited, Level, edit
 from mixar.folder import RECIPE, Kind, find_weights, read_provenance, weights_file
-from mixar.generation import Generation, Progress, batch_noise, decoded, label_name
+from mixar.generation import Generation, Progress, batches, decoded, label_name
 from mixar.labels import Labels, checked_number, class_numbers, code_tensor
 from mixar.parts import check_frozen
 from mixar.plugins import Registry, registry_without
@@ -37,8 +37,7 @@ class Model:
         files: weights file of every part that has one, by its recipe key (what is trained, and what is frozen).
         weights: which of a run's weights these are.
         precision: what all but the decoders compute in; these need float32 for an image's 256 levels.
-        compiled: whether blocks are compiled, which changes last bits.
-        notices: what was asked to be faster and is not, a line each.
+        compiled: whether blocks are. notices: what was asked to be faster and is not, a line each.
     """
 
     system: System
@@ -87,13 +86,13 @@ class Model:
         """
         labels_B, settings = self.labels(labels), self.settings(steps=steps, cfg=cfg, temperature=temperature)
         codes_BN = None if codes is None else self.checked_codes(codes, len(labels_B))
-        batches = _batches(len(labels_B), seed, batch_size)
+        parts = batches(len(labels_B), seed, batch_size)
         drawn = []
-        for index, (rows, noise) in enumerate(batches):
+        for index, (rows, noise) in enumerate(parts):
 
             def report(done: int, of: int, index: int = index) -> None:
                 if progress is not None:
-                    progress(index * of + done, len(batches) * of)
+                    progress(index * of + done, len(parts) * of)
 
             given = None if codes_BN is None else codes_BN[rows]
             drawn.append(self.draw(labels_B[rows], settings, noise, given, keep_steps=keep_steps, progress=report))
@@ -219,8 +218,8 @@ class Model:
         """
         labels_B = self.labels(labels)
         settings = self.settings(steps=steps, cfg=cfg, temperature=temperature, of_prior=True)
-        batches = _batches(len(labels_B), seed, batch_size)
-        return torch.cat([self.draw_codes(labels_B[rows], settings, noise) for rows, noise in batches])
+        parts = batches(len(labels_B), seed, batch_size)
+        return torch.cat([self.draw_codes(labels_B[rows], settings, noise) for rows, noise in parts])
 
     @torch.no_grad()
     def decode_codes(self, codes: Any) -> Tensor:
@@ -328,12 +327,6 @@ class Model:
         return code_tensor(codes, images, tokenizer.layout.tokens, tokenizer.codebook_size).to(self.device)
 
 
-def _batches(images: int, seed: object, batch_size: object) -> list[tuple[slice, Noise]]:
-    first = checked_number(seed, "seed", low=0, whole=True, needed=True)
-    size = checked_number(batch_size, "batch_size", low=1, whole=True) or images
-    return [(slice(start, start + size), batch_noise(first, k)) for k, start in enumerate(range(0, images, size))]
-
-
 def load(
     name_or_path: str | Path,
     *,
@@ -384,11 +377,9 @@ def load(
         and getattr(system, key) is not None
         and (choice := getattr(recipe, key)).weights is not None
     } | {recipe.trains: trained}
-    drawing, notices = system.prior if system.model is None else system.model, []
-    if drawing is not None:
-        notices = hasten(drawing, precision=precision, compile=compile, graphs=graphs)
+    notices = hasten(system.model or system.prior, precision=precision, compile=compile, graphs=graphs)
     names = class_names(recipe, folder, registry)
-    return Model(system, names, chosen, files, weights, precision, compiled=compile, notices=notices)
+    return Model(system, names, chosen, files, weights, precision, compile, notices)
 
 
 def prior_draws_from_data(recipe: Recipe) -> bool:

@@ -6,8 +6,10 @@ from typing import Literal
 
 import torch
 
+from mixar_core.backbone import Backbone
 from mixar_core.blocks import blocks_in
 from mixar_core.graphs import Graphed
+from mixar_core.head import ContinuousHead
 from mixar_core.model import MixAR
 from mixar_core.prior import DiscretePrior
 
@@ -15,7 +17,11 @@ Precision = Literal["float32", "bf16"]
 
 
 def hasten(
-    model: MixAR | DiscretePrior, *, precision: Precision = "float32", compile: bool = False, graphs: bool = False
+    model: MixAR | DiscretePrior | None,
+    *,
+    precision: Precision = "float32",
+    compile: bool = False,
+    graphs: bool = False,
 ) -> list[str]:
     """Change a model, on its device, to sample faster from now on; it cannot be trained any more.
 
@@ -29,23 +35,24 @@ def hasten(
     Returns:
         what of this does not work here, a line each; sampling then runs without it.
     """
-    parts = [model] if isinstance(model, DiscretePrior) else [model.backbone, model.head, model.prior]
-    for part in parts:
-        if precision == "bf16" and part is not None:
+    prior, mixar = (model.prior, model) if isinstance(model, MixAR) else (model, None)
+    own = () if mixar is None else (mixar.backbone, mixar.head)
+    parts: list[Backbone | ContinuousHead | DiscretePrior] = [*own, *(() if prior is None else (prior,))]
+    if precision == "bf16":
+        for part in parts:
             part.hold_bf16()
     if compile:
         torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-        blocks = [] if isinstance(model, DiscretePrior) else [*model.backbone.blocks(), *blocks_in(model.head)]
-        prior = model if isinstance(model, DiscretePrior) else model.prior
-        for block in [*blocks, *([] if prior is None else blocks_in(prior))]:
-            block.compile()
+        for part in parts:
+            for block in part.blocks() if isinstance(part, Backbone) else blocks_in(part):
+                block.compile()
     if not graphs:
         return []
-    if isinstance(model, DiscretePrior):
-        return ["graphs: a prior has no head whose loop they could capture"]
-    if not model.head.graphable:
-        return [f"graphs: the head {type(model.head).__name__} cannot be captured; it runs without"]
-    if next(model.head.parameters()).device.type != "cuda":
+    if mixar is None:
+        return ["graphs: there is no head whose loop they could capture"]
+    if not mixar.head.graphable:
+        return [f"graphs: the head {type(mixar.head).__name__} cannot be captured; it runs without"]
+    if next(mixar.head.parameters()).device.type != "cuda":
         return ["graphs: there is no GPU; the head runs without"]
-    model.head.graphs = Graphed()
+    mixar.head.graphs = Graphed()
     return []
