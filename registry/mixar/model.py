@@ -10,13 +10,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from mixar.assembly import System, build, open_data
+from mixar.assembly import System, build, class_names, open_data
 from mixar.editing import Edited, Level, edit
-from mixar.folder import RECIPE, Kind, find_weights, read_provenance, weights_file
+from mixar.folder import RECIPE, Kind, find_weights, weights_file
 from mixar.generation import Generation, Progress, batches, decoded, label_name
 from mixar.labels import Labels, checked_number, class_numbers, code_tensor
 from mixar.parts import check_frozen
 from mixar.plugins import Registry, registry_without
+from mixar.pretrained import Pretrained
 from mixar.recipe import TRAINABLE, Recipe, load_recipe
 from mixar.speed import Precision, hasten
 from mixar.text import choices
@@ -29,7 +30,7 @@ from mixar_core.types import NO_CLASS
 
 
 @attrs.frozen(eq=False, repr=False)
-class Model:
+class Model(Pretrained):
     """A MixAR, a MAR or a discrete prior with its weights, ready to sample from. `load` makes one.
 
     Args:
@@ -385,16 +386,3 @@ def load(
 def prior_draws_from_data(recipe: Recipe) -> bool:
     """Whether codes may have to come from the data: only a prior without weights of its own can (ground-truth)."""
     return recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is None
-
-
-def class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:
-    """As the model's provenance has them, or else its data; empty where neither does."""
-    if recipe.num_classes == 0:  # labelled images may have trained it
-        return ()
-    noted = read_provenance(folder).get("class_names")
-    if isinstance(noted, list) and len(noted) == recipe.num_classes:
-        return tuple(map(str, noted))
-    try:
-        return tuple(open_data(recipe, registry, "train").class_names)
-    except UserError:  # the data need not be on the machine that samples
-        return ()

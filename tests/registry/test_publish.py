@@ -96,6 +96,17 @@ def test_weights_that_were_a_bare_file_stay_one(family: Path, tmp_path: Path) ->
     assert torch.equal(drawn, mixar.load(family / "models/mixar", device="cpu").generate(labels).images)
 
 
+def test_the_hubs_usual_methods(family: Path, tmp_path: Path) -> None:
+    model = mixar.load(family / "models/mixar", device="cpu")
+    assert model.save_pretrained(tmp_path / "saved") == str(tmp_path / "saved")
+    again = type(model).from_pretrained(tmp_path / "saved", device="cpu")
+    assert torch.equal(again.generate([2, 0]).images, model.generate([2, 0]).images)
+    with pytest.raises(UserError, match="not of the form hf://owner/name"):
+        type(model).from_pretrained("no/such/folder")
+    with pytest.raises(UserError, match="not of the form hf://owner/name"):
+        model.push_to_hub("alone")
+
+
 def test_refusals_leave_nothing(family: Path, tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()
