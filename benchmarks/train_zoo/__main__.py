@@ -11,6 +11,7 @@ of at most 15 MiB: `cat DIR/models.tar.* | tar x`. A run that fails is left out,
 from __future__ import annotations
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -126,10 +127,10 @@ class Zoo:
             seconds=seconds * run.share,
             device=self.device,
         ).write(self.out / "runs" / f"{name}.json")
+        threads = {"OMP_NUM_THREADS": "2", **os.environ}  # all cores in every process would stand in each other's way
+        command = [sys.executable, "-m", "benchmarks.train_zoo.worker", str(spec)]
         with self._log(name).open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.train_zoo.worker", str(spec)], stdout=log, stderr=subprocess.STDOUT
-            )
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=threads)
 
     def _recipe(self, name: str, run: Run) -> tuple[str, dict[str, Any]]:
         """The recipe it begins with, and its changes with the frozen parts that were found best."""

@@ -63,6 +63,7 @@ class Bench:
             for split, of_split in self.features.items()
             for name, features in of_split.items()
         }
+        self.loaded: dict[str, Model] = {}
         self.rows: dict[str, Row] = {}
         if (out / "table.json").is_file():
             self.rows = {row["what"]: row for row in json.loads((out / "table.json").read_text())}
@@ -139,7 +140,7 @@ class Bench:
         real_B3HW, labels_B = self.images["validation"], self.labels["validation"]
 
         def draw() -> tuple[Tensor, Tensor]:
-            system = mixar.load(self.models / name, device=self.device).system
+            system = self.load(name).system
             tokenizer = system.continuous_tokenizer or system.discrete_tokenizer
             assert tokenizer is not None
             parts = (
@@ -208,8 +209,10 @@ class Bench:
         return torch.arange(self.family.categories).repeat_interleave(self.count // self.family.categories)
 
     def load(self, name: str) -> Model:
-        """A model that was trained."""
-        return mixar.load(self.models / name, device=self.device)
+        """A model that was trained; read once."""
+        if name not in self.loaded:
+            self.loaded[name] = mixar.load(self.models / name, device=self.device)
+        return self.loaded[name]
 
     def drawn_codes(self, prior: str, labels_B: Tensor, *, seed: int, **settings: Any) -> Tensor:
         """Codes of a prior; settings are those of a recipe's `sampling`."""

@@ -26,7 +26,7 @@ from mixar_core.training.checkpoint import checkpoint_step, list_checkpoints
 from mixar_zoo.publish import publish
 
 #: validation is measured, and a checkpoint kept, so often over a run
-LOOKS = 8
+LOOKS = 6
 #: an earlier state is published, too, where its validation loss was lower by this share of the last one's
 LOWER = 0.01
 #: how the recipes' names end that keep no earlier states: these are told by their reconstructions
