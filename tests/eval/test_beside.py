@@ -19,7 +19,7 @@ from mixar_eval.distances import Gaussian
 from mixar_eval.features import Features
 from mixar_eval.images import ImageSet, open_images
 from mixar_eval.references import Reference
-from mixar_eval.scores import Scores
+from mixar_eval.scores import Scores, distances_of
 
 
 class Torn(ImageDataset):
@@ -71,15 +71,14 @@ def reference(registry: Registry, real_AF: Tensor) -> Reference:
     return Reference("", Gaussian.of(real_AF), real_AF, images=validation, others=train)
 
 
-def test_which_lies_closer_is_said_and_what_to_do(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_lies_closer_is_said_and_what_to_do(registry: Registry) -> None:
     draw = torch.Generator().manual_seed(0)
     real, codes = (torch.randn(6, 4, generator=draw) + shift for shift in (0, 3))
-    against, images = reference(registry, real), open_images(Torn(()), registry)
-    seen = context({"the codes' own decoding": codes}, monkeypatch)
+    against, found = reference(registry, real), distances_of(codes, reference(registry, real))
     near, far = (Scores(6, 1.0, kernel) for kernel in (0.001, 1e6))
-    found, said = beside.compare_codes(near, images, against, seen)
+    said = beside.compare_codes([near], [found], against, False)
     assert found.kernel is not None and found.kernel > 0.001 and "closer to the reference than the codes'" in said
-    _, said = beside.compare_codes(far, images, against, seen)
+    said = beside.compare_codes([near, far], [found, found], against, False)  # on average
     assert "no closer" in said and "6 training images may be too few" in said and "init:" in said
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mixar_eval.distances import frechet_distance, kernel_distance
+from mixar_eval.distances import PROJECTIONS, SEED, frechet_distance, kernel_distance, monge_distance
 
 
 def gaussian(mean: torch.Tensor, covariance: torch.Tensor, count: int, seed: int) -> torch.Tensor:
@@ -54,7 +54,42 @@ def test_kernel_distance_tells_equal_from_different_distributions_at_unequal_cou
     assert kernel_distance(x, y, seed=1) == kernel_distance(x, y, seed=1)
 
 
-@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_monge_distance_on_a_line_is_the_closed_form():
+    """Every direction is plus or minus one: three times the mean square between order statistics."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 1, generator=generator)
+    y = x[torch.randperm(50, generator=generator)]
+    assert monge_distance(x, y) == 0.0
+    assert monge_distance(x, y + 2.0) == pytest.approx(3 * 2.0**2, rel=1e-5)
+    assert monge_distance(x, 3 * y) == pytest.approx(3 * float((2 * x).square().mean()), rel=1e-5)
+
+
+def test_monge_distance_is_that_of_a_slow_reference():
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(9, 3, generator=generator), torch.randn(9, 3, generator=generator) + 0.5
+    directions = torch.randn(PROJECTIONS, 3, generator=torch.Generator().manual_seed(SEED)).tolist()
+    total = 0.0
+    for direction in directions:
+        norm = math.hypot(*direction)
+        one, other = (
+            sorted(sum(a * b for a, b in zip(row, direction, strict=True)) / norm for row in side.tolist())
+            for side in (x, y)
+        )
+        total += sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) / 9
+    assert monge_distance(x, y) == pytest.approx(3 * 3 * total / PROJECTIONS, rel=1e-5)
+
+
+def test_monge_distance_of_many_is_that_of_their_distributions():
+    """Of two Gaussians with one covariance 3 |m - n|^2; 3 F (s - t)^2 of two deviations: alpha = 3 F makes it so."""
+    generator = torch.Generator().manual_seed(2)
+    x, y = torch.randn(1500, 16, generator=generator), torch.randn(2000, 16, generator=generator)
+    shift = torch.full((16,), 0.5)
+    assert monge_distance(x, y) < 0.2
+    assert monge_distance(x, y + shift) == pytest.approx(3 * float(shift.square().sum()), rel=0.08)
+    assert monge_distance(x, 2 * y) == pytest.approx(3 * 16 * 1.0, rel=0.05)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance, monge_distance])
 def test_features_that_cannot_be_compared_are_refused(distance):
     good = torch.randn(5, 4)
     with pytest.raises(ValueError, match="do not compare"):

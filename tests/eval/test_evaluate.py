@@ -68,7 +68,8 @@ def test_images_in_whatever_form_have_the_same_figures(family: Path, tmp_path: P
         for name, some in samples.items()
     }
     first = found["array"]
-    assert isinstance(first, Report) and set(first.figures) == {"frechet", "kernel", "inception", "precision", "recall"}
+    scores = {"frechet", "kernel", "mind", "inception", "precision", "recall"}
+    assert isinstance(first, Report) and set(first.figures) == scores
     for name, report in found.items():
         assert report.figures == first.figures, name
     assert first.figures["frechet"] > 0 and first.comparable.startswith("no, because the extractor is not Inception")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import mixar
 from mixar import Registry, UserError
-from mixar_eval import cli, cli_tune, references, tune
+from mixar_eval import cli_shared, cli_tune, references, tune
 from mixar_eval.cli_tune import seconds_of
 from mixar_eval.context import EvalContext
 from mixar_eval.extractors import open_extractor
@@ -97,8 +97,8 @@ def test_a_shipped_model_stays_as_it_is(
     folder = registry.find_model("digits")
     assert registry.shipped_by(folder) is not None and not (folder / "presets").exists()
     found = Candidate("4x5", {"type": "cosine"}, {"steps": 4})
-    monkeypatch.setattr(cli, "load_model", lambda *_: SimpleNamespace(recipe=SimpleNamespace(num_classes=10)))
-    monkeypatch.setattr(cli, "publish", lambda *_: None)
+    monkeypatch.setattr(cli_shared, "load_model", lambda *_: SimpleNamespace(recipe=SimpleNamespace(num_classes=10)))
+    monkeypatch.setattr(cli_shared, "publish", lambda *_: None)
     monkeypatch.setattr(references, "open_reference", lambda *_, **__: None)
     monkeypatch.setattr(tune, "tune", lambda *_, **__: (None, found))
     app = typer.Typer()

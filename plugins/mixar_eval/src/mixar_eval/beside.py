@@ -21,7 +21,7 @@ from mixar_eval.features import features_of, features_of_readable
 from mixar_eval.images import ImageSet
 from mixar_eval.references import Reference
 from mixar_eval.report import Section, number, score_names
-from mixar_eval.scores import Scores, distances_of
+from mixar_eval.scores import Scores
 
 #: samples in the picture, and training images under each
 SHOWN, NEAREST = 8, 3
@@ -29,6 +29,12 @@ SHOWN, NEAREST = 8, 3
 FEW = 5000
 #: samples that lie so much nearer to training images than other real images do were learned by heart
 BY_HEART = 0.5
+
+
+def draws_codes(model: Model) -> bool:
+    """Whether it is guided by codes that it draws."""
+    system = model.system
+    return system.prior is not None and system.model is not None and system.model.injector.needs_codes
 
 
 @frozen(eq=False)
@@ -45,8 +51,7 @@ class CodesAlone:
     plan: Plan
 
     def __attrs_post_init__(self) -> None:
-        system = self.model.system
-        if system.prior is None or system.model is None or not system.model.injector.needs_codes:
+        if not draws_codes(self.model):
             raise UserError(f"--codes-too: model {self.model.recipe.name} draws no codes to be guided by")
 
     def __len__(self) -> int:
@@ -66,23 +71,17 @@ class CodesAlone:
         return model.decode_codes(model.draw_codes(labels_B, plan.settings, batch_noise(plan.seed, chunk)))
 
 
-def compare_codes(
-    scores: Scores, images: CodesAlone | ImageSet, reference: Reference, context: EvalContext
-) -> tuple[Scores, str]:
-    """The distances of the codes' own decoding to the reference, and a note: which of the two lies closer."""
-    found = features_of(images, context, "the codes' own decoding")
-    codes: Scores = context.processes.on_main(lambda: distances_of(found.features_AF, reference))
-    frechet, kernel, _ = score_names(context.extractor.gives_fid)
-    name, mine, theirs = kernel, scores.kernel, codes.kernel
-    if mine is None or theirs is None:
-        name, mine, theirs = frechet, scores.frechet, codes.frechet
-    figures = f"{name} {number(mine)} against {number(theirs)}"
-    if mine < theirs:
-        return codes, f"the samples lie closer to the reference than the codes' own decoding ({figures})"
-    return (
-        codes,
-        f"the samples lie no closer to the reference than the codes' own decoding ({figures}); {_advice(reference)}",
-    )
+def compare_codes(samples: Sequence[Scores], codes: Sequence[Scores], reference: Reference, gives_fid: bool) -> str:
+    """Which of the two lies closer to the reference, the samples or the codes' own decoding; of sets of either."""
+    frechet, kernel, _ = score_names(gives_fid)
+    name, mine, theirs = kernel, [each.kernel for each in samples], [each.kernel for each in codes]
+    if None in mine or None in theirs:
+        name, mine, theirs = frechet, [each.frechet for each in samples], [each.frechet for each in codes]
+    own, alone = (sum(filter(None, each)) / len(each) for each in (mine, theirs))
+    figures = f"{name} {number(own)} against {number(alone)}"
+    if own < alone:
+        return f"the samples lie closer to the reference than the codes' own decoding ({figures})"
+    return f"the samples lie no closer to the reference than the codes' own decoding ({figures}); {_advice(reference)}"
 
 
 def _advice(reference: Reference) -> str:

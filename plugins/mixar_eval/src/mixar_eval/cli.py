@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from mixar.cli import common
 from mixar_core.errors import UserError
+from mixar_eval.cli_shared import (
+    ExtractorText,
+    Out,
+    ReferenceText,
+    Seed,
+    Workers,
+    load_model,
+    measuring,
+    numbers,
+    publish,
+)
 
-if TYPE_CHECKING:
-    from mixar.model import Model
-    from mixar_eval.context import EvalContext
-    from mixar_eval.report import Report
-
-ReferenceText = Annotated[
-    str,
-    typer.Option(
-        "--reference",
-        metavar="DATA",
-        help="Real images: data:train (the model's), a data set part as NAME:SPLIT, a folder of PNGs, an .npz of "
-        "images or of statistics (mu, sigma).",
-    ),
-]
-ExtractorText = Annotated[
-    str,
-    typer.Option("--extractor", metavar="NAME", help="As `inception:weights_file=FILE`; `mixar plugins` lists them."),
-]
-Out = Annotated[
-    Path, typer.Option("--out", metavar="DIR", parser=common.as_path, help="Folder of the report, and of samples.")
-]
-Seed = Annotated[int, typer.Option("--seed", callback=common.at_least(0), help="Of the samples.")]
-Workers = Annotated[
-    int, typer.Option("--workers", callback=common.at_least(0), help="Processes that load images, each.")
-]
 #: drawn of a model where nothing is said: what published figures are of
 COUNT = 50_000
 
@@ -61,16 +43,33 @@ def generation_command(
     count: Annotated[
         int | None, typer.Option(callback=common.at_least(2), help="Images to draw of a model; default: 50,000.")
     ] = None,
-    extractor: ExtractorText = "efficientnet-lite0",
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="As `inception:weights_file=FILE`; `mixar plugins` lists them. The first judges, others stand beside "
+            "it and in FDr-k. Default: the first of efficientnet-lite0, -lite1 and -lite2 that no loss of the model "
+            "has seen, and beside it those that one has.",
+        ),
+    ] = None,
     out: Out = Path("runs/eval_generation"),
     steps: common.Steps = None,
     cfg: common.Cfg = None,
     temperature: common.Temperature = None,
     seed: Seed = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(callback=common.at_least(1), help="Sets to draw, with seeds from --seed on; shows the spread."),
+    ] = 1,
     random_labels: Annotated[
         bool, typer.Option("--random-labels", help="Draw each image's class at random, instead of all equally often.")
     ] = False,
-    codes_too: Annotated[bool, typer.Option("--codes-too", help="Also measure the codes' own decoding.")] = False,
+    codes_too: Annotated[
+        bool | None,
+        typer.Option(
+            "--codes-too/--no-codes-too", help="Also measure the codes' own decoding; default: where there are codes."
+        ),
+    ] = None,
     nearest: Annotated[
         bool, typer.Option("--nearest", help="Also show the training images nearest to samples.")
     ] = False,
@@ -91,32 +90,32 @@ def generation_command(
     `mixar eval generation theirs.npz --reference data.npz`
     """
     settings = {"steps": steps, "cfg": cfg, "temperature": temperature}
-    with measuring(context) as run:
-        from mixar_eval import beside, generation, images, references, report
+    with measuring(context, several=True) as run:
+        from mixar_eval import generation, images, references, report, views
 
         run.processes.on_main(lambda: report.check_folder(out, *generation.KNOWN))
         title, labels = f"Generation: {Path(samples).name}", "random" if random_labels else "balanced"
+        model, sets = None, list[views.Drawn]()
         if generation.is_model(samples, run.registry):
             model = load_model(samples, run, context)
             plan = generation.plan(model, count=count or COUNT, batch=batch, seed=seed, labels=labels, **settings)
-            against = references.open_reference(
-                reference, run, recipe=model.recipe, num_classes=model.recipe.num_classes
-            )
-            codes = beside.CodesAlone(model, plan) if codes_too else None
-            there = generation.draw_samples(model, plan, out / generation.SAMPLES, run)
+            known: dict[str, Any] = {"recipe": model.recipe, "num_classes": model.recipe.num_classes}
         else:
-            codes = None
             flags = {f"--{name}": value is not None for name, value in settings.items()}
             flags |= {"--raw": raw, "--random-labels": random_labels, "--precision": precision != "float32"}
-            flags |= {"--codes-too": codes_too}
+            flags |= {"--codes-too": codes_too is not None, "--seeds": seeds != 1}
             if given := [flag for flag, is_given in flags.items() if is_given]:
                 raise UserError(f"{given[0]}: says how a model is sampled, and {samples} holds images already")
             there = images.open_images(samples, run.registry, option="samples")
             if count is not None and count != len(there):
                 raise UserError(f"--count {count}: {samples} holds {len(there):,} images, and all are measured")
-            against = references.open_reference(reference, run, image_size=there.image_size)
+            known, sets = {"image_size": there.image_size}, [views.Drawn(there)]
         cache = out / generation.FEATURES
-        found = generation.measure(there, against, run, cache=cache, title=title, codes=codes, nearest=nearest)
+        known |= {"cache": cache}
+        eyes = [(seeing, references.open_reference(reference, seeing, **known)) for seeing in (run, *run.beside)]
+        if model is not None:
+            sets = generation.draw_sets(model, plan, out, run, seeds=seeds, codes_too=codes_too)
+        found = generation.measure(sets, eyes, cache=cache, title=title, nearest=nearest)
         publish(found, run, context, brief=True)
 
 
@@ -143,7 +142,7 @@ def tokenizer_command(
             metavar="SET", help="Measure against these images or .npz statistics instead of against the originals."
         ),
     ] = None,
-    extractor: ExtractorText = "efficientnet-lite0",
+    extractor: ExtractorText = None,
     out: Out = Path("runs/eval_tokenizer"),
     shown: Annotated[int, typer.Option(callback=common.at_least(1), help="Images in the picture.")] = 10,
     seed: Annotated[
@@ -194,7 +193,7 @@ def statistics_command(
     size: Annotated[
         Any, typer.Option(metavar="SIDE|HxW", parser=common.size_of_text, help="Pixels of NAME:SPLIT without a recipe.")
     ] = None,
-    extractor: ExtractorText = "efficientnet-lite0",
+    extractor: ExtractorText = None,
     batch: common.Batch = 64,
     workers: Workers = 0,
     device: common.Device = None,
@@ -245,7 +244,7 @@ def guidance_command(
         float | None,
         typer.Option(callback=common.at_least(0), help="Scale of the noise of all; default: each recipe's."),
     ] = None,
-    extractor: ExtractorText = "efficientnet-lite0",
+    extractor: ExtractorText = None,
     out: Out = Path("runs/eval_guidance"),
     seed: Seed = 0,
     raw: common.Raw = False,
@@ -298,7 +297,7 @@ def sweep_command(
         Literal["frechet", "kernel"],
         typer.Option(help="What is best; `kernel` is less biased where points have few images."),
     ] = "frechet",
-    extractor: ExtractorText = "efficientnet-lite0",
+    extractor: ExtractorText = None,
     out: Out = Path("runs/eval_sweep"),
     seed: Seed = 0,
     raw: common.Raw = False,
@@ -333,64 +332,3 @@ def sweep_command(
         title = f"Sweep of {Path(model).name}"
         found = sweeps.sweep(loaded, plans, out / points.POINTS, against, run, by=by, title=title)
         publish(found, run, context)
-
-
-@contextmanager
-def measuring(context: typer.Context) -> Iterator[EvalContext]:
-    """What a command measures with, by the options that all have in common. Told to stop, it says how to go on."""
-    from mixar.cli.progress import Phases
-    from mixar_core.distributed import PATIENT, StopSignals, join_processes, naming_lost_processes
-    from mixar_eval.context import EvalContext, Stopped
-    from mixar_eval.extractors import open_extractor
-
-    given = context.params
-    registry = common.open_registry(context, given["no_plugin"])
-    processes = join_processes(given["device"], timeout=PATIENT)
-    with StopSignals() as signals, naming_lost_processes(processes), Phases() as show:
-        run = EvalContext(
-            registry=registry,
-            extractor=open_extractor(given["extractor"], registry, device=processes.device),
-            processes=processes,
-            batch_size=given["batch"],
-            workers=given["workers"],
-            signals=signals,
-            show=show,
-            command=shlex.join(["mixar", *sys.argv[1:]]),
-        )
-        try:
-            yield run
-        except Stopped:
-            if processes.is_main:
-                print(f"stopped; what was finished is in {given['out']}, and the same command goes on")
-    processes.leave()
-
-
-def load_model(name: str, run: EvalContext, context: typer.Context) -> Model:
-    """The model of this name, with the weights and the precision that were asked for."""
-    from mixar.model import load
-
-    weights: Any = "raw" if context.params["raw"] else "ema"
-    precision = context.params["precision"]
-    return load(name, device=run.processes.device, weights=weights, precision=precision, registry=run.registry)
-
-
-def publish(report: Report, run: EvalContext, context: typer.Context, *, brief: bool = False) -> None:
-    """Write a report, and print it."""
-    out = context.params["out"]
-    if not run.processes.is_main:
-        return
-    report.save(out)
-    if context.params["as_json"]:
-        common.print_json(report.to_json())
-    else:
-        print(report.brief() if brief else report.to_markdown())
-        print(f"report: {out / 'report.md'}")
-
-
-def numbers(text: str, kind: type[int] | type[float], option: str) -> list[Any]:
-    """Numbers separated by commas; none in an empty text."""
-    try:
-        return [kind(item) for item in text.split(",")] if text else []
-    except ValueError as error:
-        what = "whole numbers" if kind is int else "numbers"
-        raise UserError(f"{option} {text}: not {what} separated by commas") from error

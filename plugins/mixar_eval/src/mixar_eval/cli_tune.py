@@ -10,13 +10,13 @@ import typer
 
 from mixar.cli import common
 from mixar_core.errors import UserError
-from mixar_eval import cli
+from mixar_eval import cli_shared
 
 
 def tune_command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model folder, or a shipped model's name.")],
-    reference: cli.ReferenceText,
+    reference: cli_shared.ReferenceText,
     budget: Annotated[
         str, typer.Option(metavar="TIME", help='What an image may take, as "0.5s/image"; of one process.')
     ],
@@ -25,12 +25,12 @@ def tune_command(
     ] = 512,
     seeds: Annotated[int, typer.Option(callback=common.at_least(2), help="Of the last round.")] = 5,
     name: Annotated[str, typer.Option(help="What the preset is called that is stored with the model.")] = "fast",
-    extractor: cli.ExtractorText = "efficientnet-lite0",
-    out: cli.Out = Path("runs/tune"),
+    extractor: cli_shared.ExtractorText = None,
+    out: cli_shared.Out = Path("runs/tune"),
     raw: common.Raw = False,
     precision: common.Precision = "float32",
     batch: common.Batch = 64,
-    workers: cli.Workers = 0,
+    workers: cli_shared.Workers = 0,
     device: common.Device = None,
     as_json: common.Json = False,
     no_plugin: common.NoPlugin = None,
@@ -48,18 +48,18 @@ def tune_command(
         raise UserError(f"--name {name}: letters, digits, - and _ make a preset's name")
     if name == "exact":
         raise UserError("--name exact: the others are held against the preset of this name; give another")
-    with cli.measuring(context) as run:
+    with cli_shared.measuring(context) as run:
         from mixar.registry import PRESETS
         from mixar_eval import references, report, tune
 
-        loaded, folder = cli.load_model(model, run, context), run.registry.find_model(model)
+        loaded, folder = cli_shared.load_model(model, run, context), run.registry.find_model(model)
         shipped = run.registry.shipped_by(folder) is not None
         run.processes.on_main(lambda: report.check_folder(out, "points", tune.TABLE, tune.PICTURE, PRESETS))
         against = references.open_reference(reference, run, recipe=loaded.recipe, num_classes=loaded.recipe.num_classes)
         found, chosen = tune.tune(
             loaded, out / "points", against, run, seconds=seconds, count=count, seeds=seeds, batch=batch, name=name
         )
-        cli.publish(found, run, context)
+        cli_shared.publish(found, run, context)
         if chosen is not None and run.processes.is_main:
             place, summary = out if shipped else folder, f"{chosen.name}, found by mixar tune within {budget}"
             path = tune.store(chosen, place, name, summary)

@@ -39,6 +39,8 @@ class EvalContext:
         signals: of a wish to stop.
         show: called with what is done next; gives what is told of its progress (in the main process).
         command: by which the measuring was asked for; None from Python.
+        taught: the losses of the measured model that the extractor stands in, in words; empty: none that is known.
+        beside: the same with other extractors, whose distances are told too.
     """
 
     registry: Registry
@@ -49,6 +51,8 @@ class EvalContext:
     signals: StopSignals = field(factory=StopSignals)
     show: Callable[[str], Progress] = silent
     command: str | None = None
+    taught: str = ""
+    beside: tuple[EvalContext, ...] = ()
     began: float = field(factory=time.monotonic)
 
     def made(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,19 +16,20 @@ from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import user_path
 from mixar_core.types import ImageSize
-from mixar_eval.context import EvalContext
-from mixar_eval.extractors import DEFAULT, open_extractor
+from mixar_eval.extractors import DEFAULT
 from mixar_eval.generation import measure
 from mixar_eval.images import Images, checked_size, open_images
+from mixar_eval.judge import Extractors, contexts, with_warning
 from mixar_eval.references import open_reference
 from mixar_eval.report import Report
+from mixar_eval.views import Drawn
 
 
 def evaluate(
     samples: Images,
     reference: Images,
     *,
-    extractor: str | FeatureExtractor = DEFAULT,
+    extractor: Extractors = DEFAULT,
     recipe: Recipe | str | Path | None = None,
     image_size: ImageSize | None = None,
     batch_size: int = 64,
@@ -46,7 +48,9 @@ def evaluate(
             of PNGs or an `.npz`, by path; `PART:SPLIT,setting=value` or, with `recipe`, `data:train`.
         reference: the same; or an `.npz` of statistics (`mu`, `sigma`).
         extractor: what images are seen through: `NAME` or `NAME:setting=value`, or an extractor. FID is `inception`'s.
-        recipe: whose data `data:...` are: a recipe, or its name or path. image_size: side of the samples, or (height,
+            Of several the first judges, the others stand beside it and in FDr-k.
+        recipe: whose data `data:...` are: a recipe, or its name or path; where a loss of this recipe's has seen the
+            extractor, the report says so. image_size: side of the samples, or (height,
             width); needed where they are `PART:SPLIT`, without a recipe.
         batch_size: images at a time; figures of another one differ in their last digits.
         cache: a folder where features are kept, for another call.
@@ -56,28 +60,31 @@ def evaluate(
         UserError: the images or the reference cannot be read, do not fit each other, or are too few.
     """
     registry = registry_without(None, without_plugins)
-    if not isinstance(extractor, str | FeatureExtractor):
-        raise UserError(
-            f"extractor: {type(extractor).__name__}; allowed: a part's name with its settings, an extractor"
-        )
+    given = [extractor] if isinstance(extractor, str | FeatureExtractor) else extractor
+    several = isinstance(given, list | tuple) and bool(given)
+    if not several or not all(isinstance(each, str | FeatureExtractor) for each in given):
+        what = type(extractor).__name__
+        raise UserError(f"extractor: {what}; allowed: a part's name with its settings, an extractor, a list of them")
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe, registry=registry)
     elif not (recipe is None or isinstance(recipe, Recipe)):
         raise UserError(f"recipe: {type(recipe).__name__}; allowed: a Recipe, or the name or path of one")
     processes = join_processes(device, timeout=PATIENT)
     with naming_lost_processes(processes):
-        if isinstance(extractor, str):
-            extractor = open_extractor(extractor, registry, device=processes.device)
-        context = EvalContext(
+        context = contexts(
+            given,
+            recipes=[] if recipe is None else [recipe],
             registry=registry,
-            extractor=extractor.to(processes.device).eval(),
             processes=processes,
             batch_size=checked_number(batch_size, "batch_size", low=1, whole=True, needed=True),
             workers=checked_number(workers, "workers", low=0, whole=True, needed=True),
         )
         size = checked_size(image_size, "image_size")
         images = open_images(samples, registry, recipe=recipe, image_size=size, option="samples")
-        found = open_reference(reference, context, recipe=recipe, image_size=images.image_size, option="reference")
-        report = measure(images, found, context, cache=None if cache is None else user_path(cache))
+        kept = None if cache is None else user_path(cache)
+        known: dict[str, Any] = {"recipe": recipe, "image_size": images.image_size, "option": "reference"}
+        known |= {"cache": kept}
+        eyes = [(seeing, open_reference(reference, seeing, **known)) for seeing in (context, *context.beside)]
+        report = measure([Drawn(images)], eyes, cache=kept)
     processes.leave()
-    return report
+    return with_warning(report, context)

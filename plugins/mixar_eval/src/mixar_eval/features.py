@@ -22,13 +22,25 @@ from mixar_eval.images import ImageSet
 
 @frozen(eq=False)
 class Features:
-    """What an extractor made of a set: vectors (A, F) and, where it classifies, logits (A, L); float32, on the CPU."""
+    """What an extractor made of a set: vectors (A, F) and, where it classifies, logits (A, L); float32, on the CPU.
+
+    Args:
+        rows_A: which image of the set each is of; None: in the order of the set.
+    """
 
     features_AF: Tensor
     logits_AL: Tensor | None = None
+    rows_A: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features_AF)
+
+    def in_order(self) -> Features:
+        """The same in the order of the set."""
+        if self.rows_A is None:
+            return self
+        order_A = self.rows_A.argsort()
+        return Features(self.features_AF[order_A], None if self.logits_AL is None else self.logits_AL[order_A])
 
 
 def as_saved(images_B3HW: Tensor) -> Tensor:
@@ -79,11 +91,11 @@ def features_of(images: Batches, context: EvalContext, what: str, *, cache: Path
         Stopped: a signal came.
     """
     extractor, device = context.extractor, context.processes.device
-    parts: list[tuple[list[int] | list[bytes], dict[str, Tensor]]] = []
+    parts: list[tuple[list[int] | list[bytes], Tensor, dict[str, Tensor]]] = []
 
     def work(positions_B: Tensor, pixels_B3HW: Tensor) -> int:
         if cache is None:
-            parts.append((positions_B.tolist(), extract(pixels_B3HW.to(device), extractor)))
+            parts.append((positions_B.tolist(), positions_B, extract(pixels_B3HW.to(device), extractor)))
             return len(pixels_B3HW)
         with writing(cache):
             cache.mkdir(parents=True, exist_ok=True)
@@ -92,27 +104,31 @@ def features_of(images: Batches, context: EvalContext, what: str, *, cache: Path
         path = cache / f"{name}.safetensors"
         if fresh := not path.is_file():
             write_weights(path, extract(pixels_B3HW.to(device), extractor))
-        parts.append((digests, read_weights(path)))
+        parts.append((digests, positions_B, read_weights(path)))
         return len(pixels_B3HW) if fresh else 0
 
     over_batches(images, context, what, work)
     parts = [part for some in context.processes.all_gather(parts) for part in some]
-    keys = [key for some, _ in parts for key in some]
+    keys = [key for some, *_ in parts for key in some]
     order_A = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
-    tensors = {name: torch.cat([found[name] for _, found in parts])[order_A] for name in parts[0][1]}
-    return Features(tensors["features"], tensors.get("logits"))
+    tensors = {name: torch.cat([found[name] for *_, found in parts])[order_A] for name in parts[0][2]}
+    rows_A = torch.cat([positions_B for _, positions_B, _ in parts])[order_A]
+    return Features(tensors["features"], tensors.get("logits"), rows_A)
 
 
-def features_of_readable(images: ImageSet, context: EvalContext, what: str) -> tuple[ImageSet, Features]:
+def features_of_readable(
+    images: ImageSet, context: EvalContext, what: str, *, cache: Path | None = None
+) -> tuple[ImageSet, Features]:
     """The features of real images, and the images that they are of: those that cannot be read are left out, as in
-    training, with a note."""
+    training, with a note. In the order of the set."""
     try:
-        return images, features_of(images, context, what)
+        found = features_of(images, context, what, cache=cache)
     except UserError:
         good = images.readable()
         if len(good) in (0, len(images)):
             raise
-        return good, features_of(good, context, what)
+        images, found = good, features_of(good, context, what, cache=cache)
+    return images, found.in_order()
 
 
 def gaussian_of(images: ImageSet, context: EvalContext, what: str) -> Gaussian:

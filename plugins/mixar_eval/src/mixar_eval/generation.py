@@ -3,7 +3,7 @@ depends on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,22 @@ from mixar_core.data.folders import list_images
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import user_path
-from mixar_eval.beside import CodesAlone, compare_codes, nearest_training
+from mixar_eval.beside import CodesAlone, compare_codes, draws_codes, nearest_training
 from mixar_eval.context import EvalContext, Stopped
-from mixar_eval.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, SEED
-from mixar_eval.features import features_of
+from mixar_eval.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, PROJECTIONS, SEED
 from mixar_eval.images import ImageSet, open_images
 from mixar_eval.protocol import PROTOCOL, ClassCounts, count_classes, reasons_against
 from mixar_eval.references import Reference
 from mixar_eval.report import Report, Section, described, facts, number, score_names
-from mixar_eval.scores import NEIGHBOURS, SPLITS, Floor, Scores, floor_at, scores_of
+from mixar_eval.scores import NEIGHBOURS, SPLITS
+from mixar_eval.tables import plain_ratios, ratios_section, scores_section, spreads
+from mixar_eval.views import Drawn, View, view_of
 
 #: what the folder of a report holds besides
 SAMPLES, FEATURES, PICTURE, NEAREST = "samples", "features", "samples.png", "nearest.png"
-KNOWN = (SAMPLES, FEATURES, PICTURE, NEAREST)
+#: samples of further seeds, a folder each
+SEEDS = "seeds"
+KNOWN = (SAMPLES, FEATURES, PICTURE, NEAREST, SEEDS)
 
 
 def is_model(text: str, registry: Registry) -> bool:
@@ -78,51 +81,64 @@ def draw_samples(model: Model, plan: Plan, folder: Path, context: EvalContext, w
     return evolve(images, drawn=context.processes.on_main(lambda: with_timing(manifest, folder)), notes=())
 
 
+def draw_sets(
+    model: Model, plan: Plan, folder: Path, context: EvalContext, *, seeds: int = 1, codes_too: bool | None = None
+) -> list[Drawn]:
+    """Draw what is missing of the samples of a plan and of its following seeds, beside their report in `folder`.
+
+    Args:
+        codes_too: with the codes' own decoding; None: where the model draws codes.
+
+    Raises:
+        UserError: the model draws no codes and they are wanted; or as `draw_samples`.
+        Stopped: a signal came.
+    """
+    plans = [evolve(plan, seed=plan.seed + index) for index in range(seeds)]
+    codes_too = draws_codes(model) if codes_too is None else codes_too
+    codes = [CodesAlone(model, each) if codes_too else None for each in plans]
+    sets = []
+    for index, (each, alone) in enumerate(zip(plans, codes, strict=True)):
+        place = folder / SEEDS / str(each.seed) if index else folder / SAMPLES
+        what = "sampling" if seeds == 1 else f"sampling, seed {each.seed}"
+        sets.append(Drawn(draw_samples(model, each, place, context, what), alone))
+    return sets
+
+
 def measure(
-    images: ImageSet,
-    reference: Reference,
-    context: EvalContext,
+    sets: Sequence[Drawn],
+    eyes: Sequence[tuple[EvalContext, Reference]],
     *,
     cache: Path | None = None,
     title: str = "Generation",
-    codes: CodesAlone | None = None,
     nearest: bool = False,
 ) -> Report:
-    """The report of a set of images; every process calls this.
+    """The report of sets of images, drawn alike with other seeds; every process calls this.
 
     Args:
+        sets: one or more, of as many images; scores are means over them, with their spread.
+        eyes: the context of each extractor, and the reference as it sees it; the first judges, the others stand beside.
         cache: where features are kept, see `features_of`.
-        codes: what the samples' codes alone decode to, to be measured beside them.
         nearest: show the training images nearest to the samples.
 
     Raises:
         UserError: the images cannot be measured.
         Stopped: a signal came.
     """
-    images = images.named_as(reference.class_names)
-    found = features_of(images, context, "features", cache=cache)
-    scores = context.processes.on_main(lambda: scores_of(found, reference))
-    floor = floor_at(len(images), reference, context)
-    extractor = context.extractor
-    alone, verdict = (None, None) if codes is None else compare_codes(scores, codes, reference, context)
+    (context, reference), extractor = eyes[0], eyes[0][0].extractor
+    sets = [evolve(each, images=each.images.named_as(reference.class_names)) for each in sets]
+    views = {
+        seeing.extractor.label: view_of(sets, real, seeing, cache=cache, probing=seeing is context)
+        for seeing, real in eyes
+    }
+    images, view = sets[0].images, views[extractor.label]
+    verdict = compare_codes(view.scores, view.codes, reference, extractor.gives_fid) if view.codes else None
     near = nearest_training(images, reference, context) if nearest else None
     classes = count_classes(images.labels, len(images.class_names))
     missing = [label_name(label, images.class_names) for label in classes.missing] if classes else []
-    counts = None if classes is None else {**asdict(classes), "missing": missing, "exactly_balanced": classes.exact}
-    plain: dict[str, Any] = {
-        "scores": asdict(scores),
-        "floor": None if floor is None else asdict(floor),
-        **({} if alone is None else {"codes_alone": asdict(alone)}),
+    plain = {
+        **_plain_scores(views),
         **({} if near is None else {"nearest": near.plain}),
-        "samples": {
-            "source": images.description,
-            "count": len(images),
-            "width": images.width,
-            "height": images.height,
-            "format": images.format,
-            "classes": counts,
-            "drawn": None if images.drawn is None else dict(images.drawn),
-        },
+        "samples": _plain_samples(sets, classes, missing),
         "extractor": described(extractor),
         "reference": {
             "description": reference.description,
@@ -134,6 +150,7 @@ def measure(
             "inception_score_splits": SPLITS,
             "kernel_subsets": KERNEL_SUBSETS,
             "kernel_subset_size": KERNEL_SUBSET_SIZE,
+            "mind_projections": PROJECTIONS,
             "neighbours": NEIGHBOURS,
             "seed": SEED,
         },
@@ -142,10 +159,11 @@ def measure(
         title=title,
         protocol=PROTOCOL,
         reasons=reasons_against(images, reference, extractor),
-        figures=figures(scores),
+        figures={name: spread.mean if spread else None for name, spread in spreads(view.scores).items()},
         plain=plain,
         sections=[
-            _scores_section(scores, floor, alone, extractor),
+            scores_section(views, extractor),
+            *ratios_section(views),
             *([] if near is None else [near.section]),
             Section("Classes", lines=[_classes(classes, missing)]),
             _drawn_section(plain["samples"]),
@@ -163,14 +181,36 @@ def measure(
     )
 
 
-def figures(scores: Scores) -> dict[str, float | None]:
-    """The scores by name, each a number."""
+def _plain_scores(views: Mapping[str, View]) -> dict[str, Any]:
+    """What was measured, as JSON has it: the judge's in full, of the others what differs."""
+
+    def of(view: View) -> dict[str, Any]:
+        codes = {"codes_alone": asdict(view.codes[0])} if view.codes else {}
+        scores = {"scores": asdict(view.scores[0]), "floor": view.floor and asdict(view.floor)}
+        return {**scores, **codes, "real_images": view.real and asdict(view.real)}
+
+    view, *others = views.values()
+    plain = of(view) | {"named": view.named and asdict(view.named), "ratios": plain_ratios(views)}
+    if len(view.scores) > 1:
+        spread = {name: each and asdict(each) for name, each in spreads(view.scores).items()}
+        plain |= {"seeds": [asdict(scores) for scores in view.scores], "spread": spread}
+    if others:
+        plain["beside"] = {label: of(other) for label, other in zip([*views][1:], others, strict=True)}
+    return plain
+
+
+def _plain_samples(sets: Sequence[Drawn], classes: ClassCounts | None, missing: list[str]) -> dict[str, Any]:
+    images = sets[0].images
+    counts = None if classes is None else {**asdict(classes), "missing": missing, "exactly_balanced": classes.exact}
     return {
-        "frechet": scores.frechet,
-        "kernel": scores.kernel,
-        "inception": None if scores.inception is None else scores.inception.mean,
-        "precision": scores.precision,
-        "recall": scores.recall,
+        "source": images.description,
+        "count": len(images),
+        "width": images.width,
+        "height": images.height,
+        "format": images.format,
+        "classes": counts,
+        "drawn": None if images.drawn is None else dict(images.drawn),
+        **({"seeds": [each.images.drawn and each.images.drawn["plan"]["seed"] for each in sets]} if sets[1:] else {}),
     }
 
 
@@ -192,33 +232,6 @@ def _picture(images: ImageSet) -> Image.Image:
 
     labels = images.labels or images.data.labels()
     return overview(read, labels, images.class_names, len(images.class_names))[0]
-
-
-def _scores_section(scores: Scores, floor: Floor | None, codes: Scores | None, extractor: FeatureExtractor) -> Section:
-    (frechet, kernel, inception_score), inception = score_names(extractor.gives_fid), scores.inception
-    real: dict[str, float | None] = {} if floor is None else figures(floor.scores)
-    column = "floor" if floor is None else f"floor: {floor.scores.count:,} real images"
-    none = "there are no reference images at hand to measure it with"
-    below = [f"The floor: {none if floor is None else floor.what}."]
-    if not extractor.gives_fid:
-        below.append(
-            f"These are no FIDs: the features are {extractor.identity}'s. Such distances compare at the same count, "
-            "extractor and reference only."
-        )
-    mean = inception and f"{number(inception.mean)} ± {number(inception.deviation, 2)}"
-    rows: list[tuple[object, ...]] = [
-        (f"{frechet} (lower is better)", number(scores.frechet, 5), number(real.get("frechet"), 5)),
-        (f"{kernel} (lower is better)", scores.kernel, real.get("kernel")),
-        (f"{inception_score} (higher is better)", mean, None),
-        ("precision", scores.precision, real.get("precision")),
-        ("recall", scores.recall, real.get("recall")),
-    ]
-    columns = ["score", f"{scores.count:,} samples", column]
-    if codes is not None:
-        columns.append("the codes' own decoding")
-        alone = [number(codes.frechet, 5), codes.kernel, None, None, None]
-        rows = [(*row, own) for row, own in zip(rows, alone, strict=True)]
-    return Section(rows=[dict(zip(columns, row, strict=True)) for row in rows], below=below)
 
 
 def _classes(classes: ClassCounts | None, missing: list[str]) -> str:

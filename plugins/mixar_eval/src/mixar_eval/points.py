@@ -16,11 +16,12 @@ from mixar.sampling import Plan
 from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
 from mixar_eval.features import features_of
-from mixar_eval.generation import FEATURES, SAMPLES, draw_samples, figures
+from mixar_eval.generation import FEATURES, SAMPLES, draw_samples
 from mixar_eval.protocol import PROTOCOL, reasons_against
 from mixar_eval.references import Reference
 from mixar_eval.report import Report, Section, facts
 from mixar_eval.scores import Floor, Scores, floor_at, scores_of
+from mixar_eval.tables import figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -77,12 +77,14 @@ def open_reference(
     image_size: ImageSize | None = None,
     num_classes: int = 0,
     option: str = "--reference",
+    cache: Path | None = None,
 ) -> Reference:
     """The reference that `source` is, or names, seen through the extractor; every process makes the same call.
 
     Args:
         source: what `open_images` takes, or an `.npz` with `mu` and `sigma`: ADM's, which are Inception's, or ones that
             `Reference.save` wrote. Distances that need vectors take the file's `features`, or its images' (`arr_0`).
+        cache: where features are kept, see `features_of`.
 
     Raises:
         UserError: there is no such reference, or it is not for these images or this extractor.
@@ -93,7 +95,7 @@ def open_reference(
         images = open_images(
             source, context.registry, recipe=recipe, image_size=image_size, num_classes=num_classes, option=option
         )
-        return _of_images(images, context)
+        return _of_images(images, context, cache)
 
     extractor = context.extractor
     path = user_path(source) if isinstance(source, str | Path) else Path()
@@ -129,12 +131,12 @@ def rank_notes(count: int | None, extractor: FeatureExtractor) -> tuple[str, ...
     return ()
 
 
-def _of_images(images: ImageSet, context: EvalContext) -> Reference:
+def _of_images(images: ImageSet, context: EvalContext, cache: Path | None) -> Reference:
     if len(images) > KEPT:
         note = f"of more than {KEPT:,} images the statistics alone are kept: no kernel distance to them, no precision"
         gaussian = gaussian_of(images, context, "reference")
         return Reference(images.description, gaussian, notes=(*images.notes, note), images=images)
-    images, found = features_of_readable(images, context, "reference")
+    images, found = features_of_readable(images, context, "reference", cache=cache)
     features_AF = found.features_AF
     gaussian = Gaussian.of(features_AF, extractor=context.extractor.identity)
     notes = (*images.notes, *rank_notes(len(images), context.extractor))

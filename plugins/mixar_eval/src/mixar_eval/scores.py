@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from mixar_core.data.streams import seed_of
 from mixar_core.errors import UserError
 from mixar_eval.context import EvalContext
-from mixar_eval.distances import SEED, Gaussian, check_features, frechet_of, kernel_distance
+from mixar_eval.distances import SEED, Gaussian, check_features, frechet_of, kernel_distance, monge_distance
 from mixar_eval.features import Features, features_of_readable
+from mixar_eval.images import ImageSet
 from mixar_eval.references import Reference
 
 #: splits of the Inception Score, neighbours of precision and recall: as in the papers that introduced them
@@ -87,6 +89,7 @@ class Scores:
     Args:
         frechet: to the reference; FID where the features are Inception's. kernel: likewise, KID.
         precision, recall: shares of images near the other set's.
+        mind: to the reference, MIND.
     """
 
     count: int
@@ -95,6 +98,7 @@ class Scores:
     inception: InceptionScore | None = None
     precision: float | None = None
     recall: float | None = None
+    mind: float | None = None
 
 
 @frozen
@@ -106,16 +110,18 @@ class Floor:
 
 
 def distances_of(features_AF: Tensor, reference: Reference) -> Scores:
-    """The distances alone; the kernel distance only to a reference that has vectors."""
-    kernel = None if reference.features_AF is None else kernel_distance(features_AF, reference.features_AF)
-    return Scores(len(features_AF), frechet_of(Gaussian.of(features_AF), reference.gaussian), kernel)
+    """The distances alone; kernel distance and MIND only to a reference that has vectors."""
+    scores = Scores(len(features_AF), frechet_of(Gaussian.of(features_AF), reference.gaussian))
+    if (real_BF := reference.features_AF) is None:
+        return scores
+    return evolve(scores, kernel=kernel_distance(features_AF, real_BF), mind=monge_distance(features_AF, real_BF))
 
 
 def scores_of(found: Features, reference: Reference) -> Scores:
     """The scores of a set's features against a reference.
 
-    Without the reference's own vectors there is no kernel distance, precision or recall; without logits, or with fewer
-    images than splits, no Inception Score.
+    Without the reference's own vectors there is no kernel distance, MIND, precision or recall; without logits, or with
+    fewer images than splits, no Inception Score.
 
     Raises:
         UserError: the set is too small, or its features do not compare.
@@ -163,11 +169,19 @@ def floor_of(reference: Reference, count: int, others: Features | None = None) -
     return Floor(scores_of(Features(vectors_AF[order_A[:size]]), against), what)
 
 
+def real_at(
+    count: int, reference: Reference, context: EvalContext, *, cache: Path | None = None
+) -> tuple[ImageSet, Features] | None:
+    """Real images of the reference's other split, `count` of them or all, with their features; None without one."""
+    if (others := reference.others) is None:
+        return None
+    order_A = torch.randperm(len(others), generator=torch.Generator().manual_seed(SEED))
+    return features_of_readable(others.take(order_A[:count]), context, "real images for the floor", cache=cache)
+
+
 def floor_at(count: int, reference: Reference, context: EvalContext) -> Floor | None:
     """The floor at `count` images: from the reference's other split, where it has as many, or from the reference."""
-    others, found = reference.others, None
-    if others is not None and len(others) >= count:
-        order_A = torch.randperm(len(others), generator=torch.Generator().manual_seed(SEED))
-        _, found = features_of_readable(others.take(order_A[:count]), context, "real images for the floor")
-    floor: Floor | None = context.processes.on_main(lambda: floor_of(reference, count, found))
+    others = reference.others
+    real = real_at(count, reference, context) if others is not None and len(others) >= count else None
+    floor: Floor | None = context.processes.on_main(lambda: floor_of(reference, count, real and real[1]))
     return floor
