@@ -45,7 +45,7 @@ class Share:
 
 PARTS = {
     "peak": Share("exact", 15),
-    "parity": Share("exact", 50),
+    "parity": Share("exact", 90),
     "training": Share("speed", 100),
     "sampling": Share("speed", 150),
     "program": Share("exact", 45),
