@@ -169,8 +169,10 @@ _MIXAR = {
     "training.flip": True,
 }
 _SUBCATEGORIES = {"num_classes": 107, "data": {"type": "emoji64", "subcategories": True}}
-_BEST16 = {"continuous_tokenizer": ("c16", "c16a"), "discrete_tokenizer": ("d8",)}
-_COARSE = {"continuous_tokenizer": ("c16", "c16a"), "discrete_tokenizer": ("d4",)}
+_D8 = {"discrete_tokenizer": ("d8", "d8g")}
+_C16 = {"continuous_tokenizer": ("c16", "c16a", "c16g")}
+_BEST16 = {**_C16, **_D8}
+_COARSE = {**_C16, "discrete_tokenizer": ("d4",)}
 
 EMOJI64 = Family(
     data="emoji64",
@@ -182,10 +184,14 @@ EMOJI64 = Family(
             runs={
                 "c16": Run("emoji64_continuous", {**_CONTINUOUS, "reconstruction.perceptual_weight": 1.0}),
                 "c16a": Run("emoji64_continuous", {**_CONTINUOUS, **_ADVERSARIAL}),
+                "c16g": Run(
+                    "emoji64_continuous", {**_CONTINUOUS, **_ADVERSARIAL, "continuous_tokenizer.norm": "group"}
+                ),
                 "c8a": Run(
                     "emoji64_continuous", {**_CONTINUOUS, **_ADVERSARIAL, "continuous_tokenizer.latent_channels": 8}
                 ),
                 "d8": Run("emoji64_lfq", {**_DISCRETE, **_ADVERSARIAL}),
+                "d8g": Run("emoji64_lfq", {**_DISCRETE, **_ADVERSARIAL, "discrete_tokenizer.norm": "group"}),
                 "d4": Run(
                     "emoji64_lfq",
                     {
@@ -200,8 +206,8 @@ EMOJI64 = Family(
         "models": Stage(
             share=0.30,
             runs={
-                "p8": Run("emoji64_prior", _PRIOR, {"discrete_tokenizer": ("d8",)}),
-                "p8s": Run("emoji64_prior", {**_PRIOR, **_SUBCATEGORIES}, {"discrete_tokenizer": ("d8",)}),
+                "p8": Run("emoji64_prior", _PRIOR, _D8),
+                "p8s": Run("emoji64_prior", {**_PRIOR, **_SUBCATEGORIES}, _D8),
                 "p4": Run(
                     "emoji64_prior",
                     {
