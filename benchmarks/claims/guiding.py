@@ -1,0 +1,159 @@
+"""Claims of guidance itself: its four ways, TI-Mix, the gap that it bridges, stability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import product
+from typing import Any
+
+from benchmarks.claims.claim import LOSS, MORE, NONE, PLAIN, SEEDS, TRUTH, Claim, Entry, Expected, run_of
+from benchmarks.claims.jobs import Drawn, Training
+
+# ---------------------------------------------------------------- 1: guidance; its runs serve most claims
+
+INJECTORS = ("none", "dc-mix", "dc-sa", "dc-ca")
+BASE = {
+    (injector, seed): run_of(injector, seed, {**PLAIN, "injector": {"type": injector}})
+    for injector, seed in product(INJECTORS, SEEDS)
+}
+
+
+def _guidance(runs: Mapping[tuple[str, int], Training], rank: int) -> Iterable[Entry]:
+    for (injector, _), run in runs.items():
+        for drawn in (NONE,) if injector == "none" else (Drawn(), TRUTH):
+            yield Entry(injector, run, drawn, x="no codes" if drawn is NONE else f"{drawn.codes} codes", rank=rank)
+    for (injector, _), run in runs.items():
+        if injector == "dc-mix":
+            for drawn in (Drawn(alone=True), Drawn("truth", alone=True)):
+                yield Entry("codes alone", run, drawn, x=f"{drawn.codes} codes", rank=rank)
+
+
+_GUIDANCE_FIGURES = ("parameters", "loss", "loss_at_equal_time", "ms_a_step", "recognised", "kernel", "frechet")
+_HELD = (
+    Expected("codes lower the loss", "loss", "dc-mix", "none"),
+    Expected("dc-mix lies closer to real images than MAR", "kernel", "dc-mix", "none", "prior codes", "no codes"),
+    Expected("dc-mix lies closer than dc-sa", "kernel", "dc-mix", "dc-sa", "prior codes", "prior codes"),
+    Expected("dc-ca lies closer than dc-sa", "kernel", "dc-ca", "dc-sa", "prior codes", "prior codes"),
+    Expected(
+        "dc-mix lies closer than its codes alone", "kernel", "dc-mix", "codes alone", "prior codes", "prior codes"
+    ),
+    Expected("true codes serve better than drawn ones", "kernel", "dc-mix", "dc-mix", "truth codes", "prior codes"),
+)
+GUIDANCE = Claim(
+    "guidance",
+    "Discrete tokens as guidance: none, DC-Mix, DC-SA, DC-CA",
+    "Guidance by discrete tokens helps masked autoregression over continuous ones; DC-Mix has the best balance of cost "
+    "and quality (abstract, Table 2, Figure 7).",
+    tuple(_guidance(BASE, 0)),
+    _HELD,
+    figures=_GUIDANCE_FIGURES,
+    shown=("loss", "kernel", "frechet"),
+)
+
+_EMOJI = {**PLAIN, "training.batch_size": 32, "training.warmup_steps": 50, "training.ema_decay": 0.99}
+EMOJI = {
+    (injector, seed): run_of(f"emoji-{injector}", seed, {**_EMOJI, "injector": {"type": injector}}, recipe="emoji64")
+    for injector, seed in product(INJECTORS, SEEDS)
+}
+GUIDANCE_EMOJI = Claim(
+    "guidance-emoji",
+    "The same on emoji",
+    GUIDANCE.says,
+    tuple(_guidance(EMOJI, 12)),
+    _HELD,
+    figures=_GUIDANCE_FIGURES,
+    shown=("loss", "kernel", "frechet"),
+)
+
+# ---------------------------------------------------------------- 2: TI-Mix, after the same dc-mix training
+
+_LAMBDA: dict[str, dict[str, Any]] = {"plain": {"schedule": "constant"}} | {
+    f"{schedule} to {end:g}": {"schedule": schedule, "begin": 0.0, "end": end}
+    if schedule != "constant"
+    else {"schedule": "constant", "start": end}
+    for schedule, end in product(("linear", "constant", "cosine", "step"), (0.8, 0.5, 0.0))
+}
+FIRST = ("plain", "linear to 0.8", "linear to 0.5", "linear to 0")
+
+
+def _further(
+    arm: str, seed: int, begun: Training, changes: Mapping[str, Any], recipe: str = "digits_quick"
+) -> Training:
+    more: dict[str, Any] = {"training.steps": MORE, "training.warmup_steps": 20, "training.learning_rate": 5e-4}
+    more |= {"ti_mix": _LAMBDA[arm], "init": {"from": f"{{{begun.name}}}"}, "accept_other_classes": True}
+    name = f"{begun.name.rpartition('-')[0]}+{arm.replace(' ', '-')}"
+    return run_of(name, seed, {**changes, **more}, begun.name, recipe=recipe)
+
+
+TI_MIX_RUNS = {(arm, seed): _further(arm, seed, BASE["dc-mix", seed], LOSS) for arm, seed in product(_LAMBDA, SEEDS)}
+_PAIRS = (*(("linear", end) for end in ("0.8", "0.5", "0")), ("cosine", "0.5"), ("step", "0.5"), ("constant", "0.5"))
+_TI_EXPECTED = tuple(
+    Expected(f"TI-Mix ({schedule} to {end}) lies closer than as long a training without it", "kernel", arm, "plain")
+    for schedule, end in _PAIRS
+    for arm in (f"{schedule} to {end}",)
+)
+TI_MIX = Claim(
+    "ti-mix",
+    "TI-Mix: after the same DC-Mix training, plain or with lambda falling",
+    "TI-Mix, in which the prior's predictions take the place of true codes more and more, improves generation "
+    "consistently (abstract, Figure 8).",
+    tuple(Entry(arm, run, Drawn(), rank=1 if arm in FIRST else 8) for (arm, _), run in TI_MIX_RUNS.items()),
+    _TI_EXPECTED,
+    figures=("loss", "ms_a_step", "recognised", "kernel", "frechet", "unlike"),
+)
+_TI_EMOJI = {
+    (arm, seed): _further(arm, seed, EMOJI["dc-mix", seed], {**LOSS, "training.batch_size": 32}, "emoji64")
+    for arm, seed in product(FIRST, SEEDS)
+}
+TI_MIX_EMOJI = Claim(
+    "ti-mix-emoji",
+    "The same on emoji",
+    TI_MIX.says,
+    tuple(Entry(arm, run, Drawn(), rank=13) for (arm, _), run in _TI_EMOJI.items()),
+    _TI_EXPECTED[:3],
+    figures=TI_MIX.figures,
+)
+
+# ---------------------------------------------------------------- 3: whose codes
+
+KINDS = {"truth": "true", "predicted": "3 of 4 predicted", "resampled": "3 of 4 resampled", "prior": "drawn"}
+PRIOR_GAP = Claim(
+    "prior-gap",
+    "The gap between true codes and those of the prior",
+    "Codes of real images, which training sees, differ from those that a prior draws; TI-Mix bridges the gap.",
+    tuple(
+        Entry(arm, TI_MIX_RUNS[arm, seed], Drawn(codes), x=label, rank=2)
+        for arm, seed, (codes, label) in product(FIRST, SEEDS, KINDS.items())
+    ),
+    (
+        Expected("without TI-Mix true codes serve better than drawn ones", "kernel", "plain", "plain", "true", "drawn"),
+        Expected("TI-Mix is better where codes are drawn", "kernel", "linear to 0.5", "plain", "drawn", "drawn"),
+        Expected("TI-Mix is better where it trains", "kernel", "linear to 0.5", "plain", "3 of 4 predicted"),
+    ),
+    across="codes",
+)
+
+# ---------------------------------------------------------------- 9: stability
+
+_STRESS = {"training.learning_rate": 1e-2, "training.clip": None, "training.steps": MORE, **LOSS}
+_STRESSED = {
+    (arm, seed): run_of(f"stress-{name}", seed, {**_STRESS, "ti_mix": _LAMBDA[arm]})
+    for (arm, name), seed in product({"plain": "plain", "linear to 0.5": "ti-mix"}.items(), SEEDS)
+}
+STABILITY = Claim(
+    "stability",
+    "Stability of training and of what is drawn, with TI-Mix and without",
+    "Without TI-Mix the mismatch of training and inference makes training unstable and leaves artifacts at inference.",
+    tuple(Entry(arm, run, Drawn(), rank=1 if arm in FIRST else 8) for (arm, _), run in TI_MIX_RUNS.items())
+    + tuple(
+        Entry(f"{arm}, ten times the rate, no clipping", run, Drawn(), rank=10) for (arm, _), run in _STRESSED.items()
+    ),
+    (
+        Expected("TI-Mix has smaller gradients", "norm_median", "linear to 0.5", "plain"),
+        Expected("TI-Mix has fewer spikes of the gradient", "norm_spikes", "linear to 0.5", "plain"),
+        Expected("TI-Mix has fewer spikes of the loss", "loss_spikes", "linear to 0.5", "plain"),
+        Expected("with TI-Mix less is unlike real digits", "unlike", "linear to 0.5", "plain"),
+    ),
+    figures=("norm_median", "norm_largest", "norm_spikes", "loss_spikes", "diverged", "unlike", "recognised"),
+    shown=("norm_median", "norm_spikes", "unlike"),
+)

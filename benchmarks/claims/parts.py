@@ -1,0 +1,65 @@
+"""Parts that one claim needs and nobody else: other fills of DC-Mix, and mixing already in the encoder."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import ClassVar
+
+import torch
+from attrs import evolve, frozen
+from torch import Tensor
+
+from mixar import Part, Registry, plugin_manager
+from mixar.registry import Plugin
+from mixar_core.injector import Door
+from mixar_core.masking import put, take
+from mixar_core.types import Condition, DiscreteTokens, Guidance, MaskSplit
+from mixar_plugins.backbones.condition import class_vectors
+from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
+from mixar_plugins.injectors.embedding import CodeEmbedding, CodeEmbeddingConfig
+
+
+class DCMixLearned(CodeEmbedding):
+    """DC-Mix whose fill is a learned embedding of the code, instead of the tokenizer's own vector."""
+
+    opens: ClassVar[frozenset[Door]] = frozenset({"fill"})
+
+    def forward(self, tokens: DiscreteTokens) -> Guidance:
+        """A fill (B, N, D)."""
+        return Guidance(fill_BND=self.embedded(tokens.codes_BN))
+
+
+@frozen
+class EarlyConfig(MaskedConfig):
+    """As of the backbone `masked`."""
+
+
+class EarlyMixing(MaskedBackbone):
+    """The codes stand at the masked positions of the encoder already, which then sees all positions."""
+
+    reuses: ClassVar[frozenset[str]] = frozenset()
+
+    def encoder_input(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
+        """[class buffer, all tokens]: (B, buffer + N, D)."""
+        assert guidance.fill_BND is not None and guidance.prefix_BPD is None
+        assert self.encoder_pos_embed_learned is not None  # there is an encoder
+        buffer, positions = self.config.buffer, self.encoder_pos_embed_learned
+        visible_BUD = self.z_proj(take(tokens_BNC, split.visible_BU))
+        class_B1D = class_vectors(self.class_emb, self.fake_latent, condition.labels_B)[:, None].to(visible_BUD.dtype)
+        all_BND = put(guidance.fill_BND.to(visible_BUD.dtype), split.visible_BU, visible_BUD)
+        return self.z_proj_ln(torch.cat([class_B1D + positions[:, :buffer], all_BND + positions[:, buffer:]], dim=1))
+
+    def decoder_input(self, encoded: Tensor, split: MaskSplit, guidance: Guidance) -> Tensor:
+        """The encoder's output, position by position."""
+        return self.decoder_embed(encoded) + self.decoder_pos_embed_learned
+
+
+@cache
+def registry_with_parts() -> Registry:
+    """All installed parts, and these."""
+    parts = (
+        Part("injector", "dc-mix-learned", DCMixLearned, CodeEmbeddingConfig),
+        Part("backbone", "early-mixing", EarlyMixing, EarlyConfig),
+    )
+    registry = plugin_manager()
+    return evolve(registry, plugins=(*registry.plugins, Plugin("claims", "benchmarks 0", parts=parts)))

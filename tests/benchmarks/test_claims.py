@@ -1,0 +1,172 @@
+"""The claims' plan, runner and reports; and two of them from training to report, in miniature."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+from attrs import frozen
+from typer.testing import CliRunner
+
+pytest.importorskip("mixar_zoo", reason="plugins/mixar_zoo is not installed")
+pytest.importorskip("mixar_eval", reason="plugins/mixar_eval is not installed")
+
+import typer
+
+from benchmarks.claims import __main__ as program
+from benchmarks.claims import runner
+from benchmarks.claims.claim import Expected
+from benchmarks.claims.jobs import Desk
+from benchmarks.claims.judging import FIGURES
+from benchmarks.claims.plan import CLAIMS, PARTS, few, jobs_of
+from benchmarks.claims.report import report, spikes, verdict
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_jobs_come_behind_what_they_build_on_and_do_everything_once(quick):
+    jobs = jobs_of(CLAIMS.values(), quick=quick)
+    placed, drawn = set(), []
+    for job in jobs:
+        assert job.needs <= placed, job.name
+        placed.add(job.run)
+        drawn += [(job.run, each.name) for each in job.sets]
+    assert len(set(drawn)) == len(drawn) and len({job.name for job in jobs}) == len(jobs)
+    entries = [entry for claim in CLAIMS.values() for entry in (few(claim) if quick else claim.entries)]
+    assert {(entry.training.name, entry.drawn.name) for entry in entries} == set(drawn)
+
+
+def test_equal_names_mean_equal_runs_and_arms_have_three_seeds():
+    runs = {}
+    for claim in CLAIMS.values():
+        for entry in claim.entries:
+            assert runs.setdefault(entry.training.name, entry.training) == entry.training
+        for arm, x in {(entry.arm, entry.x) for entry in claim.entries}:
+            seeds = [e.training.seed for e in claim.entries if (e.arm, e.x) == (arm, x)]
+            assert sorted(seeds) == [0, 1, 2], (claim.name, arm, x)
+        for expected in claim.expected:
+            assert {expected.lower, expected.higher} <= {entry.arm for entry in claim.entries}
+    assert all(PARTS[name].name == name for name in PARTS)
+
+
+def test_two_claims_from_training_to_report(tmp_path):
+    names = "ti-mix,fill"
+    app = typer.Typer()
+    app.command()(program.main)
+    said = CliRunner().invoke(app, [names, "--quick", "--jobs", "0", "--out", str(tmp_path)])
+    assert said.exit_code == 0, said.output
+    for name in names.split(","):
+        assert (tmp_path / "results" / f"{name}.png").stat().st_size > 1000
+        text = (tmp_path / "results" / f"{name}.md").read_text()
+        assert "one seed, no verdict" in text and "The floor, 20 real images" in text
+    training = json.loads((tmp_path / "measured/dc-mix+plain-0/training.json").read_text())
+    assert training["steps"] == 2 and len(training["norms"]) == 2 and training["loss"] > 0
+    figures = json.loads((tmp_path / "measured/fill-projected-0/truth-4x25-t1.json").read_text())
+    assert {*FIGURES} <= figures.keys()
+    assert not (tmp_path / "runs/dc-mix-0/checkpoints").exists()
+    assert runner.to_do(program.tasks_of(names.split(","), quick=True), Desk(tmp_path, quick=True)) == []
+    (tmp_path / "runs/dc-mix-0/weights.safetensors").unlink()  # nothing that is left to do needs it
+    (tmp_path / "measured/dc-mix+plain-0/prior-4x25-t1.json").unlink()
+    again = runner.to_do(program.tasks_of(names.split(","), quick=True), Desk(tmp_path, quick=True))
+    assert {task.run for task in again} == {"dc-mix-0", "dc-mix+plain-0"}
+
+
+def test_every_claim_is_reported_from_its_figures_and_what_people_wrote_stays(tmp_path):
+    desk, draw = Desk(tmp_path), random.Random(0)
+    for claim, data in product(CLAIMS.values(), ("digits", "emoji")):
+        (tmp_path / "measured").mkdir(exist_ok=True)
+        floor = {**dict.fromkeys(FIGURES, 0.5), "count": 500}
+        (tmp_path / "measured" / f"real-{data}.json").write_text(json.dumps(floor))
+        for entry in claim.entries:
+            folder = tmp_path / "measured" / entry.training.name
+            folder.mkdir(exist_ok=True)
+            log = {
+                "losses": [1.0, 2.0],
+                "norms": [1.0, 3.0],
+                "seconds_a_step": 0.1,
+                "parameters": 7,
+                "loss": draw.random(),
+            }
+            log["curve"] = {"1": 2.0, "2": log["loss"]}
+            (folder / "training.json").write_text(json.dumps(log))
+            figures = {name: draw.random() for name in FIGURES} | {"seconds_an_image": 0.01}
+            (folder / f"{entry.drawn.name}.json").write_text(json.dumps(figures))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/guidance.md").write_text("old\n\n## What it says\n\nMine.\n")
+    for claim in CLAIMS.values():
+        report(claim.name, desk, tmp_path / "results")
+        text = (tmp_path / "results" / f"{claim.name}.md").read_text()
+        assert "not measured" not in text and all(expected.says in text for expected in claim.expected)
+        rows = (tmp_path / "results" / f"{claim.name}.csv").read_text().splitlines()
+        assert len(rows) == 1 + len(claim.entries)
+    text = (tmp_path / "results/guidance.md").read_text()
+    assert text.endswith("## What it says\n\nMine.\n") and "old" not in text
+
+
+def test_a_verdict_needs_more_than_the_spread():
+    def said(*pairs):
+        rows = [
+            {"arm": arm, "x": None, "seed": seed, "loss": value}
+            for seed, pair in enumerate(pairs)
+            for arm, value in zip(("new", "old"), pair, strict=True)
+        ]
+        return verdict(Expected("", "loss", "new", "old"), rows)
+
+    assert said((1.0, 2.0), (1.1, 2.2), (0.9, 1.8)).startswith("holds (loss 1 against 2; 3 pairs")
+    assert said((2.0, 1.0), (2.2, 1.1), (1.8, 0.9)).startswith("the other way round")
+    assert said((1.0, 2.0), (2.2, 1.0), (0.9, 1.8)).startswith("not beyond the spread")
+    assert said((1.0, 2.0)).startswith("one seed, no verdict")
+    assert said() == "not measured"
+
+
+def test_spikes_are_what_stands_out_of_its_neighbours():
+    steady = [1.0 + 0.01 * (i % 3) - 0.001 * i for i in range(100)]
+    assert spikes(steady) == 0.0
+    steady[40] = steady[70] = 2.0
+    assert spikes(steady) == 0.02
+
+
+@frozen
+class Sleeper:
+    """A job that writes a file, or fails, or sleeps."""
+
+    name: str
+    code: str = "pass"
+    needs: frozenset[str] = frozenset()
+    threads: int = 1
+
+    @property
+    def run(self) -> str:
+        return self.name
+
+    def done(self, desk: Desk) -> bool:
+        return desk.has(self.name)
+
+
+def test_the_runner_outlives_a_failure_and_stops_in_time(tmp_path, monkeypatch, capsys):
+    desk, order = Desk(tmp_path), tmp_path / "order"
+
+    def start(task, desk, of):
+        folder = desk.folder(task.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        good = f"open({str(folder / 'weights.safetensors')!r}, 'w'); open({str(order)!r}, 'a').write({task.name!r})"
+        return subprocess.Popen([sys.executable, "-c", f"{task.code}; {good}"], stderr=subprocess.DEVNULL)
+
+    monkeypatch.setattr(runner, "_start", start)
+    tasks = [
+        Sleeper("b", needs=frozenset("a")),
+        Sleeper("x", "raise SystemExit(1)"),
+        Sleeper("y", needs=frozenset("x")),
+        Sleeper("a"),
+    ]
+    outcome = runner.run_all(tasks, desk, of="", jobs=2, limit_s=None)
+    assert outcome == runner.Outcome(("x",), 1)
+    assert order.read_text() == "ab" and "FAILED x" in capsys.readouterr().out
+    assert [task.name for task in runner.to_do(tasks, desk)] == ["x", "y"]
+    late = [Sleeper("long", "import time; time.sleep(60)"), Sleeper("never")]
+    monkeypatch.setattr(runner, "LAST", 0.3)
+    outcome = runner.run_all(late, desk, of="", jobs=1, limit_s=runner.GRACE + 0.5)
+    assert outcome == runner.Outcome((), 2)
