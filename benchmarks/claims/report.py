@@ -234,7 +234,7 @@ def _markdown(claim: Claim, rows: Sequence[Mapping[str, Any]], desk: Desk) -> st
             *([f"{claim.notes}\n"] if claim.notes else []),
             *lines,
             "",
-            "Mean ± standard deviation over the seeds (of training and of drawing; rounds, where time is measured). All "
+            "Mean ± standard deviation over seeds (of training and of drawing; rounds, where time is measured). All "
             f"rows: [{claim.name}.csv]({claim.name}.csv). Holds: one-sided paired t-test over seeds, p < 0.05, "
             "with no correction for how many there are. " + " ".join(notes),
             "",

@@ -95,7 +95,7 @@ def test_every_claim_is_reported_from_its_figures_and_what_people_wrote_stays(tm
             figures = {name: draw.random() for name in FIGURES} | {"seconds_an_image": 0.01}
             (folder / f"{entry.drawn.name}.json").write_text(json.dumps(figures))
     (tmp_path / "results").mkdir()
-    (tmp_path / "results/guidance.md").write_text("old\n\n## What it says\n\nMine.\n")
+    (tmp_path / "results/guidance.md").write_text("Earlier figures.\n\n## What it says\n\nMine.\n")
     for claim in CLAIMS.values():
         report(claim.name, desk, tmp_path / "results")
         text = (tmp_path / "results" / f"{claim.name}.md").read_text()
@@ -103,7 +103,7 @@ def test_every_claim_is_reported_from_its_figures_and_what_people_wrote_stays(tm
         rows = (tmp_path / "results" / f"{claim.name}.csv").read_text().splitlines()
         assert len(rows) == 1 + len(claim.entries)
     text = (tmp_path / "results/guidance.md").read_text()
-    assert text.endswith("## What it says\n\nMine.\n") and "old" not in text
+    assert text.endswith("## What it says\n\nMine.\n") and "Earlier figures" not in text
 
 
 def test_a_verdict_needs_more_than_the_spread():
