@@ -55,6 +55,7 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
     from mixar_plugins.priors.llamagen import LlamaGenPrior, LlamaGenPriorConfig
     from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
+    from mixar_plugins.priors.randar import RandARConfig, RandARPrior
     from mixar_plugins.priors.rar import RARConfig, RARPrior
     from mixar_plugins.priors.var import VARPrior, VARPriorConfig
     from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
@@ -84,6 +85,7 @@ def mixar_parts() -> list[Part]:
         Part("prior", "maskgit", EmbeddingTokenPrior, MaskGitConfig),
         Part("prior", "llamagen", LlamaGenPrior, LlamaGenPriorConfig),
         Part("prior", "var", VARPrior, VARPriorConfig),
+        Part("prior", "randar", RandARPrior, RandARConfig),
         Part("prior", "rar", RARPrior, RARConfig),
         Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),
         Part("backbone", "masked", MaskedBackbone, MaskedConfig),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tests.parity import llamagen, rar, var
+from tests.parity import llamagen, randar, rar, var
 
 ROWS = (
     ("rar", ("model", "tokenizer"), rar.INPUTS, rar.run, rar.MANIFESTS),
     ("var", ("patch_nums", "cond_drop_rate"), var.INPUTS, var.run, var.MANIFESTS),
+    ("randar", ("block_size", "position_order"), randar.INPUTS, randar.run, randar.MANIFESTS),
     ("llamagen", ("block_size", "cls_token_num"), llamagen.INPUTS, llamagen.run, llamagen.MANIFESTS),
 )

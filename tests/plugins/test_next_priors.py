@@ -23,6 +23,7 @@ TINY = {"width": 16, "depth": 2, "heads": 2}
 VQ = {"channels": 8, "channel_multipliers": (1, 1), "blocks": 1, "codebook_size": 16, "code_width": 4, "norm": "none"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "llamagen": {"multiple_of": 8, "top_k": 12, "top_p": 0.9, "guidance_interval": 1},
+    "randar": {"multiple_of": 8, "steps": 4},
     "rar": {"mlp_dim": 32, "shuffled": 0.5},
     "var": {"top_k": 12},
     "var, smooth": {"top_k": 12, "smooth": True},
@@ -47,11 +48,11 @@ def make(name: str, **settings: Any) -> Callable[[], NextPrior]:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_keeps_the_contract(name: str) -> None:
-    assert not make(name)().predicts
+    assert make(name)().predicts == (name == "randar")
     check_prior(make(name))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", sorted(SETTINGS.keys() - {"randar"}))  # draws several at once, in an order of its own
 @torch.no_grad()
 def test_codes_drawn_with_a_cache_are_those_of_one_pass(name: str) -> None:
     """The log-probabilities of drawn codes, unguided and unfiltered, sum to the loss of these codes."""

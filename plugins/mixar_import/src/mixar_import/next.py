@@ -26,6 +26,14 @@ class LlamaGenImporter(RenamingImporter):
     tokenizer_key = "discrete_tokenizer"
 
 
+class RandARImporter(RenamingImporter):
+    """RandAR's randar_0.3b_*.safetensors and randar_0.7b_*.safetensors, over LlamaGen's tokenizer."""
+
+    recipes = ("randar_l", "randar_xl")
+    inner = LLAMA
+    tokenizer_key = "discrete_tokenizer"
+
+
 class VARImporter(RenamingImporter):
     """VAR's var_d16.pth to var_d30.pth, over its tokenizer in the folder --tokenizer names."""
 
@@ -50,4 +58,4 @@ class RARImporter(RenamingImporter):
     tokenizer_key = "discrete_tokenizer"
 
 
-KINDS = {"llamagen": LlamaGenImporter, "var": VARImporter, "rar": RARImporter}
+KINDS = {"llamagen": LlamaGenImporter, "var": VARImporter, "randar": RandARImporter, "rar": RARImporter}
