@@ -286,6 +286,20 @@ class Quantized:
     losses: Mapping[str, Tensor]
 
 
+@frozen(eq=False)
+class Denoise:
+    """A backbone that is the head's network, too.
+
+    Args:
+        predict: of noised tokens (R, K, C) and their timesteps int64 (R, groups), what it predicts of them, (R, K, C).
+            R are the images of `Z.cond_BKD`, and then, where there are some, of `Z.uncond_BKD`.
+        groups: the K tokens are so many equally large groups, one after the other; a group's tokens share a timestep.
+    """
+
+    predict: Callable[[Tensor, Tensor], Tensor]
+    groups: int = 1
+
+
 class Z(NamedTuple):
     """What a backbone says of the tokens it was asked for, and all that a head may look at.
 
@@ -293,8 +307,7 @@ class Z(NamedTuple):
         cond_BKD: an output vector for each token. uncond_BKD: what guidance moves away from; None: no guidance.
         positions_BK: where these tokens stand, int64.
         tokens_BNC: the continuous tokens that are known, whatever stands elsewhere; known_BN: bool, which these are.
-        denoise: where the backbone is the head's network, too: of noised tokens (R, K, C) and their timesteps (R, K), R
-            the rows of `cond_BKD` and then of `uncond_BKD`, what it predicts of them: (R, K, C).
+        denoise: of a backbone that is the head's network, too; None: the head has its own.
     """
 
     cond_BKD: Tensor
@@ -302,7 +315,7 @@ class Z(NamedTuple):
     uncond_BKD: Tensor | None = None
     tokens_BNC: Tensor | None = None
     known_BN: Tensor | None = None
-    denoise: Callable[[Tensor, Tensor], Tensor] | None = None
+    denoise: Denoise | None = None
 
 
 @frozen

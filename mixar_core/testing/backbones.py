@@ -113,7 +113,7 @@ class _Asked:
         (images, tokens), halves = z.positions_BK.shape, 1 if z.uncond_BKD is None else 2
         noised_11C = normal(1, 1, self.backbone.token_dim, device=str(z.positions_BK.device))
         noised_RKC = noised_11C.expand(halves * images, tokens, -1)
-        answers_RKC = z.denoise(noised_RKC, z.positions_BK.new_full((halves * images, tokens), 500))
+        answers_RKC = z.denoise.predict(noised_RKC, z.positions_BK.new_full((halves * images, z.denoise.groups), 500))
         cond_BKC = answers_RKC[:images]
         return Z(cond_BKC, z.positions_BK, None if halves == 1 else answers_RKC[images:])
 

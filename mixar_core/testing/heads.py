@@ -22,7 +22,7 @@ from mixar_core.testing.common import (
     topic,
     unchanged,
 )
-from mixar_core.types import Step, TokenLayout, Z
+from mixar_core.types import Denoise, Step, TokenLayout, Z
 
 #: what a head may refuse, by UserError, if it has no meaning for it
 STEPS = {
@@ -50,10 +50,10 @@ def check_head(
         assert z.uncond_BKD is not None and z.tokens_BNC is not None
         with unchanged(cond_BKD=z.cond_BKD, uncond_BKD=z.uncond_BKD, tokens_BNC=z.tokens_BNC, target_BKC=target_BKC):
             found = {
-                "loss": module.loss(plain, target_BKC, noise=Noise.seeded(0)),
-                "sample": module.sample(plain, Step(), noise=Noise.seeded(0)),
-                "sample at guidance 1": module.sample(z, Step(cfg=1.0), noise=Noise.seeded(0)),
-                "sample of one token": module.sample(one, Step(), noise=Noise.seeded(0)),
+                "loss": _loss(module, plain, target_BKC, noise=Noise.seeded(0)),
+                "sample": _sample(module, plain, Step(), noise=Noise.seeded(0)),
+                "sample at guidance 1": _sample(module, z, Step(cfg=1.0), noise=Noise.seeded(0)),
+                "sample of one token": _sample(module, one, Step(), noise=Noise.seeded(0)),
             }
             drawn = {name: _unless_refused(module, z, step) for name, step in STEPS.items()}
         return found | {name: tensor for name, tensor in drawn.items() if tensor is not None}
@@ -74,32 +74,32 @@ def check_head(
     z = z._replace(uncond_BKD=None)
     topic("what it depends on")
     with torch.no_grad():
-        other = head.sample(z, Step(), noise=Noise.seeded(1))
+        other = _sample(head, z, Step(), noise=Noise.seeded(1))
         deterministic = head.deterministic if deterministic is None else deterministic
         what = "another seed, yet the same sample; a head that draws nothing says `deterministic = True`"
         if deterministic:
             what = "another seed and another sample, though it says `deterministic = True`"
         expect(torch.equal(found["sample"], other) == deterministic, what)
-        other = head.sample(z._replace(cond_BKD=z.cond_BKD + 1), Step(), noise=Noise.seeded(0))
+        other = _sample(head, z._replace(cond_BKD=z.cond_BKD + 1), Step(), noise=Noise.seeded(0))
         expect(not torch.equal(found["sample"], other), "another z, yet the same sample")
         topic("batch independence")
         losses, samples = [], []
         for (rows, noise), (_, again) in zip(shares(), shares(), strict=True):
-            losses.append(head.loss(_rows(z, rows), target_BKC[rows], noise=noise))
-            samples.append(head.sample(_rows(z, rows), Step(), noise=again))
+            losses.append(_loss(head, _rows(z, rows), target_BKC[rows], noise=noise))
+            samples.append(_sample(head, _rows(z, rows), Step(), noise=again))
         alone = {"loss": torch.cat(losses), "sample": torch.cat(samples)}
         expect_equal("it depends on what shares the batch", alone, found, rtol=1e-4)
         topic("under bf16 autocast")
         with torch.autocast("cpu", torch.bfloat16):
             rounded = z._replace(cond_BKD=z.cond_BKD.bfloat16())
-            loss = head.loss(rounded, target_BKC, noise=Noise.seeded(0))
-            sample = head.sample(rounded, Step(), noise=Noise.seeded(0))
+            loss = _loss(head, rounded, target_BKC, noise=Noise.seeded(0))
+            sample = _sample(head, rounded, Step(), noise=Noise.seeded(0))
     expect_tensor("loss under autocast", loss, (images, tokens))
     expect_tensor("sample under autocast", sample, target_BKC.shape)
 
     head.train()
     z.cond_BKD.requires_grad_()
-    check_gradients(head, head.loss(z, target_BKC, noise=Noise.seeded(0)).mean(), z.cond_BKD)
+    check_gradients(head, _loss(head, z, target_BKC, noise=Noise.seeded(0)).mean(), z.cond_BKD)
 
 
 def _asked(head: ContinuousHead, width: int, layout: TokenLayout, device: str) -> tuple[Z, Tensor]:
@@ -120,9 +120,29 @@ def _rows(z: Z, rows: slice) -> Z:
     return Z(z.cond_BKD[rows], z.positions_BK[rows], None, z.tokens_BNC[rows], z.known_BN[rows])
 
 
+def _loss(head: ContinuousHead, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
+    return head.loss(_with_network(head, z), target_BKC, noise=noise)
+
+
+def _sample(head: ContinuousHead, z: Z, step: Step, *, noise: Noise) -> Tensor:
+    return head.sample(_with_network(head, z), step, noise=noise)
+
+
+def _with_network(head: ContinuousHead, z: Z) -> Z:
+    """With what a head without a network of its own calls: it reads each token's noise off its z."""
+    if not head.denoises:
+        return z
+    told_RK1 = torch.cat([z.cond_BKD, *([] if z.uncond_BKD is None else [z.uncond_BKD])]).mean(dim=-1, keepdim=True)
+
+    def predict(noised: Tensor, t: Tensor) -> Tensor:
+        return 0.5 * noised + told_RK1[: len(noised)] * (1.0 + t[:, :1, None] / 1000.0)
+
+    return z._replace(denoise=Denoise(predict))
+
+
 def _unless_refused(head: ContinuousHead, z: Z, step: Step) -> Tensor | None:
     """A sample, or None where the head says that it cannot draw so."""
     try:
-        return head.sample(z, step, noise=Noise.seeded(0))
+        return _sample(head, z, step, noise=Noise.seeded(0))
     except UserError:
         return None

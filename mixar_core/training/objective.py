@@ -154,8 +154,8 @@ class MixARObjective(Objective):
         return rows
 
     def no_weight_decay(self) -> Collection[str]:
-        """The head, as in MAR's released code."""
-        return ("head",)
+        """The head, as in MAR's released code, where it has a network of its own."""
+        return () if self.model.head.denoises else ("head",)
 
     def blocks(self) -> Iterator[nn.Module]:
         """Every block of the backbone, and the head's networks and blocks."""

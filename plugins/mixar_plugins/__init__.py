@@ -14,6 +14,7 @@ MIXAR_INTERFACE = 2
 def mixar_parts() -> list[Part]:
     """Every component of this package, by kind; imported here, so that `mixar --help` waits for no torch."""
     from mixar_core.training.optimizer import AdamW, AdamWConfig
+    from mixar_plugins.backbones.acdit import ACDiTBackbone, ACDiTConfig
     from mixar_plugins.backbones.causal import CausalBackbone, CausalConfig
     from mixar_plugins.backbones.detok_ar import DeTokARBackbone, DeTokARConfig
     from mixar_plugins.backbones.flowar import FlowARBackbone, FlowARConfig
@@ -40,6 +41,7 @@ def mixar_parts() -> list[Part]:
     )
     from mixar_plugins.extractors.timm_model import TimmConfig, TimmExtractor
     from mixar_plugins.heads.categorical import CategoricalHead, CategoricalHeadConfig
+    from mixar_plugins.heads.denoising import DenoisingHead, DenoisingHeadConfig
     from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
     from mixar_plugins.heads.energy import EnergyHead, EnergyHeadConfig
     from mixar_plugins.heads.flow import FlowHead, FlowHeadConfig
@@ -90,6 +92,7 @@ def mixar_parts() -> list[Part]:
         Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),
         Part("backbone", "masked", MaskedBackbone, MaskedConfig),
         Part("backbone", "causal", CausalBackbone, CausalConfig),
+        Part("backbone", "acdit", ACDiTBackbone, ACDiTConfig),
         Part("backbone", "detok-ar", DeTokARBackbone, DeTokARConfig),
         Part("backbone", "flowar", FlowARBackbone, FlowARConfig),
         Part("injector", "none", NoGuidance, NoGuidanceConfig),
@@ -97,6 +100,7 @@ def mixar_parts() -> list[Part]:
         Part("injector", "dc-sa", DCSA, CodeEmbeddingConfig),
         Part("injector", "dc-ca", DCCA, CodeEmbeddingConfig),
         Part("head", "diffusion", DiffusionHead, DiffusionHeadConfig),
+        Part("head", "denoising", DenoisingHead, DenoisingHeadConfig),
         Part("head", "flow", FlowHead, FlowHeadConfig),
         Part("head", "joint", JointHead, JointHeadConfig),
         Part("head", "flowar", FlowARHead, FlowARHeadConfig),

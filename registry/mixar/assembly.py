@@ -342,7 +342,7 @@ def _mixar(
     sizes = {"layout": layout, "token_dim": token_dim, "num_classes": recipe.num_classes}
     sizes |= {"memory": "memory" in injector.opens, "condition_width": 0 if conditioner is None else conditioner.width}
     backbone: Backbone = construct(recipe, registry, "backbone", **sizes)
-    apart = backbone.groups is not None and backbone.groups == head.groups
+    apart = backbone.groups is not None and (backbone.groups == head.groups or head.denoises)
     fits = backbone.masks or not head.together or apart
     expect_fit(recipe, fits, "backbone", "z that knows other tokens", "head", "tokens together")
     its, own = ("denoises tokens", "a network of its own") if backbone.denoises else ("denoises none", "need of it")

@@ -169,6 +169,8 @@ def _sampling(system: System) -> dict[str, Figure]:
         plan, z_BKD = partial(planned_steps, model, settings), torch.zeros(1, 1, model.backbone.width, device=META)
         costs["backbone"] = figure(lambda: _backbone_gflop(system, model, plan()))
         costs["head"] = figure(lambda: _head_gflop(model.head, plan(), Z(z_BKD, codes_of(1), z_BKD)))
+        if model.head.denoises:  # counted where it is: in the backbone
+            costs["head"] = 0
     if prior is not None and (model is None or model.injector.needs_codes):
 
         def draw_codes(steps: int | None) -> Tensor:
@@ -219,7 +221,9 @@ def _backbone_gflop(system: System, model: MixAR, plan: Sequence[PlannedStep]) -
             guided = any(planned.step.cfg != 1.0 for planned in plan)
             state = backbone.start(condition, model.guidance(drawn_codes(system)), guided=guided)
             for planned in plan:
-                state.predict(planned.positions_BK, planned.step)
+                z = state.predict(planned.positions_BK, planned.step)
+                if model.head.denoises:
+                    model.head.sample(z, planned.step, noise=Noise.seeded(0))
                 state.reveal(planned.positions_BK, tokens_BNC[:, : planned.positions_BK.shape[1]])
 
         return _gflop(run)

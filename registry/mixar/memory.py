@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -209,12 +209,19 @@ def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], ob
         split = split_by_order(codes_BN, masked) if backbone.masks else backbone.split(codes_BN, 1.0)
         z_BKD = torch.zeros(*split.masked_BK.shape, backbone.width, device="meta")
         z = Z(z_BKD, split.masked_BK, tokens_BNC=tokens_BNC, known_BN=~split.masked_BN)
-        passes |= {
-            "backbone": lambda: backbone(
+
+        def asked() -> Tensor | Z:
+            said: Tensor | Z = backbone(
                 tokens_BNC, split, model.condition(codes_BN[:, 0]), model.guidance(drawn_codes(system))
-            ),
-            "head": lambda: model.head.loss(z, tokens_BNC[:, : z.positions_BK.shape[1]], noise=noise),
-        }
+            )
+            return said
+
+        def head_loss(z: Z = z) -> Tensor:
+            return model.head.loss(z, tokens_BNC[:, : z.positions_BK.shape[1]], noise=noise)
+
+        passes |= {"backbone": asked, "head": head_loss}
+        if model.head.denoises:  # it calls the backbone
+            passes |= {"backbone": lambda: head_loss(cast(Z, asked())), "head": lambda: None}
     if "prior" in recipe.trained_parts and prior is not None:
         codes_1N = codes_of(prior.layout.tokens)
         passes["prior"] = lambda: prior.loss(codes_1N, system.condition(codes_of(1)[0]), noise=noise)

@@ -133,6 +133,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {**CAUSAL, "positions": "learned"},
             {**CAUSAL, "order": "raster", "activation_checkpointing": True},
         ],
+        "acdit": [{"width": 64, "depth": 1, "block": 1}],
         "detok-ar": [
             {"width": 16, "depth": 2, "heads": 2},
             {"width": 16, "depth": 2, "heads": 2, "order": "raster", "activation_checkpointing": True},
@@ -159,6 +160,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {**SMALL_HEAD, "samples_per_token": 2, "sampling_steps": 4},
             *({**SMALL_HEAD, "sampling_steps": 4, "solver": name} for name in ("disa", "lazymar", "ddim", "dpm++")),
         ],
+        "denoising": [{"sampling_steps": 4}, {"sampling_steps": 3, "solver": "ddim", "clip": 1.0}],
         "flow": [
             {**SMALL_HEAD, "samples_per_token": 2, "sampling_steps": 3},
             {**SMALL_HEAD, "solver": "heun", "time": "logit-normal", "sampling_steps": 2},

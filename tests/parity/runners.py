@@ -11,6 +11,7 @@ from attrs import frozen
 from torch import Tensor
 
 from tests.parity import (
+    acdit,
     adversarial,
     conv_tokenizer,
     detok,
@@ -82,6 +83,13 @@ RUNNERS = (
         ("labels", "orders", "iters", "cfg_scale", "init_*", "head_init", "head_noise", "head_z"),
         fast.run_lazymar,
         {},
+    ),
+    Runner(
+        "acdit",
+        ("ar_len", "square_block"),
+        ("latents", "labels", "t", "noise", "drop_uniform", "init_*"),
+        acdit.run,
+        acdit.MANIFESTS,
     ),
     Runner(
         "detok-mar",

@@ -22,6 +22,8 @@ from mixar_core.types import DrawnCodes
         ("mar_b", 207.9),
         ("mar_l", 478.3),
         ("mar_h", 942.4),
+        ("acdit_xl", 674.857),
+        ("acdit_h", 950.960),
         ("mar_b_detok", 207.9),
         ("mar_l_detok", 478.3),
         ("mixar_l_detok", 556.9),

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from mixar_core.blocks import attend
 from mixar_core.noise import Noise
 from mixar_core.types import TokenLayout, Z
-from mixar_plugins.heads.mlp import FinalLayer, TimeEmbedding, xavier
+from mixar_plugins.heads.mlp import FinalLayer, xavier
 from mixar_plugins.heads.rectified_flow import FlowConfig, RectifiedFlowHead
 from mixar_plugins.networks import flowar
+from mixar_plugins.networks.time import TimeEmbedding
 from mixar_plugins.networks.transformer import modulate, turn
 
 #: the published number of steps that is spaced evenly; all others have more of them near the data

@@ -76,10 +76,10 @@ def schedule(steps: int = TRAIN_STEPS) -> Schedule:
     return tables(respaced_timesteps(steps))
 
 
-def tables(timesteps: Sequence[int]) -> Schedule:
-    """The process over these timesteps of the cosine schedule, ascending."""
+def tables(timesteps: Sequence[int], betas: np.ndarray | None = None) -> Schedule:
+    """The process over these timesteps, ascending, of the schedule of these betas; None: the cosine schedule."""
     chosen = np.array(timesteps)
-    full = np.cumprod(1.0 - cosine_betas())
+    full = np.cumprod(1.0 - (cosine_betas() if betas is None else betas))
     betas = 1.0 - full[chosen] / np.append(1.0, full[chosen][:-1])
     cumprod = np.cumprod(1.0 - betas)
     before = np.append(1.0, cumprod[:-1])

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from mixar_core.noise import Noise
 from mixar_core.tables import Table
 from mixar_core.types import TokenLayout, Z
-from mixar_plugins.heads.mlp import FinalLayer, TimeEmbedding, xavier, zero
+from mixar_plugins.heads.mlp import FinalLayer, xavier, zero
 from mixar_plugins.heads.rectified_flow import FlowConfig, RectifiedFlowHead
+from mixar_plugins.networks.time import TimeEmbedding
 
 
 @frozen

@@ -52,17 +52,20 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 class KeyValueCache:
-    """One block's keys and values, (B, heads, length, width) each, of at most `capacity` tokens."""
+    """One block's keys and values, (B, heads, length, width) each, of at most `capacity` tokens.
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity, self.length = capacity, 0
+    What comes first says how many rows there are, unless `rows` says it.
+    """
+
+    def __init__(self, capacity: int, *, rows: int = 0) -> None:
+        self.capacity, self.length, self.rows = capacity, 0, rows
         self._held: tuple[Tensor, Tensor] | None = None
 
     def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep these (there may be none), and give all that is held of these rows, the first of its own."""
         batch, heads, count, width = k.shape
         if self._held is None:
-            shape = batch, heads, self.capacity, width
+            shape = max(self.rows, batch), heads, self.capacity, width
             self._held = k.new_empty(shape), v.new_empty(shape)
         before, self.length = self.length, self.length + count
         for held, new in zip(self._held, (k, v), strict=True):
@@ -157,11 +160,17 @@ class ModulatedBlock(nn.Module):
         cache: KeyValueCache | None = None,
         seen: int | None = None,
     ) -> Tensor:
-        """(B, T, D) to (B, T, D); the condition is (B, T or 1, D), other arguments are those of `CachedAttention`."""
-        if self.order is None:
+        """(B, T, D) to (B, T, D); other arguments are those of `CachedAttention`.
+
+        The condition is (B, T, D), or one for every group of equally many tokens; None: tokens that nothing modulates.
+        """
+        if self.order is None or condition_BTD is None:
             x_BTD = x_BTD + self.attn(self.norm1(x_BTD), table, mask, cache, seen)
             return x_BTD + self.mlp(self.norm2(x_BTD))
-        parts = self.modulation(condition_BTD).chunk(len(self.order), dim=-1)
+        modulation = self.modulation(condition_BTD)
+        if 1 < modulation.shape[1] < x_BTD.shape[1]:  # of groups of tokens
+            modulation = modulation.repeat_interleave(x_BTD.shape[1] // modulation.shape[1], dim=1)
+        parts = modulation.chunk(len(self.order), dim=-1)
         by = dict(zip(self.order, parts, strict=True))
         given = modulate(self.norm1(x_BTD), by["shift1"], by["scale1"])
         x_BTD = x_BTD + by["gate1"] * self.attn(given, table, mask, cache, seen)

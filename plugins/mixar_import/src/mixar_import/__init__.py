@@ -32,6 +32,7 @@ def mixar_parts() -> list[Part]:
         "ear": importers.EarImporter,
         "detok-mar": importers.DeTokMarImporter,
         "detok-ar": continuous.DeTokARImporter,
+        "acdit": continuous.ACDiTImporter,
         "flowar": continuous.FlowARImporter,
         "kl16": importers.KL16Importer,
         "vavae": importers.VAVAEImporter,

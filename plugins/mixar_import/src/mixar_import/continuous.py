@@ -59,3 +59,20 @@ class DeTokARImporter(RenamingImporter):
     }
     entry, averaged_entry = "model", "model_ema"
     tokenizer_key = "continuous_tokenizer"
+
+
+class ACDiTImporter(RenamingImporter):
+    """ACDiT-XL-img.pt and ACDiT-H-img.pt, over the KL autoencoder in the folder --tokenizer names."""
+
+    recipes = ("acdit_xl", "acdit_h")
+    names = {"": "backbone."}
+    inner = {
+        r"^y_embedder\.embedding_table\.": "class_emb.",
+        r"^blocks\.": "layers.",
+        r"^final_layer\.linear\.": "out.",
+        r"^final_layer\.norm_final\.": "norm.",
+        r"^final_layer\.adaLN_modulation\.": "modulation.",
+        r"^(layers\.\d+\.)adaLN_modulation\.": r"\1modulation.",
+    }
+    entry = "model"
+    tokenizer_key = "continuous_tokenizer"
