@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixar_core.masking import take
+from mixar_core.products import some_of
 
 #: keys and values, (B, heads, M, width) each
 KeysValues: TypeAlias = tuple[Tensor, Tensor]
@@ -60,15 +61,13 @@ class Attention(nn.Module):
 
     def queries(self, x_BTD: Tensor) -> Tensor:
         """The first of `split`."""
-        width, bias = x_BTD.shape[2], self.qkv.bias
-        q = F.linear(x_BTD, self.qkv.weight[:width], None if bias is None else bias[:width])
+        q = some_of(self.qkv, x_BTD, slice(x_BTD.shape[2]))
         return q.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def keys_values(self, x_BTD: Tensor) -> KeysValues:
         """The others of `split`."""
-        width, bias = x_BTD.shape[2], self.qkv.bias
-        kv = F.linear(x_BTD, self.qkv.weight[width:], None if bias is None else bias[width:])
-        k, v = kv.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        kv = some_of(self.qkv, x_BTD, slice(x_BTD.shape[2], None)).unflatten(2, (2, self.heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         return k, v
 
     def looking(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

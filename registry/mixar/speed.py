@@ -12,6 +12,7 @@ from mixar_core.graphs import Graphed
 from mixar_core.head import ContinuousHead
 from mixar_core.model import MixAR
 from mixar_core.prior import DiscretePrior
+from mixar_core.products import pack
 
 Precision = Literal["float32", "bf16"]
 
@@ -32,6 +33,8 @@ def hasten(
             last bits.
         graphs: capture the head's loop in CUDA graphs: the same bits, in one launch where there are thousands.
 
+    On a CPU products of large matrices are oneDNN's, unless blocks are compiled (see `mixar_core.products`).
+
     Returns:
         what of this does not work here, a line each; sampling then runs without it.
     """
@@ -46,6 +49,8 @@ def hasten(
         for part in parts:
             for block in part.blocks() if isinstance(part, Backbone) else blocks_in(part):
                 block.compile()
+    elif model is not None:
+        pack(model)
     if not graphs:
         return []
     if mixar is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from mixar_core.blocks import CrossAttention
 from mixar_core.graphs import Graphed
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
+from mixar_core.products import PackedLinear, pack, some_of
 from mixar_core.types import Condition, Step, Z
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mixar_plugins.heads.mse import MseHead, MseHeadConfig
@@ -116,3 +118,31 @@ def test_of_the_last_block_only_what_is_predicted_is_computed(model: MixAR) -> N
     drawn(model)
     plan = model.plan(Condition(torch.tensor([0, 1, 1])), SETTINGS, noise=Noise.seeded(5))
     assert seen == [planned.positions_BK.shape[1] for planned in plan.steps]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_layer_is_the_layer(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(300, 256), torch.nn.Linear(256, 12)).to(dtype)
+    cases = [torch.randn(*shape, 300).to(dtype) for shape in ((5,), (2, 3), (2, 0), (1, 4, 7))]
+    slanted = torch.randn(300, 9).to(dtype).t()
+    with torch.no_grad():
+        plain = [network(x) for x in (*cases, slanted)]
+        pack(network)
+        assert [type(layer) for layer in network] == [PackedLinear, torch.nn.Linear]
+        for x, expected in zip((*cases, slanted), plain, strict=True):
+            torch.testing.assert_close(network(x), expected, rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+        part = some_of(network[0], cases[0], slice(10, 90))
+        torch.testing.assert_close(part, network[0](cases[0])[:, 10:90], rtol=1e-2, atol=1e-5)
+    assert type(copy.deepcopy(network)[0]) is torch.nn.Linear
+    network(cases[0]).sum().backward()  # with gradients it is an ordinary one
+    assert network[0].weight.grad is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert network[0](cases[0].float()).dtype == torch.bfloat16
+
+
+def test_packed_weights_draw_what_others_draw() -> None:
+    plain, packed = (small_mixar("none", width=256, depth=2).eval() for _ in range(2))
+    hasten(packed)
+    assert any(isinstance(module, PackedLinear) for module in packed.modules())
+    torch.testing.assert_close(drawn(packed), drawn(plain), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,63 @@
+"""Matrix products on a CPU, for sampling: oneDNN's, from weights that are laid out for it once.
+
+torch's own float32 products go through MKL, whose kernels for AVX-512 run on Intel's processors alone: on AMD's oneDNN
+is more than twice as fast (python -m benchmarks.products). In bfloat16 torch's are oneDNN's as well, but lay the
+weight out anew each time. Sums are taken in another order, so last bits differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: numbers of a weight from which it pays
+LARGE = 2**16
+#: rows that a weight is laid out for; others do as well
+ROWS = 256
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer with a second copy of its weight; where gradients or autocast need it, it is an ordinary one."""
+
+    packed: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return _product(input, self.weight, self.bias, self.packed)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
+        """An ordinary one: what oneDNN laid out cannot be copied."""
+        made = nn.Linear(self.in_features, self.out_features, self.bias is not None, dtype=self.weight.dtype)
+        made.load_state_dict(self.state_dict())
+        return made.train(self.training)
+
+
+def pack(module: nn.Module) -> None:
+    """Make all large linear layers in a module on a CPU packed ones; its weights must not change after that."""
+    if not torch.backends.mkldnn.is_available():
+        return
+    for layer in module.modules():
+        if type(layer) in (nn.Linear, PackedLinear):
+            weight = layer.get_parameter("weight").detach()
+            if weight.device.type == "cpu" and weight.numel() >= LARGE:
+                layer.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+                layer.__class__ = PackedLinear
+
+
+def some_of(layer: nn.Linear, x: Tensor, rows: slice) -> Tensor:
+    """Some of a linear layer's outputs."""
+    weight, bias = layer.weight[rows], None if layer.bias is None else layer.bias[rows]
+    return _product(x, weight, bias, weight) if isinstance(layer, PackedLinear) else F.linear(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor) -> Tensor:
+    if torch.is_grad_enabled() or not x.numel():
+        return F.linear(x, weight, bias)
+    if torch.is_autocast_enabled("cpu"):
+        if weight.dtype == torch.float32:
+            return F.linear(x, weight, bias)
+        x = x.to(weight.dtype)
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
