@@ -41,7 +41,7 @@ from mixar_core.noise import Noise
 from mixar_core.plan import Plan, Sampler, Task
 from mixar_core.types import DiscreteTokens, DrawnCodes
 from mixar_eval.distances import kernel_distance
-from mixar_plugins.priors.masked_transformer import MaskedTransformerPrior
+from mixar_plugins.priors.masked import MaskedTransformerPrior
 from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
 from mixar_zoo.classifier import fit_classifier
 

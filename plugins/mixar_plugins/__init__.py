@@ -59,6 +59,7 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
     from mixar_plugins.priors.randar import RandARConfig, RandARPrior
     from mixar_plugins.priors.rar import RARConfig, RARPrior
+    from mixar_plugins.priors.titok import TiTokPrior, TiTokPriorConfig, TiTokUViTConfig, TiTokUViTPrior
     from mixar_plugins.priors.var import VARPrior, VARPriorConfig
     from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler
     from mixar_plugins.samplers.groups import GroupsConfig, GroupsSampler
@@ -89,6 +90,8 @@ def mixar_parts() -> list[Part]:
         Part("prior", "var", VARPrior, VARPriorConfig),
         Part("prior", "randar", RandARPrior, RandARConfig),
         Part("prior", "rar", RARPrior, RARConfig),
+        Part("prior", "titok", TiTokPrior, TiTokPriorConfig),
+        Part("prior", "titok-uvit", TiTokUViTPrior, TiTokUViTConfig),
         Part("prior", "ground-truth", GroundTruthPrior, GroundTruthConfig),
         Part("backbone", "masked", MaskedBackbone, MaskedConfig),
         Part("backbone", "causal", CausalBackbone, CausalConfig),

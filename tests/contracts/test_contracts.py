@@ -29,6 +29,7 @@ DETOK = {**HALVES, "latent_channels": 4}
 TITOK = {**HALVES, "tokens": 6}
 VQ = {**CONV, "codebook_size": 32, "code_width": 8}
 CAUSAL = {"width": 16, "depth": 2, "heads": 2, "buffer": 2}
+BERT = {"width": 16, "depth": 2, "heads": 2, "mlp_dim": 16, "steps": 4}
 PRIOR = {"bits": 6, "stride": 4, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 16, "steps": 4}
 
 
@@ -125,6 +126,8 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
     "prior": {
         "maskbit": [PRIOR, {**PRIOR, "prenorm": True, "splits": 1, "sampling_annealing": True}],
         "maskgit": [{**PRIOR, "splits": 1}, {**PRIOR, "splits": 2}],
+        "titok": [{**BERT, "guidance_scale": 2.0}],
+        "titok-uvit": [BERT],
         "ground-truth": [{}],
     },
     "backbone": {

@@ -89,7 +89,10 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
     sampled = tokenizer.sample_posterior(posterior, Replay([io["from_moments_draw_000_randn"]]))
     out["sampled_from_moments"] = tokenizer.normalise(sampled)
 
-    level_B11, eps = torch.full((len(images), 1, 1), 0.4), io["level_draw_000_randn"]
+    level_B11, eps = (
+        torch.full((len(images), 1, 1), config["settings"]["level"]["noise_level"]),
+        io["level_draw_000_randn"],
+    )
     out["level_noised"] = tokenizer.noised(_tokens(mean), level_B11, eps)
     out["level_decoded"] = tokenizer.decoder(out["level_noised"], None)
     for name in ("train", "train_unmasked", "additive"):
@@ -100,10 +103,12 @@ def run(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[st
 def _training(
     run: str, config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    tokenizer = tokenizer_of(config, weights, noise="additive" if run == "additive" else "interpolated").train()
+    settings = config["settings"][run]
+    kind = "additive" if settings.get("use_additive_noise") else "interpolated"
+    tokenizer = tokenizer_of(config, weights, noise=kind).train()
     draws = [io[name] for name in sorted(io) if name.startswith(f"{run}_draw_")]
     drawn = "pyuniform" in next(name for name in sorted(io) if name.startswith(f"{run}_draw_000"))
-    ratio = max(0.0, draws.pop(0).item()) if drawn else config["mask_ratio"]
+    ratio = max(0.0, draws.pop(0).item()) if drawn else settings["mask_ratio"]
     given: list[Tensor] = []
     tokenizer.decoder.register_forward_hook(lambda _, arguments, __: given.extend(arguments))
     posterior, _, decoded = tokenizer.restored(io["images"], ratio, noise=Replay(draws))

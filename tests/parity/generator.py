@@ -15,7 +15,7 @@ from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Quantized
 from mixar_import.importers import MaskBitGeneratorImporter
 from mixar_plugins.priors.codes import combine_codes, split_codes
-from mixar_plugins.priors.masked_transformer import MaskedTransformerPrior, masked_cross_entropy
+from mixar_plugins.priors.masked import MaskedTransformerPrior, masked_cross_entropy
 from mixar_plugins.priors.schedules import guidance_scales, masked_after_steps
 from tests.parity.case import NotACase, load_strictly
 

@@ -25,6 +25,7 @@ from tests.parity import (
     mar,
     next_token,
     titok,
+    titok_generator,
 )
 from tests.parity.case import Case, NotACase
 
@@ -124,6 +125,13 @@ RUNNERS = (
         ),
         ear.run,
         ear.MANIFESTS,
+    ),
+    Runner(
+        "titok-generator",
+        ("config", "tokenizer", "cls"),
+        ("tokens", "labels", "*_draw_*"),
+        titok_generator.run,
+        titok_generator.MANIFESTS,
     ),
     Runner("titok", ("MINI", "config"), ("images", "codes", "target_codes", "*_draw_*"), titok.run, titok.MANIFESTS),
     Runner("detok", ("SIZE_DICT", "token_channels"), ("images", "stats_*", "*_draw_*"), detok.run, detok.MANIFESTS),

@@ -18,14 +18,8 @@ from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Condition, Quantized
 from mixar_plugins.priors.codes import combine_codes, split_codes
 from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
-from mixar_plugins.priors.masked_transformer import (
-    BitTokenPrior,
-    EmbeddingTokenPrior,
-    MaskBitConfig,
-    MaskedTransformerPrior,
-    MaskGitConfig,
-    masked_cross_entropy,
-)
+from mixar_plugins.priors.masked import MaskedTransformerPrior, masked_cross_entropy
+from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
 from mixar_plugins.priors.schedules import draw, guidance_scales, gumbel, masked_after_steps
 
 SCHEDULES = ("root", "square", "cosine", "arccos", "linear")

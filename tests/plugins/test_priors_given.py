@@ -11,12 +11,8 @@ from torch import Tensor
 from mixar_core.mixture import MASKED_CODE
 from mixar_core.noise import Noise
 from mixar_core.types import Condition
-from mixar_plugins.priors.masked_transformer import (
-    BitTokenPrior,
-    EmbeddingTokenPrior,
-    MaskBitConfig,
-    MaskedTransformerPrior,
-)
+from mixar_plugins.priors.masked import MaskedTransformerPrior
+from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig
 from tests.toys import SignTokenizer
 
 TOKENS, CODES = 16, 8

@@ -12,6 +12,7 @@ from attrs import frozen
 from torch import Tensor
 
 from mixar.assembly import build
+from mixar.model import load
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe
 from mixar_core.tokenizer import DiscreteTokenizer
@@ -116,3 +117,38 @@ def test_codes_of_an_imported_tokenizer_decode_as_published(file: Released, tmp_
         decoded = tokenizer.decode(case.io["codes"].flatten(1))[..., :: file.every, :: file.every]
     expected = case.io[file.expected] * 2 - 1 if file.unit_range else case.io[file.expected]
     torch.testing.assert_close(decoded, expected.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["titok_generator", "titok_generator_uvit"])
+def test_an_imported_generator_draws_with_its_tokenizer(kind: str, tmp_path: Path, registry: Registry) -> None:
+    case = load_case(CASES / kind)
+    parts = [{}, {}]
+    for name, tensor in case.weights.items():
+        parts[name.startswith("tokenizer.")][name.removeprefix("tokenizer.")] = tensor
+    titok = next(file for file in released() if file.case == "titok_tokenizer")
+    uvit = "titok-uvit" if kind.endswith("uvit") else "titok"
+    sizes = case.config["config"]["model"]["generator"]
+    small = f"""
+        extends: titok_l32_generator
+        image_size: 32
+        num_classes: {sizes["condition_num_classes"]}
+        prior: {{type: {uvit}, width: {sizes["hidden_size"]}, depth: {sizes["num_hidden_layers"]},
+          heads: {sizes["num_attention_heads"]}, mlp_dim: {sizes["intermediate_size"]}}}
+    """
+    for name, file, recipe, tokenizer in (
+        ("tokenizer", parts[1], titok.recipe, None),
+        ("generator", parts[0], small, str(tmp_path / "tokenizer")),
+    ):
+        torch.save(file, tmp_path / f"{name}.bin")
+        (tmp_path / f"{name}.yaml").write_text(dedent(recipe))
+        import_weights(
+            f"titok-{name}",
+            str(tmp_path / f"{name}.bin"),
+            tmp_path / name,
+            registry,
+            recipe=str(tmp_path / f"{name}.yaml"),
+            tokenizer=tokenizer,
+        )
+    drawn = load(tmp_path / "generator", device="cpu", registry=registry).generate([1, 2], steps=3)
+    assert drawn.images.shape == (2, 3, 32, 32)
+    assert drawn.codes is not None and drawn.codes.shape == (2, 8)

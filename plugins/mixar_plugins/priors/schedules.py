@@ -36,17 +36,21 @@ def mask_share(progress: Any, schedule: MaskSchedule, xp: ModuleType = torch) ->
             return 1 - progress
 
 
-def masked_after_steps(entries: int, steps: int, schedule: MaskSchedule) -> list[int]:
+def masked_after_steps(
+    entries: int, steps: int, schedule: MaskSchedule, *, exact: type[np.floating[Any]] = np.float32
+) -> list[int]:
     """How many of `entries` stay masked after each of `steps` steps: falling by at least one a step, down to 1.
+
+    `exact` is what it is computed in.
 
     The last step fills whatever was left, so its count matters to nobody; it is 1 as in the published sampler.
     """
-    # In float32 as published: the floor of a share that is a whole number in exact arithmetic depends on it. And in
+    # As exact as published: the floor of a share that is a whole number in exact arithmetic depends on it. And in
     # numpy, because a count has to be a number where tensors are fake or on the meta device.
-    progress = (np.arange(1, steps + 1) / steps).astype(np.float32)
-    share = np.clip(mask_share(progress, schedule, np), np.float32(1e-6), np.float32(1.0))
+    progress = (np.arange(1, steps + 1) / steps).astype(exact)
+    share = np.clip(mask_share(progress, schedule, np), exact(1e-6), exact(1.0))
     counts, left = [], entries
-    for wanted in np.floor(share * np.float32(entries)).astype(int).tolist():
+    for wanted in np.floor(share * exact(entries)).astype(int).tolist():
         left = max(1, min(wanted, left - 1))
         counts.append(left)
     return counts

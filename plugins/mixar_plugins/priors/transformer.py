@@ -7,19 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def layer_norm(width: int) -> nn.LayerNorm:
+def layer_norm(width: int, eps: float = 1e-12) -> nn.LayerNorm:
     """LayerNorm with the originals' epsilon."""
-    return nn.LayerNorm(width, eps=1e-12)
+    return nn.LayerNorm(width, eps=eps)
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention with the parameters of `nn.MultiheadAttention`. (B, T, D) to (B, T, D)."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    in_proj_bias: nn.Parameter | None
+
+    def __init__(self, width: int, heads: int, dropout: float, *, bias: bool = True) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * width, width)))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * width)) if bias else None)
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -32,12 +34,14 @@ class SelfAttention(nn.Module):
 class Residual(nn.Module):
     """x + f(norm(x)) or, as BERT does it, norm(x + f(x)); f's parameters are called `name`. (B, T, D) to (B, T, D)."""
 
-    def __init__(self, name: str, function: nn.Module, width: int, dropout: float, prenorm: bool) -> None:
+    def __init__(
+        self, name: str, function: nn.Module, width: int, dropout: float, prenorm: bool, *, eps: float = 1e-12
+    ) -> None:
         super().__init__()
         self.name, self.prenorm = name, prenorm
         self.add_module(name, function)
         self.dropout = nn.Dropout(dropout)
-        self.norm = layer_norm(width)
+        self.norm = layer_norm(width, eps)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         function = self.get_submodule(self.name)
@@ -46,22 +50,25 @@ class Residual(nn.Module):
         return self.norm(x_BTD + self.dropout(function(x_BTD)))
 
 
+def block(
+    width: int, heads: int, mlp_dim: int, dropout: float, prenorm: bool, *, bias: bool = True, eps: float = 1e-12
+) -> nn.Sequential:
+    """Attention, then two linear maps with a GELU between them; `bias`: of queries, keys and values."""
+    attention = Residual("mha", SelfAttention(width, heads, dropout, bias=bias), width, dropout, prenorm, eps=eps)
+    mlp = nn.Sequential(nn.Linear(width, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, width))
+    return nn.Sequential(attention, Residual("net", mlp, width, dropout, prenorm, eps=eps))
+
+
 class Transformer(nn.Module):
-    """`depth` blocks of attention and two linear maps with a GELU between them. (B, T, D) to (B, T, D)."""
+    """`depth` blocks. (B, T, D) to (B, T, D)."""
 
     def __init__(self, width: int, depth: int, heads: int, mlp_dim: int, dropout: float, prenorm: bool) -> None:
         super().__init__()
-
-        def block() -> nn.Module:
-            attention = Residual("mha", SelfAttention(width, heads, dropout), width, dropout, prenorm)
-            mlp = nn.Sequential(nn.Linear(width, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, width))
-            return nn.Sequential(attention, Residual("net", mlp, width, dropout, prenorm))
-
-        self.layers = nn.ModuleList(block() for _ in range(depth))
+        self.layers = nn.ModuleList(block(width, heads, mlp_dim, dropout, prenorm) for _ in range(depth))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        for block in self.layers:
-            x_BTD = block(x_BTD)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD)
         return x_BTD
 
 

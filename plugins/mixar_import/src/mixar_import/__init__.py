@@ -25,7 +25,7 @@ def mixar_kinds() -> Mapping[str, type]:
 @hookimpl
 def mixar_parts() -> list[Part]:
     """An importer for each kind of file."""
-    from mixar_import import continuous, importers, next, tokenizers
+    from mixar_import import continuous, generators, importers, next, tokenizers
 
     kinds = {
         "mar": importers.MarImporter,
@@ -47,6 +47,7 @@ def mixar_parts() -> list[Part]:
         "maskgit-vqgan-tokenizer": tokenizers.MaskGITVQGANImporter,
         "titok-tokenizer": tokenizers.TiTokImporter,
         "titok-vae-tokenizer": tokenizers.TiTokVAEImporter,
+        "titok-generator": generators.TiTokGeneratorImporter,
         **next.KINDS,
     }
     return [Part("importer", name, importer, importers.ImporterConfig) for name, importer in kinds.items()]
