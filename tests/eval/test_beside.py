@@ -56,9 +56,9 @@ def test_what_cannot_be_read_is_left_out_and_named(registry: Registry) -> None:
 
 def context(features: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Features by what they are of, and no processes."""
-    monkeypatch.setattr(beside, "features_of", lambda images, context, what: Features(features[what]))
+    monkeypatch.setattr(beside, "features_of", lambda images, context, what, **_: Features(features[what]))
     monkeypatch.setattr(
-        beside, "features_of_readable", lambda images, context, what: (images, Features(features[what]))
+        beside, "features_of_readable", lambda images, context, what, **_: (images, Features(features[what]))
     )
     return SimpleNamespace(
         processes=SimpleNamespace(on_main=lambda work: work()), extractor=SimpleNamespace(gives_fid=False)
@@ -94,6 +94,13 @@ def test_what_was_learned_by_heart_is_said(
     )
     assert found.plain["training_images"] == 6 and found.plain["of_validation"] == pytest.approx(2.0)
     assert any("learned by heart" in note for note in found.notes) == copied
+    equal = found.plain["equal"]
+    assert equal["count"] == 4 and found.section.to_markdown().count("4 training images") == 1
+    every = beside.nearest_training(
+        open_images(Torn(()), registry).take(torch.tensor([0, 1])), reference(registry, train + 1.0), seen
+    )
+    nearer = every.plain["equal"]["training"] < every.plain["equal"]["validation"]  # both of six images
+    assert nearer == copied and every.plain["equal"]["training"] == pytest.approx(0.002 if copied else 2.0, rel=1e-3)
     bare = Reference("", Gaussian.of(real), real)
     with pytest.raises(UserError, match="--nearest: needs --reference data:validation or data:train"):
         beside.nearest_training(open_images(Torn(()), registry), bare, seen)

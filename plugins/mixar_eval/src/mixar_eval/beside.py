@@ -4,6 +4,7 @@ lie nearest to them."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from mixar.sampling import Plan
 from mixar_core.errors import UserError
 from mixar_core.pictures import rows_picture
 from mixar_eval.context import EvalContext
+from mixar_eval.distances import SEED
 from mixar_eval.features import features_of, features_of_readable
 from mixar_eval.images import ImageSet
 from mixar_eval.references import Reference
 from mixar_eval.report import Section, number, score_names
-from mixar_eval.scores import Scores
+from mixar_eval.scores import Scores, real_at
 
 #: samples in the picture, and training images under each
 SHOWN, NEAREST = 8, 3
@@ -115,40 +117,68 @@ class Nearest:
     notes: Sequence[str] = ()
 
 
-def nearest_training(images: ImageSet, reference: Reference, context: EvalContext) -> Nearest:
-    """Which training images lie nearest to samples, between feature vectors.
+def nearest_training(
+    images: ImageSet, reference: Reference, context: EvalContext, *, cache: Path | None = None
+) -> Nearest:
+    """Which training images lie nearest to samples, between feature vectors; and whether samples lie nearer to training
+    images than to as many validation images, which a model that has learned by heart would have them do.
+
+    Args:
+        cache: where features are kept, see `features_of`.
 
     Raises:
         UserError: the training images are not at hand.
     """
-    train = training_images(reference)
+    train, real_VF = training_images(reference), reference.features_AF
     if train is None:
         raise UserError("--nearest: needs --reference data:validation or data:train, to know the training images")
+    if train is reference.images:
+        real = real_at(len(images), reference, context, cache=cache)
+        real_VF = None if real is None else real[1].features_AF
     if train is reference.images and reference.features_AF is not None:
         train_TF = reference.features_AF
     else:
-        train, found = features_of_readable(train, context, "training images")
+        train, found = features_of_readable(train, context, "training images", cache=cache)
         train_TF = found.features_AF
-    sample_AF = features_of(images, context, "samples").features_AF
+    sample_AF = features_of(images, context, "samples", cache=cache).in_order().features_AF
     distances, nearest_AK = _nearest(sample_AF, train_TF)
     plain: dict[str, Any] = {"training_images": len(train), "median": float(distances.median()), "of_validation": None}
-    rows = {"samples": number(plain["median"])}
+    rows: list[dict[str, object]] = [{"what": "samples", f"{len(train):,} training images": number(plain["median"])}]
     notes = list(train.notes)
-    if train.split != (reference.images and reference.images.split) and reference.features_AF is not None:
-        real, _ = _nearest(reference.features_AF, train_TF)
-        plain["of_validation"] = float(real.median())
-        rows["validation images"] = number(plain["of_validation"])
+    if real_VF is not None:
+        plain |= _beside_validation(sample_AF, train_TF, real_VF)
+        count = plain["equal"]["count"]
+        rows[0] |= {
+            f"{count:,} training images": number(plain["equal"]["training"]),
+            f"{count:,} validation images": number(plain["equal"]["validation"]),
+        }
+        none = dict.fromkeys([*rows[0]][2:])
+        rows.append({"what": "validation images", [*rows[0]][1]: number(plain["of_validation"]), **none})
         if plain["median"] < BY_HEART * plain["of_validation"]:
+            figures = f"{number(plain['median'])} against {number(plain['of_validation'])}"
             notes.append(
-                f"the samples lie much nearer to training images than validation images do ({rows['samples']} against "
-                f"{rows['validation images']}): they were learned by heart; more images or fewer steps help"
+                f"the samples lie much nearer to training images than validation images do ({figures}): they were "
+                "learned by heart; more images or fewer steps help"
             )
     section = Section(
         "Nearest training images",
-        [{"what": name, "median distance to the nearest training image": figure} for name, figure in rows.items()],
+        rows,
+        lines=["Median distance to the nearest of"],
         below=["nearest.png has samples and, under each, the training images whose features lie nearest to its own."],
     )
     return Nearest(plain, section, _picture(images, train, nearest_AK), notes)
+
+
+def _beside_validation(sample_AF: Tensor, train_TF: Tensor, real_VF: Tensor) -> dict[str, Any]:
+    """The median distance of validation images to training ones, and of samples to as many of either."""
+    count = min(len(real_VF), len(train_TF))
+    draw = torch.Generator().manual_seed(SEED)
+    some = [side[torch.randperm(len(side), generator=draw)[:count]] for side in (train_TF, real_VF)]
+    to_train, to_real = (float(_nearest(sample_AF, side)[0].median()) for side in some)
+    return {
+        "of_validation": float(_nearest(real_VF, train_TF)[0].median()),
+        "equal": {"count": count, "training": to_train, "validation": to_real},
+    }
 
 
 def _nearest(one_AF: Tensor, other_BF: Tensor) -> tuple[Tensor, Tensor]:

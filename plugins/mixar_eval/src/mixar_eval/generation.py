@@ -132,7 +132,7 @@ def measure(
     }
     images, view = sets[0].images, views[extractor.label]
     verdict = compare_codes(view.scores, view.codes, reference, extractor.gives_fid) if view.codes else None
-    near = nearest_training(images, reference, context) if nearest else None
+    near = nearest_training(images, reference, context, cache=cache) if nearest else None
     classes = count_classes(images.labels, len(images.class_names))
     missing = [label_name(label, images.class_names) for label in classes.missing] if classes else []
     plain = {
