@@ -26,6 +26,10 @@ from benchmarks.claims.plan import CLAIMS, PARTS, few, jobs_of
 from benchmarks.claims.report import report, spikes, verdict
 
 
+#: codes of the shipped prior that the claims below draw
+SHIPPED = ("digits_prior-prior", "digits_prior-truth")
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_jobs_come_behind_what_they_build_on_and_do_everything_once(quick):
     jobs = jobs_of(CLAIMS.values(), quick=quick)
@@ -53,7 +57,7 @@ def test_equal_names_mean_equal_runs_and_arms_have_three_seeds():
 
 
 def test_two_claims_from_training_to_report(tmp_path):
-    names = "ti-mix,fill"
+    names = "ti-mix,fill,figure-2"
     app = typer.Typer()
     app.command()(program.main)
     said = CliRunner().invoke(app, [names, "--quick", "--jobs", "0", "--out", str(tmp_path)])
@@ -66,6 +70,8 @@ def test_two_claims_from_training_to_report(tmp_path):
     assert training["steps"] == 2 and len(training["norms"]) == 2 and training["loss"] > 0
     figures = json.loads((tmp_path / "measured/fill-projected-0/truth-4x25-t1.json").read_text())
     assert {*FIGURES} <= figures.keys()
+    drawn = {file.stem for file in (tmp_path / "codes").iterdir()}  # of each prior its own
+    assert drawn == {f"{name}-0" for name in (*("digits-prior-50-0-prior", "digits-prior-150-0-prior"), *SHIPPED)}
     assert not (tmp_path / "runs/dc-mix-0/checkpoints").exists()
     assert runner.to_do(program.tasks_of(names.split(","), quick=True), Desk(tmp_path, quick=True)) == []
     (tmp_path / "runs/dc-mix-0/weights.safetensors").unlink()  # nothing that is left to do needs it
