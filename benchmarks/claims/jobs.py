@@ -242,8 +242,10 @@ def draw(training: Training, sets: Iterable[Drawn], judge: Judge, desk: Desk) ->
 
 def _codes(drawn: Drawn, model: mixar.Model, labels_B: Tensor, judge: Judge, seed: int, desk: Desk) -> Tensor:
     """Codes (B, N), the same for all models that share a prior, whoever draws them first."""
-    choice = model.recipe.prior
-    name = drawn.prior or (choice is not None and Path(str(choice.weights)).name)
+    name = drawn.prior
+    if name is None:
+        assert model.recipe.prior is not None
+        name = Path(str(model.recipe.prior.weights)).name
     file = desk.out / "codes" / f"{name}-{drawn.codes}-{seed}.safetensors"
     if not file.is_file():
         prior, tokenizer = model.system.prior, model.system.discrete_tokenizer

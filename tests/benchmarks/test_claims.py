@@ -25,7 +25,6 @@ from benchmarks.claims.judging import FIGURES
 from benchmarks.claims.plan import CLAIMS, PARTS, few, jobs_of
 from benchmarks.claims.report import report, spikes, verdict
 
-
 #: codes of the shipped prior that the claims below draw
 SHIPPED = ("digits_prior-prior", "digits_prior-truth")
 
