@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixar_core.blocks import Dropout, dropped
 from mixar_core.errors import UserError
 from mixar_core.masking import put, random_orders, split_by_order, take
 from mixar_core.mixture import TIMixConfig
@@ -219,3 +220,19 @@ def test_an_injector_that_does_not_keep_its_word_is_named(doors: dict[str, tuple
     model.trained["injector"] = Careless(DCMixConfig(), tokenizer=SignTokenizer(), width=20)
     with pytest.raises(UserError, match=re.escape(message)):
         model.loss(batch_of(model), noise=Noise.seeded(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_takes_its_share_and_keeps_the_mean(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(3, 333, 301, dtype=dtype, requires_grad=True)
+    out = dropped(x, 0.1)
+    assert sorted(out.unique().tolist()) == [0.0, torch.tensor(1.0 / 0.9).to(dtype).item()]
+    assert abs((out == 0.0).float().mean().item() - 0.1) < 5 * (0.1 * 0.9 / x.numel()) ** 0.5
+    out.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, out)  # of ones, what each is multiplied by
+    torch.manual_seed(0)
+    assert torch.equal(dropped(x, 0.1), out)
+    assert dropped(x, 0.0) is x
+    layer = Dropout(0.5)
+    assert layer.eval()(x) is x and (layer.train()(x) == 0.0).any()

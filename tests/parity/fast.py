@@ -17,6 +17,7 @@ from mixar_plugins.backbones.reuse import Reuse
 from mixar_plugins.heads.denoisers import LazyDenoiser
 from mixar_plugins.heads.diffusion import DiffusionHead
 from mixar_plugins.heads.gaussian_diffusion import reverse_step
+from mixar_plugins.heads.mlp import DenoisingMLP
 from mixar_plugins.heads.solvers import SOLVERS, process_of
 from mixar_plugins.samplers.cosine import FALLS, CosineConfig, CosineSampler
 from mixar_plugins.samplers.reuse import LazyMARConfig, LazyMARSampler
@@ -231,10 +232,12 @@ class Asked(LazyDenoiser):
     out: ClassVar[list[Tensor]]
     scale: ClassVar[float]
 
-    def __call__(self, k: int, x_BKC: Tensor, time: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def __call__(
+        self, net: DenoisingMLP, k: int, x_BKC: Tensor, time: Tensor, cond: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         said: list[Tensor] = []
-        hook = self.net.final_layer.register_forward_hook(lambda module, given, result: said.append(result))
-        eps, uncond, variance = super().__call__(k, x_BKC, time, cond)
+        hook = net.final_layer.register_forward_hook(lambda module, given, result: said.append(result))
+        eps, uncond, variance = super().__call__(net, k, x_BKC, time, cond)
         hook.remove()
         assert uncond is not None
         both = said[0].flatten(0, 1)  # one half of a step that is not full

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mixar_core.backbone import Backbone
-from mixar_core.blocks import Block
+from mixar_core.blocks import Block, Dropout, is_compiled
 from mixar_core.masking import put, take
 from mixar_core.mixture import dc_mixture
 from mixar_core.tables import Table
@@ -146,8 +146,9 @@ class MaskedBackbone(Backbone):
 
     def forward(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
         """z (B, K, D) of the masked tokens."""
-        encoded = self.encode(tokens_BNC, split, condition, guidance)
-        return take(self.decode(encoded, split, guidance), split.masked_BK)
+        x = self.decoder_input(self.encode(tokens_BNC, split, condition, guidance), split, guidance)
+        places_BK = split.masked_BK + (x.shape[1] - self.layout.tokens)
+        return self.z_of(self._run(self.decoder_blocks, x, guidance.memory_BMD, places_BK), split.masked_BK)
 
     def start(self, condition: Condition, guidance: Guidance, *, guided: bool) -> MaskedState:
         """Begin to sample."""
@@ -243,15 +244,22 @@ class MaskedBackbone(Backbone):
         ]
         if c.mlp_dropout is not None:
             for block in blocks:
-                block.mlp.drop = nn.Dropout(c.mlp_dropout)
+                block.mlp.drop = Dropout(c.mlp_dropout)
         return nn.ModuleList(blocks)
 
-    def _run(self, blocks: nn.ModuleList, x: Tensor, memory_BMD: Tensor | None) -> Tensor:
+    def _run(
+        self, blocks: nn.ModuleList, x: Tensor, memory_BMD: Tensor | None, only_BR: Tensor | None = None
+    ) -> Tensor:
+        """What the last block gives, with `only_BR` for the tokens at these places alone.
+
+        A compiled one computes all: it would be compiled twice.
+        """
         if memory_BMD is not None:
             memory_BMD = memory_BMD.to(x.dtype)
-        for block in blocks:
+        for index, block in enumerate(blocks, 1):
+            only = only_BR if index == len(blocks) and not is_compiled(block) else None
             if self.config.activation_checkpointing and self.training:
-                x = checkpoint(block, x, memory_BMD, use_reentrant=False)
+                x = checkpoint(block, x, memory_BMD, only, use_reentrant=False)
             else:
-                x = block(x, memory_BMD)
-        return x
+                x = block(x, memory_BMD, only)
+        return x if only_BR is None or only is not None else take(x, only_BR)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, in_, le, optional
 from torch import Tensor
@@ -71,23 +72,29 @@ class DiffusionHead(ContinuousHead):
         """Mean over `samples_per_token` noise levels of the mse and the variational bound: (B, K), float32."""
         samples = self.config.samples_per_token
         target = target_BKC.float()[:, None].expand(-1, samples, -1, -1)
-        z_BSKD = z.cond_BKD[:, None].expand(-1, samples, -1, -1)
         t = noise.integers(TRAIN_STEPS, target.shape[:-1], target.device, name="timesteps")
         eps = noise.normal(target.shape, target.device, name="diffusion")
-        mse, bound = self.token_losses(z_BSKD, target, t, eps)
+        mse, bound = self.token_losses(z.cond_BKD[:, None], target, t, eps)
         return (mse + bound).mean(dim=1)
 
     def token_losses(self, z: Tensor, target: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared error of the predicted noise, and the bound that trains the variance: (...) each.
 
         Args:
-            z: (..., D); target, eps: (..., C); t: int64 (...) in [0, 1000).
+            z: (..., D), or of fewer rows that stand for several; target, eps: (..., C); t: int64 (...) in [0, 1000).
         """
         xt = self.tables.diffuse(target, t, eps)
-        out = self.net.denoise(xt, self.net.time_embed(t), self.net.cond_embed(z)).float()
+        out = self.net.denoise(xt, self.time_of(t), self.net.cond_embed(z)).float()
         predicted, variance = out.chunk(2, dim=-1)
         mse = ((eps - predicted) ** 2).mean(dim=-1)
         return mse, self.tables.variational_bound(target, xt, t, predicted.detach(), variance)
+
+    def time_of(self, t: Tensor) -> Tensor:
+        """Timesteps (...) embedded; of more than there are, each once: (..., width)."""
+        if t.numel() <= TRAIN_STEPS:
+            return self.net.time_embed(t)
+        table = self.net.time_embed(torch.arange(TRAIN_STEPS, device=t.device))
+        return F.embedding(t, table.float()).to(table.dtype)
 
     def check(self, step: Step) -> None:
         """Refuse unknown solvers, a temperature where they draw no noise, and steps that the schedule has not."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixar_core.blocks import Attention, Block, KeysValues
+from mixar_core.blocks import Attention, Block, Dropout, KeysValues
 from mixar_core.types import TokenLayout
 
 
@@ -212,7 +212,7 @@ class GatedMlp(nn.Module):
         self.w1 = nn.Linear(width, hidden, bias=bias)
         self.w3 = nn.Linear(width, hidden, bias=bias)
         self.w2 = nn.Linear(hidden, width, bias=bias)
-        self.drop, self.gate = nn.Dropout(dropout), gate
+        self.drop, self.gate = Dropout(dropout), gate
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
