@@ -68,6 +68,7 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.tokenizers.detok import DeTok, DeTokConfig
     from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
     from mixar_plugins.tokenizers.llamagen import LlamaGenConfig, LlamaGenTokenizer
+    from mixar_plugins.tokenizers.magvit2 import Magvit2, Magvit2Config
     from mixar_plugins.tokenizers.maskbit import LFQConfig, LFQTokenizer, VQConfig, VQTokenizer
     from mixar_plugins.tokenizers.residual import PyramidConfig, PyramidTokenizer, RVQConfig, RVQTokenizer
     from mixar_plugins.tokenizers.titok import TiTok, TiTokConfig, TiTokVAE, TiTokVAEConfig
@@ -84,6 +85,7 @@ def mixar_parts() -> list[Part]:
         Part("discrete-tokenizer", "llamagen", LlamaGenTokenizer, LlamaGenConfig),
         Part("discrete-tokenizer", "var", VARTokenizer, VARConfig),
         Part("discrete-tokenizer", "titok", TiTok, TiTokConfig),
+        Part("discrete-tokenizer", "magvit2", Magvit2, Magvit2Config),
         Part("prior", "maskbit", BitTokenPrior, MaskBitConfig),
         Part("prior", "maskgit", EmbeddingTokenPrior, MaskGitConfig),
         Part("prior", "llamagen", LlamaGenPrior, LlamaGenPriorConfig),

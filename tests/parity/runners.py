@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tests.parity import (
     acdit,
-    adversarial,
     conv_tokenizer,
     detok,
     detok_generators,
@@ -22,6 +21,7 @@ from tests.parity import (
     generator,
     kl,
     latent_codes,
+    magvit2,
     mar,
     next_token,
     titok,
@@ -160,7 +160,7 @@ RUNNERS = (
         flowar.MANIFESTS,
     ),
     *(Runner(*row) for row in next_token.ROWS),
-    Runner("adversarial", ("lossconfig",), ("images", "decoded"), adversarial.run, {}),
+    Runner("magvit2", ("ddconfig", "lossconfig"), ("images", "codes", "latents"), magvit2.run, magvit2.MANIFESTS),
 )
 
 

@@ -41,6 +41,19 @@ class Released:
     unit_range: bool = False
 
 
+def averaged_by_lightning(weights: dict[str, Tensor]) -> object:
+    """The last step's weights beside averaged ones, whose names have lost their dots."""
+    last = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    averaged = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in weights.items() if "loss." not in name}
+    counters = {"model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(3)}
+    state = {
+        "state_dict": {**last, **averaged, **counters},
+        "pytorch-lightning_version": "2.0",
+        "loops": {"fit": {"n": 1}},
+    }
+    return {**state, "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}}]}
+
+
 def released() -> list[Released]:
     return [
         Released(
@@ -68,6 +81,18 @@ def released() -> list[Released]:
             "codes_decoded_every2",
             every=2,
             remark="quantize.ema_vocab_hit_SV",
+        ),
+        Released(
+            "open-magvit2-tokenizer",
+            "magvit2_tokenizer",
+            averaged_by_lightning,
+            """
+            extends: open_magvit2_256
+            image_size: 32
+            discrete_tokenizer: {bits: 6, channels: 32, channel_multipliers: [1, 1, 2, 2], blocks: 2}
+            """,
+            "decoded_codes",
+            remark="averaged weights taken",
         ),
         Released(
             "titok-tokenizer",

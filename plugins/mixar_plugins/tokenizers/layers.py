@@ -24,9 +24,9 @@ positive = validators.ge(1)
 multipliers: Any = validators.and_(validators.min_len(1), validators.deep_iterable(positive))
 
 
-def make_norm(kind: Norm, channels: int) -> nn.Module:
+def make_norm(kind: Norm, channels: int, *, affine: bool = True) -> nn.Module:
     """Group norm in gcd(channels, 32) groups (the published 32 wherever they divide the channels), or nothing."""
-    return nn.Identity() if kind == "none" else nn.GroupNorm(math.gcd(channels, 32), channels, eps=1e-6)
+    return nn.Identity() if kind == "none" else nn.GroupNorm(math.gcd(channels, 32), channels, eps=1e-6, affine=affine)
 
 
 def fast_layout(tokenizer: nn.Module, norm: Norm) -> None:

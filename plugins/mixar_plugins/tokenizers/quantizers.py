@@ -124,17 +124,28 @@ class Quantizer(nn.Module):
 
 
 class LookupFreeQuantizer(Quantizer):
-    """Each of `bits` channels is quantized to its sign; bit k of a code is whether channel k is positive."""
+    """Each of `bits` channels is quantized to its sign; bit k of a code is whether channel k is positive.
+
+    Args:
+        persistent: what it computes for itself is in the state dict, as in MaskBit's released files.
+    """
 
     bits_to_indices: Tensor
     codebook: Tensor
 
-    def __init__(self, bits: int, weights: QuantizerWeights, *, entropy_rule: EntropyRule = "clamped") -> None:
+    def __init__(
+        self,
+        bits: int,
+        weights: QuantizerWeights,
+        *,
+        entropy_rule: EntropyRule = "clamped",
+        persistent: bool = True,
+    ) -> None:
         super().__init__(2**bits, bits, weights, entropy_rule=entropy_rule)
-        # Both are in the released files, so they are persistent here.
-        self.register_buffer("bits_to_indices", 2 ** torch.arange(bits, dtype=torch.int32))
+        self.register_buffer("bits_to_indices", 2 ** torch.arange(bits, dtype=torch.int32), persistent=persistent)
         codes_V = torch.arange(2**bits, dtype=torch.int32)
-        self.register_buffer("codebook", ((codes_V[:, None] & self.bits_to_indices) != 0).float() * 2 - 1)
+        signs = ((codes_V[:, None] & self.bits_to_indices) != 0).float() * 2 - 1
+        self.register_buffer("codebook", signs, persistent=persistent)
 
     def vectors(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.codebook)

@@ -178,6 +178,40 @@ class TiTokVAEImporter(TiTokImporter):
         return ours, remarks
 
 
+class OpenMagvit2Importer(Importer):
+    """Open-MAGVIT2's imagenet_256_L.ckpt: its averaged weights, where it has such."""
+
+    recipes = ("open_magvit2_256",)
+    left_out = ("loss.",)
+    entry = "state_dict"
+
+    @classmethod
+    def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Its middle and its resampling have other names than latent diffusion's."""
+
+        def ours(name: str) -> str:
+            name = re.sub(r"\.mid_block\.", ".mid.", name)
+            return re.sub(r"\.(downsample|upsample)\.(?:conv1\.)?(weight|bias)$", r".\1.conv.\2", name)
+
+        return super().rename({ours(name): tensor for name, tensor in tensors.items()})
+
+    def translate(
+        self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Averages stand under the names without their dots."""
+        average = "model_ema."
+        averaged = {name: tensor for name, tensor in tensors.items() if name.startswith(average)}
+        kept = {name: tensor for name, tensor in tensors.items() if name not in averaged}
+        found = {name: averaged.get(average + name.replace(".", "")) for name in kept if not name.startswith("loss.")}
+        if not averaged:
+            return super().translate(kept, statistics)
+        if missing := [name for name, tensor in found.items() if tensor is None]:
+            raise UserError(f"has averaged weights, but none of {missing[0]}")
+        taken = {name: tensor for name, tensor in found.items() if tensor is not None}
+        ours, remarks = super().translate({**kept, **taken}, statistics)
+        return ours, [*remarks, "averaged weights taken (model_ema)"]
+
+
 #: names inside a transformer's block
 _TORCH_BLOCKS = {
     ".ln_1.": ".norm1.",
