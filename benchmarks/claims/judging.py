@@ -18,7 +18,7 @@ from mixar_eval.distances import frechet_distance, kernel_distance
 from mixar_eval.extractors import open_extractor
 from mixar_eval.features import extract
 from mixar_zoo.classifier import DigitClassifier, fit_classifier
-from mixar_zoo.data_sets import Digits, Emoji64, NoSettings
+from mixar_zoo.data_sets import Digits, Emoji64, Emoji64Config, NoSettings
 
 #: digits of each class that give codes; as many others are the reference
 EACH = 50
@@ -121,7 +121,9 @@ def _of_emoji(folder: Path, each: int, device: str) -> Judge:
     Codes come from the validation emoji, and the reference are the training emoji. There are no third ones, so the
     floor is the validation emoji themselves.
     """
-    train, validation = (_all(Emoji64(NoSettings(), split=split, image_size=64)) for split in ("train", "validation"))
+    train, validation = (
+        _all(Emoji64(Emoji64Config(), split=split, image_size=64)) for split in ("train", "validation")
+    )
     if each != EACH:
         train, validation = _some(train, 0, each), _some(validation, 0, each)
     extractor = open_extractor(EXTRACTOR, plugin_manager(), device=device)
