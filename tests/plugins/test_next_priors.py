@@ -24,6 +24,7 @@ VQ = {"channels": 8, "channel_multipliers": (1, 1), "blocks": 1, "codebook_size"
 SETTINGS: dict[str, dict[str, Any]] = {
     "llamagen": {"multiple_of": 8, "top_k": 12, "top_p": 0.9, "guidance_interval": 1},
     "randar": {"multiple_of": 8, "steps": 4},
+    "magvit2": {"multiple_of": 8, "first_bits": 1, "factorised_depth": 1, "top_k": 2},
     "rar": {"mlp_dim": 32, "shuffled": 0.5},
     "var": {"top_k": 12},
     "var, smooth": {"top_k": 12, "smooth": True},

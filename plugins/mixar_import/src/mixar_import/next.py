@@ -58,4 +58,21 @@ class RARImporter(RenamingImporter):
     tokenizer_key = "discrete_tokenizer"
 
 
-KINDS = {"llamagen": LlamaGenImporter, "var": VARImporter, "randar": RandARImporter, "rar": RARImporter}
+class OpenMagvit2ARImporter(RenamingImporter):
+    """Open-MAGVIT2's AR_256_B.ckpt, _L and _XL, over its tokenizer in the folder --tokenizer names."""
+
+    recipes = tuple(f"magvit2_ar_{size}" for size in ("b", "l", "xl"))
+    names = {"transformer.": ""}
+    inner = LLAMA
+    left_out = ("first_stage_model.",)  # the tokenizer, which has a file of its own
+    entry = "state_dict"
+    tokenizer_key = "discrete_tokenizer"
+
+
+KINDS = {
+    "llamagen": LlamaGenImporter,
+    "var": VARImporter,
+    "randar": RandARImporter,
+    "rar": RARImporter,
+    "open-magvit2-ar": OpenMagvit2ARImporter,
+}
