@@ -55,6 +55,7 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.optimizers.muon import Muon, MuonConfig
     from mixar_plugins.optimizers.schedule_free import ScheduleFree, ScheduleFreeConfig
     from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
+    from mixar_plugins.priors.hart import HARTPrior, HARTPriorConfig
     from mixar_plugins.priors.llamagen import LlamaGenPrior, LlamaGenPriorConfig
     from mixar_plugins.priors.magvit2 import Magvit2Prior, Magvit2PriorConfig
     from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig, MaskGitConfig
@@ -91,6 +92,7 @@ def mixar_parts() -> list[Part]:
         Part("prior", "maskgit", EmbeddingTokenPrior, MaskGitConfig),
         Part("prior", "llamagen", LlamaGenPrior, LlamaGenPriorConfig),
         Part("prior", "magvit2", Magvit2Prior, Magvit2PriorConfig),
+        Part("prior", "hart", HARTPrior, HARTPriorConfig),
         Part("prior", "var", VARPrior, VARPriorConfig),
         Part("prior", "randar", RandARPrior, RandARConfig),
         Part("prior", "rar", RARPrior, RARConfig),

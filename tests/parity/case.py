@@ -49,7 +49,7 @@ class Case:
     def weights(self) -> dict[str, Tensor]:
         """The seeded weights, under their original names; those of a tokenizer brought along as `tokenizer.<name>`."""
         return {
-            f"{prefix}{name}": seeded(name, shape, self.salt)
+            f"{prefix}{name}": seeded(name.rpartition("::")[2], shape, self.salt)  # without `tokenizer::`
             for prefix, keys in (("", self.keys), ("tokenizer.", self.tokenizer_keys))
             for name, (shape, dtype) in keys.items()
             if "float" in dtype and name not in COMPUTED

@@ -104,9 +104,9 @@ def other_half(
         predicted = net.denoise(x.repeat(2, 1), time, net.cond_embed(torch.cat([cond, uncond])))
         (eps, there), (variance, theirs) = (part.chunk(2) for part in predicted.chunk(2, dim=-1))
         eps = there + cfg * (eps - there)
-        own = reverse_step(process, k, own, eps, theirs, noise[len(x) :], temperature)
-        x = reverse_step(process, k, x, eps, variance, noise[: len(x)], temperature)
-    return own
+        own = reverse_step(process, k, own, eps, theirs, noise[len(x) :], temperature, head.config.clip)
+        x = reverse_step(process, k, x, eps, variance, noise[: len(x)], temperature, head.config.clip)
+    return own * head.config.scale
 
 
 def _draws(io: Mapping[str, Tensor], run: str) -> list[Tensor]:

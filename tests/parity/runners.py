@@ -19,6 +19,7 @@ from tests.parity import (
     fast,
     flowar,
     generator,
+    hart,
     kl,
     latent_codes,
     magvit2,
@@ -51,6 +52,8 @@ class Runner:
 
 
 RUNNERS = (
+    # has all that VAR's case has
+    Runner("hart", ("diff_width", "context_token"), hart.INPUTS, hart.run, {}),
     Runner("kl", ("embed_dim", "ch"), ("images", "eps"), kl.run, kl.MANIFESTS),
     Runner("conv-tokenizer", ("quantizer_type",), ("images",), conv_tokenizer.run, conv_tokenizer.MANIFESTS),
     Runner(

@@ -25,7 +25,15 @@ from mixar_core.plan import Order
 from mixar_core.types import Condition, Denoise, Guidance, MaskSplit, Step, TokenLayout, Z
 from mixar_plugins.backbones.condition import init_as_mar, label_rows, only_fill
 from mixar_plugins.networks.time import TimeEmbedding
-from mixar_plugins.networks.transformer import MODULATION, CachedAttention, KeyValueCache, ModulatedBlock, modulate
+from mixar_plugins.networks.transformer import (
+    MODULATION,
+    CachedAttention,
+    KeyValueCache,
+    ModulatedBlock,
+    beside,
+    half_turned_table,
+    modulate,
+)
 
 HEAD_WIDTH = 64
 
@@ -248,7 +256,7 @@ class HalfTurnedAttention(CachedAttention):
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Normed, and each number beside the one that it is turned with."""
-        return _beside(self.q_norm(q)), _beside(self.k_norm(k))
+        return beside(self.q_norm(q)), beside(self.k_norm(k))
 
 
 class TanhMlp(Mlp):
@@ -262,20 +270,11 @@ class TanhMlp(Mlp):
 def rotary_table(layout: TokenLayout) -> Tensor:
     """By what the 64 numbers of a head turn at each position, each beside the one that it is turned with: (N, 2, 64).
 
-    The first 32 have the row's angles and the others the column's, 16 twice. As number j is turned with number j + 32,
-    the two have different angles: it is no rotation.
+    The first 32 have the row's angles and the others the column's, 16 twice; number j is turned with number j + 32.
     """
     grid, places_N = layout.scales[0], torch.arange(layout.tokens)
     angles = []
     for along, length in ((places_N // grid.width, grid.height), (places_N % grid.width, grid.width)):
         base = (int(8 * length / math.pi) // 100 + 1) * 100.0
         angles += 2 * [along[:, None] * base ** -torch.linspace(0.0, 1.0, HEAD_WIDTH // 4)]
-    angles_N64 = torch.cat(angles, dim=1)
-    sign = torch.ones(HEAD_WIDTH)
-    sign[: HEAD_WIDTH // 2] = -1.0
-    return torch.stack([_beside(angles_N64.cos()), _beside(angles_N64.sin() * sign)], dim=1)
-
-
-def _beside(x: Tensor) -> Tensor:
-    """Numbers j and j + width / 2 of x (..., width) next to each other."""
-    return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+    return half_turned_table(torch.cat(angles, dim=1))

@@ -43,6 +43,7 @@ class DiffusionHeadConfig:
         clip: bound on the x_0 predicted while sampling, in units of the normalised latents. The schedule's noisiest
             step multiplies an error in the predicted noise by 2e4, which a head trained for minutes does not survive
             without a bound; MAR, trained for weeks, has none (None).
+        scale: what is drawn is divided by this, and multiplied by it in the end (HART's residuals: 0.6).
     """
 
     depth: int = field(default=6, validator=ge(1))
@@ -51,6 +52,7 @@ class DiffusionHeadConfig:
     sampling_steps: int = field(default=100, validator=and_(ge(2), le(TRAIN_STEPS)))
     solver: Literal["ddpm", "disa", "lazymar", "ddim", "dpm++"] = field(default="ddpm", validator=in_(SOLVERS))
     clip: float | None = field(default=None, validator=optional(gt(0.0)))
+    scale: float = field(default=1.0, validator=gt(0.0))
 
 
 class DiffusionHead(ContinuousHead):
@@ -83,6 +85,7 @@ class DiffusionHead(ContinuousHead):
         Args:
             z: (..., D), or of fewer rows that stand for several; target, eps: (..., C); t: int64 (...) in [0, 1000).
         """
+        target = target if self.config.scale == 1.0 else target / self.config.scale
         xt = self.tables.diffuse(target, t, eps)
         out = self.net.denoise(xt, self.time_of(t), self.net.cond_embed(z)).float()
         predicted, variance = out.chunk(2, dim=-1)
@@ -168,4 +171,4 @@ class DiffusionHead(ContinuousHead):
                     eps = uncond + cfg * (eps - uncond)
                 added = next(drawn) if temperature > 0.0 and k > 0 else None
                 x = solver(k, x, (eps, variance), added, temperature)
-        return x
+        return x if self.config.scale == 1.0 else x * self.config.scale

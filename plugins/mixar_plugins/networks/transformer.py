@@ -46,6 +46,22 @@ def turn(x: Tensor, table: Tensor) -> Tensor:
     return (exact * table[..., 0, :] + swapped * table[..., 1, :]).to(x.dtype)
 
 
+def half_turned_table(angles: Tensor) -> Tensor:
+    """The same of an embedding that turns number j of a head with number j + width / 2, of each number's angle.
+
+    Angles (..., width) to (..., 2, width), for numbers in the order of `beside`. The two of a pair may have different
+    angles: then it is no rotation.
+    """
+    sign = torch.ones(angles.shape[-1])
+    sign[: angles.shape[-1] // 2] = -1.0
+    return torch.stack([beside(angles.cos()), beside(angles.sin() * sign)], dim=-2)
+
+
+def beside(x: Tensor) -> Tensor:
+    """Numbers j and j + width / 2 of x (..., width) next to each other."""
+    return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn neighbouring numbers of x (..., width) as a pair by angles (..., width / 2), in float32."""
     return turn(x, rotary_table(angles))

@@ -18,7 +18,7 @@ from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
-from mixar_core.types import Condition, Losses
+from mixar_core.types import Condition, Losses, TokenLayout
 from mixar_plugins.networks.transformer import CachedAttention, ModulatedBlock, ModulatedNorm, through
 from mixar_plugins.priors import schedules
 from mixar_plugins.priors.next import NextConfig, NextPrior, NextState, cross_entropy, filtered, guided, share
@@ -51,19 +51,26 @@ class VARPriorConfig(NextConfig):
     smooth: bool = False
 
 
-class UnitAttention(CachedAttention):
-    """Attention between unit vectors, times a learned steepness a head; keys have no bias."""
+class KeysWithoutBias(CachedAttention):
+    """Queries and values have a bias."""
 
     def __init__(self, width: int, heads: int, *, dropout: float) -> None:
         super().__init__(width, heads, attention_dropout=0.0, dropout=dropout)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias, self.v_bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
-        self.steepness = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
 
     def split(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super().split(x_BTD)
         q_bias, v_bias = (bias.view(1, self.heads, 1, -1) for bias in (self.q_bias, self.v_bias))
         return q + q_bias, k, v + v_bias
+
+
+class UnitAttention(KeysWithoutBias):
+    """Attention between unit vectors, times a learned steepness a head."""
+
+    def __init__(self, width: int, heads: int, *, dropout: float) -> None:
+        super().__init__(width, heads, dropout=dropout)
+        self.steepness = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
 
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         # attention divides by the root of a head's width
@@ -95,11 +102,7 @@ class VARPrior(NextPrior):
         num_classes: int,
         data: ImageDataset | None = None,
     ) -> None:
-        layout = tokenizer.layout
-        if layout.kind != "pyramid" or not hasattr(tokenizer, "scale_vectors"):
-            raise UserError(
-                f"prior var predicts scale after scale; the codes are a {layout}: choose a pyramid tokenizer"
-            )
+        layout = self.checked("var", tokenizer)
         super().__init__(layout=layout, codebook_size=tokenizer.codebook_size, num_classes=num_classes)
         self.config = config
         self._tokenizer: Any = (tokenizer,)  # in a tuple, so that it is not registered as a submodule
@@ -122,6 +125,20 @@ class VARPrior(NextPrior):
         self.register_buffer("scale_N", torch.cat(scales), persistent=False)
         self.apply(init_weights)
 
+    @staticmethod
+    def checked(name: str, tokenizer: DiscreteTokenizer) -> TokenLayout:
+        """The pyramid of its codes.
+
+        Raises:
+            UserError: it has none, or does not say what each scale adds.
+        """
+        layout = tokenizer.layout
+        if layout.kind != "pyramid" or not hasattr(tokenizer, "scale_vectors"):
+            raise UserError(
+                f"prior {name} predicts scale after scale; the codes are a {layout}: choose a pyramid tokenizer"
+            )
+        return layout
+
     def learned_tables(self) -> dict[str, Table]:
         """Of classes, then "no class"; and of positions."""
         return {"class_emb.weight": Table(self.num_classes), "pos_1LC": Table(self.layout, dim=1)}
@@ -131,8 +148,16 @@ class VARPrior(NextPrior):
         return [*pairwise(accumulate((grid.tokens for grid in self.layout.scales), initial=0))]
 
     def guidance(self, cfg: float | None, spans: Sequence[tuple[int, int]]) -> list[tuple[float, ...]]:
-        scale, last = self.config.guidance_scale if cfg is None else cfg, max(1, len(spans) - 1)
-        return [(1.0 + scale * step / last,) for step in range(len(spans))]
+        scale = self.config.guidance_scale if cfg is None else cfg
+        return [(1.0 + scale * self.progress(step),) for step in range(len(spans))]
+
+    def progress(self, scale: int) -> float:
+        """How far a scale is from the first, 0, to the last, 1: so guidance rises, and mixtures become sharper."""
+        return scale / max(1, len(self.layout.scales) - 1)
+
+    def top_k(self, scale: int) -> int:
+        """Of a scale."""
+        return self.config.top_k
 
     def begin(self, classes_R: Tensor, orders_BN: Tensor | None) -> VARState:
         return VARState(classes_R, len(self.blocks), self.layout.tokens, orders_BN)
@@ -167,18 +192,21 @@ class VARPrior(NextPrior):
         noise: Noise,
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(state, VARState)
-        config = self.config
+        config, scale = self.config, len(spans) - 1
         temperature = config.temperature if temperature is None else temperature
         logits_BKV = guided(self.logits(state, codes_BN, spans), scales[0], len(codes_BN))
-        drawn = self.draw(logits_BKV, temperature, config.top_k, config.top_p, noise)
+        drawn = self.draw(logits_BKV, temperature, self.top_k(scale), config.top_p, noise)
         if config.smooth:
-            progress = (len(spans) - 1) / max(1, len(self.layout.scales) - 1)
-            kept_BKV = filtered(logits_BKV, top_k=config.top_k, top_p=config.top_p)
-            scores_BKV = kept_BKV * (1 + progress) + self.gumbel(logits_BKV, noise)
-            weights_BKV = (scores_BKV / max(0.27 * (1 - 0.95 * progress), 0.005)).softmax(dim=-1)
-            every_1V = torch.arange(self.codebook_size, device=weights_BKV.device)[None]
-            state.mixed_BKE = weights_BKV @ self._vectors(every_1V, len(spans) - 1)
+            state.mixed_BKE = self.mixed(logits_BKV, scale, noise)
         return drawn
+
+    def mixed(self, logits_BKV: Tensor, scale: int, noise: Noise) -> Tensor:
+        """Code vectors (B, K, E), mixed by a softmax of logits and Gumbel noise, sharper from scale to scale."""
+        progress, every_1V = self.progress(scale), torch.arange(self.codebook_size, device=logits_BKV.device)[None]
+        kept_BKV = filtered(logits_BKV, top_k=self.top_k(scale), top_p=self.config.top_p)
+        scores_BKV = kept_BKV * (1 + progress) + self.gumbel(logits_BKV, noise)
+        weights_BKV = (scores_BKV / max(0.27 * (1 - 0.95 * progress), 0.005)).softmax(dim=-1)
+        return weights_BKV @ self._vectors(every_1V, scale)
 
     def gumbel(self, like_BKV: Tensor, noise: Noise) -> Tensor:
         """Standard Gumbel noise for what the next scale sees, `smooth` being set."""
