@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mixar_core.masking import masked_after_step, put, take
 from mixar_core.types import Step, Z
-from mixar_import.continuous import HARTImporter
+from mixar_import.continuous import RenamingImporter
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mixar_plugins.heads.solvers import process_of
 from mixar_plugins.networks.transformer import KeyValueCache
@@ -25,7 +25,7 @@ from tests.parity.detok_generators import other_half
 from tests.parity.latent_codes import var
 from tests.parity.mar import Replay
 
-PREFIX, HEAD = "tokenizer::", "residual_head."
+PREFIX, RESIDUAL = "tokenizer::", "residual."
 SCALE, ITERATIONS = 1.5, {"hybrid_steps": 3}
 INPUTS = (
     *("images", "context*", "u_*", "exp_smooth_*", "init_*", "noise_*", "orders", "head_init*", "head_noise", "head_z"),
@@ -42,6 +42,29 @@ INPUTS = (
 )
 
 
+class Renamed(RenamingImporter):
+    """HART's names; no importer, because what is released draws for texts."""
+
+    names = {"diffloss.": "residual.head.", "decoder_norm.": "residual.norm.", "head_nm.ada_lin.": "norm.modulation."}
+    inner = {
+        r"^head_nm\.ln_wo_grad\.": "norm.norm.",
+        r"\.attn\.qkv_proj\.": ".attn.qkv.",
+        r"\.ffn\.gate_proj\.": ".mlp.w1.",
+        r"\.ffn\.up_proj\.": ".mlp.w3.",
+        r"\.ffn\.down_proj\.": ".mlp.w2.",
+    }
+    computed = r"(.*\.)?(attn_bias_for_masking|lvl_1L|zero_k_bias)"
+
+    @classmethod
+    def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A block has one norm there, for both of its branches."""
+        ours: dict[str, Tensor] = {}
+        for name, tensor in super().rename(tensors).items():
+            both = ("norm1.", "norm2.") if name.startswith("blocks.") else ("ln_wo_grad.",)
+            ours |= {name.replace("ln_wo_grad.", norm): tensor for norm in both}
+        return ours
+
+
 class _Generator:
     """What a case describes: tokenizer, transformer and head."""
 
@@ -53,7 +76,7 @@ class _Generator:
         side = config["patch_nums"][-1] * 2 ** (len(plain["ch_mult"]) - 1)
         own = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
         self.tokenizer = var(plain, own, image_size=side)
-        named = HARTImporter.rename({name: t for name, t in weights.items() if not name.startswith(PREFIX)})
+        named = Renamed.rename({name: t for name, t in weights.items() if not name.startswith(PREFIX)})
         settings = HARTPriorConfig(
             width=config["embed_dim"],
             depth=config["depth"],
@@ -72,8 +95,11 @@ class _Generator:
         )
         layout, width = self.tokenizer.layout, self.tokenizer.quantizer.width
         self.head = DiffusionHead(head, token_dim=width, width=settings.width, layout=layout).eval()
-        load_strictly(self.prior, {n: t for n, t in named.items() if not n.startswith(HEAD)}, kept=["class_emb.weight"])
-        load_strictly(nn.ModuleDict({HEAD[:-1]: self.head}), {n: t for n, t in named.items() if n.startswith(HEAD)})
+        self.norm = nn.RMSNorm(settings.width, eps=1e-6)
+        residual = {n.removeprefix(RESIDUAL): t for n, t in named.items() if n.startswith(RESIDUAL)}
+        load_strictly(nn.ModuleDict({"head": self.head, "norm": self.norm}), residual)
+        others = {name: tensor for name, tensor in named.items() if not name.startswith(RESIDUAL)}
+        load_strictly(self.prior, others, kept=["class_emb.weight"])
 
     def vectors(self, codes: Tensor) -> Tensor:
         """Of the last scale."""
@@ -180,7 +206,7 @@ def _loop(made: _Generator, io: Mapping[str, Tensor], name: str) -> dict[str, Te
         hidden = prior.run(take(x, now_RK), there, caches)
         codes_BK, vectors_BKE = draw(hidden, last)
         if name != "discrete":
-            z = prior.features(hidden, made.vectors(codes_BK).repeat(2, 1, 1)).flatten(0, 1)
+            z = made.norm(prior.features(hidden, made.vectors(codes_BK).repeat(2, 1, 1))).flatten(0, 1)
             noise = torch.stack([io[f"noise_{name}_{step}_{k}"] for k in range(made.head.config.sampling_steps)])
             residual = made.drawn(z, guidance, io[f"init_{name}_{step}"], noise)
             out |= {f"z_{name}_{step}": z, f"residual_{name}_{step}": residual}
@@ -208,7 +234,7 @@ def _training(made: _Generator, io: Mapping[str, Tensor]) -> dict[str, Tensor]:
     hidden, context_BTD = prior.teach(vectors_BTF, io["context_position_ids"], take(known_BKE, seen_BK), seen_BK)
     logits_BKV, last = prior.read(hidden, context_BTD), slice(-kept_BK.shape[1], None)
     sampled_BK = _choose(filtered(logits_BKV[:, last], top_k=600, top_p=0.96), io["train_u"])
-    z, target = prior.features(hidden[:, last], made.vectors(sampled_BK)), take(rest_BKE, kept_BK)
+    z, target = made.norm(prior.features(hidden[:, last], made.vectors(sampled_BK))), take(rest_BKE, kept_BK)
     repeats = made.head.config.samples_per_token
     z, target = (x.flatten(0, 1).repeat(repeats, 1) for x in (z, target - made.vectors(sampled_BK)))
     mse, bound = made.head.token_losses(z, target, io["train_t"], io["train_noise"])

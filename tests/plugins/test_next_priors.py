@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rar": {"mlp_dim": 32, "shuffled": 0.5},
     "var": {"top_k": 12},
     "var, smooth": {"top_k": 12, "smooth": True},
+    "hart": {"top_k": 12, "smooth": False, "context_width": 6, "mlp_width": 24},
 }
 
 
@@ -36,7 +37,7 @@ def make(name: str, **settings: Any) -> Callable[[], NextPrior]:
     registry, kind = plugin_manager(), name.split(",")[0]
 
     def built() -> NextPrior:
-        pyramid = {"scales": ((1, 1), (1, 2), (2, 3)), "smoothing": 2} if kind == "var" else {}
+        pyramid = {"scales": ((1, 1), (1, 2), (2, 3)), "smoothing": 2} if kind in ("var", "hart") else {}
         part = registry.part("prior", kind)
         tokenizer_part = registry.part("discrete-tokenizer", "pyramid" if pyramid else "vq")
         with torch.random.fork_rng():
@@ -58,10 +59,12 @@ def test_it_keeps_the_contract(name: str) -> None:
 def test_codes_drawn_with_a_cache_are_those_of_one_pass(name: str) -> None:
     """The log-probabilities of drawn codes, unguided and unfiltered, sum to the loss of these codes."""
     prior = make(name, class_dropout=0.0)().eval()
-    plain: dict[str, Any] = {"smooth": False} if "var" in name else {"shuffled": 0.0} if name == "rar" else {}
+    plain: dict[str, Any] = (
+        {"smooth": False} if name[:3] in ("var", "har") else {"shuffled": 0.0} if name == "rar" else {}
+    )
     prior.config = evolve(prior.config, top_k=0, top_p=1.0, **plain)
     condition = Condition(torch.tensor([0, 2]))
-    drawn = prior.sample(condition, noise=Noise.seeded(1), cfg=0.0 if name[:3] in ("var", "rar") else 1.0)
+    drawn = prior.sample(condition, noise=Noise.seeded(1), cfg=0.0 if name[:3] in ("var", "rar", "har") else 1.0)
     assert drawn.confidence_BN is not None
     loss = prior.loss(drawn.codes_BN, condition, noise=Noise.seeded(0)).total
     torch.testing.assert_close(-drawn.confidence_BN.mean(), loss, rtol=1e-4, atol=1e-5)

@@ -52,7 +52,7 @@ def half_turned_table(angles: Tensor) -> Tensor:
     Angles (..., width) to (..., 2, width), for numbers in the order of `beside`. The two of a pair may have different
     angles: then it is no rotation.
     """
-    sign = torch.ones(angles.shape[-1])
+    sign = torch.ones(angles.shape[-1], device=angles.device)
     sign[: angles.shape[-1] // 2] = -1.0
     return torch.stack([beside(angles.cos()), beside(angles.sin() * sign)], dim=-2)
 

@@ -96,7 +96,6 @@ class HARTPrior(VARPrior):
         self.norm = ModulatedNorm(width, ("scale", "shift"), eps=1e-6)
         self.norm.norm = nn.RMSNorm(width, eps=1e-6)  # type: ignore[assignment]
         self.head = nn.Linear(width, self.codebook_size)
-        self.decoder_norm = nn.RMSNorm(width, eps=1e-6)
         scales = [torch.full((grid.tokens,), at) for at, grid in enumerate(layout.scales)]
         self.register_buffer("scale_N", torch.cat(scales), persistent=False)
         self.apply(init_weights)
@@ -148,8 +147,8 @@ class HARTPrior(VARPrior):
         return self.head(modulate(self.norm.norm(hidden), shift, scale))
 
     def features(self, hidden: Tensor, vectors_RKE: Tensor) -> Tensor:
-        """What the residual of these code vectors is drawn from: (R, K, D)."""
-        return self.decoder_norm(hidden + self.word_embed(vectors_RKE))
+        """What the residual of these code vectors is drawn from, once it is normed: (R, K, D)."""
+        return hidden + self.word_embed(vectors_RKE)
 
     def forward(self, known_BTE: Tensor, classes_B: Tensor) -> Tensor:
         """Logits (B, N, V) of all codes; known_BTE, T = N - N_0, is the sum that every scale but the first sees."""

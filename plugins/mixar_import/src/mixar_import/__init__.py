@@ -33,7 +33,6 @@ def mixar_parts() -> list[Part]:
         "detok-mar": importers.DeTokMarImporter,
         "detok-ar": continuous.DeTokARImporter,
         "acdit": continuous.ACDiTImporter,
-        "hart": continuous.HARTImporter,
         "flowar": continuous.FlowARImporter,
         "kl16": importers.KL16Importer,
         "vavae": importers.VAVAEImporter,

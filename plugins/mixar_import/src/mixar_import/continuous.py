@@ -76,30 +76,3 @@ class ACDiTImporter(RenamingImporter):
     }
     entry = "model"
     tokenizer_key = "continuous_tokenizer"
-
-
-class HARTImporter(RenamingImporter):
-    """HART's transformer with its residual head, over its tokenizer in the folder --tokenizer names.
-
-    The released one draws for texts: what embeds a class here is not in its file.
-    """
-
-    names = {"diffloss.": "residual_head.", "head_nm.ada_lin.": "norm.modulation."}
-    inner = {
-        r"^head_nm\.ln_wo_grad\.": "norm.norm.",
-        r"\.attn\.qkv_proj\.": ".attn.qkv.",
-        r"\.ffn\.gate_proj\.": ".mlp.w1.",
-        r"\.ffn\.up_proj\.": ".mlp.w3.",
-        r"\.ffn\.down_proj\.": ".mlp.w2.",
-    }
-    computed = r"(.*\.)?(attn_bias_for_masking|lvl_1L|zero_k_bias)"
-    tokenizer_key = "discrete_tokenizer"
-
-    @classmethod
-    def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A block has one norm there, for both of its branches."""
-        ours: dict[str, Tensor] = {}
-        for name, tensor in super().rename(tensors).items():
-            both = ("norm1.", "norm2.") if name.startswith("blocks.") else ("ln_wo_grad.",)
-            ours |= {name.replace("ln_wo_grad.", norm): tensor for norm in both}
-        return ours
