@@ -18,6 +18,7 @@ from mixar.plugins import plugin_manager
 from mixar_core import testing
 from mixar_core.testing.parts import IMAGE_SIZE, StandInTokenizer
 from tests import networks
+from tests.plugins import test_next_priors
 
 CONV = {"channels": 32, "channel_multipliers": (1, 1, 2), "blocks": 1}  # 32: group norm has 32 groups
 LFQ = {**CONV, "bits": 6}
@@ -247,7 +248,9 @@ def ours() -> list[Part]:
 
 
 def test_every_part_is_checked() -> None:
-    assert {(part.kind, part.name) for part in ours()} == {(kind, name) for kind in SMALL for name in SMALL[kind]}
+    checked = {(kind, name) for kind in SMALL for name in SMALL[kind]}
+    checked |= {("prior", name.partition(",")[0]) for name in test_next_priors.SETTINGS}  # beside codes of their kind
+    assert {(part.kind, part.name) for part in ours()} == checked
 
 
 def test_no_part_but_these_is_checked_less() -> None:
