@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # `as`: this module exports them
     from mixar_core.types import NO_CLASS as NO_CLASS
     from mixar_core.types import Condition as Condition
     from mixar_core.types import DiscreteTokens as DiscreteTokens
+    from mixar_core.types import Denoise as Denoise
     from mixar_core.types import DrawnCodes as DrawnCodes
     from mixar_core.types import Grid as Grid
     from mixar_core.types import Guidance as Guidance
@@ -95,6 +96,7 @@ _HOMES = {
         "NO_CLASS",
         "Condition",
         "DiscreteTokens",
+        "Denoise",
         "DrawnCodes",
         "Grid",
         "Guidance",
