@@ -50,8 +50,8 @@ if TYPE_CHECKING:  # `as`: this module exports them
     from mixar_core.training.reference import Reference as Reference
     from mixar_core.types import NO_CLASS as NO_CLASS
     from mixar_core.types import Condition as Condition
-    from mixar_core.types import DiscreteTokens as DiscreteTokens
     from mixar_core.types import Denoise as Denoise
+    from mixar_core.types import DiscreteTokens as DiscreteTokens
     from mixar_core.types import DrawnCodes as DrawnCodes
     from mixar_core.types import Grid as Grid
     from mixar_core.types import Guidance as Guidance
