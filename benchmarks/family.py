@@ -33,7 +33,7 @@ from mixar_core.pictures import rows_picture, write_png
 from mixar_eval.report import csv_text, table
 
 #: optimizer steps of the priors and of the MixARs
-PRIOR_STEPS, STEPS = 1000, 600
+PRIOR_STEPS, STEPS = 600, 400
 SAMPLES, _BATCH = 500, 250
 #: a tokenizer and the injector of its codes
 TOKENIZERS = {"lfq": "dc-mix", "pyramid": "dc-mix", "titok": "dc-sa"}

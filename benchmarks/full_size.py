@@ -56,12 +56,21 @@ MODELS = (
         Model(f"maskbit_generator_{bits}bit", "maskbit-generator", f"maskbit_tokenizer_{bits}bit", ("--steps", "4"))
         for bits in BITS
     ),
+    Model("llamagen_vq_ds16_c2i", "llamagen-tokenizer"),
+    *(Model(f"llamagen_gpt_{size}", "llamagen", "llamagen_vq_ds16_c2i") for size in ("b", "l", "xl", "xxl", "3b")),
+    *(Model(f"randar_{size}", "randar", "llamagen_vq_ds16_c2i", ("--steps", "4")) for size in ("l_0.3b", "xl_0.7b")),
+    Model("var_vae_ch160v4096z32", "var-tokenizer"),
+    *(Model(f"var_d{depth}", "var", "var_vae_ch160v4096z32") for depth in (16, 20, 24, 30)),
+    Model("maskgit_vqgan_imagenet_f16_256", "maskgit-vqgan-tokenizer"),
+    *(Model(f"rar_{size}", "rar", "maskgit_vqgan_imagenet_f16_256") for size in ("b", "l", "xl", "xxl")),
+    Model("magvit2_imagenet_256_L", "open-magvit2-tokenizer"),
+    *(Model(f"magvit2_AR_256_{size}", "open-magvit2-ar", "magvit2_imagenet_256_L") for size in ("B", "L", "XL")),
 )
 #: entries of a kind's files: of one the weights, of two the last step's and the averaged ones; others are bare
 ENTRIES = {
     **dict.fromkeys(("mar", "detok", "detok-mar"), ("model", "model_ema")),
-    "kl16": ("model",),
-    "vavae": ("state_dict",),
+    **dict.fromkeys(("kl16", "llamagen-tokenizer", "llamagen"), ("model",)),
+    **dict.fromkeys(("vavae", "open-magvit2-tokenizer", "open-magvit2-ar"), ("state_dict",)),
 }
 #: MaskBit's pair, a MixAR-L with fresh weights, and VA-VAE: the whole of the paper's system
 MIXAR = "mixar_l"

@@ -15,7 +15,8 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import DiscreteTokenizer
-from mixar_core.types import NO_CLASS, Condition, Quantized
+from mixar_core.types import NO_CLASS, Condition, Grid, Quantized
+from mixar_plugins.networks.orders import halton
 from mixar_plugins.priors.codes import combine_codes, split_codes
 from mixar_plugins.priors.ground_truth import GroundTruthConfig, GroundTruthPrior
 from mixar_plugins.priors.masked import MaskedTransformerPrior, masked_cross_entropy
@@ -159,6 +160,13 @@ def test_without_splits_every_step_leaves_exactly_the_scheduled_codes_masked() -
     left = [(step.codes_BN < 0).sum(dim=1).tolist() for step in steps]
     expected = masked_after_steps(SIDE**2, 5, "arccos")[:-1]
     assert left == [[count] * BATCH for count in [*expected, 0]]
+
+
+def test_in_halton_order_places_are_kept_as_they_come_in_it() -> None:
+    places = halton(Grid(SIDE, SIDE))
+    for drawn in make(order="halton", splits=1).sample_steps(asked(), noise=Noise.seeded(0), steps=5):
+        known = set((drawn.codes_BN[0] >= 0).nonzero().flatten().tolist())
+        assert known == set(places[: len(known)])
 
 
 @both

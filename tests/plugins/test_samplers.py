@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mixar_core import Grid, Noise, Plan, Task, TokenLayout, UserError
 from mixar_core.masking import cfg_at_step, masked_after_step, random_orders
-from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler, OrderName, fixed_order, halton, subsample
+from mixar_plugins.networks.orders import halton
+from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler, OrderName, fixed_order, subsample
 
 FIXED: tuple[OrderName, ...] = ("raster", "subsample", "halton")
 quick = settings(max_examples=60, deadline=None)

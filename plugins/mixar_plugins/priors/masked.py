@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from mixar_core.prior import DiscretePrior
 from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Condition, DrawnCodes, Losses
+from mixar_plugins.networks.orders import halton
 from mixar_plugins.priors import schedules
 from mixar_plugins.priors.codes import combine_codes, split_codes
 from mixar_plugins.priors.transformer import SelfAttention, init_weights
@@ -46,6 +47,8 @@ class MaskedConfig:
         sampling_annealing: that temperature falls from 1.3 to 0.5 over the steps instead.
         randomize_temperature: of the Gumbel noise on the confidence that decides what stays masked; falls to 0.
         predict_temperature: of the draws of `predict` (TI-Mix); 0 takes the likeliest.
+        order: what a step keeps of what it draws. confidence: the surest entries (MaskGIT). halton: places spread out
+            evenly at every moment (arXiv 2503.17076), the same for every image; the codes must stand on a grid.
     """
 
     width: int = field(default=1024, validator=_positive)
@@ -65,6 +68,9 @@ class MaskedConfig:
     sampling_annealing: bool = False
     randomize_temperature: float = field(default=7.8, validator=_not_negative)
     predict_temperature: float = field(default=1.0, validator=_not_negative)
+    order: Literal["confidence", "halton"] = field(
+        default="confidence", validator=validators.in_(("confidence", "halton"))
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.width % self.heads:
@@ -81,6 +87,7 @@ class MaskedTransformerPrior(DiscretePrior):
     """
 
     transformer: nn.Module
+    rank_N: Tensor | None
     #: how visible entries count in the training loss, masked ones counting 1
     visible_weight: ClassVar[float] = 1.0
 
@@ -98,6 +105,12 @@ class MaskedTransformerPrior(DiscretePrior):
         self.pos_emb = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, layout.tokens + 1, width), std=0.02))
         self._build(config)
         self.apply(init_weights)
+        rank_N = None
+        if config.order == "halton":
+            if layout.kind != "grid":
+                raise UserError(f"prior.order: halton; it needs codes on a grid, and these are a {layout}")
+            rank_N = torch.tensor(halton(layout.scales[0])).argsort()
+        self.register_buffer("rank_N", rank_N, persistent=False)
 
     def learned_tables(self) -> dict[str, Table]:
         """Of classes, then "no class"; and of positions, then the class token's."""
@@ -189,7 +202,9 @@ class MaskedTransformerPrior(DiscretePrior):
             drawn_p_BNS = torch.where(masked_BNS, log_p_BNS, drawn_p_BNS)
             if last:
                 break
-            # What was drawn least confidently goes back to being masked; what was known stays.
+            if self.rank_N is not None:
+                confidence_BNS = -self.rank_N[:, None].expand(shape).float()
+            # What was drawn least confidently, or stands last, goes back to being masked; what was known stays.
             confidence_BNS = confidence_BNS.masked_fill(~masked_BNS, torch.inf)
             # By rank and not by threshold as published: the counts hold under ties, too.
             least = confidence_BNS.flatten(1).argsort(dim=1, stable=True)

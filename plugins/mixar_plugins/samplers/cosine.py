@@ -18,6 +18,7 @@ from mixar_core.masking import cfg_at_step, masked_after_step, passing_over, ran
 from mixar_core.noise import Noise
 from mixar_core.plan import Plan, PlannedStep, Sampler, Task
 from mixar_core.types import Grid, Step, TokenLayout
+from mixar_plugins.networks.orders import halton
 
 #: by name, the share of the way down that is left in step s, where the last is n
 FALLS: dict[str, Callable[[int, int], float]] = {
@@ -166,26 +167,3 @@ def subsample(grid: Grid) -> list[int]:
         return [(row >> bit & 1, column >> bit & 1) for bit in range(bits)]
 
     return sorted(range(grid.tokens), key=coarseness)
-
-
-def halton(grid: Grid) -> list[int]:
-    """Halton's points, base 2 down and base 3 across, each place where it is first met (arXiv 2503.17076).
-
-    The released order, which begins at the second point, (1/2, 1/3). That sampler may also start it at another place
-    for every image, and shares tokens out by an arccos that reveals many at first; the schedule here is MAR's cosine.
-    """
-    order: dict[int, None] = {}
-    index = 0
-    while len(order) < grid.tokens:
-        index += 1
-        order.setdefault(_radical_inverse(index, 2, grid.height) * grid.width + _radical_inverse(index, 3, grid.width))
-    return list(order)
-
-
-def _radical_inverse(index: int, base: int, scale: int) -> int:
-    """floor(scale * x), x in [0, 1) the digits of `index` mirrored at the point."""
-    mirrored, size = 0, 1
-    while index:
-        index, digit = divmod(index, base)
-        mirrored, size = mirrored * base + digit, size * base
-    return mirrored * scale // size
