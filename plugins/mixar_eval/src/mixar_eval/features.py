@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -90,30 +90,51 @@ def features_of(images: Batches, context: EvalContext, what: str, *, cache: Path
         UserError: an image cannot be read or a file not be written, in any of the processes.
         Stopped: a signal came.
     """
-    extractor, device = context.extractor, context.processes.device
-    parts: list[tuple[list[int] | list[bytes], Tensor, dict[str, Tensor]]] = []
+    return features_of_each(images, context, [context.extractor], what, cache=cache)[0]
+
+
+def features_of_each(
+    images: Batches,
+    context: EvalContext,
+    extractors: Sequence[FeatureExtractor],
+    what: str,
+    *,
+    cache: Path | None = None,
+) -> list[Features]:
+    """What `features_of` gives, of several extractors that see each batch when it is there."""
+    device = context.processes.device
+    parts: list[tuple[list[int] | list[bytes], Tensor, list[dict[str, Tensor]]]] = []
 
     def work(positions_B: Tensor, pixels_B3HW: Tensor) -> int:
         if cache is None:
-            parts.append((positions_B.tolist(), positions_B, extract(pixels_B3HW.to(device), extractor)))
+            found = [extract(pixels_B3HW.to(device), extractor) for extractor in extractors]
+            parts.append((positions_B.tolist(), positions_B, found))
             return len(pixels_B3HW)
         with writing(cache):
             cache.mkdir(parents=True, exist_ok=True)
         digests = [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in pixels_B3HW]
-        name = hashlib.sha256(extractor.identity.encode() + b"".join(digests)).hexdigest()[:32]
-        path = cache / f"{name}.safetensors"
-        if fresh := not path.is_file():
-            write_weights(path, extract(pixels_B3HW.to(device), extractor))
-        parts.append((digests, positions_B, read_weights(path)))
-        return len(pixels_B3HW) if fresh else 0
+        found, fresh = [], 0
+        for extractor in extractors:
+            name = hashlib.sha256(extractor.identity.encode() + b"".join(digests)).hexdigest()[:32]
+            path = cache / f"{name}.safetensors"
+            if not path.is_file():
+                write_weights(path, extract(pixels_B3HW.to(device), extractor))
+                fresh = len(pixels_B3HW)
+            found.append(read_weights(path))
+        parts.append((digests, positions_B, found))
+        return fresh
 
     over_batches(images, context, what, work)
     parts = [part for some in context.processes.all_gather(parts) for part in some]
     keys = [key for some, *_ in parts for key in some]
     order_A = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
-    tensors = {name: torch.cat([found[name] for *_, found in parts])[order_A] for name in parts[0][2]}
     rows_A = torch.cat([positions_B for _, positions_B, _ in parts])[order_A]
-    return Features(tensors["features"], tensors.get("logits"), rows_A)
+    each = []
+    for index in range(len(extractors)):
+        found = [some[index] for *_, some in parts]
+        tensors = {name: torch.cat([rows[name] for rows in found])[order_A] for name in found[0]}
+        each.append(Features(tensors["features"], tensors.get("logits"), rows_A))
+    return each
 
 
 def features_of_readable(

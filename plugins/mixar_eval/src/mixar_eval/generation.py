@@ -29,7 +29,7 @@ from mixar_eval.references import Reference
 from mixar_eval.report import Report, Section, described, facts, number, score_names
 from mixar_eval.scores import NEIGHBOURS, SPLITS
 from mixar_eval.tables import plain_ratios, ratios_section, scores_section, spreads
-from mixar_eval.views import Drawn, View, view_of
+from mixar_eval.views import Drawn, View, views_of
 
 #: what the folder of a report holds besides
 SAMPLES, FEATURES, PICTURE, NEAREST = "samples", "features", "samples.png", "nearest.png"
@@ -126,10 +126,7 @@ def measure(
     """
     (context, reference), extractor = eyes[0], eyes[0][0].extractor
     sets = [evolve(each, images=each.images.named_as(reference.class_names)) for each in sets]
-    views = {
-        seeing.extractor.label: view_of(sets, real, seeing, cache=cache, probing=seeing is context)
-        for seeing, real in eyes
-    }
+    views = views_of(sets, eyes, cache=cache)
     images, view = sets[0].images, views[extractor.label]
     verdict = compare_codes(view.scores, view.codes, reference, extractor.gives_fid) if view.codes else None
     near = nearest_training(images, reference, context, cache=cache) if nearest else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,7 +13,7 @@ from attrs import evolve, frozen
 from mixar_eval.beside import CodesAlone
 from mixar_eval.context import EvalContext
 from mixar_eval.distances import SEED, Gaussian, frechet_of
-from mixar_eval.features import Features, features_of
+from mixar_eval.features import Features, features_of_each
 from mixar_eval.images import ImageSet
 from mixar_eval.probe import Named, Probe, Ratio, fit_probe, ratio_of
 from mixar_eval.references import Reference
@@ -81,29 +82,41 @@ def spread_of(values: Sequence[float | None]) -> Spread | None:
     return Spread(mean(there), stdev(there) if len(there) > 1 else None)
 
 
-def view_of(
-    sets: Sequence[Drawn], reference: Reference, context: EvalContext, *, cache: Path | None, probing: bool
-) -> View:
+def views_of(
+    sets: Sequence[Drawn], eyes: Sequence[tuple[EvalContext, Reference]], *, cache: Path | None
+) -> dict[str, View]:
     """Find the features of all that is to be seen, and score them; every process calls this.
 
     Args:
+        eyes: the context of each extractor, and the reference as it sees it. To the first a linear probe is fitted,
+            where the reference is a training split with labels.
         cache: where features are kept, see `features_of`.
-        probing: also fit a linear probe, where the reference is a training split with labels.
+
+    Returns:
+        What each says, by its label.
 
     Raises:
         UserError: the images cannot be measured.
         Stopped: a signal came.
     """
-    own = f" of {context.extractor.label}"
-    found = [features_of(each.images, context, f"features{own}", cache=cache) for each in sets]
+    context, encoders = eyes[0][0], [seeing.extractor for seeing, _ in eyes]
+    named = [f" of seed {each.images.drawn['plan']['seed']}" if sets[1:] and each.images.drawn else "" for each in sets]
+    found = [
+        features_of_each(each.images, context, encoders, f"features{which}", cache=cache)
+        for each, which in zip(sets, named, strict=True)
+    ]
     alone = [
-        features_of(each.codes, context, f"the codes' own decoding, features{own}")
-        for each in sets
+        features_of_each(each.codes, context, encoders, f"the codes' own decoding{which}")
+        for each, which in zip(sets, named, strict=True)
         if each.codes is not None
     ]
-    real = real_at(len(sets[0].images), reference, context, cache=cache)
-    view: View = context.processes.on_main(lambda: _scored(sets, found, alone, real, reference, probing=probing))
-    return evolve(view, taught=context.taught)
+    views = {}
+    for index, (seeing, reference) in enumerate(eyes):
+        real = real_at(len(sets[0].images), reference, seeing, cache=cache)
+        mine = [each[index] for each in found], [each[index] for each in alone]
+        score = partial(_scored, sets, *mine, real, reference, probing=seeing is context)
+        views[seeing.extractor.label] = evolve(context.processes.on_main(score), taught=seeing.taught)
+    return views
 
 
 def _scored(
