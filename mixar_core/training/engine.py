@@ -24,6 +24,7 @@ from mixar_core.data.source import Batch, Source
 from mixar_core.data.streams import Stream, seed_of, step_noise
 from mixar_core.distributed import Processes
 from mixar_core.noise import Noise
+from mixar_core.products import train_by_onednn
 from mixar_core.training.beside import Beside
 from mixar_core.training.checkpoint import load_tensors, stored_in
 from mixar_core.training.ema import EMA, local
@@ -89,6 +90,8 @@ class Engine:
         objective.to(processes.device)
         if config.compile:
             objective.compile_parts()
+        elif config.precision == "float32":
+            train_by_onednn(objective.trained)
         #: the objective, or what sums its gradients over the processes
         self.module: nn.Module = objective
         self.sharded = config.parallel == "fsdp" and processes.world > 1
