@@ -124,18 +124,6 @@ def _mar_draws(draws: list[Tensor], rows: Sequence[int], steps: int) -> tuple[li
     return init, noise
 
 
-LOOPS: dict[str, dict[str, Any]] = {
-    "sampled_linear": {"steps": 4, "cfg": 3.9},
-    "sampled_constant": {"steps": 3, "cfg": 1.7, "cfg_schedule": "constant", "temperature": 0.0},
-    "sampled_plain": {"steps": 5, "temperature": 0.9},
-    "sampled_nolabel": {"steps": 3, "cfg": 2.0},
-    "sampled_raster_linear": {"cfg": 2.5},
-    "sampled_raster_constant": {"cfg": 1.7, "cfg_schedule": "constant", "temperature": 0.0},
-    "sampled_random_linear": {"cfg": 2.5},
-    "sampled_random_plain": {"temperature": 0.9},
-}
-
-
 def _loops(
     model: MixAR,
     config: Mapping[str, Any],
@@ -147,11 +135,12 @@ def _loops(
     """Whole sampling loops, and their images."""
     own = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
     tokenizer, out = tokenizer_of(config["tokenizer"], own, io["stats_mean"], io["stats_std"]), {}
-    for name, settings in LOOPS.items():
+    for name, asked in config["settings"].items():
         if name not in io or not name.startswith(f"sampled_{only}"):
             continue
-        labels = io["labels"] if name != "sampled_nolabel" else torch.full_like(io["labels"], NO_CLASS)
-        sampling, draws = SamplingConfig(**settings), _draws(io, name)
+        labels = io["labels"] if asked.get("labels", True) else torch.full_like(io["labels"], NO_CLASS)
+        settings = {key: asked[key] for key in ("cfg", "cfg_schedule", "temperature") if key in asked}
+        sampling, draws = SamplingConfig(steps=asked.get("num_iter", 64), **settings), _draws(io, name)
         orders = io["orders"] if only == "" else io["orders"].flip(1)
         if only == "random":
             orders = draws.pop(0).argsort(dim=1).flip(1)
