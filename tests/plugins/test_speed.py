@@ -18,7 +18,8 @@ from mixar_core.products import PackedLinear, pack, some_of
 from mixar_core.types import Condition, Step, Z
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mixar_plugins.heads.mse import MseHead, MseHeadConfig
-from tests.toys import small_mixar
+from mixar_plugins.priors.masked_transformer import BitTokenPrior, MaskBitConfig
+from tests.toys import SignTokenizer, small_mixar
 
 SETTINGS = SamplingConfig(steps=4, cfg=2.0, head_steps=6)
 
@@ -146,3 +147,22 @@ def test_packed_weights_draw_what_others_draw() -> None:
     hasten(packed)
     assert any(isinstance(module, PackedLinear) for module in packed.modules())
     torch.testing.assert_close(drawn(packed), drawn(plain), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_prior_held_in_bf16_is_what_autocast_makes_of_it() -> None:
+    torch.manual_seed(0)
+    config = MaskBitConfig(bits=3, splits=1, stride=4, width=16, depth=2, heads=2, mlp_dim=32, steps=4)
+    prior = BitTokenPrior(config, tokenizer=SignTokenizer(16), num_classes=3).eval()
+    condition, codes_BN = Condition(torch.tensor([0, 2])), torch.randint(8, (2, 16))
+
+    def given(noise: int) -> tuple[Tensor, Tensor]:
+        drawn = prior.predict(codes_BN, codes_BN > 3, condition, noise=Noise.seeded(noise))
+        assert drawn.confidence_BN is not None
+        return prior.sample(condition, noise=Noise.seeded(noise)).codes_BN, drawn.confidence_BN
+
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = [given(noise) for noise in range(3)]
+    hasten(prior, precision="bf16")
+    held = [given(noise) for noise in range(3)]  # without autocast around it
+    torch.testing.assert_close(held, cast, rtol=0, atol=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -116,6 +117,9 @@ class MaskedTransformerPrior(DiscretePrior):
         """Of classes, then "no class"; and of positions, then the class token's."""
         return {"class_emb.weight": Table(self.num_classes), "pos_emb": Table(self.layout, dim=1)}
 
+    held = False
+    """Whether it is held in bfloat16, and computes in it wherever it is asked."""
+
     @abstractmethod
     def _build(self, config: Any) -> None:
         """Make the modules that `embed`, `through` and `unembed` need."""
@@ -136,11 +140,13 @@ class MaskedTransformerPrior(DiscretePrior):
         """Logits (B, N, S, V) of entries (B, N, S), V where masked; without classes, labels (B,) are ignored."""
         unlabelled_B = (labels_B == NO_CLASS) | (self.num_classes == 0)  # labelled images may train it without classes
         class_B = labels_B.masked_fill(unlabelled_B, self.num_classes)
-        x = torch.cat([self.embed(tokens_BNS), self.class_emb(class_B)[:, None]], dim=1) + self.pos_emb
-        return self.unembed(self.through(x)[:, :-1])
+        with torch.autocast(tokens_BNS.device.type, torch.bfloat16) if self.held else nullcontext():
+            x = torch.cat([self.embed(tokens_BNS), self.class_emb(class_B)[:, None]], dim=1) + self.pos_emb
+            return self.unembed(self.through(x)[:, :-1])
 
     def hold_bf16(self) -> None:
         """The matrices of the transformer in bfloat16: what autocast casts them to at every product."""
+        self.held = True
         for module in self.transformer.modules():
             if isinstance(module, nn.Linear | SelfAttention):
                 module.to(torch.bfloat16)
