@@ -17,6 +17,9 @@ LOSS = {"training.evaluate_every": 200, "training.evaluate_batches": 31}
 PLAIN: dict[str, Any] = {"ti_mix.schedule": "constant", "training.steps": STEPS, **LOSS}
 TRUTH, NONE = Drawn("truth"), Drawn("none")
 
+#: the digits model that comes with mixar-zoo (3,500 steps of 64, TI-Mix to 0.8), drawn with by three seeds
+SHIPPED = tuple(Training(f"digits-{seed}", None, seed=seed, shipped="digits") for seed in SEEDS)
+
 
 @frozen
 class Entry:

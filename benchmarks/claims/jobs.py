@@ -260,7 +260,8 @@ def _codes(drawn: Drawn, model: mixar.Model, labels_B: Tensor, judge: Judge, see
             if drawn.codes == "resampled":
                 codes_BN = model.draw_codes(labels_B, model.settings(), noise, hide_codes(codes_BN, masked_BN))
             elif drawn.codes == "predicted":
-                predicted_BN = prior.predict(codes_BN, masked_BN, condition, noise=noise).codes_BN
+                with model.computing():
+                    predicted_BN = prior.predict(codes_BN, masked_BN, condition, noise=noise).codes_BN
                 codes_BN = torch.where(masked_BN, predicted_BN, codes_BN)
         _keep(file, "codes", codes_BN.cpu().contiguous())
     return load_file(file)["codes"].to(desk.device)

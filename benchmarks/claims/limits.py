@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
-from benchmarks.claims.claim import NONE, PLAIN, SEEDS, TRUTH, Claim, Entry, Expected, run_of
+from benchmarks.claims.claim import NONE, PLAIN, SEEDS, SHIPPED, STEPS, TRUTH, Claim, Entry, Expected, run_of
 from benchmarks.claims.guiding import BASE
 from benchmarks.claims.jobs import Drawn, Training
 
@@ -204,23 +204,31 @@ WEAK = {
 SHIPPED_EMOJI = tuple(Training(f"emoji64-{seed}", None, seed=seed, data="emoji", shipped="emoji64") for seed in SEEDS)
 
 
-def _figure_2(runs: Iterable[Training], data: str, shipped: int, rank: int) -> Iterable[Entry]:
+def _figure_2(arm: str, runs: Iterable[Training], data: str, shipped: int, rank: int) -> Iterable[Entry]:
     for run in runs:
         for steps, prior in (*WEAK[data].items(), (shipped, None)):
             name = None if prior is None else prior.name
-            yield Entry("MixAR", run, Drawn(prior=name), x=steps, rank=rank)
-            yield Entry("codes alone", run, Drawn(prior=name, alone=True), x=steps, rank=rank)
+            yield Entry(arm, run, Drawn(prior=name), x=steps, rank=rank)
+            if run.shipped:
+                yield Entry("codes alone", run, Drawn(prior=name, alone=True), x=steps, rank=rank)
+
+
+def _closer(arm: str, shipped: int) -> tuple[Expected, ...]:
+    return tuple(
+        Expected(f"from a prior of {steps} steps, {arm} lies closer", "kernel", arm, "codes alone", steps)
+        for steps in (*_TRAINED, shipped)
+    )
 
 
 FIGURE_2 = Claim(
     "figure-2",
     "What the codes decode to alone, and what MixAR makes of the same codes, by how long the prior was trained",
     "Discrete tokens alone lose detail; MixAR, from the same codes, draws it (Figure 2).",
-    tuple(_figure_2((BASE["dc-mix", seed] for seed in SEEDS), "digits", 2500, 5)),
-    tuple(
-        Expected(f"from a prior of {steps} steps, MixAR lies closer", "kernel", "MixAR", "codes alone", steps, steps)
-        for steps in (*_TRAINED, 2500)
+    (
+        *_figure_2("MixAR, shipped", SHIPPED, "digits", 2500, 4),
+        *_figure_2(f"MixAR of {STEPS} steps", (BASE["dc-mix", seed] for seed in SEEDS), "digits", 2500, 5),
     ),
+    (*_closer("MixAR, shipped", 2500), *_closer(f"MixAR of {STEPS} steps", 2500)),
     figures=("recognised", "kernel", "frechet", "sharpness"),
     across="steps of the prior",
     logarithmic=True,
@@ -229,11 +237,8 @@ FIGURE_2_EMOJI = Claim(
     "figure-2-emoji",
     "The same with the shipped emoji model",
     FIGURE_2.says,
-    tuple(_figure_2(SHIPPED_EMOJI, "emoji", 2200, 11)),
-    tuple(
-        Expected(f"from a prior of {steps} steps, MixAR lies closer", "kernel", "MixAR", "codes alone", steps, steps)
-        for steps in (*_TRAINED, 2200)
-    ),
+    tuple(_figure_2("MixAR, shipped", SHIPPED_EMOJI, "emoji", 2200, 11)),
+    _closer("MixAR, shipped", 2200),
     figures=FIGURE_2.figures,
     across=FIGURE_2.across,
     logarithmic=True,
@@ -269,14 +274,18 @@ TEMPERATURE = Claim(
     "The head's temperature, and its share of parameters and time",
     "A temperature below 1 trades variety for fidelity; the head is small beside the transformer (MAR).",
     tuple(
-        Entry(injector, BASE[injector, seed], Drawn(codes, temperature=temperature), x=temperature, rank=3)
-        for (injector, codes), seed, temperature in product(
-            {"none": "none", "dc-mix": "prior"}.items(), SEEDS, TEMPERATURES
-        )
+        Entry(arm, run, Drawn("none" if arm == "none" else "prior", temperature=temperature), x=temperature, rank=3)
+        for arm, runs in {
+            "none": [BASE["none", seed] for seed in SEEDS],
+            "dc-mix": [BASE["dc-mix", seed] for seed in SEEDS],
+            "dc-mix, shipped": SHIPPED,
+        }.items()
+        for run, temperature in product(runs, TEMPERATURES)
     ),
     (
         Expected("below 1 MAR lies closer", "kernel", "none", "none", 0.8, 1.0),
         Expected("below 1 dc-mix lies closer", "kernel", "dc-mix", "dc-mix", 0.8, 1.0),
+        Expected("below 1 the shipped model lies closer", "kernel", "dc-mix, shipped", "dc-mix, shipped", 0.8, 1.0),
         Expected("below 1 there is less variety", "variety", "dc-mix", "dc-mix", 0.8, 1.0),
     ),
     figures=("recognised", "kernel", "frechet", "variety", "sharpness"),
