@@ -68,6 +68,7 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.samplers.gtr import GtRConfig, GtRSampler
     from mixar_plugins.samplers.reuse import LazyMARConfig, LazyMARSampler, ReCAPConfig, ReCAPSampler
     from mixar_plugins.tokenizers.detok import DeTok, DeTokConfig
+    from mixar_plugins.tokenizers.hart import HARTConfig, HARTTokenizer
     from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
     from mixar_plugins.tokenizers.llamagen import LlamaGenConfig, LlamaGenTokenizer
     from mixar_plugins.tokenizers.magvit2 import Magvit2, Magvit2Config
@@ -86,6 +87,7 @@ def mixar_parts() -> list[Part]:
         Part("discrete-tokenizer", "pyramid", PyramidTokenizer, PyramidConfig),
         Part("discrete-tokenizer", "llamagen", LlamaGenTokenizer, LlamaGenConfig),
         Part("discrete-tokenizer", "var", VARTokenizer, VARConfig),
+        Part("discrete-tokenizer", "hart", HARTTokenizer, HARTConfig),
         Part("discrete-tokenizer", "titok", TiTok, TiTokConfig),
         Part("discrete-tokenizer", "magvit2", Magvit2, Magvit2Config),
         Part("prior", "maskbit", BitTokenPrior, MaskBitConfig),

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mixar.plugins import plugin_manager
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_import.importers import Importer, ImporterConfig
 from mixar_import.tokenizers import LlamaGenTokenizerImporter, VARTokenizerImporter
+from mixar_plugins.tokenizers.hart import HARTTokenizer
 from mixar_plugins.tokenizers.llamagen import LlamaGenTokenizer
 from mixar_plugins.tokenizers.var import VARTokenizer
 from tests.parity.case import NotACase, load_strictly
@@ -80,12 +82,14 @@ def run_llamagen(
     return out
 
 
-def var(config: Mapping[str, Any], weights: Mapping[str, Tensor], *, image_size: int) -> VARTokenizer:
+def var(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], *, image_size: int, part: str = "var"
+) -> VARTokenizer:
     """The part that a case's config describes."""
     if config["using_znorm"] or config["quant_conv_ks"] != 3 or config["share_quant_resi"] < 2:
         raise NotACase("using_znorm, quant_conv_ks or share_quant_resi is as no released file has it")
     tokenizer = build(
-        "var",
+        part,
         VARTokenizerImporter,
         weights,
         image_size=image_size,
@@ -121,6 +125,73 @@ def run_var(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mappin
         "phi_of_scale": torch.tensor([phi(tokenizer, scale) for scale in range(quantizer.count)]),
         "train_vq_loss": tokenizer.train().quantize(io["images"]).losses["quantizer"][None],
     }
+
+
+def hart(config: Mapping[str, Any], weights: Mapping[str, Tensor], *, image_size: int) -> HARTTokenizer:
+    """The part that a case's config describes."""
+    tokenizer = var(config, weights, image_size=image_size, part="hart")
+    assert isinstance(tokenizer, HARTTokenizer)
+    return tokenizer
+
+
+def run_hart(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The discrete route is VAR's; `train_*`: both training passes, and gradients of their loss."""
+    images = io["images"]
+    plain, tokenizer = (make(config, weights, image_size=images.shape[-1]) for make in (var, hart))
+    quantizer, scales = tokenizer.quantizer, range(tokenizer.quantizer.count)
+    discrete, parts = plain.quantize(images), tokenizer.hybrid(images)
+    summed, last = sums(plain, discrete.codes_BN), parts.before_BEhw + parts.last_BEhw
+    whole = parts.before_BEhw + parts.rest_BEhw
+    unclamped = tokenizer.decode_vectors(whole)
+    out = {
+        "encoder_out": tokenizer.encoder(images),
+        "quant_in": tokenizer.encoded(images),
+        **{f"indices_{scale}": codes for scale, codes in enumerate(quantizer.split(discrete.codes_BN))},
+        **{f"fhat_{scale}": summed[scale] for scale in scales},
+        "decoded_discrete": plain.decode(discrete.codes_BN),
+        "decoded_discrete_unclamped": plain.decode_vectors(discrete.vectors_BEhw),
+        **{f"hybrid_indices_{scale}": codes for scale, codes in enumerate(quantizer.split(parts.codes_BN))},
+        "hybrid_rest": _rows(parts.rest_BEhw),
+        "hybrid_last_embedding": _rows(parts.last_BEhw),
+        "hybrid_residual_target": _rows(parts.residual_BEhw),
+        "teacher_input": quantizer.known_before(parts.codes_BN),
+        **{f"next_input_{scale}": quantizer.shrink(summed[scale], scale + 1) for scale in scales[:-1]},
+        f"next_input_{scales[-1]}": whole,
+        "hybrid_fhat": whole,
+        "hybrid_decoded": unclamped.clamp(-1, 1),
+        "hybrid_decoded_unclamped": unclamped,
+        "hybrid_fhat_discrete": last,
+        "hybrid_decoded_discrete": tokenizer.decode(parts.codes_BN),
+    }
+    return {**out, **_hart_training(tokenizer, images)}
+
+
+def _hart_training(tokenizer: HARTTokenizer, images: Tensor) -> dict[str, Tensor]:
+    with torch.enable_grad():
+        features = tokenizer.encoded(images).detach().requires_grad_()
+        quantized = tokenizer.quantizer.train()(features)
+        loss = quantized.losses["quantizer"]
+        loss.backward()
+    codebook = tokenizer.get_parameter("quantizer.stages.0.embedding.weight").grad
+    assert features.grad is not None and codebook is not None
+    met = len(quantized.codes_BN.unique()) / tokenizer.codebook_size
+    codes = {f"train_indices_{n}": each for n, each in enumerate(tokenizer.quantizer.split(quantized.codes_BN))}
+    out = {**codes, "train_grad_codebook": codebook, "train_grad_features": features.grad}
+    for route, vectors_BEhw in {"continuous": features.detach(), "discrete": quantized.vectors_BEhw.detach()}.items():
+        out |= {
+            f"train_{route}_quantized": vectors_BEhw,
+            f"train_{route}_out": tokenizer.decode_vectors(vectors_BEhw),
+            f"train_{route}_vq_loss": loss.detach()[None],
+            f"train_{route}_usage_percent": torch.tensor([100 * met]),
+        }
+    reconstruction = F.mse_loss(out["train_discrete_out"], images)
+    out["train_discrete_loss_recon"] = reconstruction[None]
+    out["train_discrete_loss_total"] = (reconstruction + loss.detach())[None]
+    return out
+
+
+def _rows(vectors_BEhw: Tensor) -> Tensor:
+    return vectors_BEhw.flatten(2).transpose(1, 2)
 
 
 def sums(tokenizer: VARTokenizer, codes_BN: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ RUNNERS = (
     # has all that VAR's case has
     Runner("hart", ("diff_width", "context_token"), hart.INPUTS, hart.run, {}),
     Runner("kl", ("embed_dim", "ch"), ("images", "eps"), kl.run, kl.MANIFESTS),
-    Runner("conv-tokenizer", ("quantizer_type",), ("images",), conv_tokenizer.run, conv_tokenizer.MANIFESTS),
+    Runner(
+        "conv-tokenizer", ("quantizer_type", "token_size"), ("images",), conv_tokenizer.run, conv_tokenizer.MANIFESTS
+    ),
     Runner(
         "generator",
         ("cls", "codebook_splits"),
@@ -145,6 +147,7 @@ RUNNERS = (
         latent_codes.run_llamagen,
         latent_codes.LLAMAGEN_MANIFESTS,
     ),
+    Runner("hart-tokenizer", ("v_patch_nums", "quantizer_type", "vocab_size"), ("images",), latent_codes.run_hart, {}),
     Runner(
         "var-tokenizer",
         ("v_patch_nums", "test_mode"),

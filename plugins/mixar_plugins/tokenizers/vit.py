@@ -104,5 +104,5 @@ def patches_of(image_size: ImageSize, patch: int, part: str) -> Grid:
 
 
 def embedding(*shape: int) -> nn.Parameter:
-    """Learned positions or tokens, small at first."""
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
+    """Learned positions or tokens of width `shape[-1]`, of length about 1 at first, as published."""
+    return nn.Parameter(torch.randn(shape) * shape[-1] ** -0.5)

@@ -45,6 +45,7 @@ def mixar_parts() -> list[Part]:
         "var-tokenizer": tokenizers.VARTokenizerImporter,
         "detok": tokenizers.DeTokImporter,
         "maskgit-vqgan-tokenizer": tokenizers.MaskGITVQGANImporter,
+        "hart-tokenizer": tokenizers.HARTTokenizerImporter,
         "open-magvit2-tokenizer": tokenizers.OpenMagvit2Importer,
         "titok-tokenizer": tokenizers.TiTokImporter,
         "titok-vae-tokenizer": tokenizers.TiTokVAEImporter,

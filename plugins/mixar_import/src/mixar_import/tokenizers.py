@@ -39,7 +39,7 @@ class LlamaGenTokenizerImporter(Importer):
 class VARTokenizerImporter(Importer):
     """VAR's vae_ch160v4096z32.pth."""
 
-    recipes = ("var_vae",)
+    recipes: ClassVar[tuple[str, ...]] = ("var_vae",)
     names = {
         "quantize.quant_resi.qresi_ls.": "quantizer.smooth.",
         "quantize.embedding.": "quantizer.stages.0.embedding.",
@@ -56,6 +56,12 @@ class VARTokenizerImporter(Importer):
             else:
                 ours[name] = tensor
         return ours
+
+
+class HARTTokenizerImporter(VARTokenizerImporter):
+    """HART's tokenizer, whose sizes are not in its code: --recipe names one that extends hart_tokenizer."""
+
+    recipes = ()
 
 
 class DeTokImporter(Importer):
