@@ -168,8 +168,16 @@ class Checkpoints:
         if self._thread is None:
             self.processes.together(lambda: self._write(path, tensors, run))
         else:
-            staged: Any = self._stager.stage(tensors)
+            staged = {part: {name: self._staged(t) for name, t in values.items()} for part, values in tensors.items()}
             self._pending = self._thread.submit(self._write, path, staged, run)
+
+    def _staged(self, tensor: Tensor) -> Tensor:
+        """A copy in the CPU's memory. (torch 2.11's stager fails on a GPU's tensors that are not sharded.)"""
+        if not isinstance(tensor, DTensor):
+            return tensor.detach().to("cpu", copy=True)
+        staged: Any = self._stager.stage({"": tensor})
+        copied: Tensor = staged[""]
+        return copied
 
     def wait(self) -> None:
         """Until nothing is being written.

@@ -22,7 +22,7 @@ def on_device(values: Sequence[float] | np.ndarray, device: torch.device) -> Ten
     """Numbers as a tensor; from pinned memory a GPU fetches them without the host waiting for what it does before."""
     if device.type != "cuda":
         return torch.tensor(values, device=device)
-    host = torch.tensor(values)
+    host = torch.tensor(values, device="cpu")
     return torch.empty_like(host, pin_memory=True).copy_(host).to(device, non_blocking=True)
 
 
