@@ -32,6 +32,8 @@ from tests.parity.case import read_manifest, seeded
 MANIFESTS = Path(__file__).parents[1] / "tests" / "parity" / "manifests"
 FEW = 4
 BITS = (10, 12, 14, 16, 18)
+#: TiTok's sizes, and the published steps of their generators
+TITOK = {"l32": "8", "b64": "8", "s128": "64"}
 
 
 @frozen
@@ -65,6 +67,11 @@ MODELS = (
     *(Model(f"rar_{size}", "rar", "maskgit_vqgan_imagenet_f16_256") for size in ("b", "l", "xl", "xxl")),
     Model("magvit2_imagenet_256_L", "open-magvit2-tokenizer"),
     *(Model(f"magvit2_AR_256_{size}", "open-magvit2-ar", "magvit2_imagenet_256_L") for size in ("B", "L", "XL")),
+    *(Model(f"titok_{size}_tokenizer", "titok-tokenizer") for size in TITOK),
+    *(
+        Model(f"titok_{size}_generator", "titok-generator", f"titok_{size}_tokenizer", ("--steps", steps))
+        for size, steps in TITOK.items()
+    ),
 )
 #: entries of a kind's files: of one the weights, of two the last step's and the averaged ones; others are bare
 ENTRIES = {
