@@ -112,10 +112,10 @@ def generation_command(
             known, sets = {"image_size": there.image_size}, [views.Drawn(there)]
         cache = out / generation.FEATURES
         known |= {"cache": cache}
-        eyes = [(seeing, references.open_reference(reference, seeing, **known)) for seeing in (run, *run.beside)]
+        encoders = [(seeing, references.open_reference(reference, seeing, **known)) for seeing in (run, *run.beside)]
         if model is not None:
             sets = generation.draw_sets(model, plan, out, run, seeds=seeds, codes_too=codes_too)
-        found = generation.measure(sets, eyes, cache=cache, title=title, nearest=nearest)
+        found = generation.measure(sets, encoders, cache=cache, title=title, nearest=nearest)
         publish(found, run, context, brief=True)
 
 

@@ -84,7 +84,7 @@ def evaluate(
         kept = None if cache is None else user_path(cache)
         known: dict[str, Any] = {"recipe": recipe, "image_size": images.image_size, "option": "reference"}
         known |= {"cache": kept}
-        eyes = [(seeing, open_reference(reference, seeing, **known)) for seeing in (context, *context.beside)]
-        report = measure([Drawn(images)], eyes, cache=kept)
+        encoders = [(seeing, open_reference(reference, seeing, **known)) for seeing in (context, *context.beside)]
+        report = measure([Drawn(images)], encoders, cache=kept)
     processes.leave()
     return with_warning(report, context)

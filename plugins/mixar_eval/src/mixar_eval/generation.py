@@ -106,7 +106,7 @@ def draw_sets(
 
 def measure(
     sets: Sequence[Drawn],
-    eyes: Sequence[tuple[EvalContext, Reference]],
+    encoders: Sequence[tuple[EvalContext, Reference]],
     *,
     cache: Path | None = None,
     title: str = "Generation",
@@ -116,7 +116,7 @@ def measure(
 
     Args:
         sets: one or more, of as many images; scores are means over them, with their spread.
-        eyes: the context of each extractor, and the reference as it sees it; the first judges, the others stand beside.
+        encoders: the context of each extractor and the reference as it sees it; the first judges, others stand beside.
         cache: where features are kept, see `features_of`.
         nearest: show the training images nearest to the samples.
 
@@ -124,9 +124,9 @@ def measure(
         UserError: the images cannot be measured.
         Stopped: a signal came.
     """
-    (context, reference), extractor = eyes[0], eyes[0][0].extractor
+    (context, reference), extractor = encoders[0], encoders[0][0].extractor
     sets = [evolve(each, images=each.images.named_as(reference.class_names)) for each in sets]
-    views = views_of(sets, eyes, cache=cache)
+    views = views_of(sets, encoders, cache=cache)
     images, view = sets[0].images, views[extractor.label]
     verdict = compare_codes(view.scores, view.codes, reference, extractor.gives_fid) if view.codes else None
     near = nearest_training(images, reference, context, cache=cache) if nearest else None
@@ -136,21 +136,7 @@ def measure(
         **_plain_scores(views),
         **({} if near is None else {"nearest": near.plain}),
         "samples": _plain_samples(sets, classes, missing),
-        "extractor": described(extractor),
-        "reference": {
-            "description": reference.description,
-            "count": reference.count,
-            "vectors": None if reference.features_AF is None else len(reference.features_AF),
-            "notes": list(reference.notes),
-        },
-        "settings": {
-            "inception_score_splits": SPLITS,
-            "kernel_subsets": KERNEL_SUBSETS,
-            "kernel_subset_size": KERNEL_SUBSET_SIZE,
-            "mind_projections": PROJECTIONS,
-            "neighbours": NEIGHBOURS,
-            "seed": SEED,
-        },
+        **_plain_how(extractor, reference),
     }
     return Report(
         title=title,
@@ -176,6 +162,26 @@ def measure(
         ],
         pictures={PICTURE: _picture(images)} | ({} if near is None else {NEAREST: near.picture}),
     )
+
+
+def _plain_how(extractor: FeatureExtractor, reference: Reference) -> dict[str, Any]:
+    return {
+        "extractor": described(extractor),
+        "reference": {
+            "description": reference.description,
+            "count": reference.count,
+            "vectors": None if reference.features_AF is None else len(reference.features_AF),
+            "notes": list(reference.notes),
+        },
+        "settings": {
+            "inception_score_splits": SPLITS,
+            "kernel_subsets": KERNEL_SUBSETS,
+            "kernel_subset_size": KERNEL_SUBSET_SIZE,
+            "mind_projections": PROJECTIONS,
+            "neighbours": NEIGHBOURS,
+            "seed": SEED,
+        },
+    }
 
 
 def _plain_scores(views: Mapping[str, View]) -> dict[str, Any]:

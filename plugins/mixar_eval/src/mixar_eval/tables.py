@@ -60,8 +60,7 @@ def scores_section(views: Mapping[str, View], extractor: FeatureExtractor) -> Se
     if (overall := _mean_ratio(views)) is not None:
         below.append(
             f"**FDr-{len(views)}: {with_spread(overall)}**, the mean over encoders of the Frechet distance of samples "
-            f"to the reference over that of real images, {view.ratio_count:,} of either. 1 is what real images unseen "
-            "in training would have."
+            f"to the training images over that of real images unseen in training, {view.ratio_count:,} of either."
         )
     if named is None:
         rows = [{name: value for name, value in row.items() if name != _NAMED} for row in rows]

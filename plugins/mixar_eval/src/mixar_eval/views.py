@@ -50,7 +50,7 @@ class View:
     Args:
         scores: one a set of samples. codes: one a set, of their codes' own decoding; empty where there are no codes.
         floor: of real images, as many as the samples. real: of the reference's other split, as many or all.
-        ratios: Frechet distance of samples over that of the real images, as many of either: one a set.
+        ratios: to a training split, Frechet distance of samples over that of real images, as many of either; one a set.
         ratio_count: how many those are.
         named: how well their classes are told; None where there is no probe.
         taught: the losses of the model that the extractor stands in, in words; empty: none that is known.
@@ -83,12 +83,12 @@ def spread_of(values: Sequence[float | None]) -> Spread | None:
 
 
 def views_of(
-    sets: Sequence[Drawn], eyes: Sequence[tuple[EvalContext, Reference]], *, cache: Path | None
+    sets: Sequence[Drawn], encoders: Sequence[tuple[EvalContext, Reference]], *, cache: Path | None
 ) -> dict[str, View]:
     """Find the features of all that is to be seen, and score them; every process calls this.
 
     Args:
-        eyes: the context of each extractor, and the reference as it sees it. To the first a linear probe is fitted,
+        encoders: the context of each extractor, and the reference as it sees it. To the first a linear probe is fitted,
             where the reference is a training split with labels.
         cache: where features are kept, see `features_of`.
 
@@ -99,19 +99,19 @@ def views_of(
         UserError: the images cannot be measured.
         Stopped: a signal came.
     """
-    context, encoders = eyes[0][0], [seeing.extractor for seeing, _ in eyes]
+    context, extractors = encoders[0][0], [seeing.extractor for seeing, _ in encoders]
     named = [f" of seed {each.images.drawn['plan']['seed']}" if sets[1:] and each.images.drawn else "" for each in sets]
     found = [
-        features_of_each(each.images, context, encoders, f"features{which}", cache=cache)
+        features_of_each(each.images, context, extractors, f"features{which}", cache=cache)
         for each, which in zip(sets, named, strict=True)
     ]
     alone = [
-        features_of_each(each.codes, context, encoders, f"the codes' own decoding{which}")
+        features_of_each(each.codes, context, extractors, f"the codes' own decoding{which}")
         for each, which in zip(sets, named, strict=True)
         if each.codes is not None
     ]
     views = {}
-    for index, (seeing, reference) in enumerate(eyes):
+    for index, (seeing, reference) in enumerate(encoders):
         real = real_at(len(sets[0].images), reference, seeing, cache=cache)
         mine = [each[index] for each in found], [each[index] for each in alone]
         score = partial(_scored, sets, *mine, real, reference, probing=seeing is context)
@@ -141,7 +141,8 @@ def _scored(
     images, of_real = real
     what = f"{len(of_real):,} real images of the {images.split or 'other'} split"
     view = evolve(view, real=Floor(floor.scores if floor and enough else scores_of(of_real, reference), what))
-    view = _with_ratios(view, found, of_real, reference)
+    if reference.images is not None and reference.images.split == "train":
+        view = _with_ratios(view, found, of_real, reference)
     probe = probe_of(reference) if probing else None
     return view if probe is None else _with_named(view, sets, found, alone, real, probe)
 
