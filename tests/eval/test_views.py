@@ -15,7 +15,8 @@ from mixar.plugins import Registry
 from mixar.recipe import load_recipe
 from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
-from mixar_eval import judge
+from mixar_eval import generation, judge
+from mixar_eval.context import EvalContext
 from mixar_eval.distances import frechet_distance
 from mixar_eval.extractors import open_extractor
 from mixar_eval.features import extract
@@ -85,16 +86,29 @@ def test_seeds_are_drawn_beside_each_other_and_their_spread_told(family: Path, t
     )
     both = json.loads((tmp_path / "both/report.json").read_text())
     assert both["samples"]["seeds"] == [0, 1] and len(both["seeds"]) == 2 and both["seeds"][0] == both["scores"]
-    good(*call, "--seed", 1, "--no-codes-too", "--out", "one", cwd=tmp_path)
-    one = json.loads((tmp_path / "one/report.json").read_text())
+    second, kept = tmp_path / "both/seeds/1", tmp_path / "both/features"
+    one = mixar.evaluate(second, family / "data/train", extractor=QUICK[1], cache=kept).to_json()
     assert one["scores"] == both["seeds"][1] and "codes_alone" not in one and "spread" not in one
+    assert one["samples"]["drawn"]["plan"]["seed"] == 1
     distances = [scores["frechet"] for scores in both["seeds"]]
     assert both["spread"]["frechet"]["mean"] == pytest.approx(sum(distances) / 2)
     assert both["spread"]["frechet"]["deviation"] == pytest.approx(abs(distances[0] - distances[1]) / 2**0.5)
     assert both["ratios"]["deviation"] > 0 and len(both["named"]["codes"]) == 2
     assert refused(
-        "eval", "generation", "one/samples", "--reference", "one/samples", "--seeds", 2, cwd=tmp_path
+        "eval", "generation", "both/samples", "--reference", "both/samples", "--seeds", 2, cwd=tmp_path
     ).startswith("error: --seeds: says how a model is sampled")
+
+
+def test_codes_are_left_out_where_that_is_said(family: Path, tmp_path: Path, registry: Registry) -> None:
+    model, seen = mixar.load(family / "models/mixar", device="cpu"), EvalContext(registry=registry, extractor=Colour())
+    plan = generation.plan(model, count=3, batch=3, seed=4)
+    with_codes = generation.draw_sets(model, plan, tmp_path, seen, seeds=2)
+    without = generation.draw_sets(model, plan, tmp_path, seen, codes_too=False)
+    assert [each.codes and each.codes.plan.seed for each in [*with_codes, *without]] == [4, 5, None]
+    assert {path.name for path in tmp_path.iterdir()} == {"samples", "seeds"} and (tmp_path / "seeds/5").is_dir()
+    prior = mixar.load(family / "models/prior", device="cpu")
+    plain = generation.draw_sets(prior, generation.plan(prior, count=2, batch=2, seed=0), tmp_path / "prior", seen)
+    assert plain[0].codes is None
 
 
 @pytest.fixture
