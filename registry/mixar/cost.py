@@ -215,7 +215,8 @@ def _backbone_gflop(system: System, model: MixAR, plan: Sequence[PlannedStep]) -
     """Of the backbone, in all steps of sampling one image."""
     backbone, condition = model.backbone, model.condition(codes_of(1)[0])
     tokens_BNC = torch.zeros(1, backbone.layout.tokens, backbone.token_dim, device=META)
-    if not backbone.masks:  # each step computes little, and no two the same
+    # each step computes little, and no two the same
+    if not backbone.masks or any(planned.step.reuse for planned in plan):
 
         def run() -> None:
             guided = any(planned.step.cfg != 1.0 for planned in plan)
@@ -227,16 +228,31 @@ def _backbone_gflop(system: System, model: MixAR, plan: Sequence[PlannedStep]) -
                 state.reveal(planned.positions_BK, tokens_BNC[:, : planned.positions_BK.shape[1]])
 
         return _gflop(run)
-    passes: list[int] = []  # how many tokens are not known in each; a guided step has two
+
+    def begun(left: int, count: int = 1) -> Callable[[], object]:
+        """Asks for `count` tokens when so many are not known; what the steps share is computed already."""
+        state = backbone.start(condition, model.guidance(drawn_codes(system)), guided=False)
+        if left < tokens_BNC.shape[1]:
+            state.reveal(codes_of(tokens_BNC.shape[1] - left), tokens_BNC[:, left:])
+        ask = partial(state.predict, codes_of(count), Step())
+        ask()
+        return ask
+
+    passes: list[tuple[int, int]] = []  # how many tokens are not known in each, and are predicted; two of a guided step
     left = backbone.layout.tokens
     for planned in plan:
-        left += planned.positions_BK.shape[1] if planned.step.redraw else 0
-        passes += [left] * (1 + (planned.step.cfg != 1.0))
-        left -= planned.positions_BK.shape[1]
-    masked = sorted(set(passes))
+        count = planned.positions_BK.shape[1]
+        left += count if planned.step.redraw else 0
+        passes += [(left, count)] * (1 + (planned.step.cfg != 1.0))
+        left -= count
+    lefts = sorted({left for left, _ in passes})
     # attention is quadratic in the number of masked tokens and all else linear: three passes tell
-    few = masked[0], masked[len(masked) // 2], masked[-1]
-    return _gflop_at(few, lambda count: trained_passes(system, count)["backbone"](), passes)
+    few = sorted({lefts[0], lefts[len(lefts) // 2], lefts[-1]})
+    told = np.polyfit(few, [_gflop(begun(left)) for left in few], len(few) - 1)
+    more = _gflop(begun(few[-1], 2)) - _gflop(begun(few[-1]))  # for each token more that is predicted
+    shared = _gflop(partial(begun, few[-1])) - _gflop(begun(few[-1]))
+    predicted = sum(float(np.polyval(told, left)) + more * (count - 1) for left, count in passes)
+    return predicted + shared * (len(plan) if model.injector.follows else 1)
 
 
 def _decode(system: System) -> Tensor:

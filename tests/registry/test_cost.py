@@ -18,25 +18,37 @@ from mixar_core.model import MixAR
 from mixar_core.types import Guidance
 
 
-def by_formula(model: MixAR, *, visible: int, prefix: int = 0, memory: int = 0) -> float:
-    """FLOP of one pass of the backbone over one image of which `visible` tokens are known.
+def by_formula(model: MixAR, *, visible: int, wanted: int, prefix: int = 0, memory: int = 0) -> float:
+    """FLOP of one pass of the backbone over one image of which `visible` tokens are known, and `wanted` predicted.
 
     Over T tokens, a block of width D and MLP ratio r costs 2 (4 + 2r) D^2 T for its dense layers and 4 T^2 D for its
-    attention; cross-attention to M tokens 4 D^2 T + 4 D^2 M and 4 T M D.
+    attention; cross-attention to M tokens 4 D^2 T and 4 T M D, beside 4 D^2 M (see `of_memory`). The decoder's last
+    block makes keys and values of all, and everything else of the wanted tokens alone.
     """
     backbone, config = model.backbone, model.backbone.config
     total = 2.0 * visible * backbone.token_dim * config.width  # tokens in
     encoded = prefix + config.buffer + visible
     total += 2.0 * encoded * config.width * backbone.width  # encoder to decoder
-    for length, width, depth in (
-        (encoded, config.width, config.depth),
-        (prefix + config.buffer + backbone.layout.tokens, backbone.width, config.decoder_depth or config.depth),
+    decoded, decoders = prefix + config.buffer + backbone.layout.tokens, config.decoder_depth or config.depth
+    for length, rows, width, depth in (
+        (encoded, encoded, config.width, config.depth),
+        (decoded, decoded, backbone.width, decoders - 1),
+        (decoded, wanted, backbone.width, 1),
     ):
-        block = 2.0 * (4 + 2 * config.mlp_ratio) * width**2 * length + 4.0 * length**2 * width
+        block = (
+            4.0 * width**2 * length + 2.0 * (2 + 2 * config.mlp_ratio) * width**2 * rows + 4.0 * rows * length * width
+        )
         if memory:
-            block += 4.0 * width**2 * length + 4.0 * width * config.width * memory + 4.0 * length * memory * width
+            block += 4.0 * width**2 * rows + 4.0 * rows * memory * width
         total += depth * block
     return total
+
+
+def of_memory(model: MixAR, memory: int) -> float:
+    """FLOP of all blocks' keys and values of a memory."""
+    config = model.backbone.config
+    widths = config.depth * config.width + (config.decoder_depth or config.depth) * model.backbone.width
+    return 4.0 * widths * config.width * memory
 
 
 @pytest.mark.parametrize("injector", ["none", "dc-mix", "dc-sa", "dc-ca"])
@@ -52,11 +64,17 @@ def test_what_is_counted_of_the_backbone_is_its_formula(family: Path, registry: 
     front = {"prefix": tokens if injector == "dc-sa" else 0, "memory": tokens if injector == "dc-ca" else 0}
     found = estimate(system)
     visible = tokens - found.tokens["training_masked"]
-    expected = 3 * by_formula(system.model, visible=visible, **front)
+    once = of_memory(system.model, front["memory"])
+    expected = 3 * (by_formula(system.model, visible=visible, wanted=tokens - visible, **front) + once)
     assert 1e9 * found.training_gflop["backbone"] == pytest.approx(expected, rel=1e-12)  # type: ignore[operator]
     left = [tokens, *masked_after_step(tokens, 7)]
-    passes = [by_formula(system.model, visible=tokens - now, **front) for now, then in pairwise(left) if then < now]
-    assert 1e9 * found.sampling_gflop["backbone"] == pytest.approx(2 * sum(passes), rel=1e-9)  # type: ignore[operator]
+    passes = [
+        by_formula(system.model, visible=tokens - now, wanted=now - then, **front)
+        for now, then in pairwise(left)
+        if then < now
+    ]
+    expected = 2 * sum(passes) + once  # of a memory once for all steps, and for both halves of the guidance
+    assert 1e9 * found.sampling_gflop["backbone"] == pytest.approx(expected, rel=1e-9)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["continuous", "discrete", "prior", "mixar"])
@@ -130,3 +148,17 @@ def test_what_cannot_run_without_values_says_why(
     monkeypatch.setattr(system.model.injector, "forward", other_door)
     with pytest.raises(UserError, match="DCSA opens the doors fill"):
         estimate(system)
+
+
+@pytest.mark.parametrize("sampler", ["lazymar", "recap"])
+def test_a_step_that_reuses_counts_as_what_it_computes(family: Path, registry: Registry, sampler: str) -> None:
+    changes = ["sampling.steps=16", "sampling.cfg=2.0", "backbone.depth=4"]
+
+    def gflop(*overrides: str) -> float:
+        recipe = load_recipe(family / "recipes/mixar.yaml", registry=registry, overrides=[*changes, *overrides])
+        found = estimate(build(recipe, registry, meta=True)).sampling_gflop["backbone"]
+        assert isinstance(found, float)
+        return found
+
+    exact, reused = gflop(), gflop(f"sampler.type={sampler}", "sampling.head_steps=4")
+    assert 0.2 * exact < reused < 0.95 * exact
