@@ -141,13 +141,10 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         ],
         "acdit": [{"width": 64, "depth": 1, "block": 1}],
         "detok-ar": [
-            {"width": 16, "depth": 2, "heads": 2},
-            {"width": 16, "depth": 2, "heads": 2, "order": "raster", "activation_checkpointing": True},
-        ],
-        "flowar": [
             {"width": 16, "depth": 1, "heads": 2},
-            {"width": 16, "depth": 1, "heads": 2, "decoder_depth": 2, "activation_checkpointing": True},
+            {"width": 16, "depth": 1, "heads": 2, "order": "raster", "activation_checkpointing": True},
         ],
+        "flowar": [{"width": 16, "depth": 1, "heads": 2, "activation_checkpointing": True}],
         "masked": [
             MASKED,
             {**MASKED, "decoder_width": 24, "decoder_depth": 1, "activation_checkpointing": True},
