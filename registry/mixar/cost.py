@@ -80,11 +80,17 @@ def estimate(system: System, *, processes: int = 1) -> Estimate:
         UserError: the injector opens other doors than it announced.
     """
     parts, tokens = _parts(system), _tokens(system)
-    training, sampling = _training(system), _sampling(system)
+    training, sampling = gflop_of(system)
     weights = sum(part.parameters for part in parts if part.part != "discriminator")
     memory = training_memory(system, processes=processes) | {"sampling": figure(lambda: _sampling_gb(system, weights))}
-    training["total"], sampling["total"] = total(training), total(sampling)
     return Estimate(system.parameters, parts, tokens, training, sampling, memory)
+
+
+def gflop_of(system: System) -> tuple[dict[str, Figure], dict[str, Figure]]:
+    """`training_gflop` and `sampling_gflop` of an Estimate, for a system built with `meta=True`."""
+    training, sampling = _training(system), _sampling(system)
+    training["total"], sampling["total"] = total(training), total(sampling)
+    return training, sampling
 
 
 def training_flop_per_image(system: System) -> float | None:

@@ -45,9 +45,11 @@ def mixar_parts() -> list[Part]:
 
 @hookimpl
 def mixar_commands(app: typer.Typer) -> None:
-    """`mixar eval ...` and `mixar tune`."""
+    """`mixar eval ...`, `mixar tune` and `mixar bench`."""
     from mixar_eval.cli import eval_app
+    from mixar_eval.cli_bench import bench_command
     from mixar_eval.cli_tune import tune_command
 
     app.add_typer(eval_app, name="eval")
     app.command("tune")(tune_command)
+    app.command("bench")(bench_command)
