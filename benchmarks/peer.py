@@ -4,7 +4,8 @@ PATH is a checkout of github.com/LTH14/mar (it needs timm, scipy and tqdm). MAR-
 both codes, in turns within one process; the order changes from pair to pair, because a machine that gets hotter or
 busier favours who comes first. What is timed of sampling is all but the decoder, of training all but the tokenizer:
 forward, backward, clipping, AdamW and average, at the same share of masked tokens. In bf16 the published code runs
-under autocast, as it was published; ours samples with bf16 weights and trains under autocast.
+under autocast, as it was published; ours samples with bf16 weights and trains under autocast. Ours samples as
+`mixar sample` does: of large matrices the products are oneDNN's.
 
 Prints seconds of both and their ratio (above 1: ours is faster) pair by pair, by the clock and by the processor's time,
 which other work on the machine disturbs less; the medians; and what share of the matrix product's measured peak ours
@@ -22,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -74,6 +76,7 @@ def main() -> None:
     if asked.what == "sample":
         cost = estimate(counted).sampling_gflop
         gflop = asked.images * sum(float(cost[part]) for part in ("backbone", "head"))
+        gflop = gflop if asked.first is None else 0.0  # of some steps it is not counted
         works = sampling(asked, system, theirs)
     else:
         gflop = asked.images * (training_flop_per_image(without_tokenizer(counted)) or 0.0) / 1e9
@@ -92,6 +95,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--images", type=int, default=2, help="of a batch")
     parser.add_argument("--steps", type=int, default=64, help="autoregressive steps of sampling")
+    parser.add_argument("--first", type=int, help="only the first so many of them")
     parser.add_argument("--head-steps", type=int, default=100)
     parser.add_argument("--cfg", type=float, default=2.9, help="1: no guidance")
     parser.add_argument("--threads", type=int, default=2)
@@ -138,17 +142,20 @@ def sampling(asked: argparse.Namespace, system: System, theirs: Any) -> dict[str
     hasten(model.eval(), precision=asked.precision)
     theirs.eval()
 
+    def first(index: int) -> int | None:
+        return 1 if index < 0 else asked.first
+
     def our_turn(index: int) -> object:
         with torch.no_grad(), drawing.computing():
-            steps = model.generation_steps(model.condition(labels_B), settings=settings, noise=Noise.seeded(index))
-            return deque(steps, maxlen=1).pop()
+            steps = model.generation_steps(model.condition(labels_B), settings=settings, noise=Noise.seeded(abs(index)))
+            return deque(islice(steps, first(index)), maxlen=1).pop()
 
     def their_turn(index: int) -> object:
-        torch.manual_seed(index)
+        torch.manual_seed(abs(index))
+        sys.modules["models.mar"].tqdm = lambda steps: steps[: first(index)]  # type: ignore[attr-defined]
+        how = {"num_iter": asked.steps, "cfg": asked.cfg, "cfg_schedule": "linear", "progress": True}
         with torch.no_grad(), their_ways(asked.precision):
-            return theirs.sample_tokens(
-                bsz=asked.images, num_iter=asked.steps, cfg=asked.cfg, cfg_schedule="linear", labels=labels_B
-            )
+            return theirs.sample_tokens(bsz=asked.images, labels=labels_B, **how)
 
     return {"ours": our_turn, "theirs": their_turn}
 
@@ -173,9 +180,9 @@ def training(asked: argparse.Namespace, system: System, theirs: Any) -> dict[str
     source: Any = SimpleNamespace(share=BatchShard(0, asked.images, asked.images), seed=SEED)
 
     def our_turn(index: int) -> object:
-        now.ratio = RATIOS[index % len(RATIOS)]
-        gradients = engine.gradients(batch, source, step=index + 1, counts={})
-        engine.update(index + 1, gradients)
+        now.ratio = RATIOS[abs(index) % len(RATIOS)]
+        gradients = engine.gradients(batch, source, step=abs(index) + 1, counts={})
+        engine.update(abs(index) + 1, gradients)
         return gradients.losses["loss"]
 
     theirs.train()
@@ -184,7 +191,7 @@ def training(asked: argparse.Namespace, system: System, theirs: Any) -> dict[str
     optimizer = torch.optim.AdamW(decayed, lr=1e-4, betas=config.betas)
 
     def their_turn(index: int) -> object:
-        now.ratio = RATIOS[index % len(RATIOS)]
+        now.ratio = RATIOS[abs(index) % len(RATIOS)]
         with their_ways(asked.precision):
             loss = theirs(latents_BChw, labels_B)
         value = loss.item()
@@ -210,20 +217,27 @@ def without_tokenizer(system: System) -> System:
 
 
 def peak_gflops(dtype: torch.dtype, side: int = 2048) -> float:
-    """The most of nine products of two square matrices, in 1e9 operations a second."""
+    """The most of nine products of two square matrices by torch's library or by oneDNN, in 1e9 operations a second."""
     left, right = torch.randn(2, side, side).to(dtype)
     best = 0.0
-    for _ in range(9):
-        started = time.perf_counter()
-        left @ right
-        best = max(best, 2e-9 * side**3 / (time.perf_counter() - started))
+    with torch.no_grad():
+        for product in (torch.mm, lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")):
+            for _ in range(9):
+                started = time.perf_counter()
+                product(left, right)
+                best = max(best, 2e-9 * side**3 / (time.perf_counter() - started))
     return best
 
 
+def share_of(rate: float, peak: float) -> str:
+    """What ours reaches, where its work is counted."""
+    return f"; ours at {rate:,.0f} GFLOP/s, {rate / peak:.1%} of the peak" if rate else ""
+
+
 def pairs(works: dict[str, Callable[[int], object]], count: int, gflop: float, peak: float) -> dict[str, Any]:
-    """Time both `count` times in turns, after one round that does not count; prints as it goes."""
+    """Time both `count` times in turns, after a round (of sampling, a step) that does not count; prints as it goes."""
     for work in works.values():
-        work(0)
+        work(-1)
     took: dict[str, list[Took]] = {name: [] for name in works}
     values: dict[str, list[float]] = {name: [] for name in works}
     for index in range(count):
@@ -236,14 +250,14 @@ def pairs(works: dict[str, Callable[[int], object]], count: int, gflop: float, p
         (mine, mine_cpu), (other, other_cpu) = took["ours"][-1], took["theirs"][-1]
         print(
             f"pair {index + 1}: ours {mine:8.3f} s, theirs {other:8.3f} s, ratio {other / mine:.3f} "
-            f"(processor {other_cpu / mine_cpu:.3f}); ours at {gflop / mine / peak:.1%} of the peak",
+            f"(processor {other_cpu / mine_cpu:.3f}){share_of(gflop / mine, peak)}",
             flush=True,
         )
     ratios = [[b[clock] / a[clock] for a, b in zip(took["ours"], took["theirs"], strict=True)] for clock in (0, 1)]
     best = min(seconds for seconds, _ in took["ours"])
     print(
-        f"median ratio {median(ratios[0]):.3f} (processor {median(ratios[1]):.3f}), lowest {min(ratios[0]):.3f}; "
-        f"{gflop:,.0f} GFLOP, peak {peak:,.0f} GFLOP/s, ours at best {gflop / best / peak:.1%} of it"
+        f"median ratio {median(ratios[0]):.3f} (processor {median(ratios[1]):.3f}), lowest {min(ratios[0]):.3f}"
+        f"{share_of(gflop / best, peak)}"
     )
     for name, losses in values.items():
         if losses:
