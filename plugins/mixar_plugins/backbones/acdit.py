@@ -10,7 +10,6 @@ import math
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from attrs import field, frozen
 from attrs.validators import ge, gt
 from einops import rearrange
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mixar_core.backbone import Backbone, BackboneState
-from mixar_core.blocks import Mlp
 from mixar_core.errors import UserError
 from mixar_core.masking import take
 from mixar_core.plan import Order
@@ -30,6 +28,7 @@ from mixar_plugins.networks.transformer import (
     CachedAttention,
     KeyValueCache,
     ModulatedBlock,
+    TanhMlp,
     beside,
     half_turned_table,
     modulate,
@@ -257,14 +256,6 @@ class HalfTurnedAttention(CachedAttention):
     def prepared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Normed, and each number beside the one that it is turned with."""
         return beside(self.q_norm(q)), beside(self.k_norm(k))
-
-
-class TanhMlp(Mlp):
-    """With the approximate GELU."""
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        return self.fc2(F.gelu(self.fc1(x_BTD), approximate="tanh"))
 
 
 def rotary_table(layout: TokenLayout) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixar_core.blocks import Attention, Block, Dropout, KeysValues
+from mixar_core.blocks import Attention, Block, Dropout, KeysValues, Mlp
 from mixar_core.types import TokenLayout
 
 
@@ -210,6 +210,14 @@ class ModulatedNorm(nn.Module):
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x * (1 + scale) + shift."""
     return x * (1 + scale) + shift
+
+
+class TanhMlp(Mlp):
+    """With GELU's approximation by a tanh."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x_BTD), approximate="tanh"))))
 
 
 class GatedMlp(nn.Module):

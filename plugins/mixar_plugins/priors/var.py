@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from attrs import field, frozen, validators
 from torch import Tensor, nn
 
-from mixar_core.blocks import Mlp
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
 from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import Condition, Losses, TokenLayout
-from mixar_plugins.networks.transformer import CachedAttention, ModulatedBlock, ModulatedNorm, through
+from mixar_plugins.networks.transformer import CachedAttention, ModulatedBlock, ModulatedNorm, TanhMlp, through
 from mixar_plugins.priors import schedules
 from mixar_plugins.priors.next import NextConfig, NextPrior, NextState, cross_entropy, filtered, guided, share
 from mixar_plugins.priors.transformer import init_weights
@@ -237,13 +236,6 @@ class VARPrior(NextPrior):
 
     def _places(self) -> Tensor:
         return self.pos_1LC + self.lvl_embed(self.scale_N)
-
-
-class TanhMlp(Mlp):
-    """With GELU's approximation by a tanh."""
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x_BTD), approximate="tanh"))))
 
 
 def _norm(width: int) -> nn.LayerNorm:
