@@ -5,7 +5,8 @@ share of `--minutes`, measured at its start. At `--limit` everything stops with 
 on. What was trained lies under `--out`/models, in bfloat16, and is what later runs freeze; `table.md` has what was
 measured: the tokenizers' ceilings, codes alone, MixAR from true codes and from the prior's. At the end the best MixAR's
 sampling is tuned, and drawn thrice. With `--pack DIR` results and the chosen models' weights are written there as files
-of at most 15 MiB: `cat DIR/models.tar.* | tar x`. A run that fails is left out, and so is what needs it.
+of at most 15 MiB: `cat DIR/models.tar.* | tar x`. A run that fails is left out, and so is what needs it. `--only
+p8,m8` leaves out all runs but these: the fewer share a GPU, the more steps each does.
 """
 
 from __future__ import annotations
@@ -251,6 +252,7 @@ def main(
     device: str | None = None,
     side_by_side: int = 16,
     count: int = 450,
+    only: str = "",
     quick: bool = False,
 ) -> None:
     """Train what is not there yet, measure it, and pack it."""
@@ -260,6 +262,7 @@ def main(
     began = time.time()
     ends = began + float(parsed[1]) * {"m": 60, "s": 1}[parsed[2]] - _STOPPING - 10
     family = FAMILIES[data].quick() if quick else FAMILIES[data]
+    family = family.only(only.split(",")) if only else family
     zoo = Zoo(family, out, ends, minutes=minutes, device=device, side_by_side=side_by_side)
     out.mkdir(parents=True, exist_ok=True)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

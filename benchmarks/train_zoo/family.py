@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, field, frozen
@@ -49,6 +49,20 @@ class Family:
     def run(self, name: str) -> Run:
         """A run by its name."""
         return next(stage.runs[name] for stage in self.stages.values() if name in stage.runs)
+
+    def only(self, names: Sequence[str]) -> Family:
+        """These runs alone.
+
+        Raises:
+            LookupError: there is none of such a name.
+        """
+        if unknown := {*names} - {name for stage in self.stages.values() for name in stage.runs}:
+            raise LookupError(f"no run {', '.join(sorted(unknown))}")
+        stages = {
+            name: evolve(stage, runs={key: run for key, run in stage.runs.items() if key in names})
+            for name, stage in self.stages.items()
+        }
+        return evolve(self, stages=stages)
 
     def quick(self) -> Family:
         """The same runs in sizes and steps of nearly nothing, to see that all of it goes through.

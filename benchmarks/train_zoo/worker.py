@@ -103,7 +103,6 @@ def planned(work: Spec) -> dict[str, Any]:
     changes |= {"training.log_every": min(50, looks), "training.evaluate_every": looks}
     if not work.base.endswith(TOKENIZERS):
         changes |= {"training.checkpoint_every": looks, "training.keep_last": 2 * LOOKS}
-        changes |= {"training.background_checkpoints": True}
     if "adversarial" in changes:
         changes |= {"adversarial.start_step": int(BEFORE_ADVERSARY * steps)}
     return changes

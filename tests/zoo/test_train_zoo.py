@@ -52,6 +52,13 @@ def test_every_candidate_is_a_recipe_whose_parts_are_known():
             assert all(EMOJI64.run(each) for each in needed)
 
 
+def test_a_family_can_be_of_some_runs_only():
+    few = EMOJI64.only(["p8", "m8"])
+    assert [[*stage.runs] for stage in few.stages.values()] == [[], ["p8", "m8"], []]
+    with pytest.raises(LookupError, match="no run m9"):
+        EMOJI64.only(["p8", "m9"])
+
+
 def test_steps_are_those_that_fit_and_a_trial_tells_how_many_a_second(tmp_path, monkeypatch):
     trial = Trial(seconds=1e9)
     run = RunInfo("r", tmp_path, 100, 1, first_step=0)
