@@ -122,15 +122,13 @@ FILL = Claim(
     "What stands at masked positions, and where",
     "DC-Mix fills masked positions of the decoder with code vectors (Eq. 9), which cost no parameter if padded.",
     tuple(
-        Entry(fill, run, drawn, x=f"{drawn.codes} codes", rank=4)
+        Entry(fill, run, drawn, x="true" if drawn is TRUTH else "drawn", rank=4)
         for (fill, _), run in _FILL_RUNS.items()
         for drawn in (Drawn(), TRUTH)
     ),
-    tuple(
-        Expected(f"{fill}: lies closer than zero-padded", "kernel", fill, "zero-padded", "prior codes")
-        for fill in _FILLS
-    ),
+    tuple(Expected(f"{fill}: lies closer than zero-padded", "kernel", fill, "zero-padded", "drawn") for fill in _FILLS),
     figures=("parameters", "ms_a_step", "loss", "recognised", "kernel", "frechet"),
+    across="codes",
 )
 
 # ---------------------------------------------------------------- 6: bits of a code
@@ -215,8 +213,9 @@ def _figure_2(arm: str, runs: Iterable[Training], data: str, shipped: int, rank:
 
 def _closer(arm: str, shipped: int) -> tuple[Expected, ...]:
     return tuple(
-        Expected(f"from a prior of {steps} steps, {arm} lies closer", "kernel", arm, "codes alone", steps)
+        Expected(f"from a prior of {steps} steps, {arm} lies closer, {figure}", figure, arm, "codes alone", steps)
         for steps in (*_TRAINED, shipped)
+        for figure in ("kernel", "frechet")
     )
 
 

@@ -11,11 +11,15 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 from benchmarks.claims import cost
 from benchmarks.claims.claim import Claim, Entry, Expected
 from benchmarks.claims.jobs import Desk
 from benchmarks.claims.judging import FIGURES
 from benchmarks.claims.plan import CLAIMS, few
+from mixar_core.pictures import rows_picture, write_png
 from mixar_core.storage import write_text
 
 #: the claim whose rows are timings at full size
@@ -46,6 +50,8 @@ COST_CLAIM = Claim(
 #: behind this heading of a report stands what people wrote, which is kept when the figures are made anew
 BY_HAND = "## What it says"
 _SURE = 0.05
+#: rows of the picture of samples
+_PICTURED = 12
 _HELP = {
     "kernel": "kernel distance (KID), and frechet: Frechet distance, to real images that gave no codes; less is better",
     "recognised": "share that a classifier fitted on real images takes for what was asked",
@@ -76,10 +82,13 @@ def report(name: str, desk: Desk, results: Path) -> None:
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     _plot(claim, rows, results / f"{name}.png")
+    drawn = _samples(claim, desk)
+    if drawn:
+        write_png(results / f"{name}_samples.png", rows_picture(drawn, "two of each class, seed 0"))
     file = results / f"{name}.md"
     written = file.read_text() if file.is_file() else ""
     by_hand = written[written.index(BY_HAND) :] if BY_HAND in written else ""
-    write_text(file, _markdown(claim, rows, desk) + (f"\n{by_hand}" if by_hand else ""))
+    write_text(file, _markdown(claim, rows, desk, pictured=bool(drawn)) + (f"\n{by_hand}" if by_hand else ""))
     print(f"{name}: {len(rows)} rows, {file}")
     for expected in claim.expected:
         print(f"  {expected.says}: {verdict(expected, rows)}")
@@ -213,7 +222,17 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, Any], list[Map
     return groups
 
 
-def _markdown(claim: Claim, rows: Sequence[Mapping[str, Any]], desk: Desk) -> str:
+def _samples(claim: Claim, desk: Desk) -> dict[str, Tensor]:
+    """Images of the first sets that seed 0 drew, by arm and x."""
+    found: dict[str, Tensor] = {}
+    for entry in claim.entries:
+        file = desk.out / "samples" / entry.training.name / f"{entry.drawn.name if entry.drawn else None}.safetensors"
+        if file.is_file() and len(found) < _PICTURED:
+            found[f"{entry.arm}, {entry.x}" if entry.x is not None else entry.arm] = load_file(file)["images"]
+    return found
+
+
+def _markdown(claim: Claim, rows: Sequence[Mapping[str, Any]], desk: Desk, *, pictured: bool) -> str:
     columns = [name for name in claim.figures if any(row.get(name) is not None for row in rows)]
     has_x = any(row.get("x") is not None for row in rows)
     head = ["arm", *([claim.across or "x"] if has_x else []), "seeds", *columns]
@@ -224,6 +243,8 @@ def _markdown(claim: Claim, rows: Sequence[Mapping[str, Any]], desk: Desk) -> st
     if claim.name != COST:
         lines += ["", _floor(claim, desk)]
     lines += ["", f"![{claim.title}]({claim.name}.png)", ""]
+    if pictured:
+        lines += [f"![Drawn by seed 0]({claim.name}_samples.png)", ""]
     lines += [f"- {expected.says}: **{verdict(expected, rows)}**" for expected in claim.expected]
     notes = [f"{name}: {_HELP[name]}." for name in columns if name in _HELP]
     return "\n".join(
@@ -262,7 +283,8 @@ def spread(values: Sequence[float]) -> str:
         return ""
     if len(set(values)) == 1:
         return f"{values[0]:,}" if isinstance(values[0], int) else _number(values[0])
-    return f"{_number(mean(values))} ± {stdev(values):.1g}"
+    deviation = stdev(values)
+    return f"{_number(mean(values))} ± {deviation:.{0 if deviation >= 10 else 1}{'f' if deviation >= 10 else 'g'}}"
 
 
 def _number(value: float) -> str:
