@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 import typer
 
 import mixar
@@ -33,11 +34,16 @@ _FREE = re.compile(
 )
 
 
-def main(pairs: list[str], models: Path = Path("runs/zoo/models"), runs: Path = Path("runs/zoo/runs")) -> None:
-    """Ship RECIPE=RUN pairs."""
+def main(
+    pairs: list[str],
+    models: Path = Path("runs/zoo/models"),
+    runs: Path = Path("runs/zoo/runs"),
+    continued: Path | None = None,
+) -> None:
+    """Ship RECIPE=RUN pairs; of a run that another one went on with elsewhere, `--continued` has the weights."""
     for name, run in (pair.split("=") for pair in pairs):
         check(name, models / run)
-        copy(name, models / run)
+        copy(name, models / run, continued)
         curves(name, runs / run.removesuffix(".early") / "log.jsonl")
         print(f"{name}: {run}, {(MODELS / name / WEIGHTS).stat().st_size / 1e6:.1f} MB")
 
@@ -58,15 +64,20 @@ def plain_of(recipe: str | Path) -> dict[str, Any]:
     return to_plain(mixar.load_recipe(recipe))
 
 
-def copy(name: str, folder: Path) -> None:
+def copy(name: str, folder: Path, continued: Path | None) -> None:
     """The weights under the zoo's recipe; the digests of frozen parts are those of the zoo's."""
     recipe, facts = mixar.load_recipe(name), read_provenance(folder)
     used = {key: getattr(recipe, key) for key in TRAINABLE}
     frozen = {key: sha256(MODELS / part.weights / WEIGHTS) for key, part in used.items() if part and part.weights}
     facts |= {"trained_by": f"mixar train {name}", "frozen": frozen}
     del facts["sha256"]  # is that of the file written now
-    tensors = read_weights(folder / WEIGHTS)
-    save_model(MODELS / name, recipe_yaml=to_yaml(recipe), tensors=tensors, facts=facts, replace=True)
+    tensors = read_weights((continued or folder) / WEIGHTS)
+    if continued is not None:
+        training = plain_of(continued / RECIPE)["training"]
+        facts["continued"] = {key: training[key] for key in ("steps", "batch_size", "learning_rate", "schedule")}
+    save_model(
+        MODELS / name, recipe_yaml=to_yaml(recipe), tensors=tensors, facts=facts, dtype=torch.bfloat16, replace=True
+    )
 
 
 def curves(name: str, log: Path) -> None:
