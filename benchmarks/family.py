@@ -1,7 +1,7 @@
 """MixAR over a family of priors: `python -m benchmarks.family [--jobs N] [--limit SECONDS] [--out runs/family]`
 
 The same MixAR is trained on digits over three discrete tokenizers: bits on a grid (`digits_lfq`), a pyramid of scales
-(`digits_pyramid`), a sequence without places (`digits_titok`). Codes of the first two come in by the fill (dc-mix), of
+(`digits_pyramid`), a sequence without places (TiTok's). Codes of the first two come in by the fill (dc-mix), of
 the last by the prefix (dc-sa). Priors of five kinds draw the codes: masked bits, raster next-token, random order,
 next-scale, and masked codes of the sequence; all are trained for as many steps, with transformers of one size. Without
 TI-Mix a MixAR is trained on true codes, so that priors of one tokenizer share it.
@@ -33,11 +33,36 @@ from mixar_core.pictures import rows_picture, write_png
 from mixar_eval.report import csv_text, table
 
 #: optimizer steps of the priors and of the MixARs
-PRIOR_STEPS, STEPS = 600, 400
+PRIOR_STEPS, STEPS = 600, 500
 SAMPLES, _BATCH = 500, 250
 #: a tokenizer and the injector of its codes
 TOKENIZERS = {"lfq": "dc-mix", "pyramid": "dc-mix", "titok": "dc-sa"}
 SHIPPED = "lfq"
+#: TiTok's shape: what `digits_pyramid` is changed to
+TITOK = {
+    "name": "digits_titok",
+    "discrete_tokenizer": {
+        "type": "titok",
+        "legacy": False,
+        "tokens": 16,
+        "patch": 8,
+        "width": 96,
+        "depth": 3,
+        "heads": 4,
+        "decoder_width": 96,
+        "decoder_depth": 3,
+        "decoder_heads": 4,
+        "codebook_size": 1024,
+        "code_width": 10,
+        "entropy_weight": 0.02,
+        "entropy_temperature": 0.1,
+    },
+    "training.steps": 1500,
+    "training.batch_size": 32,
+    "training.learning_rate": 2e-3,
+    "training.precision": "float32",
+    "training.ema_decay": 0.99,
+}
 _MASKED = {"splits": 1, "label_smoothing": 0.0, "steps": 16, "guidance_scale": 0.0, "randomize_temperature": 4.0}
 _SIZE = {"width": 128, "depth": 6, "heads": 4}
 _LLAMA = {**_SIZE, "multiple_of": 32, "guidance_scale": 1.0}
@@ -59,7 +84,7 @@ PRIORS = {
     "raster": Prior("raster next-token", "lfq", {"type": "llamagen", **_LLAMA}),
     "random": Prior("random order", "lfq", {"type": "randar", **_LLAMA}),
     "scales": Prior("next-scale", "pyramid", {"type": "var", **_SIZE, "guidance_scale": 0.0, "top_k": 0, "top_p": 1.0}),
-    "sequence": Prior("masked sequence", "titok", {"type": "maskgit", "stride": 4, **_BERT}),
+    "sequence": Prior("masked sequence", "titok", {"type": "maskgit", "stride": 8, **_BERT}),
 }
 
 
@@ -81,7 +106,8 @@ def recipe_of(run: str, out: Path, *, quick: bool) -> mixar.Recipe:
     quiet: dict[str, Any] = {"callbacks": [], "training.evaluate_every": 0, "training.preview_every": 0}
     few = {"training.steps": 10, "training.warmup_steps": 0} if quick else {}
     if not rest:
-        return mixar.load_recipe(f"digits_{name}", {**quiet, **few})
+        changes = TITOK if name == "titok" else {}
+        return mixar.load_recipe("digits_pyramid", {**changes, **quiet, **few})
     tokenizer = PRIORS[name].tokenizer if rest == ["prior"] else name
     codes = f"digits_{tokenizer}" if tokenizer == SHIPPED else str((out / tokenizer).resolve())
     changes = {**quiet, "discrete_tokenizer.weights": codes}
