@@ -9,6 +9,7 @@ import sys
 from itertools import product
 
 import pytest
+import torch
 from attrs import frozen
 from typer.testing import CliRunner
 
@@ -22,11 +23,16 @@ from benchmarks.claims import runner
 from benchmarks.claims.claim import Expected
 from benchmarks.claims.jobs import Desk
 from benchmarks.claims.judging import FIGURES
+from benchmarks.claims.parts import registry_with_parts
 from benchmarks.claims.plan import CLAIMS, PARTS, few, jobs_of
 from benchmarks.claims.report import report, spikes, verdict
+from mixar import build, load_recipe
+from mixar_core.model import SamplingConfig
+from mixar_core.noise import Noise
+from mixar_core.types import DrawnCodes, Step, TokenBatch
 
 #: codes of the shipped prior that the claims below draw
-SHIPPED = ("digits_prior-prior", "digits_prior-truth")
+SHIPPED = ("digits_prior-prior",)
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -56,7 +62,7 @@ def test_equal_names_mean_equal_runs_and_arms_have_three_seeds():
 
 
 def test_two_claims_from_training_to_report(tmp_path):
-    names = "ti-mix,fill,figure-2"
+    names = "ti-mix,figure-2"
     app = typer.Typer()
     app.command()(program.main)
     said = CliRunner().invoke(app, [names, "--quick", "--jobs", "0", "--out", str(tmp_path)])
@@ -67,7 +73,7 @@ def test_two_claims_from_training_to_report(tmp_path):
         assert "one seed, no verdict" in text and "The floor, 20 real images" in text
     training = json.loads((tmp_path / "measured/dc-mix+plain-0/training.json").read_text())
     assert training["steps"] == 2 and len(training["norms"]) == 2 and training["loss"] > 0
-    figures = json.loads((tmp_path / "measured/fill-projected-0/truth-4x25-t1.json").read_text())
+    figures = json.loads((tmp_path / "measured/dc-mix+plain-0/prior-4x25-t1.json").read_text())
     assert {*FIGURES} <= figures.keys()
     drawn = {file.stem for file in (tmp_path / "codes").iterdir()}  # of each prior its own
     assert drawn == {f"{name}-0" for name in (*("digits-prior-50-0-prior", "digits-prior-150-0-prior"), *SHIPPED)}
@@ -109,6 +115,37 @@ def test_every_claim_is_reported_from_its_figures_and_what_people_wrote_stays(tm
         assert len(rows) == 1 + len(claim.entries)
     text = (tmp_path / "results/guidance.md").read_text()
     assert text.endswith("## What it says\n\nMine.\n") and "Earlier figures" not in text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"injector": {"type": "dc-mix-learned"}}, {"backbone.type": "early-mixing"}], ids=["learned", "early"]
+)
+def test_the_parts_of_a_claim_train_and_draw(changes):
+    small = {
+        "backbone.width": 16,
+        "backbone.depth": 1,
+        "head.width": 16,
+        "head.depth": 1,
+        "ti_mix.schedule": "constant",
+    }
+    registry = registry_with_parts()
+    system = build(load_recipe("digits_quick", {**small, **changes}, registry=registry), registry, load_weights=False)
+    model, noise = system.model, Noise.seeded(0)
+    latents, codes = torch.randn(2, 16, 4, 4), torch.randint(1023, (2, 16))
+    model.train()
+    condition = model.condition(torch.tensor([0, 1]))
+    model.loss(TokenBatch(latents, codes, condition.labels_B), noise=noise).total.backward()
+    assert all(p.grad is not None for p in model.trained["injector"].parameters())
+    model.eval()
+    positions_BK = torch.arange(16).expand(2, -1)
+    states = [
+        model.backbone.start(condition, model.guidance(DrawnCodes(each)), guided=False) for each in (codes, codes + 1)
+    ]
+    one, other = (state.predict(positions_BK, Step()).cond_BKD for state in states)
+    assert not torch.allclose(one, other), "the codes say nothing"
+    settings = SamplingConfig(steps=3, head_steps=2)
+    drawn = model.generate(condition, settings=settings, noise=noise, codes_BN=codes)
+    assert drawn.images_B3HW.shape == (2, 3, 32, 32) and drawn.images_B3HW.isfinite().all()
 
 
 def test_a_verdict_needs_more_than_the_spread():
