@@ -212,8 +212,8 @@ class Faulty(nn.Module):
         super().__init__()
         self.block, self.fault = block, fault
 
-    def forward(self, x_BTD: Tensor, memory_BMD: Tensor | None = None) -> Tensor:
-        return self.fault(self.block(x_BTD, memory_BMD))
+    def forward(self, x_BTD: Tensor, *given: Tensor | None) -> Tensor:
+        return self.fault(self.block(x_BTD, *given))
 
 
 FAULTS: dict[str, Callable[[Tensor], Tensor]] = {

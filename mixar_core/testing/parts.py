@@ -165,7 +165,7 @@ def _backbone(component: Any, config: Any) -> None:
 
 def _takes(component: Any, config: Any, layout: TokenLayout) -> bool:
     try:
-        component(config, layout=layout, token_dim=TOKEN_DIM, num_classes=0)
+        component(config, layout=layout, token_dim=TOKEN_DIM, num_classes=0, memory=False, condition_width=0)
     except UserError:
         return False
     return True

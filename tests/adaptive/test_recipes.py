@@ -27,7 +27,8 @@ def test_tokens_that_are_drawn_again_cost_again(family: Path, registry: Registry
     model, once = cost()
     _, again = cost("sampler.redraw=0.5")
     assert model.backbone.layout.tokens == 16
-    passes = sum(by_formula(model, visible=16 - masked) for masked in (16, 11, 6, 8))
+    steps = ((16, 5), (11, 5), (6, 6), (8, 8))  # tokens that are masked, and those predicted
+    passes = sum(by_formula(model, visible=16 - masked, wanted=wanted) for masked, wanted in steps)
     assert 1e9 * again["backbone"] == pytest.approx((1 + (cfg != 1.0)) * passes, rel=1e-9)  # type: ignore[operator]
     assert again["head"] == pytest.approx(24 / 16 * once["head"])  # type: ignore[operator]
     _, quick = cost("sampler.confident=0.5", "sampling.head_steps=6", "sampler.confident_head_steps=3")

@@ -153,7 +153,7 @@ def test_a_part_that_is_none_fails(shop: Registry) -> None:
 
 def test_bad_input_is_refused(shop: Registry) -> None:
     for words, message in (
-        (["nothing"], 'unknown part "nothing"; allowed: '),
+        (["zero"], 'unknown part "zero"; allowed: '),
         (["head:mse", "--set", "dept=1"], 'head "mse": dept: unknown key; did you mean depth?'),
         (["dataset:shop-images"], 'dataset "shop-images": path: required, and not there; give --set path=...'),
         (["part-shop", "--set", "depth=1"], "--set is for one part; part-shop has: head:shop-wrong, head:shop-forg"),

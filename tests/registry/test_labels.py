@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import mixar
 from mixar.cli.common import asked_classes
+from mixar.generation import batch_noise
 from mixar.labels import checked_number, class_numbers, split_names
 from mixar_core.distributed import available_device
 from mixar_core.errors import UserError
@@ -235,7 +236,7 @@ def test_one_is_no_guidance_whatever_the_folder(family: Path) -> None:
     with pytest.raises(UserError, match="cfg"):
         model.sample_codes([0], cfg=0.0)
     unguided = prior.system.prior.sample(  # type: ignore[union-attr]
-        Condition(prior.labels([0, 1])), noise=mixar.model.batch_noise(4, 0), cfg=0.0
+        Condition(prior.labels([0, 1])), noise=batch_noise(4, 0), cfg=0.0
     ).codes_BN
     assert torch.equal(prior.generate([0, 1], seed=4, cfg=1.0).codes, unguided)  # type: ignore[arg-type]
     assert torch.equal(prior.sample_codes([0, 1], seed=4, cfg=1), unguided)

@@ -161,7 +161,7 @@ def test_extends_by_path_and_by_name_and_never_in_a_circle(tmp_path: Path) -> No
         ("head.type=difusion", 'head.type: unknown head "difusion"; did you mean diffusion?'),
         ("head.weights=x", "head.weights: only continuous_tokenizer"),
         ("head=3", "head: 3 is not a mapping"),
-        ("head=null", "head: required where a recipe trains mixar; allowed: categorical, diffusion"),
+        ("head=null", "head: required where a recipe trains mixar; allowed: categorical, denoising, diffusion"),
         ("prior.type=null", "prior.type: unknown prior"),
         ("prior.weights=nowhere", 'prior.weights: unknown model "nowhere"'),
         ("prior={weights: a.safetensors, type: null}", "prior.type: "),
