@@ -17,7 +17,7 @@ PYTEST = OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(BIN)/python -m pytest
 help:
 	@echo "make demo       sample from the shipped models, and train a small one from scratch (minutes on two cores)"
 	@echo "make test       ruff, mypy and the tests; ARGS='-k recipe' goes to pytest, OMP_NUM_THREADS=2 to torch"
-	@echo "make test-slow  the tests that make virtual environments"
+	@echo "make test-slow  the tests that make virtual environments, start many processes, or try every published size"
 	@echo "make check      ruff and mypy"
 	@echo "make docs       a page for every public name, from its docstring, in build/docs"
 	@echo "make format     let ruff format and repair what it can"
@@ -44,7 +44,7 @@ test: check
 	$(PYTEST) -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
 test-slow: setup
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -n 2 --dist worksteal -m slow $(ARGS)
 
 # pdoc sees attrs' __init__ outside the module whose annotations it shows, and warns of each.
 docs: setup
