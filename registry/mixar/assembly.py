@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -130,6 +130,19 @@ def weights_of(recipe: Recipe, key: str, registry: Registry) -> Path:
         return find_weights(chosen(recipe, key).weights or "", registry)
 
 
+def frozen_weights(recipe: Recipe, registry: Registry, parts: Collection[str] = TRAINABLE) -> dict[str, Path]:
+    """Files of weights of those of these parts that a recipe keeps frozen, by their keys; of parts without any, none.
+
+    Raises:
+        UserError: one is not there.
+    """
+    return {
+        key: weights_of(recipe, key, registry)
+        for key in parts
+        if key not in recipe.trained_parts and (choice := getattr(recipe, key)) is not None and choice.weights
+    }
+
+
 # ---------------------------------------------------------------- data
 
 
@@ -142,19 +155,6 @@ def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "valid
     if recipe.data is None:
         raise UserError(f"recipe {recipe.name}: data: required here, and not there")
     return _fitting(recipe, construct(recipe, registry, "data", split=split, image_size=recipe.image_size))
-
-
-def class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:
-    """As the model's provenance has them, or else its data; empty where neither does."""
-    if recipe.num_classes == 0:  # labelled images may have trained it
-        return ()
-    noted = read_provenance(folder).get("class_names")
-    if isinstance(noted, list) and len(noted) == recipe.num_classes:
-        return tuple(map(str, noted))
-    try:
-        return tuple(open_data(recipe, registry, "train").class_names)
-    except UserError:  # the data need not be on the machine that samples
-        return ()
 
 
 def _fitting(recipe: Recipe, data: ImageDataset) -> ImageDataset:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from mixar.folder import PROVENANCE, WEIGHTS, read_provenance
 from mixar.strict_yaml import dump
+from mixar_core.types import NO_CLASS
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from mixar.model import Model
 
-#: classes that the picture shows at most
-SHOWN = 16
+#: the picture, and classes that it shows at most
+SAMPLES, SHOWN = "samples.png", 16
 
 
 def picture(model: Model) -> Image.Image | None:
@@ -22,7 +23,7 @@ def picture(model: Model) -> Image.Image | None:
     if model.system.model is None and model.system.prior is None:
         return None
     classes = model.recipe.num_classes
-    labels: list[int] | int = [n % classes for n in range(max(8, min(classes, SHOWN)))] if classes else [-1] * 8
+    labels = [n % classes for n in range(max(8, min(classes, SHOWN)))] if classes else [NO_CLASS] * 8
     return model.generate(labels, seed=0).grid()
 
 
@@ -33,18 +34,17 @@ def card(model: Model, folder: Path, *, name: str, licence: str | None = None, r
         name: how `mixar.load` will find it. licence: None: not said. report: a folder with report.md.
     """
     recipe, facts = model.recipe, read_provenance(folder)
-    draws = (folder / "samples.png").is_file()
+    draws = (folder / SAMPLES).is_file()
     head: dict[str, Any] = {"library_name": "mixar", "tags": ["mixar", "autoregressive", "image-generation"]}
     head |= {"license": licence} if licence else {}
     head |= {"pipeline_tag": "unconditional-image-generation"} if draws else {}
     parts = [f"---\n{dump(head)}---", f"# {recipe.name}", recipe.summary]
     if draws:
-        parts.append("![Samples with seed 0, from this folder](samples.png)")
-        some = model.class_names[0] if model.class_names else (0 if recipe.num_classes else None)
-        asked = f"[{some!r}]" if some is not None else "[None]"
+        parts.append(f"![Samples with seed 0, from this folder]({SAMPLES})")
+        some = model.class_names[0] if model.class_names else 0 if recipe.num_classes else NO_CLASS
         parts.append(
             f"```python\nimport mixar\n\nmodel = mixar.load({name!r})\n"
-            f'model.generate({asked}, seed=0).grid().save("drawn.png")\n```\n\n`mixar sample {name}` does the same.'
+            f'model.generate([{some!r}], seed=0).grid().save("drawn.png")\n```\n\n`mixar sample {name}` does the same.'
         )
     parts += ["## What it is", _table(_settings(model))]
     parts += ["## How it was trained", _table(_training(model, facts))]
@@ -75,7 +75,7 @@ def _training(model: Model, facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("steps", f"{steps or 'not said'}, of {recipe.training.batch_size} images"))
         rows.append(("precision", recipe.training.precision))
     rows += [
-        (key.replace("_", " "), str(facts[key])) for key in ("trained_by", "finished", "imported_from") if key in facts
+        (key.replace("_", " "), str(facts[key])) for key in ("trained_by", "imported_by", "finished") if key in facts
     ]
     rows += [("versions", ", ".join(f"{key} {value}" for key, value in facts.get("versions", {}).items()))]
     kind = "averaged over training" if model.weights == "ema" else "of the last step"

@@ -10,9 +10,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from mixar.assembly import System, build, class_names, open_data
+from mixar.assembly import System, build, frozen_weights, open_data
 from mixar.editing import Edited, Level, edit
-from mixar.folder import RECIPE, Kind, find_weights, weights_file
+from mixar.folder import RECIPE, Kind, read_provenance, weights_file
 from mixar.generation import Generation, Progress, batches, decoded, label_name
 from mixar.labels import Labels, checked_number, class_numbers, code_tensor
 from mixar.parts import check_frozen
@@ -371,13 +371,8 @@ def load(
     frozen = [key for key in system.brought if key not in recipe.trained_parts and getattr(recipe, key).weights is None]
     brought = {key: state_sha256(system.brought[key]) for key in frozen}
     check_frozen(folder, brought, "it draws as it was trained with those alone")
-    files = {
-        key: find_weights(choice.weights, registry)
-        for key in TRAINABLE
-        if key not in recipe.trained_parts
-        and getattr(system, key) is not None
-        and (choice := getattr(recipe, key)).weights is not None
-    } | {recipe.trains: trained}
+    built = [key for key in TRAINABLE if getattr(system, key) is not None]
+    files = frozen_weights(recipe, registry, built) | {recipe.trains: trained}
     notices = hasten(system.model or system.prior, precision=precision, compile=compile, graphs=graphs)
     names = class_names(recipe, folder, registry)
     return Model(system, names, chosen, files, weights, precision, compile, notices)
@@ -386,3 +381,16 @@ def load(
 def prior_draws_from_data(recipe: Recipe) -> bool:
     """Whether codes may have to come from the data: only a prior without weights of its own can (ground-truth)."""
     return recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is None
+
+
+def class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:
+    """As the model's provenance has them, or else its data; empty where neither does."""
+    if recipe.num_classes == 0:  # labelled images may have trained it
+        return ()
+    noted = read_provenance(folder).get("class_names")
+    if isinstance(noted, list) and len(noted) == recipe.num_classes:
+        return tuple(map(str, noted))
+    try:
+        return tuple(open_data(recipe, registry, "train").class_names)
+    except UserError:  # the data need not be on the machine that samples
+        return ()

@@ -14,8 +14,8 @@ import attrs
 import torch
 
 from mixar import hub, strict_yaml
-from mixar.assembly import class_names, weights_of
-from mixar.card import card, picture
+from mixar.assembly import frozen_weights
+from mixar.card import SAMPLES, card, picture
 from mixar.folder import (
     FROM_FOLDER,
     PROVENANCE,
@@ -27,16 +27,16 @@ from mixar.folder import (
     sha256,
     weights_file,
 )
-from mixar.model import load
+from mixar.model import class_names, load
 from mixar.plugins import Registry, registry_without
-from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, load_recipe, to_plain
+from mixar.recipe import PART_KEYS, PartChoice, Recipe, load_recipe, to_plain
 from mixar.registry import OWN
 from mixar_core.errors import UserError
 from mixar_core.storage import whole_folder, write_text, write_weights
 from mixar_core.training.adversarial import AdversarialConfig
 from mixar_core.training.alignment import AlignmentConfig
 
-README, SAMPLES = "README.md", "samples.png"
+README = "README.md"
 #: parts that sampling does not use
 _FOR_TRAINING = ("data", "extractor", "discriminator", "aligned_to", "optimizer")
 
@@ -109,10 +109,9 @@ def _room(folder: Path | None, *, replace: bool) -> Iterator[Path]:
 
 def _write_all(source: Path, recipe: Recipe, folder: Path, kind: Kind, registry: Registry) -> None:
     """The model, and each part that it keeps frozen: a model folder, or where there was a bare file, that file."""
-    files = _frozen(recipe, registry)
+    files = frozen_weights(recipe, registry)
     homes = {key: _home(getattr(recipe, key).weights, registry) for key in files}
     places = {key: key if homes[key] else f"{key}.safetensors" for key in files}
-    kind = "raw" if recipe.training is not None and recipe.training.ema_decay is None else kind
     seen = {key: f"./{place}" for key, place in places.items()}
     names = class_names(recipe, source, registry)
     facts = ({"class_names": list(names)} if names else {}) | ({"weights": "of the last step"} if kind == "raw" else {})
@@ -126,20 +125,11 @@ def _write_all(source: Path, recipe: Recipe, folder: Path, kind: Kind, registry:
             shutil.copyfile(file, folder / places[key])
             continue
         part = load_recipe(home / RECIPE, registry=registry)
-        own = _frozen(part, registry)
+        own = frozen_weights(part, registry)
         if strangers := [k for k in own if k not in files or sha256(own[k]) != sha256(files[k])]:
             raise UserError(f"{key} {home}: was trained with another {strangers[0]}, which the folder has no place for")
         seen = {k: f"../{places[k]}" for k in own}
         _write_one(home, folder / key, file, _plain(part, seen, registry), {})
-
-
-def _frozen(recipe: Recipe, registry: Registry) -> dict[str, Path]:
-    """Files of the parts that a recipe keeps frozen, by their keys."""
-    return {
-        key: weights_of(recipe, key, registry)
-        for key in TRAINABLE
-        if key not in recipe.trained_parts and (choice := getattr(recipe, key)) is not None and choice.weights
-    }
 
 
 def _home(weights: str, registry: Registry) -> Path | None:

@@ -89,7 +89,10 @@ def test_weights_that_were_a_bare_file_stay_one(family: Path, tmp_path: Path) ->
     plain = strict_yaml.load(recipe.read_text(), where="it")
     plain["continuous_tokenizer"]["weights"] = str(bare)
     recipe.write_text(strict_yaml.dump(plain))
+    facts = read_provenance(tmp_path / "model") | {"imported_by": "mixar weights import mar"}
+    (tmp_path / "model" / "provenance.json").write_text(json.dumps(facts))
     publish(tmp_path / "model", tmp_path / "out", device="cpu")
+    assert "| imported by | mixar weights import mar |" in (tmp_path / "out/README.md").read_text()
     bare.unlink()
     labels = [0, 1, 2]
     drawn = mixar.load(tmp_path / "out", device="cpu").generate(labels).images
