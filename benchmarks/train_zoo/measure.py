@@ -25,12 +25,11 @@ from mixar_core.model import SamplingConfig
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import read_weights, write_text, write_weights
 from mixar_eval.features import extract
+from mixar_eval.probe import fit_probe
 from mixar_eval.report import csv_text, table
 
 SEEN = "efficientnet-lite0"
 JUDGES = ("efficientnet-lite1", "efficientnet-lite2")
-#: strength of the probe's ridge, as a share of the features' mean variance
-_RIDGE = 0.1
 _BATCH = 256
 Row = dict[str, Any]
 
@@ -57,7 +56,7 @@ class Bench:
             loaded = load_readable(dataset, list(range(0, len(dataset), step)))
             self.images[split], self.labels[split] = loaded.pixels_B3HW, loaded.labels_B
         self.features = self._real()
-        self.probe = _probe(self.features["train"][self.judges[0]], self.labels["train"], family.categories)
+        self.probe = fit_probe(self.features["train"][self.judges[0]], self.labels["train"].tolist(), family.categories)
         self.own = {
             (split, name): _mean_kernel(features, features, device=device)
             for split, of_split in self.features.items()
@@ -99,7 +98,7 @@ class Bench:
         for name, found in features.items():
             row[f"{name} to validation"] = self.distance(found, "validation", name)
         own = features[self.judges[0]]
-        row["probe"] = float((_guess(own, self.probe) == labels_N).float().mean())
+        row["probe"] = self.probe.named(own, labels_N.tolist()).share
         row["nearest"] = float(torch.cdist(own, self.features["train"][self.judges[0]]).min(dim=1).values.median())
         self.rows[what] = row
         write_text(self.out / "table.json", json.dumps([*self.rows.values()], indent=1) + "\n")
@@ -249,21 +248,3 @@ def _mean_kernel(one_AF: Tensor, other_BF: Tensor, *, device: torch.device) -> f
     if one_AF is not other_BF:
         return float(kernel_AB.mean())
     return float((kernel_AB.sum() - kernel_AB.diagonal().sum()) / (len(one) * (len(one) - 1)))
-
-
-def _probe(features_AF: Tensor, labels_A: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A linear probe of the classes, by ridge regression: mean, deviation, weights (F + 1, classes)."""
-    mean_F, std_F = features_AF.mean(dim=0), features_AF.std(dim=0).clamp_min(1e-6)
-    x_AF = _with_one((features_AF - mean_F) / std_F)
-    target = torch.nn.functional.one_hot(labels_A, classes).double()
-    gram = x_AF.T @ x_AF + _RIDGE * len(x_AF) * torch.eye(x_AF.shape[1], dtype=torch.float64)
-    return mean_F, std_F, torch.linalg.solve(gram, x_AF.T @ target)
-
-
-def _guess(features_AF: Tensor, probe: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    mean_F, std_F, weights = probe
-    return (_with_one((features_AF - mean_F) / std_F) @ weights).argmax(dim=1)
-
-
-def _with_one(x_AF: Tensor) -> Tensor:
-    return torch.cat([x_AF, x_AF.new_ones(len(x_AF), 1)], dim=1).double()

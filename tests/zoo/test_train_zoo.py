@@ -14,10 +14,11 @@ pytest.importorskip("mixar_zoo", reason="plugins/mixar_zoo is not installed")
 
 from benchmarks.train_zoo.__main__ import Zoo
 from benchmarks.train_zoo.family import EMOJI64
-from benchmarks.train_zoo.measure import _guess, _mean_kernel, _probe
+from benchmarks.train_zoo.measure import _mean_kernel
 from benchmarks.train_zoo.worker import EARLY, LOOKS, Spec, Trial, early, fitting, planned
 from mixar_core.training.callback import RunInfo, StepReport
 from mixar_eval.distances import kernel_distance
+from mixar_eval.probe import fit_probe
 
 #: digits of nearly nothing
 TINY = {
@@ -113,7 +114,7 @@ def test_the_probe_finds_classes_that_a_plane_parts():
     noise = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
     features = torch.nn.functional.one_hot(labels, 8).float() * 4 + torch.randn(60, 8, generator=noise) * 0.3
-    assert _guess(features, _probe(features, labels, 3)).equal(labels)
+    assert fit_probe(features, labels.tolist(), 3).named(features, labels.tolist()).right == (20, 20, 20)
 
 
 def test_the_best_is_what_the_judges_find_nearest_among_those_that_are_there(tmp_path):

@@ -24,6 +24,7 @@ from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Condition, DrawnCodes, Losses
 from mixar_plugins.networks.orders import halton
 from mixar_plugins.priors import schedules
+from mixar_plugins.priors.asked import check_asked
 from mixar_plugins.priors.codes import combine_codes, split_codes
 from mixar_plugins.priors.transformer import SelfAttention, init_weights
 
@@ -177,10 +178,7 @@ class MaskedTransformerPrior(DiscretePrior):
         cfg = config.guidance_scale if cfg is None else cfg
         annealed = config.sampling_annealing and temperature is None
         temperature = config.softmax_temperature if temperature is None else temperature
-        if steps < 1:
-            raise UserError(f"the prior's steps are {steps}; 1 or more are needed")
-        if temperature < 0:
-            raise UserError(f"the prior's temperature is {temperature}; it must be 0 or more")
+        check_asked(steps, temperature)
 
         labels_B = condition.labels_B.to(device)
         shape = (len(labels_B), self.layout.tokens, self.splits)

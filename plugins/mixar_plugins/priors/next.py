@@ -17,6 +17,7 @@ from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
 from mixar_core.types import NO_CLASS, Condition, DrawnCodes, Losses
 from mixar_plugins.networks.transformer import KeyValueCache
+from mixar_plugins.priors.asked import check_asked
 from mixar_plugins.priors.schedules import draw
 
 #: LlamaGen divides logits by at least this
@@ -125,10 +126,7 @@ class NextPrior(DiscretePrior):
         Raises:
             UserError: less than 1 step, a negative temperature, or codes are given that come later.
         """
-        if steps is not None and steps < 1:
-            raise UserError(f"the prior's steps are {steps}; 1 or more are needed")
-        if temperature is not None and temperature < 0:
-            raise UserError(f"the prior's temperature is {temperature}; it must be 0 or more")
+        check_asked(steps, temperature)
         device, batch = next(self.parameters()).device, len(condition)
         spans = self.spans(steps)
         codes_BN = torch.full((batch, self.layout.tokens), MASKED_CODE, device=device)

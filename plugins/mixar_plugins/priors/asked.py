@@ -1,0 +1,17 @@
+"""What a prior may be asked for when it draws."""
+
+from __future__ import annotations
+
+from mixar_core.errors import UserError
+
+
+def check_asked(steps: int | None, temperature: float | None) -> None:
+    """See that there are steps and no negative temperature; None: not asked for.
+
+    Raises:
+        UserError: less than 1 step, or a negative temperature.
+    """
+    if steps is not None and steps < 1:
+        raise UserError(f"the prior's steps are {steps}; 1 or more are needed")
+    if temperature is not None and temperature < 0:
+        raise UserError(f"the prior's temperature is {temperature}; it must be 0 or more")
