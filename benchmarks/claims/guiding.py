@@ -70,13 +70,14 @@ GUIDANCE_EMOJI = Claim(
 
 # ---------------------------------------------------------------- 2: TI-Mix, after the same dc-mix training
 
-_LAMBDA: dict[str, dict[str, Any]] = {"plain": {"schedule": "constant"}} | {
-    f"{schedule} to {end:g}": {"schedule": schedule, "begin": 0.0, "end": end}
-    if schedule != "constant"
-    else {"schedule": "constant", "start": end}
-    for schedule, end in product(("linear", "constant", "cosine", "step"), (0.8, 0.5, 0.0))
+_LAMBDA: dict[str, dict[str, Any]] = {
+    "plain": {"schedule": "constant"},
+    **{f"linear to {end:g}": {"schedule": "linear", "begin": 0.0, "end": end} for end in (0.8, 0.5, 0.0)},
+    **{f"{schedule} to 0.5": {"schedule": schedule, "begin": 0.0, "end": 0.5} for schedule in ("cosine", "step")},
+    "constant 0.5": {"schedule": "constant", "start": 0.5},
 }
 FIRST = ("plain", "linear to 0.8", "linear to 0.5", "linear to 0")
+SCHEDULES = ("plain", "linear to 0.5", "cosine to 0.5", "step to 0.5", "constant 0.5")
 
 
 def _further(
@@ -89,44 +90,50 @@ def _further(
 
 
 TI_MIX_RUNS = {(arm, seed): _further(arm, seed, BASE["dc-mix", seed], LOSS) for arm, seed in product(_LAMBDA, SEEDS)}
-_PAIRS = (*(("linear", end) for end in ("0.8", "0.5", "0")), ("cosine", "0.5"), ("step", "0.5"), ("constant", "0.5"))
-_TI_EXPECTED = tuple(
-    Expected(f"TI-Mix ({schedule} to {end}) lies closer than as long a training without it", "kernel", arm, "plain")
-    for schedule, end in _PAIRS
-    for arm in (f"{schedule} to {end}",)
-)
+
+
+def _ti_mix(arms: tuple[str, ...], runs: Mapping[tuple[str, int], Training], rank: int) -> Any:
+    """The entries, and what is expected of them."""
+    entries = tuple(Entry(arm, run, Drawn(), rank=rank) for (arm, _), run in runs.items() if arm in arms)
+    says = "TI-Mix ({}) lies closer than as long a training without it"
+    return entries, tuple(Expected(says.format(arm), "kernel", arm, "plain") for arm in arms[1:])
+
+
+_TI_FIGURES = ("loss", "ms_a_step", "recognised", "kernel", "frechet", "unlike")
 TI_MIX = Claim(
     "ti-mix",
     "TI-Mix: after the same DC-Mix training, plain or with lambda falling",
     "TI-Mix, in which the prior's predictions take the place of true codes more and more, improves generation "
     "consistently (abstract, Figure 8).",
-    tuple(Entry(arm, run, Drawn(), rank=1 if arm in FIRST else 8) for (arm, _), run in TI_MIX_RUNS.items()),
-    _TI_EXPECTED,
-    figures=("loss", "ms_a_step", "recognised", "kernel", "frechet", "unlike"),
+    *_ti_mix(FIRST, TI_MIX_RUNS, 1),
+    figures=_TI_FIGURES,
+)
+TI_MIX_SCHEDULES = Claim(
+    "ti-mix-schedules",
+    "TI-Mix: how lambda falls to 0.5",
+    TI_MIX.says,
+    *_ti_mix(SCHEDULES, TI_MIX_RUNS, 8),
+    figures=_TI_FIGURES,
 )
 _TI_EMOJI = {
     (arm, seed): _further(arm, seed, EMOJI["dc-mix", seed], {**LOSS, "training.batch_size": 32}, "emoji64")
     for arm, seed in product(FIRST, SEEDS)
 }
 TI_MIX_EMOJI = Claim(
-    "ti-mix-emoji",
-    "The same on emoji",
-    TI_MIX.says,
-    tuple(Entry(arm, run, Drawn(), rank=13) for (arm, _), run in _TI_EMOJI.items()),
-    _TI_EXPECTED[:3],
-    figures=TI_MIX.figures,
+    "ti-mix-emoji", "The same on emoji", TI_MIX.says, *_ti_mix(FIRST, _TI_EMOJI, 13), figures=_TI_FIGURES
 )
 
 # ---------------------------------------------------------------- 3: whose codes
 
 KINDS = {"truth": "true", "predicted": "3 of 4 predicted", "resampled": "3 of 4 resampled", "prior": "drawn"}
+_GAP = ("plain", "linear to 0.5")
 PRIOR_GAP = Claim(
     "prior-gap",
     "The gap between true codes and those of the prior",
     "Codes of real images, which training sees, differ from those that a prior draws; TI-Mix bridges the gap.",
     tuple(
         Entry(arm, run, Drawn(codes), x=label, rank=2)
-        for arm, runs in {**{arm: [TI_MIX_RUNS[arm, s] for s in SEEDS] for arm in FIRST}, "shipped": SHIPPED}.items()
+        for arm, runs in {**{arm: [TI_MIX_RUNS[arm, s] for s in SEEDS] for arm in _GAP}, "shipped": SHIPPED}.items()
         for run, (codes, label) in product(runs, KINDS.items())
     ),
     (
@@ -144,23 +151,31 @@ PRIOR_GAP = Claim(
 # ---------------------------------------------------------------- 9: stability
 
 _STRESS = {"training.learning_rate": 1e-2, "training.clip": None, "training.steps": MORE, **LOSS}
+_STRESS_ARMS = tuple(f"{arm}, ten times the rate, no clipping" for arm in _GAP)
 _STRESSED = {
-    (arm, seed): run_of(f"stress-{name}", seed, {**_STRESS, "ti_mix": _LAMBDA[arm]})
-    for (arm, name), seed in product({"plain": "plain", "linear to 0.5": "ti-mix"}.items(), SEEDS)
+    (arm, seed): run_of(f"stress-{name}", seed, {**_STRESS, "ti_mix": _LAMBDA[lamb]})
+    for (arm, lamb, name), seed in product(zip(_STRESS_ARMS, _GAP, ("plain", "ti-mix"), strict=True), SEEDS)
 }
 STABILITY = Claim(
     "stability",
     "Stability of training and of what is drawn, with TI-Mix and without",
     "Without TI-Mix the mismatch of training and inference makes training unstable and leaves artifacts at inference.",
-    tuple(Entry(arm, run, Drawn(), rank=1 if arm in FIRST else 8) for (arm, _), run in TI_MIX_RUNS.items())
-    + tuple(
-        Entry(f"{arm}, ten times the rate, no clipping", run, Drawn(), rank=10) for (arm, _), run in _STRESSED.items()
-    ),
+    tuple(Entry(arm, run, Drawn(), rank=1) for (arm, _), run in TI_MIX_RUNS.items() if arm in FIRST)
+    + tuple(Entry(arm, run, Drawn(), rank=10) for (arm, _), run in _STRESSED.items()),
     (
         Expected("TI-Mix has smaller gradients", "norm_median", "linear to 0.5", "plain"),
         Expected("TI-Mix has fewer spikes of the gradient", "norm_spikes", "linear to 0.5", "plain"),
         Expected("TI-Mix has fewer spikes of the loss", "loss_spikes", "linear to 0.5", "plain"),
         Expected("with TI-Mix less is unlike real digits", "unlike", "linear to 0.5", "plain"),
+        *(
+            Expected(
+                f"ten times the rate, no clipping: with TI-Mix smaller {figure}",
+                figure,
+                _STRESS_ARMS[1],
+                _STRESS_ARMS[0],
+            )
+            for figure in ("norm_median", "norm_spikes", "loss_spikes", "unlike")
+        ),
     ),
     figures=("norm_median", "norm_largest", "norm_spikes", "loss_spikes", "diverged", "unlike", "recognised"),
     shown=("norm_median", "norm_spikes", "unlike"),

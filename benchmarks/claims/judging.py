@@ -24,8 +24,8 @@ from mixar_zoo.data_sets import Digits, Emoji64, Emoji64Config, NoSettings
 EACH = 50
 #: an image is unlike real ones if it lies further from the nearest than this share of real ones
 _USUAL = 0.99
-#: of emoji: a network that no tokenizer was trained with
-EXTRACTOR = "efficientnet-lite1"
+#: of emoji: a network that neither a loss (Lite0) nor a choice of settings (Lite1) has seen
+EXTRACTOR = "efficientnet-lite2"
 FIGURES = ("recognised", "kernel", "frechet", "variety", "sharpness", "seams", "unlike")
 
 

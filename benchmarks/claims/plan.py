@@ -13,9 +13,9 @@ CLAIMS = {
     for claim in (
         guiding.GUIDANCE,
         guiding.TI_MIX,
+        guiding.TI_MIX_SCHEDULES,
         guiding.PRIOR_GAP,
         limits.STEPS_CLAIM,
-        limits.HEAD_STEPS_CLAIM,
         limits.FILL,
         limits.CODE_WIDTH,
         limits.FIGURE_2,
@@ -24,6 +24,7 @@ CLAIMS = {
         limits.TEMPERATURE,
         guiding.GUIDANCE_EMOJI,
         guiding.TI_MIX_EMOJI,
+        limits.STEPS_EMOJI,
         limits.FIGURE_2_EMOJI,
     )
 }
@@ -31,7 +32,7 @@ CLAIMS = {
 PARTS = {
     run.name: run
     for run in (
-        *(limits.C64, limits.D64, limits.P64, *limits.CODES.values(), *limits.PRIORS.values()),
+        *(*limits.CODES.values(), *limits.PRIORS.values()),
         *(run for weak in limits.WEAK.values() for run in weak.values()),
         *guiding.BASE.values(),
         *guiding.EMOJI.values(),
