@@ -25,12 +25,12 @@ EMOJI_TEMPERATURE = 0.3
 
 
 def _steps(
-    arms: Mapping[str, Iterable[Training]], points: Iterable[tuple[int, int]], **settings: float
+    arms: Mapping[str, Iterable[Training]], points: Iterable[tuple[int, int]], temperature: float = 1.0
 ) -> Iterable[Entry]:
     for arm, runs in arms.items():
         codes = "none" if arm == "none" else "prior"
         for run, (steps, head) in product(runs, points):
-            yield Entry(arm, run, Drawn(codes, steps, head, **settings), x=f"{steps} x {head}", rank=6)
+            yield Entry(arm, run, Drawn(codes, steps, head, temperature), x=f"{steps} x {head}", rank=6)
 
 
 def _needs(arm: str, says: str, most: int) -> tuple[Expected, ...]:
@@ -89,18 +89,30 @@ _FILL_RUNS = {("zero-padded", seed): BASE["dc-mix", seed] for seed in SEEDS} | {
     (fill, seed): run_of(f"fill-{fill.replace(' ', '-')}", seed, {**PLAIN, **changes})
     for (fill, changes), seed in product(_FILLS.items(), SEEDS)
 }
-FILL = Claim(
-    "fill",
-    "What stands at masked positions, and where",
-    "DC-Mix fills masked positions of the decoder with code vectors (Eq. 9), which cost no parameter if padded.",
-    tuple(
-        Entry(fill, run, drawn, x="true" if drawn is TRUTH else "drawn", rank=4)
-        for (fill, _), run in _FILL_RUNS.items()
-        for drawn in (Drawn(), TRUTH)
-    ),
-    tuple(Expected(f"{fill}: lies closer than zero-padded", "kernel", fill, "zero-padded", "drawn") for fill in _FILLS),
-    figures=("parameters", "ms_a_step", "loss", "recognised", "kernel", "frechet"),
-    across="codes",
+
+
+def _fill(name: str, title: str, fills: tuple[str, ...]) -> Claim:
+    return Claim(
+        name,
+        title,
+        "DC-Mix fills masked positions of the decoder with code vectors (Eq. 9), which cost no parameter if padded.",
+        tuple(
+            Entry(fill, run, drawn, x="true" if drawn is TRUTH else "drawn", rank=4)
+            for (fill, _), run in _FILL_RUNS.items()
+            for drawn in (Drawn(), TRUTH)
+            if fill in ("zero-padded", *fills)
+        ),
+        tuple(
+            Expected(f"{fill}: lies closer than zero-padded", "kernel", fill, "zero-padded", "drawn") for fill in fills
+        ),
+        figures=("parameters", "ms_a_step", "loss", "recognised", "kernel", "frechet"),
+        across="codes",
+    )
+
+
+FILL = _fill("fill", "What stands at masked positions", ("projected", "learned"))
+FILL_WHERE = _fill(
+    "fill-where", "Codes at masked positions of the decoder, or of the encoder already", ("in the encoder",)
 )
 
 # ---------------------------------------------------------------- 6: bits of a code
@@ -130,7 +142,7 @@ _WIDTH_RUNS = {
         seed,
         {
             **PLAIN,
-            "training.steps": 600,
+            "training.steps": 400,
             "discrete_tokenizer.weights": f"{{{CODES[bits, seed].name}}}",
             "prior.weights": f"{{{PRIORS[bits, seed].name}}}",
         },
@@ -143,10 +155,11 @@ _WIDTH_RUNS = {
 
 def _width() -> Iterable[Entry]:
     for (bits, _), run in _WIDTH_RUNS.items():
-        yield Entry("MixAR, drawn codes", run, Drawn(), x=bits, rank=9)
-        yield Entry("MixAR, true codes", run, TRUTH, x=bits, rank=9)
-        yield Entry("drawn codes alone", run, Drawn(alone=True), x=bits, rank=9)
-        yield Entry("true codes alone", run, Drawn("truth", alone=True), x=bits, rank=9)
+        rank = 10 if bits == 10 else 9
+        yield Entry("MixAR, drawn codes", run, Drawn(), x=bits, rank=rank)
+        yield Entry("MixAR, true codes", run, TRUTH, x=bits, rank=rank)
+        yield Entry("drawn codes alone", run, Drawn(alone=True), x=bits, rank=rank)
+        yield Entry("true codes alone", run, Drawn("truth", alone=True), x=bits, rank=rank)
 
 
 def _bits(says: str, figure: str, arm: str, lower: int, higher: int) -> Expected:

@@ -17,6 +17,7 @@ CLAIMS = {
         guiding.PRIOR_GAP,
         limits.STEPS_CLAIM,
         limits.FILL,
+        limits.FILL_WHERE,
         limits.CODE_WIDTH,
         limits.FIGURE_2,
         limits.SIZE,
