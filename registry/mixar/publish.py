@@ -37,6 +37,14 @@ from mixar_core.training.adversarial import AdversarialConfig
 from mixar_core.training.alignment import AlignmentConfig
 
 README = "README.md"
+#: How diffusers finds a pipeline in the folder. The code is mixar-diffusers', so that none is copied around.
+_INDEX = {"_class_name": ["pipeline", "MixARPipeline"], "model": ["component", "MixARModel"]}
+_STUB = '''"""For diffusers: the code is in the package mixar-diffusers, which has to be installed."""
+
+from mixar_diffusers.pipeline import {name}
+
+__all__ = ["{name}"]
+'''
 #: parts that sampling does not use
 _FOR_TRAINING = ("data", "extractor", "discriminator", "aligned_to", "optimizer")
 
@@ -56,7 +64,8 @@ def publish(
     """Make one folder of a model and all that it keeps frozen, here or at the hub, and draw from it once.
 
     It holds recipe.yaml, the weights as they are, `continuous_tokenizer/`, `discrete_tokenizer/` and `prior/` (model
-    folders themselves), presets, README.md (a model card) and samples.png, which was drawn from the folder.
+    folders themselves), presets, README.md (a model card), samples.png, which was drawn from the folder, and what makes
+    it a pipeline of diffusers: model_index.json, pipeline.py and model/.
 
     Args:
         model: as `load` takes it. to: a folder, or `hf://owner/name` (`@branch` behind it: that branch).
@@ -87,6 +96,7 @@ def publish(
         pictured = picture(loaded)
         if pictured is not None:
             pictured.save(folder / SAMPLES)
+            _write_index(folder)
         write_text(
             folder / README,
             card(loaded, folder, name=name if at_hub else f"./{Path(to).name}", licence=licence, report=report),
@@ -130,6 +140,14 @@ def _write_all(source: Path, recipe: Recipe, folder: Path, kind: Kind, registry:
             raise UserError(f"{key} {home}: was trained with another {strangers[0]}, which the folder has no place for")
         seen = {k: f"../{places[k]}" for k in own}
         _write_one(home, folder / key, file, _plain(part, seen, registry), {})
+
+
+def _write_index(folder: Path) -> None:
+    """What makes the folder a pipeline of diffusers, too."""
+    (folder / "model").mkdir()
+    write_text(folder / "model_index.json", json.dumps(_INDEX, indent=2) + "\n")
+    write_text(folder / "pipeline.py", _STUB.format(name="MixARPipeline"))
+    write_text(folder / "model" / "component.py", _STUB.format(name="MixARModel"))
 
 
 def _home(weights: str, registry: Registry) -> Path | None:
