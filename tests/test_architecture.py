@@ -27,8 +27,8 @@ PACKAGES = {
 PLUGINS = PACKAGES.keys() - {"mixar_core", "mixar"}
 #: what a plugin package may import beside mixar_core and mixar: the zoo trains and measures, and requires what it uses
 ALLOWED = {"mixar_zoo": PLUGINS}
-#: distributions whose import name is another one
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+#: distributions whose import name is another one, or which bring it
+DISTRIBUTIONS = {"IPython": "ipykernel", "PIL": "pillow", "yaml": "pyyaml"}
 #: what takes long to import: never at the top of a file outside of mixar_eval, not even where it is required
 HEAVY = {"timm", "torch_fidelity", "matplotlib"}
 LONGEST = 400

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixar.generation import Generation, Progress, batch_noise, decoded, grid_picture, label_name
 from mixar.labels import Labels, checked_number
+from mixar.progress import in_notebook
 from mixar.regions import Canvas, Seam, filled, make_canvas, measure_seam, paste_into, pixels_of, shaded, tokens_in
 from mixar.text import choices
 from mixar_core.errors import UserError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Level = Literal["both", "latents", "codes"]
 
 
-@attrs.frozen(eq=False, kw_only=True)
+@attrs.frozen(eq=False, repr=False, kw_only=True)
 class Edited(Generation):
     """Edited images, and how they came about. `codes` are those of the result.
 
@@ -63,6 +64,9 @@ class Edited(Generation):
         names = [name for result in self.names for name in ("input", "region", "raw", result)]
         labels = [label for label in self.labels for _ in rows]
         return grid_picture(torch.stack(rows, dim=1).flatten(0, 1), names, labels, columns=len(rows), side=128)
+
+    def _repr_png_(self) -> bytes | None:
+        return self.picture()._repr_png_()
 
 
 class RowNoise(Noise):
@@ -117,9 +121,10 @@ def edit(
         raise UserError("level latents keeps the image's own codes, and it has none where the rest is to be drawn")
     seen = originals if peek or own_codes else filled(originals, masks)
 
-    raw, latents, drawn_codes = _draw_all(
-        model, seen, labels_B, redrawn, settings, codes, seed=seed, batch_size=batch_size, progress=progress
-    )
+    with in_notebook("editing", progress) as show:
+        raw, latents, drawn_codes = _draw_all(
+            model, seen, labels_B, redrawn, settings, codes, seed=seed, batch_size=batch_size, progress=show
+        )
     images = paste_into(originals, raw, regions, width) if paste else raw
     numbers = tuple(labels_B.tolist())
     return Edited(
@@ -209,7 +214,7 @@ def _draw_all(
     *,
     seed: object,
     batch_size: object,
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """What `_draw` gives, of all images: those are drawn at once in which as many tokens are drawn anew."""
     first = checked_number(seed, "seed", low=0, whole=True, needed=True)
@@ -222,8 +227,7 @@ def _draw_all(
     for index, rows in enumerate(batches):
 
         def report(done: int, of: int, index: int = index) -> None:
-            if progress is not None:
-                progress(index * of + done, len(batches) * of)
+            progress(index * of + done, len(batches) * of)
 
         some = {key: each[rows].to(model.device) for key, each in redrawn.items()}
         given = None if codes_BN is None else codes_BN[rows]

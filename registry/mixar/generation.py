@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mixar.labels import checked_number
+from mixar.text import first_of
 from mixar_core.data.streams import seed_of
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
@@ -25,9 +26,9 @@ Progress = Callable[[int, int], None]
 SHOWN, WIDEST = 64, 16
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Generation:
-    """Images drawn.
+    """Images drawn; a notebook shows them.
 
     Args:
         images: uint8 (B, 3, H, W).
@@ -49,6 +50,16 @@ class Generation:
     def grid(self, *, columns: int | None = None) -> Image.Image:
         """All images in one picture, each with its name."""
         return grid_picture(self.images, self.names, self.labels, columns=columns)
+
+    def __repr__(self) -> str:
+        count, _, height, width = self.images.shape
+        more = f"; a notebook shows {SHOWN}" if count > SHOWN else ""
+        names = first_of(list(dict.fromkeys(self.names)))
+        return f"{type(self).__name__}({count} of {width}x{height} pixels: {names}{more})"
+
+    def _repr_png_(self) -> bytes | None:
+        some = slice(SHOWN)
+        return grid_picture(self.images[some], self.names[some], self.labels[some])._repr_png_()
 
 
 def batch_noise(seed: int, index: int) -> Noise:

@@ -18,6 +18,7 @@ from mixar.labels import Labels, checked_number, class_numbers, code_tensor
 from mixar.parts import check_frozen
 from mixar.plugins import Registry, registry_without
 from mixar.pretrained import Pretrained
+from mixar.progress import in_notebook
 from mixar.recipe import TRAINABLE, Recipe, load_recipe
 from mixar.speed import Precision, hasten
 from mixar.text import choices
@@ -80,7 +81,7 @@ class Model(Pretrained):
             codes: whole numbers (B, N) to use instead of drawing them from the prior.
             keep_steps: also give the image after every step (MixAR only).
             batch_size: images at a time; None draws all at once.
-            progress: called after every step with steps done and steps in all.
+            progress: called after every step with steps done and steps in all; None: a bar in a notebook.
 
         Raises:
             UserError: no such class, a value that is not allowed, or the model draws no images.
@@ -89,14 +90,14 @@ class Model(Pretrained):
         codes_BN = None if codes is None else self.checked_codes(codes, len(labels_B))
         parts = batches(len(labels_B), seed, batch_size)
         drawn = []
-        for index, (rows, noise) in enumerate(parts):
+        with in_notebook("sampling", progress) as show:
+            for index, (rows, noise) in enumerate(parts):
 
-            def report(done: int, of: int, index: int = index) -> None:
-                if progress is not None:
-                    progress(index * of + done, len(parts) * of)
+                def report(done: int, of: int, index: int = index) -> None:
+                    show(index * of + done, len(parts) * of)
 
-            given = None if codes_BN is None else codes_BN[rows]
-            drawn.append(self.draw(labels_B[rows], settings, noise, given, keep_steps=keep_steps, progress=report))
+                given = None if codes_BN is None else codes_BN[rows]
+                drawn.append(self.draw(labels_B[rows], settings, noise, given, keep_steps=keep_steps, progress=report))
         numbers = tuple(labels_B.tolist())
         images, used, pictures = zip(*drawn, strict=True)
         return Generation(
@@ -145,7 +146,7 @@ class Model(Pretrained):
             steps, cfg, temperature: see `settings`; those of the prior at level codes.
             codes: whole numbers (B, N) to stand for the image's own, at level latents.
             batch_size: results at a time; None draws all at once that have as many tokens to draw.
-            progress: called after every step with steps done and steps in all.
+            progress: called after every step with steps done and steps in all; None: a bar in a notebook.
 
         Raises:
             UserError: an image or mask cannot be read, or does not fit; the mask touches no pixel, or every token; or

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar where someone watches, and else a line now and then."""
+"""How far a long piece of work is: a bar where someone watches, in a notebook too, and else a line now and then."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mixar.text import duration
+from mixar_core.notebook import NotebookPlace
 
 #: seconds at least between two lines where the output is no terminal
 LINES_EVERY = 30.0
@@ -27,6 +28,7 @@ def progress_bar(what: str, *, shown: bool = True) -> Iterator[Callable[..., Non
     bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task(what, total=None, figures="")
     began = said = time.monotonic()
+    place = NotebookPlace()
 
     def show(done: int, total: int | None, fresh: int = 0) -> None:
         nonlocal said
@@ -34,9 +36,11 @@ def progress_bar(what: str, *, shown: bool = True) -> Iterator[Callable[..., Non
         if fresh and total is not None:
             rate = fresh / max(now - began, 1e-9)
             figures = f"{rate:.3g} images/s  {duration((total - done) / rate)} left"
-        if shown and console.is_terminal:
+        bar.update(task, completed=done, total=total, figures=figures)
+        if shown and console.is_jupyter:
+            place.show(bar)
+        elif shown and console.is_terminal:
             bar.start()
-            bar.update(task, completed=done, total=total, figures=figures)
         elif shown and figures and now - said >= LINES_EVERY:
             said = now
             console.print(f"{what}: {done:,} of {total:,}  {figures}", markup=False, highlight=False, soft_wrap=True)
@@ -44,8 +48,19 @@ def progress_bar(what: str, *, shown: bool = True) -> Iterator[Callable[..., Non
     try:
         yield show
     finally:
+        place.clear()
         if bar.live.is_started:
             bar.stop()
+
+
+@contextmanager
+def in_notebook(what: str, progress: Callable[[int, int], None] | None) -> Iterator[Callable[[int, int], None]]:
+    """The caller's `progress`; where there is none a bar in a notebook, and elsewhere nothing."""
+    if progress is not None:
+        yield progress
+    else:
+        with progress_bar(what, shown=Console().is_jupyter) as show:
+            yield show
 
 
 class Phases(ExitStack):

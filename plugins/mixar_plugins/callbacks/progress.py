@@ -9,6 +9,7 @@ from attrs.validators import ge
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from mixar_core.notebook import NotebookPlace
 from mixar_core.training.callback import Callback, RunInfo, StepReport
 
 
@@ -20,7 +21,7 @@ class ProgressConfig:
 
 
 class ProgressBar(Callback):
-    """A bar with step, loss, images/s and time left; plain lines where the output is no terminal.
+    """A bar with step, loss, images/s and time left; plain lines where the output is no terminal and no notebook.
 
     Beside the loss stands what it lies between in reference runs, where the recipe has curves of such.
     """
@@ -37,6 +38,7 @@ class ProgressBar(Callback):
         )
         self.bar = Progress(*columns, console=self.console)
         self._said = float("-inf")
+        self._place = NotebookPlace()
 
     def on_start(self, run: RunInfo) -> None:
         self.task = self.bar.add_task(run.name, total=run.steps, completed=run.first_step, figures="")
@@ -51,7 +53,9 @@ class ProgressBar(Callback):
         self.bar.update(self.task, completed=report.step, figures=figures)
         now = self.console.get_time()
         last = report.step == run.steps
-        if not self.console.is_terminal and (last or now - self._said >= self.config.lines_every):
+        if self.console.is_jupyter:
+            self._place.show(self.bar, at_once=last)
+        elif not self.console.is_terminal and (last or now - self._said >= self.config.lines_every):
             self._said = now
             self._line(f"step {report.step}/{run.steps}  {figures}")
 

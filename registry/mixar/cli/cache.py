@@ -57,7 +57,7 @@ def cache_command(
     """
     from rich.filesize import decimal
 
-    from mixar.cli.progress import progress_bar
+    from mixar.progress import progress_bar
 
     if verify is not None:
         if recipe is not None or out is not None:

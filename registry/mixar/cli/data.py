@@ -53,8 +53,8 @@ def data_command(
 
     Examples: `mixar data photos` · `mixar data photos --out seen` · `mixar data my_recipe.yaml`
     """
-    from mixar.cli.progress import progress_bar
     from mixar.facts import look, write_facts
+    from mixar.progress import progress_bar
 
     registry, path = open_registry(context, no_plugin), as_path(source)
     if out is not None and path.is_dir() and out.resolve().is_relative_to(path.resolve()):

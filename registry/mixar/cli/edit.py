@@ -120,9 +120,9 @@ def edit_command(
         raise UserError("--mask and --region: give one of them")
     if outside and mask is None and region is None:
         raise UserError("--outside: needs --mask or --region")
-    from mixar.cli.progress import progress_bar
     from mixar.folder import sha256
     from mixar.model import load
+    from mixar.progress import progress_bar
     from mixar.sampling import Plan, describe
     from mixar.stores import check_folder, write_folder
     from mixar_core.types import NO_CLASS

@@ -44,9 +44,9 @@ def new_command(
     Examples: `mixar new photos --out own` · `mixar new photos --out own --image-size 128 --minutes 600` ·
     `mixar new photos --out own --image-size 96x128`
     """
-    from mixar.cli.progress import progress_bar
     from mixar.facts import look
     from mixar.family import next_commands, plan_family, write_family
+    from mixar.progress import progress_bar
     from mixar.text import duration
 
     registry = open_registry(context, no_plugin)

@@ -158,7 +158,7 @@ def _draw_few(
     model: Model, plan: Plan, folder: Path, changes: dict[str, Any], *, columns: int | None, codes_too: bool
 ) -> None:
     """Draw at once, into a folder that appears whole; `changes`: of the settings, for `Model.generate`."""
-    from mixar.cli.progress import progress_bar
+    from mixar.progress import progress_bar
     from mixar.sampling import describe
     from mixar.stores import write_samples
 
@@ -173,8 +173,8 @@ def _draw_few(
 
 def _draw_many(model: Model, plan: Plan, folder: Path, processes: Processes, *, npz: Path | None, force: bool) -> None:
     """Draw what is missing in `folder`, shared by the processes, and print where it is, or how to go on."""
-    from mixar.cli.progress import progress_bar
     from mixar.generation import overview
+    from mixar.progress import progress_bar
     from mixar.sampling import MANIFEST, claim, describe, draw_chunks, manifest_beside
     from mixar.stores import PNGStore, RawStore, check_ours, pack_npz
     from mixar_core.distributed import StopSignals, naming_lost_processes

@@ -53,7 +53,7 @@ def measuring(context: typer.Context, *, several: bool = False) -> Iterator[Eval
     Args:
         several: it measures with more than one extractor.
     """
-    from mixar.cli.progress import Phases
+    from mixar.progress import Phases
     from mixar_core.distributed import PATIENT, StopSignals, join_processes, naming_lost_processes
     from mixar_eval import judge
     from mixar_eval.context import Stopped
