@@ -6,7 +6,8 @@ PYTHON ?= $(shell $(find_python))
 
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := plugins/mixar_adaptive plugins/mixar_diffusers plugins/mixar_eval plugins/mixar_fsq plugins/mixar_import plugins/mixar_zoo
+PACKAGES := plugins/mixar_adaptive plugins/mixar_diffusers plugins/mixar_eval plugins/mixar_fsq plugins/mixar_import \
+	plugins/mixar_page plugins/mixar_zoo
 STAMP := $(VENV)/.installed
 
 # Threads of torch in each of the two workers of pytest: two with two threads each would fight over two cores.
@@ -17,7 +18,7 @@ PYTEST = OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(BIN)/python -m pytest
 help:
 	@echo "make demo       sample from the shipped models, and train a small one from scratch (minutes on two cores)"
 	@echo "make test       ruff, mypy and the tests; ARGS='-k recipe' goes to pytest, OMP_NUM_THREADS=2 to torch"
-	@echo "make test-slow  the tests that make virtual environments, start many processes, or try every published size"
+	@echo "make test-slow  the tests that make virtual environments, start many processes or a browser, or try every published size"
 	@echo "make check      ruff and mypy"
 	@echo "make docs       a page for every public name, from its docstring, in build/docs"
 	@echo "make format     let ruff format and repair what it can"

@@ -211,6 +211,7 @@ def test_these_rules_see_what_is_there(sources: list[Source]) -> None:
         "mixar_eval",
         "mixar_fsq",
         "mixar_import",
+        "mixar_page",
         "mixar_zoo",
     }
     assert {"mixar_core", "mixar", *plugins} <= PACKAGES.keys()

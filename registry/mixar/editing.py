@@ -68,6 +68,35 @@ class Edited(Generation):
     def _repr_png_(self) -> bytes | None:
         return self.picture()._repr_png_()
 
+    def figures(self) -> dict[str, dict[str, float | None]]:
+        """The figures of both seams, `images` and `raw`, means over the results; None where there is none."""
+        return {
+            name: {
+                figure: None if values.isnan().all() else float(values.nanmean())
+                for figure, values in attrs.asdict(seam).items()
+            }
+            for name, seam in (("images", self.seam), ("raw", self.raw_seam))
+        }
+
+    def report(self) -> list[str]:
+        """What was drawn anew, and how well it fits; of several results the mean."""
+        told = [
+            f"{int(tokens[0].sum())} of {tokens.shape[1]} {what}"
+            for what, tokens in (("latent tokens", self.redrawn), ("codes", self.redrawn_codes))
+            if tokens is not None
+        ]
+        grown, asked = int(self.regions[0].sum()), int(self.masks[0].sum())
+        whole = "" if grown == asked else f"; the region grew from {asked:,} to {grown:,} pixels, those of whole tokens"
+        lines = [f"level {self.level}: drawn anew {' and '.join(told)}{whole}"]
+        for name, seam in self.figures().items():
+            if all(value is not None for value in seam.values()):
+                what = "as decoded" if name == "raw" else "result"
+                lines.append(
+                    f"{what}, in levels of 256: kept pixels differ by {seam['kept']:.2f} ({seam['near']:.2f} near the "
+                    f"region); across its edge {seam['across']:.2f}, beside it {seam['beside']:.2f}"
+                )
+        return lines
+
 
 class RowNoise(Noise):
     """Noise of a batch each of whose rows draws from a source of its own, so that it depends on no other row."""

@@ -150,9 +150,9 @@ def edit_command(
     settings = loaded.settings(**changes, of_prior=edited.level == "codes")
     plan = Plan(count=len(edited.labels), batch=batch, seed=seed, settings=settings, classes=edited.labels)
     files = {"image": sha256(image), "mask": None if mask is None else sha256(mask)}
-    how = {"level": edited.level, **files, "region": region, **asked, "seam": _figures(edited)}
+    how = {"level": edited.level, **files, "region": region, **asked, "seam": edited.figures()}
     write_folder(out, _pictures(edited), describe(loaded, plan) | {"edit": how})
-    for line in (*edited.notes, *_report(edited)):
+    for line in (*edited.notes, *edited.report()):
         print(line)
     print(f"{plan.count} result{'s' * (plan.count > 1)} in {out}, beside what they were made of in {out / 'edit.png'}")
 
@@ -169,36 +169,3 @@ def _pictures(edited: Edited) -> dict[str, Image.Image]:
         **named_pictures(edited.images, edited.names),
         **named_pictures(edited.raw, edited.names, "raw/"),
     }
-
-
-def _figures(edited: Edited) -> dict[str, dict[str, float | None]]:
-    """The seam's figures, means over the results; None where there is none."""
-    import attrs
-
-    return {
-        name: {
-            figure: None if values.isnan().all() else float(values.nanmean())
-            for figure, values in attrs.asdict(seam).items()
-        }
-        for name, seam in (("images", edited.seam), ("raw", edited.raw_seam))
-    }
-
-
-def _report(edited: Edited) -> list[str]:
-    """What was drawn anew, and how well it fits; of several results the mean."""
-    told = [
-        f"{int(tokens[0].sum())} of {tokens.shape[1]} {what}"
-        for what, tokens in (("latent tokens", edited.redrawn), ("codes", edited.redrawn_codes))
-        if tokens is not None
-    ]
-    grown, asked = int(edited.regions[0].sum()), int(edited.masks[0].sum())
-    whole = "" if grown == asked else f"; the region grew from {asked:,} to {grown:,} pixels, those of whole tokens"
-    lines = [f"level {edited.level}: drawn anew {' and '.join(told)}{whole}"]
-    for name, seam in _figures(edited).items():
-        if all(value is not None for value in seam.values()):
-            what = "as decoded" if name == "raw" else "result"
-            lines.append(
-                f"{what}, in levels of 256: kept pixels differ by {seam['kept']:.2f} ({seam['near']:.2f} near the "
-                f"region); across its edge {seam['across']:.2f}, beside it {seam['beside']:.2f}"
-            )
-    return lines

@@ -55,7 +55,13 @@ app.add_typer(plugin_app, name="plugin")
 
 
 #: the packages of this repository that bring commands of their own, for who has not installed them
-_PACKAGES = {"eval": "mixar_eval", "tune": "mixar_eval", "weights": "mixar_import", "demo": "mixar_zoo"}
+_PACKAGES = {
+    "eval": "mixar_eval",
+    "tune": "mixar_eval",
+    "weights": "mixar_import",
+    "serve": "mixar_page",
+    "demo": "mixar_zoo",
+}
 
 
 def _guides() -> Path:

@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 DEFAULT_CLASSES = 10
 
 
+def _codes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text}: not whole numbers separated by commas") from error
+
+
 def sample_command(
     context: typer.Context,
     model: ModelName,
@@ -82,6 +89,12 @@ def sample_command(
             help="With --count: one .npz as ADM's evaluation reads it, instead of pictures.",
         ),
     ] = None,
+    codes: Annotated[
+        list[Any] | None,
+        typer.Option(
+            metavar="0,1,...", parser=_codes, help="An image's codes, instead of the prior's; once for each image."
+        ),
+    ] = None,
     codes_too: Annotated[
         bool, typer.Option("--codes-too", help="Also what the discrete codes alone decode to.")
     ] = False,
@@ -108,6 +121,7 @@ def sample_command(
         (npz and out, "--npz and --out: give one of them"),
         (count and per_class, "--count and --per-class: give one of them"),
         (count and codes_too, "--count and --codes-too: give one of them"),
+        (count and codes, "--count and --codes: give one of them"),
         (npz and not count, "--npz: needs --count, the number of images"),
         (random_labels and not count, "--random-labels: needs --count, the number of images"),
         (
@@ -146,6 +160,7 @@ def sample_command(
         shown, each = min(len(every), DEFAULT_CLASSES), per_class or 1
         wanted = asked or [every[index * len(every) // shown] for index in range(shown)]
         plan = planned(count=each * len(wanted), classes=tuple(label for label in wanted for _ in range(each)))
+        changes |= {"codes": codes} if codes else {}
         _draw_few(loaded, plan, folder, changes, columns=each if each > 1 else None, codes_too=codes_too)
         return
     for twice in (label for label in asked if asked.count(label) > 1):
@@ -157,7 +172,7 @@ def sample_command(
 def _draw_few(
     model: Model, plan: Plan, folder: Path, changes: dict[str, Any], *, columns: int | None, codes_too: bool
 ) -> None:
-    """Draw at once, into a folder that appears whole; `changes`: of the settings, for `Model.generate`."""
+    """Draw at once, into a folder that appears whole; `changes`: of settings and codes, for `Model.generate`."""
     from mixar.progress import progress_bar
     from mixar.sampling import describe
     from mixar.stores import write_samples
@@ -167,7 +182,8 @@ def _draw_few(
     if codes_too and drawn.codes is None:
         raise UserError(f"--codes-too: model {model.recipe.name} uses no discrete codes")
     alone = model.decode_codes(drawn.codes) if codes_too else None
-    write_samples(folder, drawn, describe(model, plan), codes_alone=alone, columns=columns)
+    manifest = describe(model, plan) | {key: changes[key] for key in ("codes",) if key in changes}
+    write_samples(folder, drawn, manifest, codes_alone=alone, columns=columns)
     print(f"{plan.count} images in {folder}, all of them in {folder / 'grid.png'}")
 
 
