@@ -21,7 +21,7 @@ _GET = re.compile(
     r"/|/(config|theme\.css|manifest\.json|favicon\.ico|robots\.txt)/?|/(static|assets|svelte)/[\w@.+/-]+"
     r"|/gradio_api/(queue/data|startup-events|heartbeat/\w{1,64}|info/?)"
 )
-_POST = re.compile(r"/gradio_api/(queue/join|cancel|reset)/?")
+_POST = re.compile(r"/gradio_api/(queue/join|run/predict|cancel|reset)/?")
 #: bytes of a request: a picture and its mask
 _MOST = MOST_BYTES + 200_000
 #: values of a request, characters of those that are names

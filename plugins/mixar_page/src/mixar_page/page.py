@@ -29,4 +29,4 @@ def build(stage: Studio) -> gr.Blocks:
                 CompareTab.of(stage, visits)
         edit.takes(draw, tabs)
         page.unload(visits.stop)
-    return page.queue(max_size=QUEUE, default_concurrency_limit=len(stage.own))
+    return page.queue(max_size=QUEUE, api_open=False, default_concurrency_limit=len(stage.own))
