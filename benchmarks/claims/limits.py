@@ -28,9 +28,8 @@ def _steps(
     arms: Mapping[str, Iterable[Training]], points: Iterable[tuple[int, int]], temperature: float = 1.0
 ) -> Iterable[Entry]:
     for arm, runs in arms.items():
-        codes = "none" if arm == "none" else "prior"
         for run, (steps, head) in product(runs, points):
-            yield Entry(arm, run, Drawn(codes, steps, head, temperature), x=f"{steps} x {head}", rank=6)
+            yield Entry(arm, run, Drawn("prior", steps, head, temperature), x=f"{steps} x {head}", rank=6)
 
 
 def _needs(arm: str, says: str, most: int) -> tuple[Expected, ...]:
@@ -49,19 +48,17 @@ _STEPS_SAYS = (
 )
 STEPS_CLAIM = Claim(
     "steps",
-    "How many steps, autoregressive and of the head, with guidance and without",
+    "How many steps guidance needs, autoregressive and of the head: 16 tokens",
     _STEPS_SAYS,
     tuple(
         _steps(
-            {**{name: [BASE[name, seed] for seed in SEEDS] for name in ("none", "dc-mix")}, "dc-mix, shipped": SHIPPED},
+            {f"MixAR of {STEPS} steps": [BASE["dc-mix", seed] for seed in SEEDS], "MixAR, shipped": SHIPPED},
             POINTS,
         )
     ),
     (
-        *_needs("none", "MAR needs them", 16),
-        *_needs("dc-mix", "dc-mix needs them", 16),
-        *_needs("dc-mix, shipped", "the shipped dc-mix needs them", 16),
-        Expected("dc-mix in 1 step lies closer than MAR in 16", "kernel", "dc-mix", "none", "1 x 25", "16 x 25"),
+        *_needs(f"MixAR of {STEPS} steps", f"after {STEPS} steps it needs them", 16),
+        *_needs("MixAR, shipped", "the shipped one needs them", 16),
     ),
     figures=("recognised", "kernel", "frechet", "unlike", "seams", "ms_an_image"),
     shown=("kernel", "unlike", "ms_an_image"),
@@ -118,24 +115,22 @@ FILL_WHERE = _fill(
 # ---------------------------------------------------------------- 6: bits of a code
 
 BITS = (6, 10, 14)
-#: tokenizers and priors by seed, too: else a better one of a few would be taken for a better count of bits
 CODES = {
-    (bits, seed): run_of(
-        f"codes{bits}", seed, {**_SMALL, "discrete_tokenizer.bits": bits, "training.steps": 1000}, recipe="digits_lfq"
+    bits: run_of(
+        f"codes{bits}", 0, {**_SMALL, "discrete_tokenizer.bits": bits, "training.steps": 1000}, recipe="digits_lfq"
     )
-    for bits, seed in product(BITS, SEEDS)
+    for bits in BITS
 }
 
 
-def _prior(bits: int, seed: int) -> Training:
-    codes = CODES[bits, seed].name
+def _prior(bits: int) -> Training:
     sizes = {"bits": bits, "stride": 8, "splits": 2, "width": 128, "depth": 4, "mlp_dim": 512}
     changes = {**_SMALL, "prior": sizes, "training.steps": 600, "training.ema_decay": 0.99}
-    changes |= {"discrete_tokenizer.weights": f"{{{codes}}}"}
-    return run_of(f"prior{bits}", seed, changes, codes, recipe="digits_prior")
+    changes |= {"discrete_tokenizer.weights": f"{{{CODES[bits].name}}}"}
+    return run_of(f"prior{bits}", 0, changes, CODES[bits].name, recipe="digits_prior")
 
 
-PRIORS = {(bits, seed): _prior(bits, seed) for bits, seed in product(BITS, SEEDS)}
+PRIORS = {bits: _prior(bits) for bits in BITS}
 _WIDTH_RUNS = {
     (bits, seed): run_of(
         f"dc-mix-{bits}bit",
@@ -143,11 +138,11 @@ _WIDTH_RUNS = {
         {
             **PLAIN,
             "training.steps": 400,
-            "discrete_tokenizer.weights": f"{{{CODES[bits, seed].name}}}",
-            "prior.weights": f"{{{PRIORS[bits, seed].name}}}",
+            "discrete_tokenizer.weights": f"{{{CODES[bits].name}}}",
+            "prior.weights": f"{{{PRIORS[bits].name}}}",
         },
-        CODES[bits, seed].name,
-        PRIORS[bits, seed].name,
+        CODES[bits].name,
+        PRIORS[bits].name,
     )
     for bits, seed in product(BITS, SEEDS)
 }
@@ -171,9 +166,8 @@ CODE_WIDTH = Claim(
     "Bits of a code: 6, 10, 14",
     "A codebook that is too small loses detail: blurred images; one that is too large is hard to predict.",
     tuple(_width()),
-    (
+    (  # nothing of the true codes alone: of one tokenizer each they are the same at every seed
         _bits("small codes blur: MixAR at 6 bits is less sharp than at 14", "sharpness", "MixAR, drawn codes", 6, 14),
-        _bits("small codes blur: alone, 6 bits are less sharp than 14", "sharpness", "true codes alone", 6, 14),
         _bits("from true codes more bits are better", "kernel", "MixAR, true codes", 14, 6),
         _bits("from drawn codes more bits are better", "kernel", "MixAR, drawn codes", 14, 6),
     ),
