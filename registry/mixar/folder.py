@@ -20,7 +20,6 @@ from mixar.text import one_line
 from mixar.written import bare, located
 from mixar_core.errors import UserError
 from mixar_core.storage import file_sha256, read_weights, whole_folder, write_text, write_weights
-from mixar_core.training.checkpoint import list_checkpoints, read_sharded
 
 RECIPE, WEIGHTS, PROVENANCE = "recipe.yaml", "weights.safetensors", "provenance.json"
 #: what provenance.json says under `paths` of a recipe whose paths are seen from its own folder
@@ -52,6 +51,8 @@ def weights_file(folder: Path, kind: Kind = "ema") -> Path:
     file = folder / ("weights_raw.safetensors" if kind == "raw" and averaged else "weights.safetensors")
     if file.is_file():
         return file
+    from mixar_core.training.checkpoint import list_checkpoints  # torch's checkpoints take most of a second to import
+
     checkpoints = list_checkpoints(folder)
     if checkpoints and not (folder / WEIGHTS).exists():
         return checkpoints[-1] / (kind if averaged else "raw")
@@ -72,7 +73,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: not such a file, truncated, or unreadable.
     """
-    tensors = read_sharded(path) if path.is_dir() else read_weights(path)
+    if path.is_dir():
+        from mixar_core.training.checkpoint import read_sharded
+
+        tensors = read_sharded(path)
+    else:
+        tensors = read_weights(path)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 

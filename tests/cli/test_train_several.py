@@ -103,6 +103,7 @@ def test_stopped_it_says_how_all_of_it_goes_on(own: Path, tmp_path: Path) -> Non
     assert told[-1] == "mixar sample 'my images/runs/mixar'"
 
 
+@pytest.mark.slow
 def test_under_torchrun(own: Path, tmp_path: Path) -> None:
     shutil.copytree(own, tmp_path / "my images")
     told = torchrun(*words(), cwd=tmp_path)

@@ -136,6 +136,7 @@ def test_one_process_that_is_told_to_stop_stops_both(family: Path, tmp_path: Pat
     assert done.stderr.startswith("warning: this run was shared by 2 processes and goes on with 1: the same batches")
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_killed_process_ends_the_other_and_torchrun_goes_on(family: Path, tmp_path: Path) -> None:
     folder, output = tmp_path / "run", tmp_path / "output"

@@ -92,6 +92,7 @@ def test_images_measured_again_give_the_same_scores(family: Path, measured: Path
     assert "**1 of them have no image: dog.**" in (tmp_path / "without/report.md").read_text()
 
 
+@pytest.mark.slow
 def test_killed_and_shared_it_ends_with_the_same_report(family: Path, measured: Path, tmp_path: Path) -> None:
     call = ("eval", "generation", family / "models/mixar", "--reference", "data:train", *COUNT, *QUICK, "--out")
     with started(*call, "killed", folder=tmp_path) as child:

@@ -28,6 +28,7 @@ except mixar.UserError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["well", "lost"])
 def test_processes_that_evaluate_together_leave_together(tmp_path: Path, ending: str) -> None:
     """They end the group they began, and name the ones that were lost, as the commands do."""

@@ -287,6 +287,7 @@ def test_told_to_stop_it_says_how_to_go_on(family: Path, tmp_path: Path, number:
     assert f"stopped with {there:,} of 2,000 images in out; the same command" in (tmp_path / "stdout").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_does(family: Path, tmp_path: Path) -> None:
     call = ("sample", family / "models/mixar", "--count", 18, "--batch", 4, "--seed", 5, "--npz")
     good(*call, "one.npz", cwd=tmp_path)

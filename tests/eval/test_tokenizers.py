@@ -155,10 +155,14 @@ def test_codes_of_other_layouts_are_counted(family: Path, tmp_path: Path, regist
     assert "| grid 4x4 of depth 3 |" in found.to_markdown()
 
 
-def test_the_command_and_two_processes(family: Path, tmp_path: Path) -> None:
+def call_in(family: Path, folder: Path) -> list[object]:
     models = [family / "models/continuous", family / "models/discrete"]
-    extractor = f"timm:model={TIMM_MODEL},weights_file={write_timm(tmp_path / 'vit.safetensors')},size=32"
-    call = ["eval", "tokenizer", *models, "--data", "data:train", "--images", 7, "--extractor", extractor]
+    extractor = f"timm:model={TIMM_MODEL},weights_file={write_timm(folder / 'vit.safetensors')},size=32"
+    return ["eval", "tokenizer", *models, "--data", "data:train", "--images", 7, "--extractor", extractor]
+
+
+def test_the_command(family: Path, tmp_path: Path) -> None:
+    call = call_in(family, tmp_path)
     said = good(*call, "--out", tmp_path / "one")
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert files == ["reconstructions.png", "report.json", "report.md"]
@@ -178,6 +182,11 @@ def test_the_command_and_two_processes(family: Path, tmp_path: Path) -> None:
     assert text in said and "continuous, sample |" in text and "floor: one half" in text
     assert Image.open(tmp_path / "one/reconstructions.png").height > 4 * 96
 
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(family: Path, tmp_path: Path) -> None:
+    call = call_in(family, tmp_path)
+    good(*call, "--out", tmp_path / "one")
     torchrun(*call, "--out", tmp_path / "two", "--batch", 2, cwd=tmp_path)
     assert_near(figures(tmp_path / "two"), figures(tmp_path / "one"))
 

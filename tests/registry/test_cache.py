@@ -75,6 +75,7 @@ def curve(log: Path) -> list[float]:
     return [value for line in log.read_text().splitlines() for value in json.loads(line)["losses"].values()]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_files(made: Path, family: Path, tmp_path: Path) -> None:
     command = ("cache", family / "recipes/mixar.yaml", "--out", "two", "--device", "cpu")
     output = torchrun(*command, "--shard-size", 2, "--batch", 2, cwd=tmp_path)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import attrs
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from mixar_core.backbone import BackboneState
 from mixar_core.blocks import CrossAttention
@@ -41,8 +40,8 @@ class Shared:
         if cross is None or self.guidance.memory_BMD is None:
             return None
         memory_BMD = self.guidance.memory_BMD.to(self.backbone.dtype)
-        # weights that processes share are there only while their block runs
-        return memory_BMD if isinstance(cross.kv.weight, DTensor) else cross.keys_values(memory_BMD)
+        # weights that processes share (torch's DTensor) are there only while their block runs
+        return memory_BMD if hasattr(cross.kv.weight, "to_local") else cross.keys_values(memory_BMD)
 
     def encoder_input(self, tokens_BNC: Tensor, visible_BU: Tensor) -> Tensor:
         """What the encoder's first block sees: [prefix, class buffer, visible tokens]."""
