@@ -13,13 +13,13 @@ and the cache's size against the arithmetic. How much a whole step gains depends
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
 from statistics import median
 
 import torch
+import typer
 
 import mixar
 from mixar.assembly import build, open_data
@@ -29,6 +29,7 @@ from mixar.plugins import plugin_manager
 from mixar.recipe import Recipe
 from mixar.run import make_objective
 from mixar_core.data.cache import TokenCache
+from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.streams import Stream, step_noise
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.distributed import Processes
@@ -45,20 +46,40 @@ MODELS: dict[str, dict[str, object]] = {
 WARM_UP = 3
 
 
-def resolved(arguments: argparse.Namespace, cache: str, **overrides: object) -> Recipe:
-    """The recipe, to train for a few steps and do nothing else."""
-    base = {
-        "training.steps": arguments.steps + WARM_UP,
-        "training.warmup_steps": 0,
-        "training.cache": cache,
-        "training.workers": arguments.workers,
-        "training.log_every": 1,
-        "training.evaluate_every": 0,
-        "training.preview_every": 0,
-        "training.checkpoint_every": 0,
-        "callbacks": [],
-    }
-    return mixar.load_recipe(arguments.recipe, {**base, **overrides})
+def main(
+    recipe: str = "emoji64",
+    steps: int = 15,
+    workers: int = 0,
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    out: Path = Path("runs/cache_benchmark"),
+) -> None:
+    """Cache, train both ways, print a table; `--steps` of each training are counted, `--workers` load."""
+    made = make_cache(mixar.load_recipe(recipe), out / "cache", plugin_manager(), device=device)
+    cache = TokenCache.open(out / "cache")
+    assert cache.index is not None
+    about, rate = cache.index, f"{made.encoded / made.seconds:.0f} images/s" if made.encoded else "written before"
+    size, counted = sum(shard.bytes for shard in about.shards), about.count * about.settings.row_bytes
+    print(
+        f"{about.count:,} images in {size:,} bytes ({rate}); by arithmetic {about.count:,} x "
+        f"{about.settings.row_bytes:,} = {counted:,}, and {size - counted:,} for headers"
+    )
+    settings = {"steps": steps + WARM_UP, "workers": workers, "log_every": 1}
+    settings |= dict.fromkeys(("warmup_steps", "evaluate_every", "preview_every", "checkpoint_every"), 0)
+    base = {f"training.{key}": value for key, value in settings.items()} | {"callbacks": []}
+    rows = []
+    for name, changes in {"tokens alone": {}, **MODELS}.items():
+        found = []
+        for where in ("none", str(out / "cache")):
+            chosen = mixar.load_recipe(recipe, {**base, "training.cache": where, **changes})
+            if changes:
+                found.append(trained(chosen, out / name / ("images" if where == "none" else "cache"), device))
+            else:
+                data = cache if where != "none" else open_data(chosen, plugin_manager(), "train")
+                found.append((tokens_alone(chosen, data, torch.device(device)), 1.0))
+        cells = [cell for seconds, waits in found for cell in (f"{seconds:.4f}", f"{waits:.1%}")]
+        rows.append((name, *cells, f"{found[0][0] / found[1][0]:.1f}"))
+    columns = ("", "images", "waiting", "cache", "waiting", "ratio")
+    print_table(f"seconds a step, {recipe}, {device}", columns, rows, right=range(1, 6))
 
 
 def trained(recipe: Recipe, folder: Path, device: str) -> tuple[float, float]:
@@ -72,15 +93,13 @@ def trained(recipe: Recipe, folder: Path, device: str) -> tuple[float, float]:
     return median(seconds), waited / sum(seconds)
 
 
-def tokens_alone(recipe: Recipe, cache: TokenCache | None, device: torch.device) -> float:
+def tokens_alone(recipe: Recipe, data: ImageDataset | TokenCache, device: torch.device) -> float:
     """Median seconds until a batch's tokens are there."""
-    assert recipe.training is not None
+    assert recipe.training is not None and recipe.training.steps is not None
     registry = plugin_manager()
-    data = open_data(recipe, registry, "train")
-    objective = make_objective(build(recipe, registry, data=data), registry).to(device)
-    source = make_source(objective, data if cache is None else cache, recipe.training, Processes(0, 1, device))
-
-    assert recipe.training.steps is not None
+    opened = open_data(recipe, registry, "train")
+    objective = make_objective(build(recipe, registry, data=opened), registry).to(device)
+    source = make_source(objective, data, recipe.training, Processes(0, 1, device))
     taken, started = [], time.perf_counter()
     for step, batch in enumerate(source.batches(0, recipe.training.steps)):
         noise = step_noise(Stream.TOKENS, seed=0, step=step, device=device)
@@ -95,49 +114,5 @@ def tokens_alone(recipe: Recipe, cache: TokenCache | None, device: torch.device)
     return median(taken[WARM_UP:])
 
 
-def main() -> None:
-    """Cache, train both ways, print a table, write the figures beside the runs."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", default="emoji64", help="recipe to train")
-    parser.add_argument("--steps", type=int, default=15, help="optimizer steps of each training that are counted")
-    parser.add_argument("--workers", type=int, default=0, help="loader processes")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    parser.add_argument("--out", type=Path, default=Path("runs/cache_benchmark"), help="new or empty folder")
-    arguments = parser.parse_args()
-
-    folder = arguments.out / "cache"
-    made = make_cache(mixar.load_recipe(arguments.recipe), folder, plugin_manager(), device=arguments.device)
-    cache = TokenCache.open(folder)
-    assert cache.index is not None
-    about, rate = cache.index, f"{made.encoded / made.seconds:.0f} images/s" if made.encoded else "written before"
-    size, counted = sum(shard.bytes for shard in about.shards), about.count * about.settings.row_bytes
-    print(
-        f"{about.count:,} images in {size:,} bytes ({rate}); by arithmetic {about.count:,} x "
-        f"{about.settings.row_bytes:,} = {counted:,}, and {size - counted:,} for headers"
-    )
-
-    device = torch.device(arguments.device)
-    kinds = {"images": "none", "cache": str(folder)}
-    rows = {
-        "tokens alone": [
-            (tokens_alone(resolved(arguments, where), cache if kind == "cache" else None, device), 1.0)
-            for kind, where in kinds.items()
-        ]
-    }
-    for name, overrides in MODELS.items():
-        rows[name] = [
-            trained(resolved(arguments, where, **overrides), arguments.out / name / kind, arguments.device)
-            for kind, where in kinds.items()
-        ]
-    shown = [
-        (name, f"{slow:.4f}", f"{slow_waits:.1%}", f"{fast:.4f}", f"{fast_waits:.1%}", f"{slow / fast:.1f}")
-        for name, ((slow, slow_waits), (fast, fast_waits)) in rows.items()
-    ]
-    columns = ("", "images", "waiting", "cache", "waiting", "ratio")
-    print_table(f"seconds a step, {arguments.recipe}, {arguments.device}", columns, shown, right=range(1, 6))
-    figures = {"steps": rows, "bytes": size, "bytes_by_arithmetic": counted}
-    (arguments.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,4 +1,4 @@
-"""Is anything lost when training is killed? `python -m benchmarks.endurance [--kills 24] [--processes 1 2] [--out DIR]`
+"""Is anything lost when training is killed? `python -m benchmarks.endurance [--kills 24] [--processes 1,2] [--out DIR]`
 
 Trains a small MixAR with TI-Mix in every configuration: so many processes, DDP and FSDP, checkpoints written in the
 background or not. Each run is killed (SIGKILL) at least so many times: inside a checkpoint's writing, while it starts,
@@ -10,53 +10,39 @@ process took to end after another one was killed); the exit code is 1 if a confi
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from attrs import asdict
+import typer
 
-from mixar.cli.common import print_json, print_table
+from mixar.cli.common import print_table
 from tests.core.kills import PARALLEL, Outcome, Setup, endure, leave_alone
 
 #: steps of a run for every kill it is to survive
 STEPS = 8
 
 
-def main() -> None:
-    """Run all configurations and say how they ended."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=24, help="of each configuration")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="how many share a run")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments at which runs are killed")
-    parser.add_argument("--out", type=Path, help="where the runs go and stay; default: nowhere")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = parser.parse_args()
-
+def main(kills: int = 24, processes: str = "1,2", seed: int = 0, out: Path | None = None) -> None:
+    """Kill each configuration `--kills` times; the runs go to `--out` and stay there, or nowhere."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that are started
     results: list[tuple[Setup, Outcome]] = []
     with tempfile.TemporaryDirectory(prefix="mixar-endurance-") as scratch:
         for setup in (
-            Setup(processes=count, parallel=parallel, background=background, steps=STEPS * arguments.kills)
-            for count in arguments.processes
+            Setup(processes=count, parallel=parallel, background=background, steps=STEPS * kills)
+            for count in map(int, processes.split(","))
             for parallel in (PARALLEL if count > 1 else PARALLEL[:1])
             for background in (False, True)
         ):
-            folder = (arguments.out or Path(scratch)) / f"{setup.processes}-{setup.parallel}-{int(setup.background)}"
+            folder = (out or Path(scratch)) / f"{setup.processes}-{setup.parallel}-{int(setup.background)}"
             folder.mkdir(parents=True)
             pace = leave_alone(setup, folder / "alone")
             print(f"{setup.name}: {pace.seconds:.0f} s undisturbed; killing", file=sys.stderr, flush=True)
-            outcome = endure(
-                setup, folder / "killed", folder / "alone", pace, kills=arguments.kills, seed=arguments.seed
-            )
+            outcome = endure(setup, folder / "killed", folder / "alone", pace, kills=kills, seed=seed)
             results.append((setup, outcome))
-    if arguments.json:
-        print_json([asdict(setup) | asdict(outcome) for setup, outcome in results])
-    else:
-        show(results)
+    show(results)
     sys.exit(any(outcome.problems for _, outcome in results))
 
 
@@ -85,4 +71,4 @@ def show(results: Sequence[tuple[Setup, Outcome]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

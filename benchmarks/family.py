@@ -12,10 +12,7 @@ What is trained or measured already is kept; a run that is stopped is resumed by
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -23,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from attrs import frozen
 from safetensors.torch import load_file, save_file
 
 import mixar
-from benchmarks.heads import spread
-from benchmarks.layouts import Judge
+from benchmarks import study
+from benchmarks.claims.jobs import Desk
+from benchmarks.claims.runner import run_all
 from mixar_core.pictures import rows_picture, write_png
+from mixar_core.storage import write_text
 from mixar_eval.report import csv_text, table
 
 #: optimizer steps of the priors and of the MixARs
@@ -68,7 +68,7 @@ _MASKED = {"splits": 1, "label_smoothing": 0.0, "steps": 16, "guidance_scale": 0
 _SIZE = {"width": 128, "depth": 6, "heads": 4}
 _LLAMA = {**_SIZE, "multiple_of": 32, "guidance_scale": 1.0}
 _BERT = {**_SIZE, "mlp_dim": 512, "bits": 10, **_MASKED}
-_FIGURES = {"recognised": ".1%", "kernel": ".4f", "frechet": ".3f"}
+_FIGURES = ("recognised", "kernel", "frechet")
 
 
 @frozen
@@ -89,16 +89,43 @@ PRIORS = {
 }
 
 
-def runs(seeds: list[int]) -> dict[str, list[str]]:
-    """Names of what is trained, each with those it needs."""
-    needs: dict[str, list[str]] = {name: [] for name in TOKENIZERS if name != SHIPPED}
-    needs |= {f"{name}_prior": needs_of(prior.tokenizer) for name, prior in PRIORS.items()}
-    return needs | {f"{name}_mixar_{seed}": needs_of(name) for seed in seeds for name in TOKENIZERS}
+@frozen
+class Place(Desk):
+    """The runs lie in the folder itself."""
+
+    def folder(self, run: str) -> Path:
+        """Of a run."""
+        return (self.out / run).resolve()
 
 
-def needs_of(tokenizer: str) -> list[str]:
-    """What must be trained before something over this tokenizer."""
-    return [] if tokenizer == SHIPPED else [tokenizer]
+@frozen
+class Run:
+    """What is trained, over a tokenizer which must be there before."""
+
+    name: str
+    tokenizer: str
+    threads: int = 1
+
+    @property
+    def run(self) -> str:
+        """Its folder."""
+        return self.name
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The runs that must be there before."""
+        return frozenset({self.tokenizer} - {SHIPPED, self.name})
+
+    def done(self, desk: Desk) -> bool:
+        """Whether it is trained."""
+        return desk.has(self.name)
+
+
+def runs(seeds: list[int]) -> list[Run]:
+    """All that is trained."""
+    tokenizers = [Run(name, name) for name in TOKENIZERS if name != SHIPPED]
+    priors = [Run(f"{name}_prior", prior.tokenizer) for name, prior in PRIORS.items()]
+    return [*tokenizers, *priors, *(Run(f"{name}_mixar_{seed}", name) for seed in seeds for name in TOKENIZERS)]
 
 
 def recipe_of(run: str, out: Path, *, quick: bool) -> mixar.Recipe:
@@ -120,49 +147,12 @@ def recipe_of(run: str, out: Path, *, quick: bool) -> mixar.Recipe:
     return mixar.load_recipe("digits_quick", {**changes, **settings, **own, **few})
 
 
-def done(run: str, out: Path) -> bool:
-    """Whether it is trained."""
-    return (out / run / "weights.safetensors").is_file()
-
-
-def train(run: str, out: Path, *, quick: bool) -> None:
-    """Train this run, unless that is done."""
-    if not done(run, out):
-        mixar.train(recipe_of(run, out, quick=quick), out / run, resume=(out / run).exists())
-
-
-def train_all(needs: Mapping[str, list[str]], out: Path, *, jobs: int, limit: float, quick: bool) -> bool:
-    """Train what is not trained, so many at once, each a process with one thread; whether all is done in time."""
-    end, running, failed = time.monotonic() + limit, dict[str, subprocess.Popen[bytes]](), set[str]()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    while True:
-        for run in [run for run, process in running.items() if process.poll() is not None]:
-            if running.pop(run).returncode:
-                failed.add(run)
-            print(f"{run}: {'failed, see its .txt' if run in failed else 'trained'}", flush=True)
-        todo = [run for run in needs if not done(run, out) and run not in failed and run not in running]
-        ready = [run for run in todo if all(done(need, out) for need in needs[run])]
-        if time.monotonic() > end or not (running or ready):
-            break
-        for run in ready[: jobs - len(running)]:
-            command = [sys.executable, "-m", "benchmarks.family", "--only", run, "--out", str(out)]
-            command += ["--quick"] if quick else []
-            with (out / f"{run}.txt").open("ab") as log:
-                running[run] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        time.sleep(0.2)
-    for process in running.values():  # each leaves a checkpoint
-        process.terminate()
-    for process in running.values():
-        process.wait()
-    return all(done(run, out) for run in needs)
-
-
-def measure(name: str, seed: int, out: Path, judge: Judge) -> None:
+def measure(name: str, seed: int, out: Path) -> None:
     """Draw with a prior and a MixAR and measure, unless that is done; a file of figures and one of a few images."""
     file = out / f"{name}_{seed}.json"
     if file.is_file():
         return
-    labels_B = torch.arange(10).repeat_interleave(SAMPLES // 10)
+    labels_B = study.balanced(SAMPLES)
     model = mixar.load(out / f"{PRIORS[name].tokenizer}_mixar_{seed}")
     began = time.process_time()
     codes_BN = mixar.load(out / f"{name}_prior").sample_codes(labels_B, seed=seed)
@@ -173,8 +163,8 @@ def measure(name: str, seed: int, out: Path, judge: Judge) -> None:
     few = labels_B.unique() * (SAMPLES // 10)
     save_file({"mixar": images[few].contiguous(), "alone": alone[few].contiguous()}, file.with_suffix(".safetensors"))
     seconds = {"prior_ms": (drawn_at - began) / SAMPLES * 1e3, "mixar_ms": (ended - drawn_at) / SAMPLES * 1e3}
-    found = {"mixar": judge.of_drawn(images, labels_B), "codes alone": judge.of_drawn(alone, labels_B), **seconds}
-    file.write_text(json.dumps(found))
+    judged = {"mixar": study.judge().figures(images, labels_B), "codes alone": study.judge().figures(alone, labels_B)}
+    write_text(file, json.dumps({**judged, **seconds}))
 
 
 def report(seeds: list[int], out: Path, results: Path) -> None:
@@ -184,12 +174,13 @@ def report(seeds: list[int], out: Path, results: Path) -> None:
         found = {seed: json.loads((out / f"{name}_{seed}.json").read_text()) for seed in seeds}
         about = {"prior": prior.words, "codes": f"digits_{prior.tokenizer}", "door": TOKENIZERS[prior.tokenizer]}
         for by in ("codes alone", "mixar"):
-            figures = [found[seed][by] for seed in seeds]
-            cells = {key: spread([figure[key] for figure in figures], form) for key, form in _FIGURES.items()}
+            cells = {of: study.spread([found[seed][by][of] for seed in seeds]) for of in _FIGURES}
             key = "prior_ms" if by == "codes alone" else "mixar_ms"
             printed.append({**about, "drawn by": by, **cells, "ms/image": f"{min(found[s][key] for s in seeds):.1f}"})
             rows += [
-                {**about, "drawn_by": by, "seed": seed, **found[seed][by], "ms": found[seed][key]} for seed in seeds
+                {**about, "drawn_by": by, "seed": seed, "ms": found[seed][key]}
+                | {of: found[seed][by][of] for of in _FIGURES}
+                for seed in seeds
             ]
         drawn = load_file(out / f"{name}_{seeds[0]}.safetensors")
         pictures |= {f"{prior.words}: codes": drawn["alone"], f"{prior.words}: MixAR": drawn["mixar"]}
@@ -199,30 +190,33 @@ def report(seeds: list[int], out: Path, results: Path) -> None:
     print(table(printed))
 
 
-def main() -> None:
-    """Train, measure, report."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the MixARs, and of the draws")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, each with one thread")
-    parser.add_argument("--limit", type=float, default=1e9, help="seconds after which trainings are stopped")
-    parser.add_argument("--out", type=Path, default=Path("runs/family"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the figures")
-    parser.add_argument("--quick", action="store_true", help="a few steps of everything, to try it")
-    parser.add_argument("--only", metavar="RUN", help="train this run alone")
-    arguments = parser.parse_args()
-    if arguments.only:
-        train(arguments.only, arguments.out, quick=arguments.quick)
+def main(
+    seeds: str = "0,1,2",
+    jobs: int = 1,
+    limit: float | None = None,
+    out: Path = Path("runs/family"),
+    results: Path = Path("docs/results"),
+    quick: bool = False,
+    device: str = "cpu",
+    only: str | None = None,
+) -> None:
+    """Train so many at once, each with one thread, for `--limit` seconds; then measure, and report.
+
+    Seeds are those of the MixARs and of the draws; `--quick`: a few steps of everything; `--only`: one run alone.
+    """
+    desk, wanted = Place(out, quick, device), study.numbers(seeds)
+    if only:
+        recipe = recipe_of(only, out, quick=quick)
+        mixar.train(recipe, desk.folder(only), resume=desk.folder(only).exists(), device=device)
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    settings = {"jobs": arguments.jobs, "limit": arguments.limit, "quick": arguments.quick}
-    if not train_all(runs(arguments.seeds), arguments.out, **settings):
-        sys.exit("not all is trained: the same command goes on")
-    judge = Judge()
+    outcome = run_all(runs(wanted), desk, of=("benchmarks.family", "--only"), jobs=jobs, limit_s=limit)
+    if outcome.failed or outcome.left:
+        sys.exit(f"failed: {', '.join(outcome.failed) or 'none'}; left: {outcome.left}; the same command goes on")
     for name in PRIORS:
-        for seed in arguments.seeds:
-            measure(name, seed, arguments.out, judge)
-    report(arguments.seeds, arguments.out, arguments.results)
+        for seed in wanted:
+            measure(name, seed, out)
+    report(wanted, out, results)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -16,7 +16,7 @@ from mixar_core.products import some_of
 #: keys and values, (B, heads, M, width) each
 KeysValues: TypeAlias = tuple[Tensor, Tensor]
 
-#: On CPU the fused kernel loses to plain products below about this many tokens (python -m benchmarks.attention).
+#: On CPU the fused kernel loses to plain products below about this many tokens (python -m benchmarks.products).
 PLAIN_BELOW = 256
 
 

@@ -50,7 +50,7 @@ def main(
                 perform(task, desk)
         outcome = Outcome((), 0)
     else:
-        outcome = run_all(tasks, desk, of=name, jobs=at_once, limit_s=seconds(limit))
+        outcome = run_all(tasks, desk, of=("benchmarks.claims", name, "--job"), jobs=at_once, limit_s=seconds(limit))
     for each in names:
         report(each, desk, results or out / "results")
     print(f"figures, without weights: {pack(desk)}")

@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.study import variance
 from mixar.plugins import plugin_manager
 from mixar_core.data.loader import load_readable
 from mixar_core.storage import write_whole
@@ -77,7 +78,7 @@ class Judge:
             "recognised": float((found_B == self.given.labels_B).float().mean()),
             "kernel": kernel_distance(features_BF, self.reference_NF),
             "frechet": frechet_distance(features_BF, self.reference_NF),
-            "variety": _within(features_BF, self.given.labels_B) / _within(real_BF, self.given.labels_B),
+            "variety": variance(features_BF, self.given.labels_B) / variance(real_BF, self.given.labels_B),
             "sharpness": sharp / real_sharp,
             "seams": seams / real_seams,
             "unlike": float((torch.cdist(features_BF, self.reference_NF).amin(dim=1) > usual).float().mean()),
@@ -164,11 +165,6 @@ def _some(real: Real, first: int, each: int) -> Real:
     """`each` of every class behind the `first` ones of it, class by class."""
     rows = [(real.labels_B == label).nonzero()[first : first + each, 0] for label in real.labels_B.unique()]
     return Real(real.images_B3HW[torch.cat(rows)], real.labels_B[torch.cat(rows)])
-
-
-def _within(features_BF: Tensor, labels_B: Tensor) -> float:
-    """Variance within a class, summed over the features, mean over the classes."""
-    return float(torch.stack([features_BF[labels_B == label].var(dim=0).sum() for label in labels_B.unique()]).mean())
 
 
 def _edges(images_B3HW: Tensor, token: int) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import math
@@ -19,6 +18,7 @@ from benchmarks.claims.claim import Claim, Entry, Expected
 from benchmarks.claims.jobs import Desk
 from benchmarks.claims.judging import FIGURES
 from benchmarks.claims.plan import CLAIMS, few
+from benchmarks.study import number, spread, write_csv
 from mixar_core.pictures import rows_picture, write_png
 from mixar_core.storage import write_text
 
@@ -77,10 +77,7 @@ def report(name: str, desk: Desk, results: Path) -> None:
     if not rows:
         return
     results.mkdir(parents=True, exist_ok=True)
-    with (results / f"{name}.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_csv(results / f"{name}.csv", rows)
     _plot(claim, rows, results / f"{name}.png")
     drawn = _samples(claim, desk)
     if drawn:
@@ -193,9 +190,7 @@ def verdict(expected: Expected, rows: Iterable[Mapping[str, Any]]) -> str:
     if not seeds:
         return "not measured"
     off = [lower[seed] - higher[seed] for seed in seeds]
-    said = (
-        f"{expected.figure} {_number(mean(lower[s] for s in seeds))} against {_number(mean(higher[s] for s in seeds))}"
-    )
+    said = f"{expected.figure} {number(mean(lower[s] for s in seeds))} against {number(mean(higher[s] for s in seeds))}"
     if len(off) == 1:
         return f"one seed, no verdict ({said})"
     if stdev(off) == 0:
@@ -273,22 +268,8 @@ def _floor(claim: Claim, desk: Desk) -> str:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(figures) + "\n")
     figures = json.loads(file.read_text())
-    said = ", ".join(f"{name} {_number(figures[name])}" for name in claim.figures if name in figures)
+    said = ", ".join(f"{name} {number(figures[name])}" for name in claim.figures if name in figures)
     return f"The floor, {figures['count']} real images measured as if they had been drawn: {said}."
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation."""
-    if not values:
-        return ""
-    if len(set(values)) == 1:
-        return f"{values[0]:,}" if isinstance(values[0], int) else _number(values[0])
-    deviation = stdev(values)
-    return f"{_number(mean(values))} ± {deviation:.{0 if deviation >= 10 else 1}{'f' if deviation >= 10 else 'g'}}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _plot(claim: Claim, rows: Sequence[Mapping[str, Any]], file: Path) -> None:

@@ -77,11 +77,11 @@ def to_do(tasks: Sequence[Task], desk: Desk) -> list[Task]:
         names |= more
 
 
-def run_all(tasks: Sequence[Task], desk: Desk, *, of: str, jobs: int, limit_s: float | None) -> Outcome:
+def run_all(tasks: Sequence[Task], desk: Desk, *, of: Sequence[str], jobs: int, limit_s: float | None) -> Outcome:
     """Do what is not done, the first ones first; what failed is tried no more, and those behind it are left.
 
     Args:
-        of: the claims whose jobs these are, as the command names them.
+        of: the module that does a job, and what is said to it before the job's name.
         jobs: threads in use at once.
         limit_s: seconds after which runs are stopped (they leave a checkpoint); None: until all is done.
     """
@@ -126,12 +126,12 @@ def _ready(task: Task, desk: Desk, failed: Sequence[Task]) -> bool:
     return not broken and all(desk.has(need) for need in task.needs)
 
 
-def _start(task: Task, desk: Desk, of: str) -> subprocess.Popen[bytes]:
+def _start(task: Task, desk: Desk, of: Sequence[str]) -> subprocess.Popen[bytes]:
     """A process that does this job and writes what it says under `logs`."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads), "MKL_NUM_THREADS": str(task.threads)}
     log = desk.out / "logs" / f"{task.name[:80]}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "benchmarks.claims", of, "--job", task.name]
+    command = [sys.executable, "-m", *of, task.name]
     command += ["--out", str(desk.out), "--device", desk.device, *(["--quick"] if desk.quick else [])]
     with log.open("ab") as stream:
         return subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)

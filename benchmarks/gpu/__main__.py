@@ -50,6 +50,7 @@ PARTS = {
     "sampling": Share("speed", 150),
     "program": Share("exact", 45),
     "processes": Share("exact", 40),
+    "graphs": Share("speed", 30),
     "profiles": Share("speed", 30),
     "compiled": Share("speed", 90),
     "sampling_compiled": Share("speed", 60),

@@ -6,8 +6,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import get_args
@@ -40,28 +38,16 @@ def peak(part: Part) -> None:
     for name, dtype in formats.items():
         torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
         a, b = (torch.randn(size, size, device=part.device).to(dtype) for _ in range(2))
-        seconds = timed(part, lambda a=a, b=b: a @ b)  # type: ignore[misc]
+        seconds = part.seconds(lambda a=a, b=b: a @ b, 7, before=2)  # type: ignore[misc]
         part.write({"what": f"matrix product, {name}", "format": name, "TFLOP/s": 2e-12 * size**3 / seconds})
     torch.set_float32_matmul_precision("highest")
     source = torch.randn(2**16 if part.tiny else 2**28, device=part.device)
     target = torch.empty_like(source)
-    seconds = timed(part, lambda: target.copy_(source))
+    seconds = part.seconds(lambda: target.copy_(source), 7, before=2)
     part.write({"what": "copy, bytes read and written", "GB/s": 2e-9 * source.nbytes / seconds})
     small = torch.zeros(1, device=part.device)
-    seconds = timed(part, lambda: [small.add_(1.0) for _ in range(1000)])
+    seconds = part.seconds(lambda: [small.add_(1.0) for _ in range(1000)], 7, before=2)
     part.write({"what": "an operator on one number", "microseconds": 1e3 * seconds})
-
-
-def timed(part: Part, run: Callable[[], object], times: int = 7) -> float:
-    """Median seconds."""
-    found = []
-    for _ in range(times + 2):
-        part.synchronize()
-        started = time.perf_counter()
-        run()
-        part.synchronize()
-        found.append(time.perf_counter() - started)
-    return median(found[2:])
 
 
 # ---------------------------------------------------------------- golden values
@@ -71,7 +57,7 @@ def parity(part: Part) -> None:
     """The published systems' golden values, as `python -m tests.parity`: float32 without TF32, and bf16 autocast."""
     folders = sorted(path for path in CASES.iterdir() if path.is_dir())
     for folder in folders[:2] if part.tiny else folders:
-        part.row({"case": folder.name}, lambda folder=folder: _compared(part, folder))  # type: ignore[misc]
+        part.row({"case": folder.name}, _compared, part, folder)
 
 
 def _compared(part: Part, folder: Path) -> Row:
@@ -117,10 +103,10 @@ def program(part: Part) -> None:
         for kind in ("continuous", "discrete", "prior", "mixar"):
             for precision in get_args(Precision) if kind == "mixar" else ("bf16",):
                 what = f"{kind}, {precision}: 4 steps, and 2 and 2 more after a stop"
-                part.row({"what": what}, lambda kind=kind, precision=precision: repeated(kind, precision))  # type: ignore[misc]
+                part.row({"what": what}, repeated, kind, precision)
         for precision in get_args(Precision):
             what = f"images of the MixAR drawn here and on the CPU, {precision}"
-            part.row({"what": what}, lambda precision=precision: _drawn_twice(part, trained["mixar"], precision))  # type: ignore[misc]
+            part.row({"what": what}, lambda p=precision: _drawn_twice(part, trained["mixar"], p))  # type: ignore[misc]
 
 
 def _difference(one: Path, other: Path) -> float:
@@ -149,7 +135,7 @@ def processes(part: Part) -> None:
         file = Path(name) / "alone.pt"
         torch.save(run_steps(part, ""), file)
         for kind in KINDS:
-            part.row({"what": f"torchrun, 1 process, {kind}"}, lambda kind=kind: _beside(part, file, kind))  # type: ignore[misc]
+            part.row({"what": f"torchrun, 1 process, {kind}"}, _beside, part, file, kind)
         part.row({"what": "once more without torchrun"}, lambda: compare(torch.load(file), run_steps(part, "")))
 
 
@@ -160,7 +146,7 @@ def _beside(part: Part, file: Path, kind: str) -> Row:
         free.bind(("", 0))
         port = free.getsockname()[1]
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "1", "--master-port", str(port))
-    worker = ("-m", "benchmarks.gpu.worker", kind, str(out), part.device.type, *(["tiny"] if part.tiny else []))
+    worker = ("-m", "benchmarks.gpu.exact", kind, str(out), part.device.type, *(["tiny"] if part.tiny else []))
     with file.with_name("log").open("w+") as log:  # not a pipe of ours: a worker that hangs would keep it open
         command = [sys.executable, *launcher, *worker]
         code = subprocess.run(command, stdout=log, stderr=log, timeout=max(10.0, part.left)).returncode
@@ -203,3 +189,9 @@ def run_steps(part: Part, kind: str, steps: int = 4) -> dict[str, Tensor]:
     if joined is not None:
         torch.distributed.destroy_process_group()
     return {**weights, "losses": losses}
+
+
+if __name__ == "__main__":  # what `torchrun` starts: KIND FILE DEVICE [tiny]
+    _kind, _file, _device, *_tiny = sys.argv[1:]
+    _chosen = torch.device(_device, 0) if _device == "cuda" else torch.device(_device)
+    torch.save(run_steps(Part(_chosen, Path(_file), 0.0, bool(_tiny)), _kind), _file)

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -44,13 +45,13 @@ class Part:
         """Seconds until the part should be over."""
         return self.until - SPARE - time.time()
 
-    def row(self, what: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> None:
-        """Write a row of what is measured and what was found, or of why it was not."""
+    def row(self, what: Mapping[str, Any], measure: Callable[..., Mapping[str, Any]], *given: Any) -> None:
+        """Write a row of what is measured and what `measure(*given)` found, or of why it did not."""
         if self.left < 0:
             found: Mapping[str, Any] = {"failed": "no time left"}
         else:
             try:
-                found = measure()
+                found = measure(*given)
             except Exception as error:
                 traceback.print_exc()
                 text = "out of memory" if isinstance(error, torch.OutOfMemoryError) else one_line(error)[:300]
@@ -76,6 +77,17 @@ class Part:
         """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+    def seconds(self, run: Callable[[], object], times: int = 1, before: int = 0) -> float:
+        """The median of some runs, each waited for, after so many that do not count."""
+        found = []
+        for _ in range(before + times):
+            self.synchronize()
+            started = time.perf_counter()
+            run()
+            self.synchronize()
+            found.append(time.perf_counter() - started)
+        return median(found[before:])
 
     def peak_gb(self) -> float | None:
         """The most memory that tensors took since the last `forget`, in 1e9 bytes."""

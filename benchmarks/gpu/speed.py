@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from itertools import product
 from statistics import median
 from typing import Any
 
 import attrs
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.models import engine_of, made, recipe_of, stepper, with_preset
@@ -21,7 +22,11 @@ from mixar.memory import training_memory
 from mixar.model import Model
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import Recipe
+from mixar.speed import hasten
+from mixar_core.graphs import Graphed
 from mixar_core.model import SamplingConfig
+from mixar_core.noise import Noise
+from mixar_core.types import Step, Z
 
 #: TI-Mix in its middle, and not at all: what a MixAR's first and second half of training cost
 DC_MIX = {"ti_mix": {"schedule": "constant"}}
@@ -63,13 +68,13 @@ COMPILED = (
 def training(part: Part) -> None:
     """Steps on tokens, as from a cache: forward, backward, clipping, AdamW and the average, all masked at random."""
     for job in TRAININGS:
-        part.row(_named(job), lambda job=job: trained(part, job))  # type: ignore[misc]
+        part.row(_named(job), trained, part, job)
 
 
 def compiled(part: Part) -> None:
     """The same with torch.compile; seconds until the steps are warm are there, too."""
     for job in COMPILED:
-        part.row(_named(job), lambda job=job: trained(part, job))  # type: ignore[misc]
+        part.row(_named(job), trained, part, job)
 
 
 def _named(job: Training) -> Row:
@@ -97,11 +102,7 @@ def trained(part: Part, job: Training) -> Row:
     part.synchronize()
     ready, seconds, losses = time.time() - began, [], [first["loss"]]
     for index in range(warm_up, warm_up + steps):
-        part.synchronize()
-        started = time.perf_counter()
-        losses.append(step(index)["loss"])
-        part.synchronize()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(part.seconds(lambda index=index: losses.append(step(index)["loss"])))  # type: ignore[misc]
         if part.left < 0:
             break
     return {
@@ -158,13 +159,13 @@ COMPILED_DRAWINGS = (
 def sampling(part: Part) -> None:
     """Whole images: prior, all steps, decoding; eager, and with bf16 weights and CUDA graphs of the head's loop."""
     for job in DRAWINGS:
-        part.row(_drawing(job), lambda job=job: drawn(part, job))  # type: ignore[misc]
+        part.row(_drawing(job), drawn, part, job)
 
 
 def sampling_compiled(part: Part) -> None:
     """The same with torch.compile."""
     for job in COMPILED_DRAWINGS:
-        part.row(_drawing(job), lambda job=job: drawn(part, job))  # type: ignore[misc]
+        part.row(_drawing(job), drawn, part, job)
 
 
 def _drawing(job: Drawing) -> Row:
@@ -181,12 +182,7 @@ def drawn(part: Part, job: Drawing) -> Row:
     labels_B = torch.arange(batch, device=part.device) % recipe.num_classes
 
     def draw(settings: SamplingConfig) -> float:
-        part.synchronize()
-        started = time.perf_counter()
-        images_B3HW, _, _ = model.draw(labels_B, settings, batch_noise(0, 0))
-        part.synchronize()
-        assert images_B3HW.shape[0] == batch
-        return time.perf_counter() - started
+        return part.seconds(lambda: model.draw(labels_B, settings, batch_noise(0, 0)))
 
     short = attrs.evolve(recipe.sampling, steps=min(recipe.sampling.steps, 2), prior_steps=2)
     warm_up = draw(recipe.sampling if job.lean is not None else short)
@@ -205,8 +201,51 @@ def _model(part: Part, recipe: Recipe, job: Drawing, registry: Registry) -> tupl
     """A model to draw with, as `mixar.load` with the same settings would give it."""
     system, notices = made(part, recipe, registry), list[str]()
     if job.lean is not None:
-        notices = import_module("mixar.speed").hasten(system.model, **job.lean)
+        notices = hasten(system.model, **job.lean)
     return Model(system, (), part.device, precision=job.precision), notices  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- graphs
+
+
+def graphs(part: Part) -> None:
+    """A step's tokens by the heads alone, 100 head steps with guidance: as written, from a CUDA graph, and compiled."""
+    for recipe, precision, batch in product(("mar_b", "mixar_l"), ("float32", "bf16"), (1, 32)):
+        what = {"recipe": recipe, "precision": precision, "batch": batch, "tokens": 4}
+        part.row(what, _graphed, part, recipe, precision, 1 if part.tiny else batch)
+
+
+def _graphed(part: Part, name: str, precision: str, batch: int) -> Row:
+    """Milliseconds of each way, and whether the graph gives the same bits."""
+    registry = plugin_manager()
+    system = made(part, recipe_of(part, name, {}, registry), registry)
+    assert system.model is not None
+    head: Any = system.model.head.eval()  # what else is a head has no loop to capture
+    if precision == "bf16":
+        head.hold_bf16()
+    z_2BKD = torch.randn(2, batch, 4, system.model.backbone.width, device=part.device)
+    z = Z(z_2BKD[0], torch.arange(4, device=part.device).expand(batch, -1), z_2BKD[1])
+    step = Step(cfg=1.7, head_steps=5 if part.tiny else 100)
+
+    def draw(seed: int = 1) -> Tensor:
+        with torch.no_grad():
+            return head.sample(z, step, noise=Noise.seeded(seed, device=part.device))
+
+    plain = [draw(seed) for seed in (1, 2)]
+    row: Row = {"eager ms": 1e3 * part.seconds(draw, 5, before=1)}
+    head.graphs = Graphed()
+    draw()  # what is asked for once is not captured
+    row |= {"capture ms": 1e3 * part.seconds(draw), "graph ms": 1e3 * part.seconds(draw, 5, before=1)}
+    row["same bits"] = all(torch.equal(draw(seed), kept) for seed, kept in zip((1, 2), plain, strict=True))
+    if part.device.type == "cuda":
+        for block in filter(None, (head.net, head.quick)):
+            block.compile()
+        head.graphs = None
+        row["compiled ms"] = 1e3 * part.seconds(draw, 5, before=1)
+        head.graphs = Graphed()
+        row["compiled, graph ms"] = 1e3 * part.seconds(draw, 5, before=3)
+        row["error"] = float((draw() - plain[0]).abs().max() / plain[0].abs().max())
+    return row
 
 
 # ---------------------------------------------------------------- profiles
@@ -234,11 +273,7 @@ def profiles(part: Part) -> None:
 
 
 def _profiled(part: Part, what: str, run: Callable[[], object], most: int = 12) -> None:
-    part.synchronize()
-    started = time.perf_counter()
-    run()
-    part.synchronize()
-    wall = time.perf_counter() - started
+    wall = part.seconds(run)
     gpu = part.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=activities) as profiler:

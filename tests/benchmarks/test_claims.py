@@ -204,11 +204,11 @@ def test_the_runner_outlives_a_failure_and_stops_in_time(tmp_path, monkeypatch, 
         Sleeper("y", needs=frozenset("x")),
         Sleeper("a"),
     ]
-    outcome = runner.run_all(tasks, desk, of="", jobs=2, limit_s=None)
+    outcome = runner.run_all(tasks, desk, of=(), jobs=2, limit_s=None)
     assert outcome == runner.Outcome(("x",), 1)
     assert order.read_text() == "ab" and "FAILED x" in capsys.readouterr().out
     assert [task.name for task in runner.to_do(tasks, desk)] == ["x", "y"]
     late = [Sleeper("long", "import time; time.sleep(60)"), Sleeper("never")]
     monkeypatch.setattr(runner, "LAST", 0.3)
-    outcome = runner.run_all(late, desk, of="", jobs=1, limit_s=runner.GRACE + 0.5)
+    outcome = runner.run_all(late, desk, of=(), jobs=1, limit_s=runner.GRACE + 0.5)
     assert outcome == runner.Outcome((), 2)
