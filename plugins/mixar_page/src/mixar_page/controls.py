@@ -9,7 +9,7 @@ import attrs
 import gradio as gr
 
 from mixar_core.types import NO_CLASS
-from mixar_page import asked, studio
+from mixar_page import asked
 from mixar_page.asked import Way
 from mixar_page.studio import Studio
 from mixar_page.visits import told
@@ -17,7 +17,7 @@ from mixar_page.visits import told
 #: the first seed: of what is shown before anyone has pressed anything
 FIRST_SEED = 1
 #: a preset's place in a list where none is chosen
-AS_IT_IS = ("as the model says", "")
+AS_IT_IS = ("as it is", "")
 #: how a function of gradio asks for what tells how far it is
 PROGRESS = gr.Progress()
 #: what does not wait in the queue: it computes nothing
@@ -29,8 +29,8 @@ NEXT_SEED = f"seed => (Number(seed) + 1) % {asked.SEEDS}"
 
 
 def seed() -> gr.Number:
-    """The seed's field."""
-    return gr.Number(FIRST_SEED, label="Seed", precision=0, minimum=0, maximum=asked.SEEDS - 1, min_width=100)
+    """The seed's field. Bounds of numbers are `asked`'s: gradio's own would round, and say less."""
+    return gr.Number(FIRST_SEED, label="Seed", min_width=100)
 
 
 def model_of(stage: Studio, label: str = "Model", **settings: Any) -> gr.Dropdown:
@@ -103,16 +103,6 @@ class How:
 
 
 def _numbers(stage: Studio, way: Way) -> list[gr.Number]:
-    given, most = stage.given(way), studio.most_steps(stage.own[way.model])
-    return [
-        gr.Number(given["steps"], label="Steps", precision=0, minimum=1, maximum=most, min_width=90),
-        gr.Number(given["cfg"], label="Guidance (1: none)", minimum=0, maximum=asked.MOST_CFG, step=0.1, min_width=90),
-        gr.Number(
-            given["temperature"],
-            label="Temperature",
-            minimum=0,
-            maximum=asked.MOST_TEMPERATURE,
-            step=0.05,
-            min_width=90,
-        ),
-    ]
+    given = stage.given(way)
+    titles = {"steps": "Steps", "cfg": "Guidance (1: none)", "temperature": "Temperature"}
+    return [gr.Number(given[key], label=title, min_width=90) for key, title in titles.items()]

@@ -115,5 +115,5 @@ class DrawTab:
             return one.seed, show.drawing(studio.draw(self.stage, one, watch, keep_steps=True))
 
 
-def _count() -> gr.Slider:
-    return gr.Slider(1, asked.MOST_PICTURES, 6, step=1, label="Variations")
+def _count() -> gr.Number:
+    return gr.Number(6, label=f"Variations (up to {asked.MOST_PICTURES})", min_width=90)

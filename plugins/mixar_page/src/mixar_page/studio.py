@@ -26,7 +26,7 @@ from mixar_core.errors import UserError
 from mixar_core.pictures import to_pil
 from mixar_core.types import Grid
 from mixar_page.again import Again, again, noted
-from mixar_page.asked import MOST_STEPS, Drawing, Editing, Way
+from mixar_page.asked import Drawing, Editing, Way
 
 #: ways of sampling that are kept in memory beside the models' own
 SPARE = 2
@@ -201,10 +201,11 @@ def draw(studio: Studio, asked: Drawing, watch: Watch, *, keep_steps: bool = Fal
         alone = None
         if found.codes is not None and model.system.model is not None:
             alone = to_pil(model.decode_codes(found.codes)[0])
-        how = again(asked, model)
+        how, facts = again(asked, model), describe(model, _plan(model, asked, "both"))
+        facts |= {} if asked.codes is None else {"codes": [asked.codes]}
         return Drawn(
             asked,
-            noted(to_pil(found.images[0]), how, describe(model, _plan(model, asked, "both"))),
+            noted(to_pil(found.images[0]), how, facts),
             found.names[0],
             how,
             f"{found.names[0]} · seed {asked.seed} · {took:.1f} s",
@@ -281,11 +282,6 @@ def canvas(model: Model) -> dict[str, Any]:
     layout = system.model.backbone.layout if system.model else system.discrete_tokenizer.layout  # type: ignore[union-attr]
     grid = layout.scales[-1] if layout.kind != "sequence" else Grid(1, 1)
     return {"width": size.width, "height": size.height, "columns": grid.width, "rows": grid.height}
-
-
-def most_steps(model: Model) -> int:
-    """Sampling steps that make sense: one a token."""
-    return min(MOST_STEPS, model.system.model.backbone.layout.tokens if model.system.model else MOST_STEPS)
 
 
 def _plan(model: Model, asked: Drawing | Editing, level: str) -> Plan:
