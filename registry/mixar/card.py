@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixar.folder import PROVENANCE, WEIGHTS, read_provenance
+from mixar.hub import PREFIX, repository
 from mixar.strict_yaml import dump
 from mixar_core.types import NO_CLASS
 
@@ -46,6 +47,16 @@ def card(model: Model, folder: Path, *, name: str, licence: str | None = None, r
             f"```python\nimport mixar\n\nmodel = mixar.load({name!r})\n"
             f'model.generate([{some!r}], seed=0).grid().save("drawn.png")\n```\n\n`mixar sample {name}` does the same.'
         )
+        place, revision = repository(name) if name.startswith(PREFIX) else (name, None)
+        pinned = f", revision={revision!r}" if revision else ""
+        parts.append(
+            "Where mixar-diffusers is installed it is a pipeline of diffusers, too:\n\n```python\n"
+            "from diffusers import DiffusionPipeline\n\n"
+            f"pipe = DiffusionPipeline.from_pretrained({place!r}{pinned}, trust_remote_code=True)\n"
+            f'pipe(class_labels=[{some!r}], seed=0).images[0].save("drawn.png")\n```'
+        )
+    else:
+        parts.append(f"A recipe names it so: `{recipe.trains}: {{weights: {name}}}`.")
     parts += ["## What it is", _table(_settings(model))]
     parts += ["## How it was trained", _table(_training(model, facts))]
     if model.class_names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import mixar
+from mixar.card import card
 from mixar.publish import publish
 from mixar_core import UserError
 from mixar_diffusers.pipeline import MixARModel, MixARPipeline
@@ -134,6 +136,14 @@ def test_saving_is_publishing(pipe: MixARPipeline, folder: Path, tmp_path: Path)
 def test_a_model_that_draws_nothing_is_no_pipeline(family: Path, tmp_path: Path) -> None:
     publish(family / "models/continuous", tmp_path / "tokenizer", device="cpu")
     assert not (tmp_path / "tokenizer/model_index.json").exists() and not list((tmp_path / "tokenizer").rglob("*.py"))
+    named = "`continuous_tokenizer: {weights: ./tokenizer}`"
+    assert named in (tmp_path / "tokenizer/README.md").read_text()
+
+
+def test_a_card_names_repository_and_revision_as_diffusers_does(folder: Path) -> None:
+    model = mixar.load(folder, device="cpu")
+    assert "from_pretrained('me/mine', revision='v1', trust" in card(model, folder, name="hf://me/mine@v1")
+    assert "from_pretrained('me/mine', trust" in card(model, folder, name="hf://me/mine")
 
 
 def piped(name: str, custom: str, out: Path, **environment: str) -> torch.Tensor:
@@ -156,6 +166,15 @@ def test_in_a_process_of_its_own_by_every_way_to_name_it(folder: Path, tmp_path:
     for count, custom in enumerate((str(folder), "pipeline", "")):
         drawn = piped(str(folder), custom, tmp_path / f"{count}.pt", **environment, HF_HUB_OFFLINE="1")
         assert torch.equal(drawn, ours)
+    told = (folder / "README.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", told, flags=re.S):  # written for a folder `there`
+        code = block.replace("./there", str(folder))
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env={**os.environ, **environment}, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "drawn.png").is_file()
+        (tmp_path / "drawn.png").unlink()
+    assert "DiffusionPipeline" in block
     files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert json.loads(files["model_index.json"])["_class_name"] == ["pipeline", "MixARPipeline"]
     with serve("me/mine", files) as (endpoint, asked):
