@@ -27,6 +27,7 @@ class Server:
     address: str
     process: subprocess.Popen[str]
     log: Path
+    models: tuple[str, ...]
 
     def ask(self, path: str, body: bytes | None = None, kind: str = "application/json") -> tuple[int, bytes]:
         """Status and content of an answer."""
@@ -83,7 +84,7 @@ def serving(*models: object, folder: Path) -> Iterator[Server]:
         assert process.stdout is not None
         said = process.stdout.readline()
         assert "http://" in said, log.read_text()
-        server = Server(said.split(" at ")[1].split()[0], process, log)
+        server = Server(said.split(" at ")[1].split()[0], process, log, tuple(map(str, models)))
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
             try:
