@@ -17,6 +17,7 @@ from mixar.generation import Generation, Progress, batches, decoded, label_name
 from mixar.labels import Labels, checked_number, class_numbers, code_tensor
 from mixar.parts import check_frozen
 from mixar.plugins import Registry, registry_without
+from mixar.presets import read_preset
 from mixar.pretrained import Pretrained
 from mixar.progress import in_notebook
 from mixar.recipe import TRAINABLE, Recipe, load_recipe
@@ -334,7 +335,7 @@ def load(
     *,
     device: torch.device | str | None = None,
     weights: Kind = "ema",
-    precision: Precision = "float32",
+    precision: Precision | None = None,
     registry: Registry | None = None,
     preset: str | None = None,
     compile: bool = False,
@@ -347,7 +348,7 @@ def load(
         device: None takes the GPU if there is one.
         weights: averaged over training (ema) or those of the last step (raw; a run has both if it keeps an average).
         precision: bf16 computes all but the decoders in it, from weights that are held in it: about twice as fast, and
-            other images. The head's noisiest steps stay in float32.
+            other images. The head's noisiest steps stay in float32. None: as the preset says, or else float32.
         preset: how it samples, by name (`mixar presets`): one that it carries, or of those that every model can take.
         compile, graphs: see `mixar.speed.hasten`; what does not work here is in the model's `notices`.
         without_plugins: names of installed plugins to leave out.
@@ -355,11 +356,14 @@ def load(
     Raises:
         UserError: no such model, its weights are missing, truncated or do not fit, or an argument is not one of these.
     """
-    for what, value, allowed in (("weights", weights, get_args(Kind)), ("precision", precision, get_args(Precision))):
+    known = (("weights", weights, get_args(Kind)), ("precision", precision or "float32", get_args(Precision)))
+    for what, value, allowed in known:
         if value not in allowed:
             raise UserError(f"{what} {value!r}: not known; {choices(allowed, str(value))}")
     registry = registry_without(registry, without_plugins)
     folder = registry.find_model(name_or_path)
+    if precision is None:
+        precision = (preset and read_preset(registry.find_preset(preset, folder), registry)["precision"]) or "float32"
     recipe = load_recipe(folder / RECIPE, {} if preset is None else {"preset": preset}, registry=registry)
     chosen = available_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     data = open_data(recipe, registry, "train") if prior_draws_from_data(recipe) and recipe.data else None

@@ -1,29 +1,32 @@
 """Presets of sampling: a sampler and settings under a name, in files that plugins bring and models carry.
 
-A file `presets/NAME.yaml` holds what a recipe would, and no more: `summary:`, `sampler:`, `sampling:`. A recipe or
-`--set` that says `preset: NAME` means these, where it says nothing itself.
+A file `presets/NAME.yaml` holds what a recipe would, `summary:`, `sampler:`, `sampling:`, and no more but `precision:`,
+which counts where a model is loaded with the preset. A recipe or `--set` that says `preset: NAME` means the sampler and
+the sampling, where it says nothing itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mixar import strict_yaml
 from mixar.origin import of_silence, settled
 from mixar.registry import Registry
+from mixar.speed import Precision
 from mixar.structure import Invalid, structure, unstructure
 from mixar.text import choices
 from mixar_core.errors import UserError, said_of
 from mixar_core.model import SamplingConfig
 
 #: what a file may hold
-KEYS = ("summary", "sampler", "sampling")
+KEYS = ("summary", "sampler", "sampling", "precision")
 
 
 def read_preset(path: Path, registry: Registry) -> dict[str, Any]:
-    """What a preset says: its summary, its sampler with every setting, and those of `sampling` that it names.
+    """What a preset says: its summary, its sampler with every setting, those of `sampling` that it names, and what is
+    computed in, or None.
 
     Raises:
         UserError: the file cannot be read, or says something else.
@@ -45,8 +48,15 @@ def read_preset(path: Path, registry: Registry) -> dict[str, Any]:
         structure(sampling, SamplingConfig, path="sampling")
     except Invalid as error:
         raise UserError(f"{where}: {error}") from error
-    summary = str(found.get("summary") or "")
-    return {"summary": summary, "sampler": {"type": registry.name_of(part), **settings}, "sampling": dict(sampling)}
+    precision = found.get("precision")
+    if precision not in (None, *get_args(Precision)):
+        raise UserError(f"{where}: precision {precision!r}: not known; {choices(get_args(Precision), str(precision))}")
+    return {
+        "summary": str(found.get("summary") or ""),
+        "sampler": {"type": registry.name_of(part), **settings},
+        "sampling": dict(sampling),
+        "precision": precision,
+    }
 
 
 def with_preset(plain: Mapping[str, Any], registry: Registry, model: Path | None = None) -> dict[str, Any]:

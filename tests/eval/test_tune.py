@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 import mixar
 from mixar import Registry, UserError
-from mixar_eval import cli_shared, cli_tune, references, tune
+from mixar_eval import candidates, cli_shared, cli_tune, references, tune
+from mixar_eval.candidates import Candidate
 from mixar_eval.cli_tune import seconds_of
 from mixar_eval.context import EvalContext
 from mixar_eval.extractors import open_extractor
 from mixar_eval.references import open_reference
-from mixar_eval.tune import Candidate, Result, choose
+from mixar_eval.tune import Result, Study, choose
 from tests.cli.process import refused
 
 
@@ -50,17 +51,20 @@ def test_anything_else_is_refused(text: str) -> None:
 def test_what_is_stored_draws_as_it_was_measured(
     family: Path, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "HEAD_STEPS", (2,))
+    for setting, values in {"STEPS": (1, 4, 32), "HEAD_STEPS": (2,), "PRIOR_STEPS": (None, 2)}.items():
+        monkeypatch.setattr(candidates, setting, values)
     monkeypatch.setattr(tune, "FINALISTS", 2)
     folder = Path(shutil.copytree(family / "models/mixar", tmp_path / "model"))
     model = mixar.load(folder, device="cpu")
     context = EvalContext(registry=registry, extractor=open_extractor("efficientnet-lite0:size=32", registry))
-    names = [candidate.name for candidate in tune.candidates(model, context)]
+    found = candidates.candidates(model, context)
+    names = [*found]
     assert names[0] == "exact" and {"one-shot", "lazymar", "1x2", "4x2_dpm++"} <= {*names}
     assert not [name for name in names if name.startswith("32x")]  # there are fewer tokens
     reference = open_reference("data:train", context, recipe=model.recipe)
-    options = {"seconds": 5.0, "count": 64, "seeds": 2, "batch": 64}
-    report, chosen = tune.tune(model, tmp_path / "points", reference, context, **options)
+    study = Study({"float32": model}, tmp_path / "points", reference, context, 64)
+    options = {"seconds": 5.0, "count": 64, "seeds": 2}
+    report, chosen = tune.tune(study, found, **options)
     assert chosen is not None and report.plain["chosen"] == chosen.name
     rows = report.plain["rows"]
     assert [row["seeds"] for row in rows] == [2, 2, 2] and rows[0]["preset"] == "exact"
@@ -75,14 +79,14 @@ def test_what_is_stored_draws_as_it_was_measured(
     as_measured = chosen.of(model, context).generate(labels, seed=1).images
     assert torch.equal(stored.generate(labels, seed=1).images, as_measured)
 
-    again, same = tune.tune(model, tmp_path / "points", reference, context, **options)  # from what is there
+    again, same = tune.tune(study, found, **options)  # from what is there
     assert same is not None and same.name == chosen.name and again.plain["rows"] == rows
-    nothing, none = tune.tune(model, tmp_path / "points", reference, context, **(options | {"seconds": 1e-9}))
+    nothing, none = tune.tune(study, found, **(options | {"seconds": 1e-9}))
     assert none is None and "No candidate is within the budget" in nothing.to_markdown()
     assert json.dumps(nothing.to_json())
     next(tmp_path.glob("points/*/samples/timing.json")).unlink()  # killed between images and their time
     with pytest.raises(UserError, match=r"how long drawing took is not noted; remove this folder, and repeat$"):
-        tune.tune(model, tmp_path / "points", reference, context, **options)
+        tune.tune(study, found, **options)
 
 
 def test_what_cannot_be_tuned_is_refused(family: Path, tmp_path: Path) -> None:
@@ -94,10 +98,11 @@ def test_what_cannot_be_tuned_is_refused(family: Path, tmp_path: Path) -> None:
 def test_a_shipped_model_stays_as_it_is(
     family: Path, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = registry.find_model("digits")
+    folder = registry.find_model("digits_lfq")
     assert registry.shipped_by(folder) is not None and not (folder / "presets").exists()
     found = Candidate("4x5", {"type": "cosine"}, {"steps": 4})
     monkeypatch.setattr(cli_shared, "load_model", lambda *_: SimpleNamespace(recipe=SimpleNamespace(num_classes=10)))
+    monkeypatch.setattr(candidates, "candidates", lambda *_: {"exact": found})
     monkeypatch.setattr(cli_shared, "publish", lambda *_: None)
     monkeypatch.setattr(references, "open_reference", lambda *_, **__: None)
     monkeypatch.setattr(tune, "tune", lambda *_, **__: (None, found))
@@ -106,7 +111,7 @@ def test_a_shipped_model_stays_as_it_is(
     own = Path(shutil.copytree(family / "models/mixar", tmp_path / "own"))
     call = ["--reference", "data:train", "--budget", "1s/image", "--out", str(tmp_path / "out")]
     for _ in range(2):  # what it wrote is no stranger in its folder
-        told = CliRunner().invoke(app, ["digits", *call], catch_exceptions=False).output
+        told = CliRunner().invoke(app, ["digits_lfq", *call], catch_exceptions=False).output
         assert (
             f"stored as {tmp_path}/out/presets/fast.yaml; a shipped model stays as it is: a copy of {folder} " in told
         )

@@ -64,8 +64,8 @@ def test_a_model_may_carry_presets_of_its_own(model: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "holds no keys; allowed: sampler, sampling, summary"),
-        ("head: {type: mse}", "head: unknown key; allowed: sampler, sampling, summary"),
+        ("", "holds no keys; allowed: precision, sampler, sampling, summary"),
+        ("head: {type: mse}", "head: unknown key; allowed: precision, sampler, sampling, summary"),
         ("sampler: {type: cosin}", 'unknown sampler "cosin"; did you mean cosine'),
         ("sampler: {ordr: halton}", "sampler.ordr: unknown key; did you mean order"),
         ("sampling: {stepz: 3}", "sampling.stepz: unknown key; did you mean steps"),

@@ -101,6 +101,10 @@ Precision = Annotated[
     Literal["float32", "bf16"],
     typer.Option("--precision", help="What is computed in; bf16 is about twice as fast and draws other images."),
 ]
+PresetPrecision = Annotated[
+    Literal["float32", "bf16"] | None,
+    typer.Option("--precision", help="What is computed in: float32 or bf16; default: as the preset says, or float32."),
+]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the networks' blocks: a slow first batch, then faster ones.")
 ]

@@ -18,8 +18,8 @@ from mixar.cli.common import (
     Graphs,
     ModelName,
     NoPlugin,
-    Precision,
     Preset,
+    PresetPrecision,
     Raw,
     Steps,
     Temperature,
@@ -99,7 +99,7 @@ def sample_command(
         bool, typer.Option("--codes-too", help="Also what the discrete codes alone decode to.")
     ] = False,
     raw: Raw = False,
-    precision: Precision = "float32",
+    precision: PresetPrecision = None,
     compile: Compile = False,
     graphs: Graphs = False,
     batch: Batch = 64,

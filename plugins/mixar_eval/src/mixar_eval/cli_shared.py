@@ -16,6 +16,7 @@ from mixar_core.errors import UserError
 
 if TYPE_CHECKING:
     from mixar.model import Model
+    from mixar.speed import Precision
     from mixar_eval.context import EvalContext
     from mixar_eval.report import Report
 
@@ -83,12 +84,12 @@ def measuring(context: typer.Context, *, several: bool = False) -> Iterator[Eval
     processes.leave()
 
 
-def load_model(name: str, run: EvalContext, context: typer.Context) -> Model:
-    """The model of this name, with the weights and the precision that were asked for."""
+def load_model(name: str, run: EvalContext, context: typer.Context, precision: Precision | None = None) -> Model:
+    """The model of this name, with the weights that were asked for, in this precision or in that asked for."""
     from mixar.model import load
 
     weights: Any = "raw" if context.params["raw"] else "ema"
-    precision = context.params["precision"]
+    precision = precision or context.params["precision"]
     return load(name, device=run.processes.device, weights=weights, precision=precision, registry=run.registry)
 
 

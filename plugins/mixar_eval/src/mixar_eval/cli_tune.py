@@ -18,8 +18,12 @@ def tune_command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, a model folder, or a shipped model's name.")],
     reference: cli_shared.ReferenceText,
     budget: Annotated[
-        str, typer.Option(metavar="TIME", help='What an image may take, as "0.5s/image"; of one process.')
-    ],
+        str | None, typer.Option(metavar="TIME", help='What an image may take, as "0.5s/image"; of one process.')
+    ] = None,
+    presets: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Measure these beside `exact`, and search and store nothing: fast,disa,4x10."),
+    ] = None,
     count: Annotated[
         int, typer.Option(callback=common.at_least(64), help="Images that the last round draws for every seed.")
     ] = 512,
@@ -39,11 +43,15 @@ def tune_command(
 
     A shipped model stays as it is: its preset is written into --out.
 
+    A preset is drawn in float32 where it does not say another; --precision is of what is searched besides.
     Of what is within the budget and no worse than `exact` (its mean over the seeds and their spread) the fastest is
     stored, so that `mixar sample MODEL --preset fast` is what was measured on this model. Interrupted, it goes on when
-    it is repeated. Example: `mixar tune runs/digits_quick --reference data:train --budget 0.05s/image`
+    it is repeated. Examples: `mixar tune runs/digits_quick --reference data:train --budget 0.05s/image` ·
+    `mixar tune digits --reference data:train --presets fast,disa`
     """
-    seconds = seconds_of(budget)
+    if (budget is None) == (presets is None):
+        raise UserError("--budget and --presets: give one of them, what an image may take or what is to be compared")
+    seconds = 0.0 if budget is None else seconds_of(budget)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"--name {name}: letters, digits, - and _ make a preset's name")
     if name == "exact":
@@ -51,14 +59,21 @@ def tune_command(
     with cli_shared.measuring(context) as run:
         from mixar.registry import PRESETS
         from mixar_eval import references, report, tune
+        from mixar_eval.candidates import candidates
 
-        loaded, folder = cli_shared.load_model(model, run, context), run.registry.find_model(model)
+        loaded, folder = cli_shared.load_model(model, run, context, "float32"), run.registry.find_model(model)
         shipped = run.registry.shipped_by(folder) is not None
         run.processes.on_main(lambda: report.check_folder(out, "points", tune.TABLE, tune.PICTURE, PRESETS))
         against = references.open_reference(reference, run, recipe=loaded.recipe, num_classes=loaded.recipe.num_classes)
-        found, chosen = tune.tune(
-            loaded, out / "points", against, run, seconds=seconds, count=count, seeds=seeds, batch=batch, name=name
-        )
+        every = candidates(loaded, run, folder, precision)
+        others = {candidate.precision for candidate in every.values()} - {"float32"}
+        models = {"float32": loaded} | {other: cli_shared.load_model(model, run, context, other) for other in others}
+        study = tune.Study(models, out / "points", against, run, batch)
+        if presets is not None:
+            names = [each.strip() for each in presets.split(",")]
+            cli_shared.publish(tune.compare(study, every, names, count=count, seeds=seeds), run, context)
+            return
+        found, chosen = tune.tune(study, every, seconds=seconds, count=count, seeds=seeds, name=name)
         cli_shared.publish(found, run, context)
         if chosen is not None and run.processes.is_main:
             place, summary = out if shipped else folder, f"{chosen.name}, found by mixar tune within {budget}"
