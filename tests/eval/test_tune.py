@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from mixar_eval.cli_tune import seconds_of
 from mixar_eval.context import EvalContext
 from mixar_eval.extractors import open_extractor
 from mixar_eval.references import open_reference
-from mixar_eval.tune import Result, Study, choose
+from mixar_eval.tune import Result, Study, best_of, choose
 from tests.cli.process import refused
 
 
@@ -35,6 +36,15 @@ def test_the_fastest_of_those_that_are_as_good_as_the_baseline_is_chosen() -> No
     assert choose(exact, [slower, faster, worse]) is faster
     assert choose(exact, [worse, result("d", 0.05, 0.3, 0.3)]) is worse
     assert choose(exact, []) is None
+
+
+def test_what_goes_on_is_beaten_by_no_other_in_both() -> None:
+    fast, slow, best = result("fast", 0.1, 0.3), result("slow", 0.5, 0.4), result("best", 1.0, 0.1)
+    middle, beaten = result("middle", 0.3, 0.2), result("beaten", 0.4, 0.25)
+    assert best_of([slow, best, beaten, fast, middle], 3) == [fast, middle, best]
+    assert best_of([slow, best, beaten, fast, middle], 4) == [fast, middle, beaten, best]
+    assert best_of([slow, best, middle, fast], 2) == [fast, best]
+    assert best_of([slow], 4) == [slow] and best_of([], 4) == []
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("0.5s/image", 0.5), ("200ms/image", 0.2), ("3 s / image", 3.0)])
@@ -63,7 +73,7 @@ def test_what_is_stored_draws_as_it_was_measured(
     assert not [name for name in names if name.startswith("32x")]  # there are fewer tokens
     reference = open_reference("data:train", context, recipe=model.recipe)
     study = Study({"float32": model}, tmp_path / "points", reference, context, 64)
-    options = {"seconds": 5.0, "count": 64, "seeds": 2}
+    options: dict[str, Any] = {"seconds": 5.0, "count": 64, "seeds": 2}
     report, chosen = tune.tune(study, found, **options)
     assert chosen is not None and report.plain["chosen"] == chosen.name
     rows = report.plain["rows"]
@@ -84,6 +94,12 @@ def test_what_is_stored_draws_as_it_was_measured(
     nothing, none = tune.tune(study, found, **(options | {"seconds": 1e-9}))
     assert none is None and "No candidate is within the budget" in nothing.to_markdown()
     assert json.dumps(nothing.to_json())
+    wanted = [*candidates.probes(found["exact"]), chosen.name]
+    compared = tune.compare(study, found, wanted, count=64, seeds=2)
+    assert {row["preset"] for row in compared.plain["rows"]} == {"exact", *wanted} == compared.plain["parts"].keys()
+    assert set(compared.plain["insensitive_to"]) <= {*wanted} - {chosen.name}
+    with pytest.raises(UserError, match=r"--presets exakt: none that this model can take; did you mean exact"):
+        tune.compare(study, found, ["exakt"], count=64, seeds=2)
     next(tmp_path.glob("points/*/samples/timing.json")).unlink()  # killed between images and their time
     with pytest.raises(UserError, match=r"how long drawing took is not noted; remove this folder, and repeat$"):
         tune.tune(study, found, **options)
@@ -92,6 +108,7 @@ def test_what_is_stored_draws_as_it_was_measured(
 def test_what_cannot_be_tuned_is_refused(family: Path, tmp_path: Path) -> None:
     call = ("--reference", "data:train", "--budget", "1s/image")
     assert "there is nothing to tune: it trains prior" in refused("tune", family / "models/prior", *call, cwd=tmp_path)
+    assert "--budget and --presets: give one of them" in refused("tune", "digits", *call, "--presets", "disa")
     assert "--name a/b" in refused("tune", family / "models/mixar", *call, "--name", "a/b", cwd=tmp_path)
 
 

@@ -58,6 +58,9 @@ def test_a_model_may_carry_presets_of_its_own(model: Path) -> None:
     recipe = mixar.load(model, device="cpu", preset="fast").recipe
     assert recipe.sampler is not None and recipe.sampler.config.tokens_per_step == 7
     assert mixar.load(model, device="cpu", preset="disa").recipe.sampling.head_steps == 5
+    (model / "presets/half.yaml").write_text("sampling: {steps: 2}\nprecision: bf16\n")
+    half, whole = mixar.load(model, preset="half"), mixar.load(model, preset="half", precision="float32")
+    assert (half.precision, whole.precision, whole.recipe.sampling.steps) == ("bf16", "float32", 2)
     assert mixar.load(model, device="cpu", preset="builtin:disa").recipe.sampling.head_steps == 50
 
 
@@ -70,6 +73,7 @@ def test_a_model_may_carry_presets_of_its_own(model: Path) -> None:
         ("sampler: {ordr: halton}", "sampler.ordr: unknown key; did you mean order"),
         ("sampling: {stepz: 3}", "sampling.stepz: unknown key; did you mean steps"),
         ("sampling: {steps: 0}", "sampling.steps"),
+        ("precision: fp8", "precision 'fp8': not known; allowed: bf16, float32"),
     ],
 )
 def test_a_file_that_says_something_else_is_refused(model: Path, text: str, said: str) -> None:

@@ -66,8 +66,11 @@ def tune_command(
         run.processes.on_main(lambda: report.check_folder(out, "points", tune.TABLE, tune.PICTURE, PRESETS))
         against = references.open_reference(reference, run, recipe=loaded.recipe, num_classes=loaded.recipe.num_classes)
         every = candidates(loaded, run, folder, precision)
-        others = {candidate.precision for candidate in every.values()} - {"float32"}
-        models = {"float32": loaded} | {other: cli_shared.load_model(model, run, context, other) for other in others}
+        precisions = {candidate.precision for candidate in every.values()}
+        models = {
+            each: loaded if each == "float32" else cli_shared.load_model(model, run, context, each)
+            for each in precisions
+        }
         study = tune.Study(models, out / "points", against, run, batch)
         if presets is not None:
             names = [each.strip() for each in presets.split(",")]

@@ -270,7 +270,7 @@ def _report(
     times = {each.candidate.name: _parts(study.sampling(each.candidate), study.batch) for each in timed}
     plain = {"budget": budget, "chosen": chosen and chosen.candidate.name, "insensitive_to": blind, "parts": times}
     return Report(
-        title=f"{'Presets' if budget is None else 'Tuning'} of {study.models['float32'].recipe.name}",
+        title=f"{'Presets' if budget is None else 'Tuning'} of {next(iter(study.models.values())).recipe.name}",
         protocol="published figures",
         reasons=["these are few images, which compare with each other alone"],
         figures={result.candidate.name: result.mean for result in shown},
