@@ -143,7 +143,8 @@ class Judge:
 @cache
 def judge() -> Judge:
     """The judge of all studies."""
-    classifier = fit_classifier(*digits("train"))
+    with torch.enable_grad():  # whoever asks may draw without
+        classifier = fit_classifier(*digits("train"))
     return Judge(classifier, classifier.judge(digits("validation")[0])[1])
 
 
