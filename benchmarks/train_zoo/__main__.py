@@ -3,10 +3,11 @@
 Runs of a stage are processes on one device, `--side-by-side` at most; a run's steps are as many as fit its stage's
 share of `--minutes`, measured at its start. At `--limit` everything stops with a checkpoint, and the same command goes
 on. What was trained lies under `--out`/models, in bfloat16, and is what later runs freeze; `table.md` has what was
-measured: the tokenizers' ceilings, codes alone, MixAR from true codes and from the prior's. At the end the best MixAR's
-sampling is tuned, and drawn thrice. With `--pack DIR` results and the chosen models' weights are written there as files
-of at most 15 MiB: `cat DIR/models.tar.* | tar x`. A run that fails is left out, and so is what needs it. `--only
-p8,m8` leaves out all runs but these: the fewer share a GPU, the more steps each does.
+measured: the tokenizers' ceilings, codes alone, MixAR from true codes and from the prior's. How the best MixAR samples
+is for `mixar tune`, pictures are for `mixar eval generation --nearest`. With `--pack DIR` results and the chosen
+models' weights are written there as files of at most 15 MiB: `cat DIR/models.tar.* | tar x`. A run that fails is left
+out, and so is what needs it. `--only p8,m8` leaves out all runs but these: the fewer share a GPU, the more steps each
+does.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ import torch
 import typer
 
 from benchmarks.train_zoo.family import FAMILIES, Family, Run
-from benchmarks.train_zoo.finish import tune
 from benchmarks.train_zoo.measure import Bench, best
 from benchmarks.train_zoo.worker import EARLY, Spec
 from mixar.folder import RECIPE, WEIGHTS
@@ -201,8 +201,6 @@ class Zoo:
             priors = [each for each in (run.prior, run.prior + EARLY) if self.done(each)]
             jobs += [partial(Bench.true_codes, name=state) for state in states]
             jobs += [partial(Bench.mixar, name=state, prior=prior) for state in states for prior in priors]
-            if "data" in run.changes:
-                jobs += [partial(Bench.of_subcategories, name=state, prior=run.prior) for state in states]
         return jobs
 
     # ---------------------------------------------------------------- results
@@ -299,10 +297,6 @@ def stages(zoo: Zoo, opening: Iterator[None]) -> None:
         return
     for _ in zoo.measuring(*zoo.samples("finish"), *zoo.rest()):
         pass
-    winner = zoo.winner()
-    if winner is not None and (prior := zoo.prior_of(winner)) is not None:
-        for _ in zoo.measuring(*tune(winner, prior, ends=zoo.ends)):
-            pass
 
 
 if __name__ == "__main__":

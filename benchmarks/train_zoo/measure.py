@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import evolve
 from torch import Tensor
 
 import mixar
@@ -21,7 +20,6 @@ from mixar.generation import batch_noise, decoded
 from mixar.model import Model
 from mixar.plugins import plugin_manager
 from mixar_core.data.loader import load_readable
-from mixar_core.model import SamplingConfig
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.storage import read_weights, write_text, write_weights
 from mixar_eval.features import extract
@@ -152,57 +150,31 @@ class Bench:
 
     def codes(self, prior: str) -> Row:
         """The prior's codes decoded alone."""
-
-        def draw() -> tuple[Tensor, Tensor]:
-            model, labels_B = self.load(prior), self.asked()
-            return model.decode_codes(self.drawn_codes(prior, labels_B, seed=0)), labels_B
-
-        return self.row(f"{prior} codes alone", draw)
-
-    def mixar(self, name: str, prior: str, *, seed: int = 0, **settings: Any) -> Row:
-        """A MixAR's images from the prior's codes."""
-        said = "".join(f" {key}={value:g}" for key, value in settings.items())
-        what = f"{name} + {prior}{said}{f' seed {seed}' if seed else ''} samples"
-        labels_B = self.asked()
-        return self.row(what, lambda: (self.drawn(name, prior, labels_B, seed=seed, **settings), labels_B))
-
-    def of_subcategories(self, name: str, prior: str) -> Row:
-        """The same, asked for subcategories as often as a category's training images have them."""
-        return self.row(f"{name} + {prior} samples of subcategories", lambda: self._of_subcategories(name, prior))
-
-    def _of_subcategories(self, name: str, prior: str) -> tuple[Tensor, Tensor]:
-        recipe = self.load(name).recipe
-        assert recipe.data is not None
-        data = (
-            plugin_manager()
-            .part("dataset", recipe.data.type)
-            .component(recipe.data.config, split="train", image_size=self.family.image_size)
+        return self.row(
+            f"{prior} codes alone", lambda: (self.load(prior).decode_codes(self.drawn_codes(prior)), self.asked)
         )
-        labels = torch.tensor(data.labels())
-        coarse, fine = labels.chunk(2)
-        chosen = []
-        for category in range(self.family.categories):
-            there = fine[coarse == category].sort().values
-            places = torch.linspace(0, len(there) - 1, self.count // self.family.categories).long()
-            chosen.append(there[places])
-        return self.drawn(name, prior, torch.cat(chosen), seed=0), self.asked()
 
+    def mixar(self, name: str, prior: str) -> Row:
+        """A MixAR's images from the prior's codes."""
+        what = f"{name} + {prior} samples"
+        return self.row(what, lambda: (self.drawn(name, self.asked, self.drawn_codes(prior)), self.asked))
+
+    @torch.no_grad()
     def true_codes(self, name: str) -> Row:
         """A MixAR's images from the validation images' own codes."""
         real_B3HW, labels_B = self.images["validation"], self.labels["validation"]
 
         def draw() -> tuple[Tensor, Tensor]:
-            model = self.load(name)
-            tokenizer = model.system.discrete_tokenizer
+            tokenizer = self.load(name).system.discrete_tokenizer
             assert tokenizer is not None
-            with torch.no_grad():
-                codes = [tokenizer.encode(p.to(self.device).float() / 127.5 - 1.0) for p in real_B3HW.split(_BATCH)]
-            return self._draw(model, labels_B, torch.cat(codes), model.recipe.sampling, seed=0), labels_B
+            codes = [tokenizer.encode(p.to(self.device).float() / 127.5 - 1.0) for p in real_B3HW.split(_BATCH)]
+            return self.drawn(name, labels_B, torch.cat(codes)), labels_B
 
         return self.row(f"{name} of true codes", draw)
 
     # ---------------------------------------------------------------- drawing
 
+    @property
     def asked(self) -> Tensor:
         """Every category equally often."""
         return torch.arange(self.family.categories).repeat_interleave(self.count // self.family.categories)
@@ -213,26 +185,19 @@ class Bench:
             self.loaded[name] = mixar.load(self.models / name, device=self.device)
         return self.loaded[name]
 
-    def drawn_codes(self, prior: str, labels_B: Tensor, *, seed: int, **settings: Any) -> Tensor:
-        """Codes of a prior; settings are those of a recipe's `sampling`."""
-        model = self.load(prior)
-        changed = evolve(model.recipe.sampling, **settings)
-        parts = labels_B.to(self.device).split(_BATCH)
-        return torch.cat([model.draw_codes(p, changed, batch_noise(seed, k)) for k, p in enumerate(parts)])
+    def drawn_codes(self, prior: str) -> Tensor:
+        """Codes of a prior, of every category equally often."""
+        model, parts = self.load(prior), self.asked.to(self.device).split(_BATCH)
+        settings = model.recipe.sampling
+        return torch.cat([model.draw_codes(part, settings, batch_noise(0, k)) for k, part in enumerate(parts)])
 
-    def drawn(self, name: str, prior: str, labels_B: Tensor, *, seed: int, **settings: Any) -> Tensor:
-        """Images of a MixAR from a prior's codes; settings are those of a recipe's `sampling`."""
-        of_prior = {key: value for key, value in settings.items() if key.startswith("prior_")}
-        codes_BN = self.drawn_codes(prior, labels_B, seed=seed, **of_prior)
-        model = self.load(name)
-        return self._draw(model, labels_B, codes_BN, evolve(model.recipe.sampling, **settings), seed=seed)
-
-    def _draw(self, model: Model, labels_B: Tensor, codes_BN: Tensor, settings: SamplingConfig, *, seed: int) -> Tensor:
-        drawn = []
-        for index, (labels, codes) in enumerate(
-            zip(labels_B.to(self.device).split(_BATCH), codes_BN.split(_BATCH), strict=True)
-        ):
-            drawn.append(model.draw(labels, settings, batch_noise(seed + 1000, index), codes)[0])
+    def drawn(self, name: str, labels_B: Tensor, codes_BN: Tensor) -> Tensor:
+        """Images of a MixAR from codes."""
+        model, settings = self.load(name), self.load(name).recipe.sampling
+        parts = zip(labels_B.to(self.device).split(_BATCH), codes_BN.split(_BATCH), strict=True)
+        drawn = [
+            model.draw(labels, settings, batch_noise(1000, k), codes)[0] for k, (labels, codes) in enumerate(parts)
+        ]
         return torch.cat(drawn)
 
 
