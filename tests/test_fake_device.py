@@ -78,7 +78,7 @@ def made(name: str, registry: Registry, *overrides: str) -> tuple[Recipe, Object
     if whole.head is not None and hasattr(whole.head.config, "sampling_steps"):  # others draw in one go
         few.append("sampling.head_steps=2")
     if whole.sampler is not None and getattr(whole.sampler.config, "tokens_per_step", None):
-        few.append("sampler.tokens_per_step=8")
+        few.append(f"sampler.tokens_per_step={128 if whole.image_size == 256 else 8}")
     recipe = load_recipe(name, registry=registry, overrides=[*few, *overrides])
     objective = make_objective(build(recipe, registry, meta=True), registry)
     if isinstance(objective, MixARObjective) and objective.model.prior is not None:
