@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 #: seconds to wait for a start, or an answer
-PATIENCE = 240
+PATIENCE = 60
 
 
 @attrs.define(slots=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from typing import Any
 
 import attrs
@@ -45,9 +46,10 @@ class _Refused(Exception):
 
 @attrs.frozen(eq=False)
 class Gate:
-    """An ASGI application before another one."""
+    """An ASGI application before another one; `functions` are the numbers of those that the page may call."""
 
     app: ASGIApp
+    functions: Container[int] = range(1000)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it."""
@@ -65,7 +67,7 @@ class Gate:
         try:
             path, method = scope["path"], scope["method"]
             if method == "POST" and _POST.fullmatch(path):
-                receive = _again(await _body(receive))
+                receive = _again(await _body(receive, self.functions))
             elif method not in ("GET", "HEAD") or not _GET.fullmatch(path) or ".." in path:
                 raise _Refused(404, "not a part of this page")
         except _Refused as error:
@@ -74,7 +76,7 @@ class Gate:
         await self.app(scope, receive, sending)
 
 
-async def _body(receive: Receive) -> bytes:
+async def _body(receive: Receive, functions: Container[int]) -> bytes:
     """The body of a request, once it is known to be what the page sends."""
     body = bytearray()
     while True:
@@ -91,6 +93,8 @@ async def _body(receive: Receive) -> bytes:
     except (ValueError, RecursionError) as error:
         raise _Refused(400, "not JSON that this page sends") from error
     _check(found)
+    if found.get("fn_index", 0) not in functions:
+        raise _Refused(422, "fn_index: no function of this page")
     return bytes(body)
 
 

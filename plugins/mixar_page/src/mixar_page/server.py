@@ -42,9 +42,10 @@ def application(stage: Studio, host: str = "127.0.0.1") -> Gate:
 
     from mixar_page.page import build
 
+    page = build(stage)
     app = gr.mount_gradio_app(
         fastapi.FastAPI(openapi_url=None),
-        build(stage),
+        page,
         path="/",
         server_name=host,
         footer_links=[],
@@ -57,7 +58,7 @@ def application(stage: Studio, host: str = "127.0.0.1") -> Gate:
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=(Path(__file__).parent / "static/page.css").read_text(encoding="utf-8"),
     )
-    return Gate(app)
+    return Gate(app, frozenset(page.fns))
 
 
 def _listen(host: str, port: int) -> socket.socket:
