@@ -29,7 +29,8 @@ def _steps(
 ) -> Iterable[Entry]:
     for arm, runs in arms.items():
         for run, (steps, head) in product(runs, points):
-            yield Entry(arm, run, Drawn("prior", steps, head, temperature), x=f"{steps} x {head}", rank=6)
+            drawn, rank = Drawn("prior", steps, head, temperature), 6 if run.shipped else 7
+            yield Entry(arm, run, drawn, x=f"{steps} x {head}", rank=rank)
 
 
 def _needs(arm: str, says: str, most: int) -> tuple[Expected, ...]:
