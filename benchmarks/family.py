@@ -169,7 +169,8 @@ def measure(name: str, seed: int, out: Path) -> None:
 
 def report(seeds: list[int], out: Path, results: Path) -> None:
     """Print the table, and write it, a row a measurement, and a picture: a digit of each class a row."""
-    printed, rows, pictures = [], [], {}
+    printed, rows = [], []
+    pictures: dict[str, torch.Tensor] = {}
     for name, prior in PRIORS.items():
         found = {seed: json.loads((out / f"{name}_{seed}.json").read_text()) for seed in seeds}
         about = {"prior": prior.words, "codes": f"digits_{prior.tokenizer}", "door": TOKENIZERS[prior.tokenizer]}
