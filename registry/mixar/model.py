@@ -379,8 +379,7 @@ def load(
     built = [key for key in TRAINABLE if getattr(system, key) is not None]
     files = frozen_weights(recipe, registry, built) | {recipe.trains: trained}
     notices = hasten(system.model or system.prior, precision=precision, compile=compile, graphs=graphs)
-    names = class_names(recipe, folder, registry)
-    return Model(system, names, chosen, files, weights, precision, compile, notices)
+    return Model(system, class_names(recipe, folder, registry), chosen, files, weights, precision, compile, notices)
 
 
 def prior_draws_from_data(recipe: Recipe) -> bool:
