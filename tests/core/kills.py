@@ -218,9 +218,11 @@ class Attempts:
     def kill(self, which: Sequence[BaseProcess]) -> bool:
         """SIGKILL these; whether one of them was still at work.
 
-        Then their loaders too. They end by themselves within seconds, unless they have only just begun.
+        Then their loaders too. They end by themselves within seconds, unless they have only just begun; until then they
+        stand still, because one whose run dies while it hands over a batch says so in a traceback.
         """
         loaders = [pid for process in which if process.exitcode is None for pid in tree(process.pid or 0)[1:]]
+        send(signal.SIGSTOP, loaders)
         for process in which:
             process.kill()
         for process in which:
