@@ -36,17 +36,21 @@ def publish(
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     last = max(entry["step"] for entry in log) if step is None else step
     measured = [entry["losses"] for entry in log if entry["kind"] == "validation" and entry["step"] <= last]
-    finished = datetime.fromtimestamp((run / WEIGHTS).stat().st_mtime, UTC).date().isoformat()
     validation = {name: round(value, 5) for name, value in measured[-1].items()} if measured else {}
     save_model(
         folder,
         recipe_yaml=(run / RECIPE).read_text(),
         tensors=read_weights(run / WEIGHTS) if tensors is None else tensors,
-        facts={**read_provenance(run), "steps": last, "finished": finished, "validation": validation, **facts},
+        facts={**read_provenance(run), "steps": last, "finished": finished(run), "validation": validation, **facts},
         dtype=torch.bfloat16,
         replace=True,
     )
     return folder
+
+
+def finished(run: Path) -> str:
+    """The day on which a run's weights were written, as 2026-11-26."""
+    return datetime.fromtimestamp((run / WEIGHTS).stat().st_mtime, UTC).date().isoformat()
 
 
 def main(runs: list[Path], into: Path = MODELS) -> None:
