@@ -182,8 +182,8 @@ _MIXAR = {
     "training.ema_decay": 0.999,
     "training.flip": True,
 }
-#: the decoder alone, by squares of what is not clamped: without norms its activations had grown at the lower edge, to 27
-#: where images have 1 at most, and absolute differences pull at those no harder than at any other pixel
+#: the decoder alone, by squares of what is not clamped: without norms its activations had grown at the lower edge, to
+#: 27 where images have 1 at most, and absolute differences pull at those no harder than at any other pixel
 _DECODER = {
     "init.freeze": ["encoder", "quant_conv"],
     "reconstruction.loss": "l2",
