@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 
 import mixar
-from mixar.generation import grid_picture
-from mixar_core.pictures import write_png
+from mixar_core.pictures import rows_picture, write_png
 from tests.page.serving import serving
 
 #: what the picture of three levels shows: classes and seeds, and the region that is drawn anew with the next seeds
@@ -26,16 +25,15 @@ REGION = (12, 32, 40, 20)
 
 
 def three_levels(model: mixar.Model) -> Image.Image:
-    """A column for each: its codes decoded alone, MixAR's picture of them, and a region of that drawn anew."""
+    """A column for each: its codes decoded alone, MixAR's picture of them, and the lower middle of that drawn anew."""
     drawn = [model.generate(name, seed=seed) for name, seed in LEVELS]
     images = torch.cat([each.images for each in drawn])
     alone = model.decode_codes(torch.cat([each.codes for each in drawn]))
     edited = [
         model.edit(image, REGION, name, seed=seed + 7) for image, (name, seed) in zip(images, LEVELS, strict=True)
     ]
-    rows = torch.cat([alone, images, *(each.images for each in edited)])
-    names = [f"{what}{name}" for what in ("codes: ", "MixAR: ", "edited: ") for name, _ in LEVELS]
-    return grid_picture(rows, names, columns=len(LEVELS), side=128)
+    rows = {"codes alone": alone, "MixAR": images, "a region redrawn": torch.cat([each.images for each in edited])}
+    return rows_picture(rows, scale=2)
 
 
 def screenshots(folder: Path) -> None:
