@@ -170,10 +170,20 @@ def test_it_stops(visit: Any, model: mixar.Model) -> None:
     preset = page.get_by_label("Preset").locator("visible=true").first
     preset.click()
     page.get_by_role("option", name="exact").click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('input[type=number]')].some(field => field.value === '64')"
+    )
+    page.evaluate(  # in the page: a press from here may come too late
+        """() => { const watch = setInterval(() => {
+          if (!document.querySelector("#strip button")) return;
+          clearInterval(watch);
+          document.querySelector("#draw-stop").click();
+          window.stopped = true;
+        }, 5); }"""
+    )
     page.click("#draw-vary")
-    page.wait_for_selector("#strip button")
-    page.click("#draw-stop")
-    page.wait_for_timeout(300)
+    page.wait_for_function("() => window.stopped")
+    page.wait_for_timeout(500)
     stopped = page.locator("#strip button").count()
     assert stopped < 8
     other = visit()
