@@ -78,10 +78,12 @@ STEPS_EMOJI = Claim(
 
 # ---------------------------------------------------------------- 5: the fill
 
+#: the recipe's own: a part of another type starts from its defaults
+_BACKBONE = {"width": 192, "depth": 3, "heads": 4, "buffer": 4, "dropout": 0.0, "attention_dropout": 0.0}
 _FILLS: dict[str, dict[str, Any]] = {
     "projected": {"injector": {"type": "dc-mix", "projection": True}},
     "learned": {"injector": {"type": "dc-mix-learned"}},
-    "in the encoder": {"injector": {"type": "dc-mix"}, "backbone.type": "early-mixing"},
+    "in the encoder": {"injector": {"type": "dc-mix"}, "backbone": {"type": "early-mixing", **_BACKBONE}},
 }
 _FILL_RUNS = {("zero-padded", seed): BASE["dc-mix", seed] for seed in SEEDS} | {
     (fill, seed): run_of(f"fill-{fill.replace(' ', '-')}", seed, {**PLAIN, **changes})

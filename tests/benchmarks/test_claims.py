@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 import torch
-from attrs import frozen
+from attrs import asdict, frozen
 from typer.testing import CliRunner
 
 pytest.importorskip("mixar_zoo", reason="plugins/mixar_zoo is not installed")
@@ -59,6 +59,17 @@ def test_equal_names_mean_equal_runs_and_arms_have_three_seeds():
         for expected in claim.expected:
             assert {expected.lower, expected.higher} <= {entry.arm for entry in claim.entries}
     assert all(PARTS[name].name == name for name in PARTS)
+
+
+def test_codes_in_the_encoder_change_nothing_else_of_the_backbone():
+    registry = registry_with_parts()
+    runs = {entry.training.name: entry.training for entry in CLAIMS["fill-where"].entries}
+    one, other = (
+        load_recipe(runs[name].recipe, dict(runs[name].changes), registry=registry).backbone
+        for name in ("dc-mix-0", "fill-in-the-encoder-0")
+    )
+    assert (one.type, other.type) == ("masked", "early-mixing")
+    assert asdict(one.config) == asdict(other.config)
 
 
 def test_two_claims_from_training_to_report(tmp_path):
