@@ -199,6 +199,7 @@ _HARDER = {
     "training.steps": 400,
     "training.learning_rate": 4.0e-4,
 }
+_HARDEST = {"reconstruction.reconstruction_weight": 30.0, "training.steps": 450}
 _SUBCATEGORIES = {"num_classes": 107, "data": {"type": "emoji64", "subcategories": True}}
 _D8 = {"discrete_tokenizer": ("d8", "d8g")}
 _C16 = {"continuous_tokenizer": ("c16", "c16a", "c16g")}
@@ -262,6 +263,7 @@ EMOJI64 = Family(
             runs={
                 "c16d": Run(None, _DECODER, continues=("c16",)),
                 "c16e": Run(None, _DECODER | _HARDER, continues=("c16d",)),
+                "c16f": Run(None, _DECODER | _HARDER | _HARDEST, continues=("c16e",)),
                 "longer": Run(
                     None,
                     {"ti_mix": {"schedule": "constant"}, "training.learning_rate": 3.0e-4},
