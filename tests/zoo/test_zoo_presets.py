@@ -15,8 +15,9 @@ from mixar.presets import read_preset
 CARRIED = sorted(MODELS.glob("*/presets/*.yaml"))
 
 
-def test_digits_carry_what_tune_found() -> None:
-    assert MODELS / "digits/presets/fast.yaml" in CARRIED
+@pytest.mark.parametrize("model", ["digits", "emoji64"])
+def test_shipped_models_carry_what_tune_found(model: str) -> None:
+    assert MODELS / model / "presets/fast.yaml" in CARRIED
 
 
 @pytest.mark.parametrize("path", CARRIED, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
