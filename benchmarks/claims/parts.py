@@ -12,10 +12,11 @@ from torch import Tensor
 from mixar import Part, Registry, plugin_manager
 from mixar.registry import Plugin
 from mixar_core.injector import Door
-from mixar_core.masking import put, take
+from mixar_core.masking import put, split_known, take
 from mixar_core.types import Condition, DiscreteTokens, Guidance, MaskSplit
 from mixar_plugins.backbones.condition import class_vectors
 from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
+from mixar_plugins.backbones.masked_state import MaskedState, Shared
 from mixar_plugins.injectors.embedding import CodeEmbedding, CodeEmbeddingConfig
 
 
@@ -29,6 +30,17 @@ class DCMixLearned(CodeEmbedding):
         return Guidance(fill_BND=self.embedded(tokens.codes_BN))
 
 
+class EarlyState(MaskedState):
+    """A prediction is the training's pass: what others keep between passes does not fit an encoder of all tokens."""
+
+    def _lean(self, shared: Shared, tokens_BNC: Tensor, visible_BU: Tensor, positions_BK: Tensor) -> Tensor:
+        backbone, copies = self.backbone, len(tokens_BNC) // len(self.condition)
+        condition = self.condition if copies == 1 else self.condition.guided()
+        split, guidance = split_known(self.known_BN.repeat(copies, 1), self.known), self.guidance.repeat(copies)
+        encoded = backbone.encode(tokens_BNC.to(backbone.dtype), split, condition, guidance)
+        return take(backbone.decode(encoded, split, guidance), positions_BK)
+
+
 @frozen
 class EarlyConfig(MaskedConfig):
     """As of the backbone `masked`."""
@@ -38,6 +50,10 @@ class EarlyMixing(MaskedBackbone):
     """The codes stand at the masked positions of the encoder already, which then sees all positions."""
 
     reuses: ClassVar[frozenset[str]] = frozenset()
+
+    def start(self, condition: Condition, guidance: Guidance, *, guided: bool) -> EarlyState:
+        """Begin to sample."""
+        return EarlyState(self, condition, guidance)
 
     def encoder_input(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
         """[class buffer, all tokens]: (B, buffer + N, D)."""

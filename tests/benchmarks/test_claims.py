@@ -29,7 +29,7 @@ from benchmarks.claims.report import report, spikes, verdict
 from mixar import build, load_recipe
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
-from mixar_core.types import DrawnCodes, Step, TokenBatch
+from mixar_core.types import DrawnCodes, MaskSplit, Step, TokenBatch
 
 #: codes of the shipped prior that the claims below draw
 SHIPPED = ("digits_prior-prior",)
@@ -154,6 +154,11 @@ def test_the_parts_of_a_claim_train_and_draw(changes):
     ]
     one, other = (state.predict(positions_BK, Step()).cond_BKD for state in states)
     assert not torch.allclose(one, other), "the codes say nothing"
+    known_BU, masked_BK = positions_BK[:, :6], positions_BK[:, 6:]
+    tokens_BNC = torch.randn(2, 16, model.backbone.token_dim)
+    states[0].reveal(known_BU, tokens_BNC[:, :6])
+    trained = model.backbone(tokens_BNC, MaskSplit(known_BU, masked_BK), condition, states[0].guidance)
+    torch.testing.assert_close(states[0].predict(masked_BK, Step()).cond_BKD, trained, msg="it samples as it trains")
     settings = SamplingConfig(steps=3, head_steps=2)
     drawn = model.generate(condition, settings=settings, noise=noise, codes_BN=codes)
     assert drawn.images_B3HW.shape == (2, 3, 32, 32) and drawn.images_B3HW.isfinite().all()
