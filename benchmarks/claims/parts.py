@@ -14,7 +14,6 @@ from mixar.registry import Plugin
 from mixar_core.injector import Door
 from mixar_core.masking import put, split_known, take
 from mixar_core.types import Condition, DiscreteTokens, Guidance, MaskSplit
-from mixar_plugins.backbones.condition import class_vectors
 from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
 from mixar_plugins.backbones.masked_state import MaskedState, Shared
 from mixar_plugins.injectors.embedding import CodeEmbedding, CodeEmbeddingConfig
@@ -61,9 +60,9 @@ class EarlyMixing(MaskedBackbone):
         assert self.encoder_pos_embed_learned is not None  # there is an encoder
         buffer, positions = self.config.buffer, self.encoder_pos_embed_learned
         visible_BUD = self.z_proj(take(tokens_BNC, split.visible_BU))
-        class_B1D = class_vectors(self.class_emb, self.fake_latent, condition.labels_B)[:, None].to(visible_BUD.dtype)
+        front = self.front(condition, None, visible_BUD.dtype)
         all_BND = put(guidance.fill_BND.to(visible_BUD.dtype), split.visible_BU, visible_BUD)
-        return self.z_proj_ln(torch.cat([class_B1D + positions[:, :buffer], all_BND + positions[:, buffer:]], dim=1))
+        return self.z_proj_ln(torch.cat([front, all_BND + positions[:, buffer:]], dim=1))
 
     def decoder_input(self, encoded: Tensor, split: MaskSplit, guidance: Guidance) -> Tensor:
         """The encoder's output, position by position."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from PIL import Image
+
 from mixar_page.again import INPUT, MASK, Again, url
 from mixar_page.asked import Editing
 from mixar_page.studio import Drawn, Redrawn
@@ -20,7 +22,7 @@ def drawing(drawn: Drawn) -> str:
     alone = [] if drawn.alone is None else [_figure(url(drawn.alone), "The codes alone", "before MixAR", "beside")]
     what = "MixAR" if alone else "Drawn"
     figures = [*alone, _figure(url(drawn.picture), what, drawn.facts, "main", _through(drawn))]
-    return _pictures(figures) + _links(drawn.again, (f"{_stem(drawn)}.png", drawn)) + _again(drawn.again)
+    return _pictures(figures) + _links((f"{_stem(drawn)}.png", drawn.picture)) + _again(drawn.again)
 
 
 def editing(drawn: Redrawn) -> str:
@@ -31,13 +33,8 @@ def editing(drawn: Redrawn) -> str:
         _figure(url(drawn.picture), "Redrawn", drawn.facts, "main"),
     ]
     report = "".join(f"<li>{escape(line)}</li>" for line in drawn.report)
-    files = [(INPUT, drawn.asked.picture), (MASK, drawn.asked.mask)]
-    return (
-        _pictures(figures)
-        + f"<ul class='report'>{report}</ul>"
-        + _links(drawn.again, (f"{_stem(drawn)}.png", drawn), *files)
-        + _again(drawn.again)
-    )
+    files = [(f"{_stem(drawn)}.png", drawn.picture), (INPUT, drawn.asked.picture), (MASK, drawn.asked.mask)]
+    return _pictures(figures) + f"<ul class='report'>{report}</ul>" + _links(*files) + _again(drawn.again)
 
 
 def comparing(pair: Sequence[Drawn]) -> str:
@@ -45,7 +42,7 @@ def comparing(pair: Sequence[Drawn]) -> str:
     first = pair[0]
     codes = [] if first.alone is None else [_figure(url(first.alone), "The codes alone", "the same for both", "beside")]
     figures = [*codes, *(_figure(url(one.picture), _way(one), one.facts, "main") for one in pair)]
-    links = "".join(_links(one.again, (f"{_stem(one)}_{side}.png", one)) for one, side in zip(pair, "ab", strict=True))
+    links = "".join(_links((f"{_stem(one)}_{side}.png", one.picture)) for one, side in zip(pair, "ab", strict=True))
     return _pictures(figures) + links + "".join(_again(one.again, f" {_way(one)}") for one in pair)
 
 
@@ -91,11 +88,10 @@ def _through(drawn: Drawn) -> str:
     )
 
 
-def _links(how: Again, result: tuple[str, Drawn], *files: tuple[str, Any]) -> str:
-    name, drawn = result
-    links = [(f"Download {name}", name, drawn.picture), *((f"Download {file}", file, one) for file, one in files)]
+def _links(*files: tuple[str, Image.Image]) -> str:
     cells = (
-        f"<a download='{escape(name, quote=True)}' href='{url(one)}'>{escape(text)}</a>" for text, name, one in links
+        f"<a download='{escape(name, quote=True)}' href='{url(one)}'>{escape(f'Download {name}')}</a>"
+        for name, one in files
     )
     return f"<div class='links'>{''.join(cells)}</div>"
 
