@@ -44,16 +44,16 @@ class Share:
 
 
 PARTS = {
-    "peak": Share("exact", 15),
-    "parity": Share("exact", 90),
-    "training": Share("speed", 100),
-    "sampling": Share("speed", 150),
-    "program": Share("exact", 45),
-    "processes": Share("exact", 40),
-    "graphs": Share("speed", 30),
-    "profiles": Share("speed", 30),
+    "peak": Share("exact", 12),
+    "parity": Share("exact", 75),
+    "program": Share("exact", 40),
+    "processes": Share("exact", 45),
+    "graphs": Share("speed", 45),
+    "training": Share("speed", 70),
+    "sampling": Share("speed", 130),
     "compiled": Share("speed", 90),
     "sampling_compiled": Share("speed", 60),
+    "profiles": Share("speed", 25),
     "costs": Share("speed", 0),  # beside the others
 }
 

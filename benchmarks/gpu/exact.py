@@ -84,26 +84,29 @@ def program(part: Part) -> None:
         write_family(folder, registry)
         trained: dict[str, Path] = {}
 
-        def train(kind: str, steps: int, precision: str, resumed: bool = False) -> Path:
-            out = folder / f"runs/{kind}-{precision}-{steps}{'-resumed' if resumed else ''}"
+        def train(kind: str, steps: int, precision: str, resumed: bool = False, background: bool = False) -> Path:
+            out = folder / f"runs/{kind}-{precision}-{background}-{steps}{'-resumed' if resumed else ''}"
             for last, resume in ((steps // 2, False), (steps, True)) if resumed else ((steps, False),):
                 settings = {
                     "training.steps": last,
                     "training.precision": precision,
                     "training.workers": int(kind == "continuous"),
+                    "training.background_checkpoints": background,
                 }
                 recipe = mixar.load_recipe(folder / f"recipes/{kind}.yaml", settings, registry=registry)
                 mixar.train(recipe, out, device=part.device, resume=resume, registry=registry, callbacks=[])
             return out
 
-        def repeated(kind: str, precision: str) -> Row:
-            trained[kind] = once = train(kind, 4, precision)
-            return {"difference": _difference(once, train(kind, 4, precision, resumed=True))}
+        def repeated(kind: str, precision: str, background: bool = False) -> Row:
+            trained[kind] = once = train(kind, 4, precision, background=background)
+            return {"difference": _difference(once, train(kind, 4, precision, resumed=True, background=background))}
 
         for kind in ("continuous", "discrete", "prior", "mixar"):
             for precision in get_args(Precision) if kind == "mixar" else ("bf16",):
                 what = f"{kind}, {precision}: 4 steps, and 2 and 2 more after a stop"
                 part.row({"what": what}, repeated, kind, precision)
+        what = "mixar, bf16, the same with checkpoints written in the background"
+        part.row({"what": what}, repeated, "mixar", "bf16", True)
         for precision in get_args(Precision):
             what = f"images of the MixAR drawn here and on the CPU, {precision}"
             part.row({"what": what}, lambda p=precision: _drawn_twice(part, trained["mixar"], p))  # type: ignore[misc]
