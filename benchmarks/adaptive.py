@@ -24,7 +24,7 @@ from unittest import mock
 
 import torch
 import typer
-from attrs import evolve, frozen
+from attrs import evolve
 
 import mixar
 from benchmarks import study
@@ -53,39 +53,28 @@ class ByChance(AdaptiveSampler):
         return super().plan(evolve(task, confidence_BN=None), noise=noise)
 
 
-@frozen
-class Drawing:
-    """How a set of digits is drawn: the sampler, autoregressive steps, steps of the head, the prior's temperature."""
-
-    name: str
-    sampler: Sampler
-    steps: int
-    head_steps: int
-    temperature: float = TEMPERATURE
+#: a way to draw: the sampler, autoregressive steps, steps of the head, the prior's temperature
+Drawing = tuple[Sampler, int, int, float]
 
 
-def cosine(steps: int, head_steps: int, temperature: float = TEMPERATURE) -> Drawing:
-    """The plan of MAR."""
-    name = f"cosine: {steps} steps, head {head_steps}, prior at {temperature:g}"
-    return Drawing(name, CosineSampler(CosineConfig()), steps, head_steps, temperature)
+def cosine(steps: int, head: int, temperature: float = TEMPERATURE) -> dict[str, Drawing]:
+    """The plan of MAR, by its name."""
+    name = f"cosine: {steps} steps, head {head}, prior at {temperature:g}"
+    return {name: (CosineSampler(CosineConfig()), steps, head, temperature)}
 
 
-def adaptive(steps: int, share: float, quick: int, redraw: float = 0.0, *, chance: bool = False) -> Drawing:
+def adaptive(kind: str, steps: int, share: float, quick: int, redraw: float = 0.0) -> dict[str, Drawing]:
     """The confident share in one step with `quick` steps of the head, the others with 25."""
-    name = (
-        f"{'by chance' if chance else 'adaptive'}: {steps} steps, {share:.0%} in one, head {quick}, redraw {redraw:.0%}"
-    )
+    name = f"{kind}: {steps} steps, {share:.0%} in one, head {quick}, redraw {redraw:.0%}"
     config = AdaptiveConfig(confident=share, confident_head_steps=quick, redraw=redraw)
-    return Drawing(name, (ByChance if chance else AdaptiveSampler)(config), steps, 25)
+    return {name: ((ByChance if kind == "by chance" else AdaptiveSampler)(config), steps, 25, TEMPERATURE)}
 
 
-COMPARED = [cosine(8, 25, temperature) for temperature in TEMPERATURES]
-FRONTIER = [
-    *(cosine(steps, head) for steps, head in ((2, 10), (4, 10), (8, 10), (4, 25), (16, 25), (8, 50))),
-    *(adaptive(*each) for each in ((3, 0.5, 10), (5, 0.5, 10), (9, 0.5, 10), (5, 0.75, 10))),
-    adaptive(5, 0.5, 10, 0.25),
-    adaptive(5, 0.5, 10, chance=True),
-]
+COMPARED = cosine(8, 25, 1.0) | cosine(8, 25, 2.0) | cosine(8, 25, 3.0)
+FRONTIER = cosine(2, 10) | cosine(4, 10) | cosine(8, 10) | cosine(4, 25) | cosine(16, 25) | cosine(8, 50)
+FRONTIER |= adaptive("adaptive", 3, 0.5, 10) | adaptive("adaptive", 5, 0.5, 10) | adaptive("adaptive", 9, 0.5, 10)
+FRONTIER |= adaptive("adaptive", 5, 0.75, 10) | adaptive("adaptive", 5, 0.5, 10, 0.25)
+FRONTIER |= adaptive("by chance", 5, 0.5, 10)
 
 
 def main(arms: str = ",".join(ARMS), seeds: str = "0,1,2", steps: int = 300, out: Path = Path("runs/adaptive")) -> None:
@@ -115,23 +104,21 @@ def drawn(run: Path, about: study.Row) -> study.Found:
     """Digits of every drawing, from codes that are drawn once a temperature, and the seconds of all but the codes."""
     model, seed = mixar.load(run, precision="bf16"), about["seed"]
     mixture, labels_B, rows = model.system.model, model.labels(study.balanced(COUNT)), []
-    drawings = [*COMPARED, *(FRONTIER if about["arm"] == "dc-mix" else ())]
+    drawings = {**COMPARED, **(FRONTIER if about["arm"] == "dc-mix" else {})}
     assert mixture is not None and mixture.prior is not None
-
-    def row(name: str, images_B3HW: torch.Tensor, seconds: float | None = None) -> study.Row:
-        return {"drawing": name, **study.judge().figures(images_B3HW, labels_B), "seconds": seconds}
-
     for temperature in TEMPERATURES:
         settings = evolve(model.recipe.sampling, prior_temperature=temperature)
         codes = mixture.sample_codes(mixture.condition(labels_B), settings=settings, noise=batch_noise(seed, 0))
-        rows.append(row(f"codes alone, prior at {temperature:g}", model.decode_codes(codes.codes_BN)))
+        alone = study.judge().figures(model.decode_codes(codes.codes_BN), labels_B)
+        rows.append({"drawing": f"codes alone, prior at {temperature:g}", **alone})
         with mock.patch.object(mixture.prior, "sample", lambda *_, codes=codes, **__: codes):
-            for drawing in (each for each in drawings if each.temperature == temperature):
-                mixture.sampler = drawing.sampler
-                settings = evolve(model.recipe.sampling, steps=drawing.steps, head_steps=drawing.head_steps)
-                began = time.process_time()  # with one thread the seconds of one core, whatever else runs
-                images = model.draw(labels_B, settings, batch_noise(seed, 1))[0]
-                rows.append(row(drawing.name, images, time.process_time() - began))
+            for name, (mixture.sampler, steps, head, at) in drawings.items():
+                if at == temperature:
+                    settings = evolve(model.recipe.sampling, steps=steps, head_steps=head)
+                    began = time.process_time()  # with one thread the seconds of one core, whatever else runs
+                    images = model.draw(labels_B, settings, batch_noise(seed, 1))[0]
+                    seconds = time.process_time() - began
+                    rows.append({"drawing": name, **study.judge().figures(images, labels_B), "seconds": seconds})
     return rows, {}
 
 
@@ -151,13 +138,12 @@ def plot(rows: Sequence[study.Row], file: Path) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for kind in ("cosine", "adaptive", "by chance"):
-        for drawing in (COMPARED[1], *FRONTIER):
-            found = [row for row in rows if row["drawing"] == drawing.name and drawing.name.startswith(kind)]
-            if found:
-                at = mean(row["seconds"] for row in found), mean(row["kernel"] for row in found)
-                axes.plot(*at, {"cosine": "oC0", "adaptive": "sC1", "by chance": "xC2"}[kind])
-                axes.annotate(drawing.name, at, xytext=(4, 3), textcoords="offset points", fontsize=6)
+    drawings = (cosine(8, 25) | FRONTIER).keys()
+    for name in drawings & {row["drawing"] for row in rows}:
+        found = [row for row in rows if row["drawing"] == name]
+        at = mean(row["seconds"] for row in found), mean(row["kernel"] for row in found)
+        axes.plot(*at, {"cosine": "oC0", "adaptive": "sC1", "by chance": "xC2"}[name.partition(":")[0]])
+        axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=6)
     axes.set_xlabel(f"processor seconds for {COUNT:,} digits, without the prior's")
     axes.set_ylabel("KID to real digits")
     figure.savefig(file, dpi=120)

@@ -17,6 +17,7 @@ import json
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import typer
@@ -24,16 +25,15 @@ import typer
 import mixar
 from mixar.assembly import build, open_data
 from mixar.cache import make_cache
-from mixar.cli.common import print_table
 from mixar.plugins import plugin_manager
 from mixar.recipe import Recipe
 from mixar.run import make_objective
 from mixar_core.data.cache import TokenCache
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.streams import Stream, step_noise
-from mixar_core.data.tokens import CachedTokens
 from mixar_core.distributed import Processes
 from mixar_core.training.sources import make_source
+from mixar_eval.report import table
 
 SMALL = {"backbone.width": 64, "backbone.depth": 1, "backbone.heads": 2, "head.depth": 1, "head.width": 64}
 #: what is trained, as settings of the recipe
@@ -63,23 +63,23 @@ def main(
         f"{about.count:,} images in {size:,} bytes ({rate}); by arithmetic {about.count:,} x "
         f"{about.settings.row_bytes:,} = {counted:,}, and {size - counted:,} for headers"
     )
-    settings = {"steps": steps + WARM_UP, "workers": workers, "log_every": 1}
-    settings |= dict.fromkeys(("warmup_steps", "evaluate_every", "preview_every", "checkpoint_every"), 0)
-    base = {f"training.{key}": value for key, value in settings.items()} | {"callbacks": []}
+    base: dict[str, Any] = {"callbacks": [], "training.workers": workers, "training.steps": steps + WARM_UP}
+    base |= {"training.log_every": 1, "training.warmup_steps": 0, "training.checkpoint_every": 0}
+    base |= {"training.evaluate_every": 0, "training.preview_every": 0}
     rows = []
     for name, changes in {"tokens alone": {}, **MODELS}.items():
         found = []
-        for where in ("none", str(out / "cache")):
-            chosen = mixar.load_recipe(recipe, {**base, "training.cache": where, **changes})
+        for where, kept in {"images": "none", "cache": str(out / "cache")}.items():
+            chosen = mixar.load_recipe(recipe, {**base, "training.cache": kept, **changes})
             if changes:
-                found.append(trained(chosen, out / name / ("images" if where == "none" else "cache"), device))
+                found.append(trained(chosen, out / name / where, device))
             else:
-                data = cache if where != "none" else open_data(chosen, plugin_manager(), "train")
+                data = cache if where == "cache" else open_data(chosen, plugin_manager(), "train")
                 found.append((tokens_alone(chosen, data, torch.device(device)), 1.0))
-        cells = [cell for seconds, waits in found for cell in (f"{seconds:.4f}", f"{waits:.1%}")]
-        rows.append((name, *cells, f"{found[0][0] / found[1][0]:.1f}"))
-    columns = ("", "images", "waiting", "cache", "waiting", "ratio")
-    print_table(f"seconds a step, {recipe}, {device}", columns, rows, right=range(1, 6))
+        (images_s, images_wait), (cache_s, cache_wait) = found
+        row = {"seconds a step": name, "images": images_s, "waiting": f"{images_wait:.1%}"}
+        rows.append({**row, "cache": cache_s, "waiting ": f"{cache_wait:.1%}", "ratio": images_s / cache_s})
+    print(f"{recipe}, {device}\n\n{table(rows)}")
 
 
 def trained(recipe: Recipe, folder: Path, device: str) -> tuple[float, float]:
@@ -102,11 +102,7 @@ def tokens_alone(recipe: Recipe, data: ImageDataset | TokenCache, device: torch.
     source = make_source(objective, data, recipe.training, Processes(0, 1, device))
     taken, started = [], time.perf_counter()
     for step, batch in enumerate(source.batches(0, recipe.training.steps)):
-        noise = step_noise(Stream.TOKENS, seed=0, step=step, device=device)
-        if isinstance(batch, CachedTokens):
-            objective.tokenizers.draw(batch, noise=noise)
-        else:
-            objective.tokenize(batch, noise=noise)
+        objective.tokenize(batch, noise=step_noise(Stream.TOKENS, seed=0, step=step, device=device))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - started)

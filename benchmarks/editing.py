@@ -1,4 +1,4 @@
-"""How well do edits fit? `python -m benchmarks.editing [--inputs FOLDER]`
+"""How well do edits fit? `python -m benchmarks.editing [--models digits,emoji64] [--inputs FOLDER]`
 
 Five validation images a class of the digits and of the emoji are edited with three seeds, in several ways. Printed are
 mean absolute differences in levels of 256, as mean +- spread (half of what lies between the largest and the smallest
@@ -10,38 +10,51 @@ measured: the folder gets the validation images of docs/editing.md as PNG files.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import Tensor
 
 import mixar
+from benchmarks import study
 from mixar.assembly import open_data
-from mixar.cli.common import print_table
 from mixar.plugins import plugin_manager
-from mixar.recipe import Recipe
 from mixar.regions import measure_seam, paste_into, tokens_in
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.pictures import to_pil, write_png
-from mixar_zoo.classifier import DigitClassifier, fit_classifier
+from mixar_eval.report import table
 
 SEEDS, EACH = (0, 1, 2), 5
 #: of the pictures in docs/editing.md, by their number in the validation split
 SHOWN = {"emoji64": (9, 84, 120, 201), "digits": (800,)}
-COLUMNS = ("edit", "kept", "near", "kept, pasted", "across", "/ beside", "cut hard", "/ beside", "pasted", "/ beside")
 
 
-def images_of(recipe: Recipe, split: str) -> ImageDataset:
-    """A split of a recipe's data."""
-    data = open_data(recipe, plugin_manager(), split)
-    assert isinstance(data, ImageDataset)
-    return data
+def main(models: str = "digits,emoji64", inputs: Path | None = None) -> None:
+    """Print one table a model, or write the inputs."""
+    for name in study.names(models, SHOWN):
+        data = open_data(recipe := mixar.load_recipe(name), plugin_manager(), "validation")
+        assert isinstance(data, ImageDataset)
+        if inputs is not None:
+            inputs.mkdir(parents=True, exist_ok=True)
+            for number in SHOWN[name]:
+                write_png(inputs / f"{name}_{number}.png", to_pil(data[number][0]))
+            continue
+        model, labels = mixar.load(name), data.labels()
+        of_class = [[n for n, label in enumerate(labels) if label == c] for c in range(recipe.num_classes)]
+        picked = [numbers[len(numbers) * k // EACH] for numbers in of_class for k in range(EACH)]
+        images, own = [data[number][0] for number in picked], [labels[number] for number in picked]
+        print(f"{name}: {told(model, images)}")
+        if name == "digits":
+            print(f"of the {len(own)} inputs themselves {recognised(torch.stack(images), own):.0f}% are recognised")
+        print(f"{name}: {len(images)} images, seeds {SEEDS}")
+        side = images[0].shape[-1]
+        print(table([{"edit": what, **measured(model, images, own, **case)} for what, case in cases(side).items()]))
 
 
 def cases(size: int) -> dict[str, dict[str, Any]]:
-    """Ways to edit, as arguments of `Model.edit`; `other` draws the next class."""
+    """Ways to edit, as arguments of `Model.edit`; `ahead` draws the class so many further on."""
     quarter, half = size // 4, size // 2
     middle, lower = (quarter, quarter, half, half), (0, half, size, half)
     return {
@@ -51,32 +64,38 @@ def cases(size: int) -> dict[str, dict[str, Any]]:
         "inpaint the middle, codes": {"mask": middle, "level": "codes"},
         "inpaint the lower half, both": {"mask": lower},
         "the same, peeking ": {"mask": lower, "peek": True},
-        "the lower half, another class": {"mask": lower, "other": True},
-        "the same, peeking  ": {"mask": lower, "peek": True, "other": True},
-        "outside the middle, another class": {"mask": middle, "outside": True, "other": True},
+        "the lower half, another class": {"mask": lower, "ahead": 1},
+        "the same, peeking  ": {"mask": lower, "peek": True, "ahead": 1},
+        "outside the middle, another class": {"mask": middle, "outside": True, "ahead": 1},
         "outpaint from the middle": {"place": (quarter, quarter, half)},
     }
 
 
 def measured(
-    model: mixar.Model, images: list[Tensor], labels: list[int], judge: DigitClassifier | None, case: Any
-) -> list[list[float]]:
-    """One row of figures a seed."""
-    case, rows = dict(case), []
-    ahead = int(case.pop("other", False))
-    wanted = [(label + ahead) % model.recipe.num_classes for label in labels]
+    model: mixar.Model, images: list[Tensor], labels: list[int], *, ahead: int = 0, **case: Any
+) -> dict[str, str]:
+    """The figures of a way to edit, mean and half the range over the seeds."""
+    wanted, found = [(label + ahead) % model.recipe.num_classes for label in labels], list[dict[str, float]]()
     for seed in SEEDS:
         edited = model.edit(images, labels=wanted, seed=seed, **case)
-        cut = paste_into(edited.originals, edited.raw, edited.regions, 0)
-        seams = [edited.raw_seam, measure_seam(edited.originals, cut, edited.regions), edited.seam]
-        row = [seams[0].kept, seams[0].near, seams[2].kept]
-        for seam in seams:
-            row += [seam.across, seam.across.mean() / seam.beside.mean()]
-        figures = [float(values.mean()) for values in row]
-        if judge is not None:
-            figures.append(100 * float((judge.judge(edited.images)[0] == torch.tensor(wanted)).float().mean()))
-        rows.append(figures)
-    return rows
+        cut = measure_seam(
+            edited.originals, paste_into(edited.originals, edited.raw, edited.regions, 0), edited.regions
+        )
+        kept = {"kept": edited.raw_seam.kept, "near": edited.raw_seam.near, "kept, pasted": edited.seam.kept}
+        row = {name: float(values.mean()) for name, values in kept.items()}
+        for name, seam in {"across": edited.raw_seam, "cut hard": cut, "pasted": edited.seam}.items():
+            row |= {name: float(seam.across.mean()), f"{name} / beside": float(seam.across.mean() / seam.beside.mean())}
+        if model.recipe.name == "digits":
+            row["recognised, %"] = recognised(edited.images, wanted)
+        found.append(row)
+    columns = {name: [row[name] for row in found] for name in found[0]}
+    return {name: f"{sum(v) / len(v):.2f} ± {(max(v) - min(v)) / 2:.2f}" for name, v in columns.items()}
+
+
+def recognised(images_B3HW: Tensor, labels: list[int]) -> float:
+    """Percent that the judge of digits takes for what was asked."""
+    found_B = study.judge().classifier.judge(images_B3HW)[0]
+    return 100 * float((found_B == torch.tensor(labels)).float().mean())
 
 
 @torch.no_grad()
@@ -100,43 +119,5 @@ def told(model: mixar.Model, images: list[Tensor]) -> str:
     )
 
 
-def cell(values: tuple[float, ...]) -> str:
-    """Mean and half the range of what the seeds gave."""
-    return f"{sum(values) / len(values):.2f} ± {(max(values) - min(values)) / 2:.2f}"
-
-
-def main() -> None:
-    """Print one table a model, or write the inputs."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["digits", "emoji64"], choices=["digits", "emoji64"])
-    parser.add_argument("--inputs", type=Path, help="write the images of docs/editing.md there, and do nothing else")
-    arguments = parser.parse_args()
-    for name in arguments.models:
-        data = images_of(recipe := mixar.load_recipe(name), "validation")
-        if arguments.inputs is not None:
-            arguments.inputs.mkdir(parents=True, exist_ok=True)
-            for number in SHOWN[name]:
-                write_png(arguments.inputs / f"{name}_{number}.png", to_pil(data[number][0]))
-            continue
-        model, judge, columns = mixar.load(name), None, list(COLUMNS)
-        labels = data.labels()
-        of_class = [[n for n, label in enumerate(labels) if label == c] for c in range(recipe.num_classes)]
-        picked = [numbers[len(numbers) * k // EACH] for numbers in of_class for k in range(EACH)]
-        images, own = [data[number][0] for number in picked], [labels[number] for number in picked]
-        print(f"{name}: {told(model, images)}")
-        if name == "digits":
-            train = images_of(recipe, "train")
-            pixels = torch.stack([train[number][0] for number in range(len(train))])
-            judge = fit_classifier(pixels, torch.tensor(train.labels()))
-            columns.append("recognised, %")
-            right = (judge.judge(torch.stack(images))[0] == torch.tensor(own)).float().mean()
-            print(f"of the {len(own)} inputs themselves {100 * float(right):.0f}% are recognised")
-        rows = [
-            [what, *map(cell, zip(*measured(model, images, own, judge, case), strict=True))]
-            for what, case in cases(recipe.image_size).items()
-        ]
-        print_table(f"{name}: {len(images)} images, seeds {SEEDS}", columns, rows, right=range(1, len(columns)))
-
-
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -13,13 +13,14 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import typer
 
-from mixar.cli.common import print_table
-from tests.core.kills import PARALLEL, Outcome, Setup, endure, leave_alone
+from benchmarks import study
+from mixar_eval.report import table
+from tests.core.kills import PARALLEL, Setup, endure, leave_alone
 
 #: steps of a run for every kill it is to survive
 STEPS = 8
@@ -28,46 +29,24 @@ STEPS = 8
 def main(kills: int = 24, processes: str = "1,2", seed: int = 0, out: Path | None = None) -> None:
     """Kill each configuration `--kills` times; the runs go to `--out` and stay there, or nowhere."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that are started
-    results: list[tuple[Setup, Outcome]] = []
+    rows, problems = [], list[str]()
     with tempfile.TemporaryDirectory(prefix="mixar-endurance-") as scratch:
-        for setup in (
-            Setup(processes=count, parallel=parallel, background=background, steps=STEPS * kills)
-            for count in map(int, processes.split(","))
-            for parallel in (PARALLEL if count > 1 else PARALLEL[:1])
-            for background in (False, True)
-        ):
-            folder = (out or Path(scratch)) / f"{setup.processes}-{setup.parallel}-{int(setup.background)}"
+        for count, parallel, background in product(study.numbers(processes), PARALLEL, (False, True)):
+            if count == 1 and parallel != PARALLEL[0]:
+                continue  # one process shares nothing
+            setup = Setup(processes=count, parallel=parallel, background=background, steps=STEPS * kills)
+            folder = (out or Path(scratch)) / f"{count}-{parallel}-{int(background)}"
             folder.mkdir(parents=True)
             pace = leave_alone(setup, folder / "alone")
             print(f"{setup.name}: {pace.seconds:.0f} s undisturbed; killing", file=sys.stderr, flush=True)
             outcome = endure(setup, folder / "killed", folder / "alone", pace, kills=kills, seed=seed)
-            results.append((setup, outcome))
-    show(results)
-    sys.exit(any(outcome.problems for _, outcome in results))
-
-
-def show(results: Sequence[tuple[Setup, Outcome]]) -> None:
-    """The table, and under it what went wrong."""
-    columns = ("ranks", "saves", "kills", "in save", "redone", "a kill", "others s", "all s", "equal")
-    rows = [
-        (
-            f"{setup.processes} {setup.parallel.upper()}" if setup.processes > 1 else "1",
-            "background" if setup.background else "blocking",
-            outcome.kills,
-            outcome.in_save,
-            outcome.repeated,
-            f"{outcome.repeated / max(outcome.kills, 1):.1f}",
-            f"{outcome.slowest_end:.1f}" if outcome.slowest_end else "",
-            f"{outcome.seconds:.0f}",
-            "NO" if outcome.problems else "yes",
-        )
-        for setup, outcome in results
-    ]
-    title = f"training of {results[0][0].steps} steps, killed and resumed"
-    print_table(title, columns, rows, right=range(2, len(columns)))
-    for setup, outcome in results:
-        for problem in outcome.problems:
-            print(f"{setup.name}: {problem}", file=sys.stderr)
+            problems += [f"{setup.name}: {problem}" for problem in outcome.problems]
+            row = {"training": setup.name, "kills": outcome.kills, "in save": outcome.in_save}
+            row |= {"redone": outcome.repeated, "a kill": outcome.repeated / max(outcome.kills, 1)}
+            row |= {"others s": outcome.slowest_end or None, "all s": outcome.seconds}
+            rows.append({**row, "equal": "NO" if outcome.problems else "yes"})
+    print(f"training of {STEPS * kills} steps, killed and resumed\n\n{table(rows)}")
+    sys.exit("\n".join(problems) or 0)
 
 
 if __name__ == "__main__":

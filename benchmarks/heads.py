@@ -9,12 +9,12 @@ ones), and processor seconds an image of backbone, head and decoder.
 
 from __future__ import annotations
 
-import time
 from itertools import product
 from pathlib import Path
 
 import typer
 from safetensors.torch import load_file
+from torch import Tensor
 
 import mixar
 from benchmarks import study
@@ -38,15 +38,14 @@ def main(
 
 def drawn(run: Path, about: study.Row) -> study.Found:
     """What a run's weights and log say, and its digits."""
-    model, labels_B, row, few = mixar.load(run), study.balanced(COUNT), study.Row(), {}
+    model, labels_B, row = mixar.load(run), study.balanced(COUNT), study.Row()
+    few: dict[str, Tensor] = {}
     weights = load_file(run / "weights.safetensors")
     row["parameters"] = sum(tensor.numel() for name, tensor in weights.items() if name.startswith("head."))
     row["loss"] = study.last_loss(run)
     for count in AR_STEPS:
-        began = time.process_time()
-        images = model.generate(labels_B, steps=count, seed=about["seed"], batch_size=COUNT).images
-        row[f"seconds_{count}"] = (time.process_time() - began) / COUNT
-        row |= {f"{name}_{count}": value for name, value in study.judge().figures(images, labels_B).items()}
+        images, figures = study.drawn(model, labels_B, seed=about["seed"], steps=count, batch_size=COUNT)
+        row |= {f"{name}_{count}": value for name, value in figures.items()}
         few.setdefault(about["head"], study.first_of_each(images, labels_B, 2))
     return [row], few
 

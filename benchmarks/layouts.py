@@ -3,7 +3,7 @@
 Trains on digits a residual tokenizer (recipe `digits_rvq`: two codes a place) and a pyramid one (`digits_pyramid`: a
 pyramid of three grids), a small prior for each, and a MixAR with each of them by every door: fill (dc-mix), prefix
 (dc-sa), memory (dc-ca). The same MixARs with the shipped grid tokenizer `digits_lfq` and its prior stand beside them.
-All are measured by a classifier fitted on real digits.
+All are measured by a classifier fitted on real digits. `--quick`: a few steps of everything.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
@@ -20,58 +19,56 @@ import mixar
 from benchmarks import study
 from mixar_core.pictures import to_uint8
 
-#: bits of a code, by tokenizer; that of the shipped one, whose prior is shipped, too, is not trained here
-BITS = {"rvq": 5, "pyramid": 8}
-SHIPPED = "lfq"
+#: bits of a code, by tokenizer; the first one is shipped with its prior, which are not trained here
+BITS = {"lfq": 10, "rvq": 5, "pyramid": 8}
 DOORS = {"fill": "dc-mix", "prefix": "dc-sa", "memory": "dc-ca"}
 #: optimizer steps of the priors and of the MixARs
 PRIOR_STEPS, STEPS = 600, 500
 SAMPLES, _BATCH = 500, 250
 
 
-def main(seeds: str = "0,1,2", out: Path = Path("runs/layouts"), results: Path = Path("docs/results")) -> None:
+def main(
+    seeds: str = "0,1,2",
+    out: Path = Path("runs/layouts"),
+    results: Path = Path("docs/results"),
+    quick: bool = False,
+) -> None:
     """Train, measure, and tell of all runs under `--out`."""
-    for name in (SHIPPED, *BITS):
-        for run in (name, f"{name}_prior") if name != SHIPPED else ():
-            study.trained(out / run, *recipe_of(run, out))
+    few = {"training.steps": 10, "training.warmup_steps": 0} if quick else {}
+    for name, bits in BITS.items():
+        tokenizer, prior = f"digits_{name}", "digits_prior"
+        if name != "lfq":
+            tokenizer = str(study.trained(out / name, tokenizer, {"callbacks": [], **few}).resolve())
+            prior = str(study.trained(out / f"{name}_prior", prior, {**prior_of(tokenizer, bits), **few}).resolve())
         for number, (seed, (door, injector)) in enumerate(product(study.numbers(seeds), DOORS.items())):
-            run = f"{name}_{door}_{seed}"
+            changes = {
+                "discrete_tokenizer.weights": tokenizer,
+                "prior.weights": prior,
+                "injector": {"type": injector},
+                "ti_mix.schedule": "constant",  # a pyramid's codes do not stand on one token each
+                "training.steps": STEPS,
+                "training.seed": seed,
+            }
+            run = study.trained(out / f"{name}_{door}_{seed}", "digits_quick", {**study.QUIET, **changes, **few})
             about = {"tokenizer": f"digits_{name}", "drawn_by": f"MixAR, {door} ({injector})", "seed": seed}
-            folder = study.trained(out / run, *recipe_of(run, out))
-            study.measured(folder, drawn if number else with_codes_alone, **about)
-    study.report(results / "layouts", out, ["tokenizer", "drawn_by"], [f"digits_{name}" for name in (SHIPPED, *BITS)])
+            study.measured(run, drawn if number else with_codes_alone, **about)
+    study.report(results / "layouts", out, ["tokenizer", "drawn_by"], [f"digits_{name}" for name in BITS])
 
 
-def recipe_of(run: str, out: Path) -> tuple[str, dict[str, Any]]:
-    """The recipe that this run changes, and the changes."""
-    tokenizer, *rest = run.split("_")
-    codes = f"digits_{tokenizer}" if tokenizer == SHIPPED else str((out / tokenizer).resolve())
-    if not rest:
-        return f"digits_{tokenizer}", {"callbacks": []}
-    if rest == ["prior"]:
-        prior = {"type": "maskgit", "bits": BITS[tokenizer], "stride": 8, "splits": 1}
-        sizes = {"width": 128, "depth": 4, "heads": 4, "mlp_dim": 512}
-        sampling = {"label_smoothing": 0.0, "steps": 16, "guidance_scale": 0.0, "randomize_temperature": 4.0}
-        changes = {"prior": {**prior, **sizes, **sampling}, "training.steps": PRIOR_STEPS, "training.ema_decay": 0.99}
-        return "digits_prior", {**study.QUIET, **changes, "discrete_tokenizer.weights": codes}
-    door, seed = rest
-    changes = {
-        "discrete_tokenizer.weights": codes,
-        "prior.weights": "digits_prior" if tokenizer == SHIPPED else str((out / f"{tokenizer}_prior").resolve()),
-        "injector": {"type": DOORS[door]},
-        "ti_mix.schedule": "constant",  # a pyramid's codes do not stand on one token each
-        "training.steps": STEPS,
-        "training.seed": int(seed),
-    }
-    return "digits_quick", {**study.QUIET, **changes}
+def prior_of(tokenizer: str, bits: int) -> study.Row:
+    """What a small prior changes in the recipe."""
+    prior = {"type": "maskgit", "bits": bits, "stride": 8, "splits": 1}
+    prior |= {"width": 128, "depth": 4, "heads": 4, "mlp_dim": 512}
+    prior |= {"label_smoothing": 0.0, "steps": 16, "guidance_scale": 0.0, "randomize_temperature": 4.0}
+    changes = {"prior": prior, "training.steps": PRIOR_STEPS, "training.ema_decay": 0.99}
+    return {**study.QUIET, **changes, "discrete_tokenizer.weights": tokenizer}
 
 
 def drawn(run: Path, about: study.Row) -> study.Found:
     """Digits of a MixAR, from codes that are the same for all doors and seeds."""
     model, labels_B = mixar.load(run), study.balanced(SAMPLES)
     codes_BN = model.sample_codes(labels_B, seed=0)
-    images = model.generate(labels_B, codes=codes_BN, seed=about["seed"], batch_size=_BATCH).images
-    return [study.judge().figures(images, labels_B)], {}
+    return [study.drawn(model, labels_B, seed=about["seed"], codes=codes_BN)[1]], {}
 
 
 @torch.no_grad()

@@ -23,9 +23,8 @@ def main(
     """Train, and tell of all runs under `--out`."""
     for seed, name in product(study.numbers(seeds), study.names(optimizers, OPTIMIZERS)):
         changes = {"optimizer.type": name, "training.seed": seed, **study.validated(steps, parts=2)}
-        study.measured(
-            study.trained(out / f"{name}-{seed}", "digits_quick", changes), losses, optimizer=name, seed=seed
-        )
+        run = study.trained(out / f"{name}-{seed}", "digits_quick", changes)
+        study.measured(run, losses, optimizer=name, seed=seed)
     study.report(out / "optimizers", out, ["optimizer"], OPTIMIZERS)
 
 

@@ -50,7 +50,9 @@ def main(
 ) -> None:
     """Train, the discriminator from step `--start` on, reconstruct, and tell of all runs under `--out`."""
     asked = product(study.numbers(seeds), study.names(tokenizers, TOKENIZERS), study.names(arms, ARMS))
-    for seed, tokenizer, arm in ((s, t, a) for s, t, a in asked if a in TOKENIZERS[t]):
+    for seed, tokenizer, arm in asked:
+        if arm not in TOKENIZERS[tokenizer]:
+            continue
         changes = {**study.QUIET, "training.steps": steps, "training.seed": seed, **ARMS[arm]}
         changes |= {"adversarial.start_step": start} if "adversarial" in changes else {}
         run = study.trained(out / f"{tokenizer}-{arm}-{seed}", tokenizer, changes)
@@ -63,6 +65,7 @@ def reconstructed(run: Path, about: study.Row) -> study.Found:
     """What the validation digits are like when a tokenizer gives them back."""
     recipe = mixar.load_recipe(run / "recipe.yaml")
     system = mixar.build(recipe, trained_weights=run / "weights.safetensors")
+    assert recipe.training is not None and recipe.training.steps is not None
     real_B3HW, labels_B = study.digits("validation")
     parts = (real_B3HW.float() / 127.5 - 1.0).split(_BATCH)
     tokenizer = system.continuous_tokenizer or system.discrete_tokenizer

@@ -18,9 +18,10 @@ from benchmarks.claims.claim import Claim, Entry, Expected
 from benchmarks.claims.jobs import Desk
 from benchmarks.claims.judging import FIGURES
 from benchmarks.claims.plan import CLAIMS, few
-from benchmarks.study import number, spread, write_csv
+from benchmarks.study import csv_of, spread
 from mixar_core.pictures import rows_picture, write_png
 from mixar_core.storage import write_text
+from mixar_eval.report import number
 
 #: the claim whose rows are timings at full size
 COST = "cost"
@@ -77,7 +78,7 @@ def report(name: str, desk: Desk, results: Path) -> None:
     if not rows:
         return
     results.mkdir(parents=True, exist_ok=True)
-    write_csv(results / f"{name}.csv", rows)
+    write_text(results / f"{name}.csv", csv_of(rows))
     _plot(claim, rows, results / f"{name}.png")
     drawn = _samples(claim, desk)
     if drawn:
@@ -190,7 +191,8 @@ def verdict(expected: Expected, rows: Iterable[Mapping[str, Any]]) -> str:
     if not seeds:
         return "not measured"
     off = [lower[seed] - higher[seed] for seed in seeds]
-    said = f"{expected.figure} {number(mean(lower[s] for s in seeds))} against {number(mean(higher[s] for s in seeds))}"
+    means = [number(mean(side[seed] for seed in seeds), 3) for side in (lower, higher)]
+    said = f"{expected.figure} {means[0]} against {means[1]}"
     if len(off) == 1:
         return f"one seed, no verdict ({said})"
     if stdev(off) == 0:
@@ -268,7 +270,7 @@ def _floor(claim: Claim, desk: Desk) -> str:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(figures) + "\n")
     figures = json.loads(file.read_text())
-    said = ", ".join(f"{name} {number(figures[name])}" for name in claim.figures if name in figures)
+    said = ", ".join(f"{name} {number(figures[name], 3)}" for name in claim.figures if name in figures)
     return f"The floor, {figures['count']} real images measured as if they had been drawn: {said}."
 
 

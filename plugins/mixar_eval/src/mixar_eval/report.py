@@ -169,9 +169,9 @@ def described(extractor: FeatureExtractor) -> dict[str, Any]:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with equal keys as CSV; None is an empty cell."""
+    """Rows as CSV, whose columns may differ; None is an empty cell."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
