@@ -253,7 +253,7 @@ class MixAR(nn.Module):
             condition, settings=settings, noise=noise, codes_BN=codes_BN, given_BN=given_BN, kept=kept
         )
         last = deque(steps, maxlen=1).pop()
-        images = self.continuous_tokenizer.decode(last.latents_BChw)
+        images = self.continuous_tokenizer.beside(last.codes_BN).decode(last.latents_BChw)
         return Generated(images, last.latents_BChw, last.codes_BN)
 
     @torch.no_grad()

@@ -52,6 +52,8 @@ class ContinuousTokenizer(Tokenizer):
 
     latent_mean_C: Tensor
     latent_std_C: Tensor
+    needs_codes: ClassVar[bool] = False
+    """Whether its latents are what an image's codes leave over. It is then built with `tokenizer`, the discrete one."""
 
     def __init__(self, *, image_size: ImageSize, stride: int, latent_channels: int) -> None:
         super().__init__()
@@ -63,6 +65,14 @@ class ContinuousTokenizer(Tokenizer):
     def encoder_layer(self) -> nn.Parameter | None:
         """The weight of the encoder's last layer, by whose gradient an alignment is weighed; None: the latents' is."""
         return None
+
+    def beside(self, codes_BN: Tensor | None) -> ContinuousTokenizer:
+        """The tokenizer of images that have these codes: itself, unless it `needs_codes`.
+
+        One that does encodes what these codes leave over, and decodes with them. Without codes it encodes by those of
+        the images themselves, and raises UserError where it is to decode.
+        """
+        return self
 
     @abstractmethod
     def posterior(self, images_B3HW: Tensor) -> Posterior:

@@ -69,8 +69,9 @@ class FrozenTokenizers(nn.Module):
     def encode(self, images: ImageBatch) -> CachedTokens:
         """Both encoders' outputs, in float32 whatever the run's precision."""
         with full_precision(images.images_B3HW.device):
-            posterior = None if self.continuous is None else self.continuous.posterior(images.images_B3HW)
             codes_BN = None if self.discrete is None else self.discrete.encode(images.images_B3HW)
+            continuous = None if self.continuous is None else self.continuous.beside(codes_BN)
+            posterior = None if continuous is None else continuous.posterior(images.images_B3HW)
         return CachedTokens(posterior, codes_BN, images.labels_B)
 
     @torch.no_grad()

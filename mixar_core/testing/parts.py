@@ -114,6 +114,10 @@ def check_part(component: type, config: Any) -> None:
 
 
 def _tokenizer(check: Callable[..., None], component: Any, config: Any) -> None:
+    if getattr(component, "needs_codes", False):
+        check(lambda: component(config, image_size=IMAGE_SIZE, tokenizer=_frozen()), tokenizer=_frozen())
+        return
+
     def fits(size: int) -> bool:
         stride: int = component(config, image_size=size).stride
         return size % stride == 0 and size >= 2 * stride

@@ -24,6 +24,7 @@ from mixar_core.testing.common import (
     expect_error,
     expect_tensor,
     images_of,
+    near,
     normal,
     taking_pairs,
     topic,
@@ -35,17 +36,20 @@ from mixar_core.types import Grid
 T = TypeVar("T", bound=Tokenizer)
 
 
-def check_continuous_tokenizer(make: Callable[[], ContinuousTokenizer]) -> None:
+def check_continuous_tokenizer(
+    make: Callable[[], ContinuousTokenizer], *, tokenizer: DiscreteTokenizer | None = None
+) -> None:
     """Raise AssertionError where a continuous tokenizer breaks its contract.
 
     Args:
         make: builds one, small enough to run in a moment; if it takes `image_size`, as `partial(Class, config,
             image_size=16)` does, also for images that are not square.
+        tokenizer: the same that `make` shows a tokenizer that `needs_codes`.
     """
-    _check_continuous(make)
+    _check_continuous(make, tokenizer)
     if (oblong := _oblong(make)) is not None:
         topic("images that are not square")
-        _check_continuous(oblong)
+        _check_continuous(oblong, tokenizer)
 
 
 def check_discrete_tokenizer(make: Callable[[], DiscreteTokenizer]) -> None:
@@ -72,11 +76,15 @@ def _oblong(make: Callable[..., T]) -> Callable[[], T] | None:
     return None
 
 
-def _check_continuous(make: Callable[[], ContinuousTokenizer]) -> None:
+def _check_continuous(make: Callable[[], ContinuousTokenizer], discrete: DiscreteTokenizer | None) -> None:
+    def codes(device: str = "cpu") -> Tensor | None:
+        return None if discrete is None else codes_of(discrete.codebook_size, discrete.layout.tokens, device)
+
     def exercise(module: ContinuousTokenizer, device: str) -> dict[str, Tensor]:
-        images_B3HW = images_of(module, device)
+        images_B3HW, codes_BN = images_of(module, device), codes(device)
         latents_BChw = normal(*_latent_shape(module), device=device)
-        with unchanged(images=images_B3HW, latents=latents_BChw):
+        module = module.beside(codes_BN)
+        with unchanged(images=images_B3HW, latents=latents_BChw, codes=codes_BN):
             posterior = module.posterior(images_B3HW)
             return {
                 "posterior's mean": posterior.mean_BChw,
@@ -88,7 +96,8 @@ def _check_continuous(make: Callable[[], ContinuousTokenizer]) -> None:
                 "project": module.project(_tokens_BNC(latents_BChw)),
             }
 
-    tokenizer, found = check_module(make, exercise)
+    alone, found = check_module(make, exercise)
+    tokenizer, codes_BN = alone.beside(codes()), codes()
     _check_layout(tokenizer)
     state = tokenizer.state_dict()
     for name in ("latent_mean_C", "latent_std_C"):
@@ -106,14 +115,28 @@ def _check_continuous(make: Callable[[], ContinuousTokenizer]) -> None:
         std, mean = (tokenizer.get_buffer(name)[:, None, None] for name in ("latent_std_C", "latent_mean_C"))
         raw = {"latents": found["encode"] * std + mean}
         expect_equal("encode is not (raw - mean) / std", raw, {"latents": found["posterior's mean"]}, rtol=1e-4)
-        alone = {"encode": tokenizer.encode(images_B3HW[:1]), "decode": tokenizer.decode(latents_BChw[:1])}
+        first = tokenizer.beside(None if codes_BN is None else codes_BN[:1])
+        of_first = {"encode": first.encode(images_B3HW[:1]), "decode": first.decode(latents_BChw[:1])}
         tokens_BNC, projected = _tokens_BNC(latents_BChw), {"project": found["project"]}
         expect_tensor("project", found["project"], tokens_BNC.shape)
         again = {"project": tokenizer.project(found["project"])}
         expect_equal("what is projected changes when it is projected again", projected, again, rtol=1e-4)
         by_token = torch.stack([tokenizer.project(token_BC) for token_BC in tokens_BNC.unbind(1)], dim=1)
         expect_equal("a token depends on those beside it", projected, {"project": by_token}, rtol=1e-4)
-    expect_alone(found, alone)
+    expect_alone(found, of_first)
+    if discrete is not None and codes_BN is not None:
+        topic("codes")
+        expect(alone.needs_codes, "it does not say `needs_codes`")
+        expect_error(UserError, lambda: alone.decode(latents_BChw), "decoding without codes")
+        with torch.no_grad():
+            others = alone.beside((codes_BN + 1) % discrete.codebook_size)
+            same = near(tokenizer.decode(latents_BChw), others.decode(latents_BChw))
+            own = alone.beside(discrete.encode(images_B3HW))
+            by_codes = {"encode": own.encode(images_B3HW)}
+            expect(not same, "a latent decodes to the same image beside other codes")
+            message = "without codes it is not what it is beside the images' own"
+            expect_equal(message, {"encode": alone.encode(images_B3HW)}, by_codes, rtol=1e-5)
+        return  # trained is the discrete tokenizer
 
     tokenizer.train()
     images_B3HW.requires_grad_()

@@ -62,7 +62,7 @@ class Objective(nn.Module, ABC):
         tokens = self.tokenizers.draw(cached, noise=noise)
         continuous, discrete = self.tokenizers.continuous, self.tokenizers.discrete
         if continuous is not None:
-            return ImageBatch(continuous.decode(tokens.latents_BChw), tokens.labels_B)
+            return ImageBatch(continuous.beside(tokens.codes_BN).decode(tokens.latents_BChw), tokens.labels_B)
         assert discrete is not None and tokens.codes_BN is not None
         return ImageBatch(discrete.decode(tokens.codes_BN), tokens.labels_B)
 

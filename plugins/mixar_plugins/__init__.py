@@ -68,7 +68,7 @@ def mixar_parts() -> list[Part]:
     from mixar_plugins.samplers.gtr import GtRConfig, GtRSampler
     from mixar_plugins.samplers.reuse import LazyMARConfig, LazyMARSampler, ReCAPConfig, ReCAPSampler
     from mixar_plugins.tokenizers.detok import DeTok, DeTokConfig
-    from mixar_plugins.tokenizers.hart import HARTConfig, HARTTokenizer
+    from mixar_plugins.tokenizers.hart import HARTConfig, HARTResidual, HARTResidualConfig, HARTTokenizer
     from mixar_plugins.tokenizers.kl import KLAutoencoder, KLConfig
     from mixar_plugins.tokenizers.llamagen import LlamaGenConfig, LlamaGenTokenizer
     from mixar_plugins.tokenizers.magvit2 import Magvit2, Magvit2Config
@@ -81,6 +81,7 @@ def mixar_parts() -> list[Part]:
         Part("continuous-tokenizer", "kl", KLAutoencoder, KLConfig),
         Part("continuous-tokenizer", "detok", DeTok, DeTokConfig),
         Part("continuous-tokenizer", "titok-vae", TiTokVAE, TiTokVAEConfig),
+        Part("continuous-tokenizer", "hart-residual", HARTResidual, HARTResidualConfig),
         Part("discrete-tokenizer", "lfq", LFQTokenizer, LFQConfig),
         Part("discrete-tokenizer", "vq", VQTokenizer, VQConfig),
         Part("discrete-tokenizer", "rvq", RVQTokenizer, RVQConfig),

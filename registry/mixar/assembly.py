@@ -11,14 +11,14 @@ import torch
 from attrs import Factory, evolve, frozen
 from torch import Tensor, nn
 
-from mixar.fits import check_codes, expect_fit
-from mixar.folder import RECIPE, find_weights, load_into, read_provenance, read_tensors, sha256
+from mixar.fits import NEED, check_codes, check_models, check_residual, expect_fit
+from mixar.folder import load_into, read_provenance, read_tensors
 from mixar.freeze import freeze
 from mixar.hub import is_file
-from mixar.image_sizes import as_size, as_written, check_images, check_size
-from mixar.parts import chosen, construct, construct_once, named
+from mixar.image_sizes import check_images, check_size
+from mixar.parts import chosen, construct, construct_once, named, needs_codes, weights_of
 from mixar.plugins import Registry, registry_without
-from mixar.recipe import TRAINABLE, Recipe, read_plain
+from mixar.recipe import TRAINABLE, Recipe
 from mixar_core.backbone import Backbone
 from mixar_core.conditioner import Conditioner
 from mixar_core.data.cache import TokenCache
@@ -101,7 +101,7 @@ def build(
         raise UserError(f"recipe {recipe!r}: not a Recipe, which mixar.load_recipe makes of a name or path")
     registry, device = registry_without(registry, without_plugins), available_device(device)
     if planned is None:
-        _check_prior_model(recipe, registry)
+        check_models(recipe, registry)
         with torch.device("meta"):
             planned = _assemble(recipe, registry, data, {})
     if meta:
@@ -118,16 +118,6 @@ def build(
         if module is not None:
             module.to(device).eval()
     return system
-
-
-def weights_of(recipe: Recipe, key: str, registry: Registry) -> Path:
-    """The file of weights that a recipe names for one of its parts.
-
-    Raises:
-        UserError: it is not there; says which key names it.
-    """
-    with said_of(f"recipe {recipe.name}: {key}.weights"):
-        return find_weights(chosen(recipe, key).weights or "", registry)
 
 
 def frozen_weights(recipe: Recipe, registry: Registry, parts: Collection[str] = TRAINABLE) -> dict[str, Path]:
@@ -261,14 +251,19 @@ def _assemble(
     continuous: ContinuousTokenizer | None = None
     discrete: DiscreteTokenizer | None = None
     prior: DiscretePrior | None = None
-    if trains in ("mixar", "continuous_tokenizer"):
+    has_latents = trains in ("mixar", "continuous_tokenizer")
+    beside = has_latents and needs_codes(recipe, registry)
+    if has_latents and not beside:
         continuous = make("continuous_tokenizer", image_size=size)
-    if trains != "continuous_tokenizer" and recipe.discrete_tokenizer is not None:
+    if (beside or trains != "continuous_tokenizer") and recipe.discrete_tokenizer is not None:
         discrete = make("discrete_tokenizer", image_size=size)
+    if beside:
+        expect_fit(recipe, discrete is not None, "continuous_tokenizer", NEED, "discrete_tokenizer", "absence")
+        continuous = make("continuous_tokenizer", image_size=size, tokenizer=discrete)
     for key, tokenizer in (("continuous_tokenizer", continuous), ("discrete_tokenizer", discrete)):
         if tokenizer is not None:
             with said_of(f"recipe {recipe.name}: {named(recipe, key)} and image_size do not fit"):
-                check_size(tokenizer, size)
+                check_size(tokenizer, size, discrete)
     if trains in ("mixar", "prior") and recipe.prior is not None:
         if discrete is None:
             raise UserError(f"recipe {recipe.name}: {named(recipe, 'prior')} needs a discrete_tokenizer, there is none")
@@ -333,6 +328,8 @@ def _mixar(
     expect_fit(
         recipe, kind.masks or not injector.follows, "backbone", "no share of known tokens", "injector", "need of it"
     )
+    if continuous.needs_codes:
+        check_residual(recipe, injector)
     if injector.needs_codes:
         check_codes(recipe, injector, latents, layout, discrete, prior)
     head: ContinuousHead = construct(recipe, registry, "head", token_dim=token_dim, width=width, layout=layout)
@@ -363,27 +360,3 @@ def _mixar(
         ti_mix=recipe.ti_mix,
         also_trained=recipe.also_trained,
     )
-
-
-def _check_prior_model(recipe: Recipe, registry: Registry) -> None:
-    """A prior's weights mean something for one tokenizer's codes, one grid and one list of classes only."""
-    if recipe.trains != "mixar" or recipe.prior is None or recipe.prior.weights is None:
-        return
-    if "prior" in recipe.also_trained or is_file(recipe.prior.weights):  # its file has all; a bare one says nothing
-        return
-    weights_of(recipe, "prior", registry)  # is there
-    folder = registry.find_model(recipe.prior.weights)
-    trained = read_plain(folder / RECIPE, registry)
-    for key in ("num_classes", "image_size"):
-        theirs, ours = as_size(trained.get(key)), getattr(recipe, key)
-        expect_fit(recipe, theirs == ours, "prior", f"{key} {as_written(theirs)}", key, as_written(ours))
-    theirs = (trained.get("discrete_tokenizer") or {}).get("weights")
-    ours = recipe.discrete_tokenizer.weights if recipe.discrete_tokenizer else None
-    if theirs and ours and theirs != ours:
-        own = sha256(weights_of(recipe, "discrete_tokenizer", registry))
-        try:
-            noted = read_provenance(folder).get("frozen", {}).get("discrete_tokenizer")
-            noted = noted or sha256(find_weights(theirs, registry))
-        except UserError:  # the prior does not say, and what it was trained with is no more where it was
-            return
-        expect_fit(recipe, noted == own, "prior", f"codes of {theirs}", "discrete_tokenizer", f"codes of {ours}")

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from mixar.assembly import System, build, data_notes, open_data, weights_of
+from mixar.assembly import System, build, data_notes, open_data
 from mixar.folder import find_weights, load_into, read_tensors, sha256
 from mixar.image_sizes import as_written
-from mixar.parts import construct_once
+from mixar.parts import construct_once, weights_of
 from mixar.plugins import Registry
 from mixar.recipe import PART_KEYS, PartChoice, Recipe
 from mixar.registry import OWN
@@ -137,10 +137,10 @@ def make_cache(
         },
         source={**_plain_config(recipe.data), "images": None if data.stream is not None else len(data)},
     )
-    tokenizers = FrozenTokenizers(
-        None if continuous is None else _trained(system, registry, "continuous_tokenizer"),
-        None if discrete is None else _trained(system, registry, "discrete_tokenizer"),
-    )
+    codes = None if discrete is None else _trained(system, registry, "discrete_tokenizer")
+    beside = {"tokenizer": codes} if continuous is not None and continuous.needs_codes else {}
+    latents = None if continuous is None else _trained(system, registry, "continuous_tokenizer", **beside)
+    tokenizers = FrozenTokenizers(latents, codes)
     processes = join_processes(device, timeout=PATIENT)
     with StopSignals() as signals, naming_lost_processes(processes):
         made = write_cache(
@@ -158,10 +158,10 @@ def make_cache(
     return made
 
 
-def _trained(planned: System, registry: Registry, key: str) -> Any:
-    """A tokenizer of the recipe alone, with its weights."""
+def _trained(planned: System, registry: Registry, key: str, **beside: DiscreteTokenizer | None) -> Any:
+    """A tokenizer of the recipe alone, with its weights; or `beside` the one whose codes its latents need."""
     recipe = planned.recipe
-    module = construct_once(recipe, registry, key, dict(planned.brought), image_size=recipe.image_size)
+    module = construct_once(recipe, registry, key, dict(planned.brought), image_size=recipe.image_size, **beside)
     choice = getattr(recipe, key)
     if choice.weights is not None:
         load_into(module, read_tensors(weights_of(recipe, key, registry)), where=f"{key} ({choice.weights})")

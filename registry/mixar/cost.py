@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixar.assembly import System
 from mixar.memory import (
     Figure,
+    beside_codes,
     checkpoints_activations,
     codes_of,
     drawn_codes,
@@ -146,7 +147,7 @@ def _training(system: System, *, recomputed: bool = True) -> dict[str, Figure]:
     if recomputed and model is not None and checkpoints_activations(recipe):
         costs["backbone"] = _figure(passes["backbone"], FORWARDS_CHECKPOINTED)
     if model is not None and continuous is not None and "continuous_tokenizer" not in passes:
-        costs["continuous_tokenizer"] = _figure(lambda: continuous.posterior(images_B3HW))
+        costs["continuous_tokenizer"] = _figure(lambda: beside_codes(system, continuous).posterior(images_B3HW))
     needs_codes = recipe.trains == "prior" if model is None else model.injector.needs_codes
     if needs_codes and discrete is not None and "discrete_tokenizer" not in passes:
         costs["discrete_tokenizer"] = _figure(lambda: discrete.encode(images_B3HW))
@@ -266,7 +267,7 @@ def _decode(system: System) -> Tensor:
     continuous, discrete = system.continuous_tokenizer, system.discrete_tokenizer
     if continuous is not None:
         shape = (1, continuous.latent_channels, continuous.layout.shape.height, continuous.layout.shape.width)
-        return continuous.decode(torch.zeros(shape, device=META))
+        return beside_codes(system, continuous).decode(torch.zeros(shape, device=META))
     assert discrete is not None
     return discrete.decode(codes_of(discrete.layout.tokens))
 

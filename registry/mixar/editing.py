@@ -181,6 +181,8 @@ def _checked_level(model: Model, level: str | None) -> Level:
     allowed: tuple[Level, ...] = ()
     if system.model is not None:
         allowed = ("both", "latents", "codes") if system.model.injector.needs_codes else ("latents",)
+        if system.model.continuous_tokenizer.needs_codes:  # with other codes, no latent would stay what it is
+            allowed = ("latents", "codes")
     elif system.prior is not None:
         allowed = ("codes",)
     if not allowed:
@@ -271,9 +273,17 @@ def _draw_all(
     )
 
 
-def _encoded(tokenizer: ContinuousTokenizer | DiscreteTokenizer, images_B3HW: Tensor) -> Tensor:
-    """Latents or codes, of one image after the other: rounding, and with it a code, may depend on those beside it."""
-    return torch.cat([tokenizer.encode(image) for image in images_B3HW.split(1)])
+def _encoded(
+    tokenizer: ContinuousTokenizer | DiscreteTokenizer, images_B3HW: Tensor, codes_BN: Tensor | None = None
+) -> Tensor:
+    """Codes, or latents of images with these codes, one image after the other.
+
+    Rounding, and with it a code, may depend on those beside it.
+    """
+    if not isinstance(tokenizer, ContinuousTokenizer) or codes_BN is None:
+        return torch.cat([tokenizer.encode(image) for image in images_B3HW.split(1)])
+    pairs = zip(images_B3HW.split(1), codes_BN.split(1), strict=True)
+    return torch.cat([tokenizer.beside(codes).encode(image) for image, codes in pairs])
 
 
 @torch.no_grad()
@@ -299,7 +309,7 @@ def _draw(
         progress(1, 1)
         return decoded(tokenizer, drawn_BN), None, drawn_BN.cpu()
     all_codes_BN = None if given_BN is None or redrawn["codes"].any() else given_BN
-    latents_BChw = _encoded(mixar.continuous_tokenizer, images_B3HW)
+    latents_BChw = _encoded(mixar.continuous_tokenizer, images_B3HW, all_codes_BN)
     kept_BN = ~redrawn["latents"]
     positions_BK = kept_BN.nonzero()[:, 1].view(len(kept_BN), -1)
     kept = Kept(latents_BChw, positions_BK) if positions_BK.shape[1] else None
@@ -313,5 +323,5 @@ def _draw(
             kept=kept,
         ):
             progress(step.index + 1, step.count)
-    images = decoded(mixar.continuous_tokenizer, step.latents_BChw)
+    images = decoded(mixar.continuous_tokenizer, step.latents_BChw, step.codes_BN)
     return images, step.latents_BChw.cpu(), None if step.codes_BN is None else step.codes_BN.cpu()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from mixar.folder import RECIPE
+from collections.abc import Sequence
+
+from mixar.folder import RECIPE, find_weights, read_provenance, sha256
 from mixar.hub import is_file
 from mixar.image_sizes import as_size, as_written
-from mixar.parts import named
+from mixar.parts import named, needs_codes, weights_of
 from mixar.plugins import Registry
 from mixar.recipe import TRAINABLE, Recipe, read_plain
 from mixar_core.errors import UserError
@@ -25,6 +27,24 @@ def expect_fit(recipe: Recipe, fits: bool, one: str, its: str, other: str, other
     if not fits:
         pair = f"{named(recipe, one)} and {named(recipe, other)}"
         raise UserError(f"recipe {recipe.name}: {pair} do not fit: {its} against {others}{hint}")
+
+
+#: what a continuous tokenizer has whose latents are what codes leave over
+NEED = "need of an image's codes"
+
+
+def check_residual(recipe: Recipe, injector: GuidanceInjector) -> None:
+    """See that latents which are what codes leave over are learned and drawn beside those codes, and no others.
+
+    Raises:
+        UserError: the injector takes no codes, TI-Mix would change them, or a tokenizer is trained with the MixAR.
+    """
+    one, mixed = "continuous_tokenizer", recipe.ti_mix.lambda_at(1.0) < 1
+    expect_fit(recipe, injector.needs_codes, one, NEED, "injector", "that it takes none")
+    schedule = f"schedule {recipe.ti_mix.schedule}, which puts other codes in their place; set ti_mix=null"
+    expect_fit(recipe, not mixed, one, NEED, "ti_mix", schedule)
+    also = ", ".join(key for key in recipe.also_trained if key in TRAINABLE[:2])
+    expect_fit(recipe, not also, one, NEED, "also_trained", f"{also}: both tokenizers stay as they are")
 
 
 def check_codes(
@@ -73,6 +93,41 @@ def _fitting_patch(latents: TokenLayout, codes: TokenLayout) -> str:
     )
     fits = down == across and not rest and not over
     return f"; backbone.patch_size={down} makes them fit" if fits else ""
+
+
+def check_models(recipe: Recipe, registry: Registry) -> None:
+    """A prior's weights mean something for one tokenizer's codes, one grid and one list of classes only.
+
+    So do, but for the classes, what latents were measured where they are what codes leave over.
+    """
+    if recipe.trains == "mixar":
+        _check_model(recipe, registry, "prior", ("num_classes", "image_size"))
+        if needs_codes(recipe, registry):
+            _check_model(recipe, registry, "continuous_tokenizer", ("image_size",))
+
+
+def _check_model(recipe: Recipe, registry: Registry, part: str, keys: Sequence[str]) -> None:
+    choice = getattr(recipe, part)
+    if choice is None or choice.weights is None:
+        return
+    if part in recipe.also_trained or is_file(choice.weights):  # its file has all; a bare one says nothing
+        return
+    weights_of(recipe, part, registry)  # is there
+    folder = registry.find_model(choice.weights)
+    trained = read_plain(folder / RECIPE, registry)
+    for key in keys:
+        theirs, ours = as_size(trained.get(key)), getattr(recipe, key)
+        expect_fit(recipe, theirs == ours, part, f"{key} {as_written(theirs)}", key, as_written(ours))
+    theirs = (trained.get("discrete_tokenizer") or {}).get("weights")
+    ours = recipe.discrete_tokenizer.weights if recipe.discrete_tokenizer else None
+    if theirs and ours and theirs != ours:
+        own = sha256(weights_of(recipe, "discrete_tokenizer", registry))
+        try:
+            noted = read_provenance(folder).get("frozen", {}).get("discrete_tokenizer")
+            noted = noted or sha256(find_weights(theirs, registry))
+        except UserError:  # the model does not say, and what it was trained with is no more where it was
+            return
+        expect_fit(recipe, noted == own, part, f"codes of {theirs}", "discrete_tokenizer", f"codes of {ours}")
 
 
 # ---------------------------------------------------------------- notes

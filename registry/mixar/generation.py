@@ -79,8 +79,16 @@ def batches(images: int, seed: object, batch_size: object) -> list[tuple[slice, 
 
 
 @torch.no_grad()
-def decoded(tokenizer: ContinuousTokenizer | DiscreteTokenizer, coded: Tensor) -> Tensor:
-    """Images as uint8, on the CPU. One that is not finite would become a black one, and be measured as that."""
+def decoded(
+    tokenizer: ContinuousTokenizer | DiscreteTokenizer, coded: Tensor, codes_BN: Tensor | None = None
+) -> Tensor:
+    """Images as uint8, on the CPU. One that is not finite would become a black one, and be measured as that.
+
+    Args:
+        coded: latents, or codes. codes_BN: those of the images whose latents they are.
+    """
+    if isinstance(tokenizer, ContinuousTokenizer):
+        tokenizer = tokenizer.beside(codes_BN)
     with torch.autocast(coded.device.type, enabled=False):
         images_B3HW = tokenizer.decode(coded)
     bad = ~images_B3HW.isfinite().flatten(1).all(dim=1)

@@ -51,10 +51,15 @@ def seen_by(part: object, size: ImageSize) -> Iterator[None]:
         raise UserError(f"{asked} ({error})") from error
 
 
-def check_size(tokenizer: ContinuousTokenizer | DiscreteTokenizer, size: ImageSize) -> None:
+def check_size(
+    tokenizer: ContinuousTokenizer | DiscreteTokenizer, size: ImageSize, discrete: DiscreteTokenizer | None = None
+) -> None:
     """See that the stride divides the size; and on meta, where it is a pair, that an image goes through and back.
 
     What cannot run on meta is not known before it is trained.
+
+    Args:
+        discrete: whose codes latents may need.
 
     Raises:
         UserError: it does not.
@@ -68,6 +73,8 @@ def check_size(tokenizer: ContinuousTokenizer | DiscreteTokenizer, size: ImageSi
         return
     with torch.no_grad(), seen_by(tokenizer, size), suppress(RuntimeError, NotImplementedError):
         images_B3HW = torch.zeros(1, 3, pixels.height, pixels.width, device=device)
+        if discrete is not None and isinstance(tokenizer, ContinuousTokenizer):
+            tokenizer = tokenizer.beside(discrete.encode(images_B3HW))
         decoded_B3HW = tokenizer.decode(tokenizer.encode(images_B3HW))
         if decoded_B3HW.shape != images_B3HW.shape:
             raise UserError(f"it makes {list(decoded_B3HW.shape[2:])} of images of {list(size)} pixels")

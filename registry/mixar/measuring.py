@@ -12,6 +12,7 @@ from mixar.folder import save_model
 from mixar.parts import named
 from mixar.plugins import Registry
 from mixar.recipe import Recipe, to_yaml
+from mixar.run import frozen_digests
 from mixar.text import tell
 from mixar_core.distributed import join_processes
 from mixar_core.errors import UserError
@@ -35,13 +36,14 @@ def measure(recipe: Recipe, folder: Path, registry: Registry, *, device: torch.d
         raise UserError(f"{folder}: is there already")
     planned, choice = build(recipe, registry, meta=True), recipe.continuous_tokenizer
     assert choice is not None
-    if choice.weights is None and key not in planned.brought:
+    if choice.weights is None and key not in planned.brought and any(True for _ in planned.trained.parameters()):
         raise UserError(
             f"recipe {recipe.name}: {named(recipe, key)}: has no weights yet: give {key}.weights, or train it, which "
             "measures at the end"
         )
     data = open_data(recipe, registry, "train")
     tell(*(f"note: {note}" for note in data_notes(recipe, registry, train=data)))
+    frozen = frozen_digests(planned, registry)
     brought = {key: state_sha256(part) for key, part in planned.brought.items() if choice.weights is None}
     processes = join_processes(device)
     tokenizer = build(recipe, registry, device=processes.device, planned=planned).continuous_tokenizer
@@ -52,6 +54,7 @@ def measure(recipe: Recipe, folder: Path, registry: Registry, *, device: torch.d
     )
     objective.finish(batches, processes.sum)
     facts = {"trained_by": f"mixar measure {recipe.name}", "class_names": list(data.class_names), "brought": brought}
+    facts |= {"frozen": frozen} if frozen else {}
     processes.on_main(
         lambda: save_model(folder, recipe_yaml=to_yaml(recipe), tensors=tokenizer.state_dict(), facts=facts)
     )

@@ -24,6 +24,7 @@ from mixar_core.blocks import sharded_blocks
 from mixar_core.errors import UserError
 from mixar_core.masking import split_by_order
 from mixar_core.noise import Noise
+from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.types import DrawnCodes, Grid, Z
 
 #: kinds of memory that a run holds from its first step to its last; the rest comes and goes with each step
@@ -169,6 +170,12 @@ def codes_of(tokens: int) -> Tensor:
     return torch.zeros(1, tokens, dtype=torch.int64, device="meta")
 
 
+def beside_codes(system: System, continuous: ContinuousTokenizer) -> ContinuousTokenizer:
+    """The continuous tokenizer of one image with codes, where the system has some, on the meta device."""
+    drawn = drawn_codes(system)
+    return continuous.beside(None if drawn is None else drawn.codes_BN)
+
+
 def drawn_codes(system: System) -> DrawnCodes | None:
     """Codes of one image as a prior gives them, on the meta device."""
     discrete = system.discrete_tokenizer
@@ -226,7 +233,8 @@ def trained_passes(system: System, masked: int = 0) -> dict[str, Callable[[], ob
         codes_1N = codes_of(prior.layout.tokens)
         passes["prior"] = lambda: prior.loss(codes_1N, system.condition(codes_of(1)[0]), noise=noise)
     if "continuous_tokenizer" in recipe.trained_parts and continuous is not None:
-        passes["continuous_tokenizer"] = lambda: continuous.decode_raw(continuous.posterior(images_B3HW).mean_BChw)
+        placed = beside_codes(system, continuous)
+        passes["continuous_tokenizer"] = lambda: placed.decode_raw(placed.posterior(images_B3HW).mean_BChw)
     if "discrete_tokenizer" in recipe.trained_parts and discrete is not None:
         passes["discrete_tokenizer"] = lambda: discrete.decode_vectors(discrete.quantize(images_B3HW).vectors_BEhw)
     if (discriminator := system.discriminator) is not None:

@@ -198,10 +198,10 @@ class Model(Pretrained):
                 condition = model.condition(labels_B)
                 for step in model.generation_steps(condition, settings=settings, noise=noise, codes_BN=codes_BN):
                     if keep_steps:
-                        pictures.append(decoded(model.continuous_tokenizer, step.latents_BChw))
+                        pictures.append(decoded(model.continuous_tokenizer, step.latents_BChw, step.codes_BN))
                     progress(step.index + 1, step.count)
-            images_B3HW = pictures[-1] if pictures else decoded(model.continuous_tokenizer, step.latents_BChw)
-            codes_BN = step.codes_BN
+            last, codes_BN = step.latents_BChw, step.codes_BN
+            images_B3HW = pictures[-1] if pictures else decoded(model.continuous_tokenizer, last, codes_BN)
         return images_B3HW, None if codes_BN is None else codes_BN.cpu(), pictures
 
     def sample_codes(

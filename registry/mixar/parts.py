@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mixar.folder import read_provenance
+from mixar.folder import find_weights, read_provenance
 from mixar.image_sizes import seen_by
 from mixar.plugins import Registry
 from mixar.recipe import PART_KEYS, PartChoice, Recipe
@@ -38,7 +38,7 @@ def construct_once(recipe: Recipe, registry: Registry, key: str, brought: dict[s
     """
     if not getattr(registry.part(PART_KEYS[key], chosen(recipe, key).type).component, "brings_weights", False):
         return construct(recipe, registry, key, **context)
-    if key not in brought or key == "prior":  # which may have kept the tokenizer that it was shown
+    if key not in brought or "tokenizer" in context:  # it may have kept the one that it was shown
         brought[key] = on_cpu(partial(construct, recipe, registry, key, **context))
     return without_values(brought[key]) if _on_meta() else brought[key]
 
@@ -53,6 +53,22 @@ def chosen(recipe: Recipe, key: str) -> PartChoice:
     if not isinstance(choice, PartChoice):
         raise UserError(f"recipe {recipe.name}: {key}: required where a recipe trains {recipe.trains}")
     return choice
+
+
+def weights_of(recipe: Recipe, key: str, registry: Registry) -> Path:
+    """The file of weights that a recipe names for one of its parts.
+
+    Raises:
+        UserError: it is not there; says which key names it.
+    """
+    with said_of(f"recipe {recipe.name}: {key}.weights"):
+        return find_weights(chosen(recipe, key).weights or "", registry)
+
+
+def needs_codes(recipe: Recipe, registry: Registry) -> bool:
+    """Whether the latents of the recipe's continuous tokenizer are what codes leave over."""
+    part = registry.part(PART_KEYS["continuous_tokenizer"], chosen(recipe, "continuous_tokenizer").type)
+    return getattr(part.component, "needs_codes", False)
 
 
 def named(recipe: Recipe, key: str) -> str:

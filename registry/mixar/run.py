@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mixar.assembly import System, build, compare_classes, data_notes, open_data, weights_of
+from mixar.assembly import System, build, compare_classes, data_notes, open_data
 from mixar.cache import open_cache
 from mixar.cost import training_flop_per_image
 from mixar.fits import fit_notes, is_unused
@@ -21,7 +21,7 @@ from mixar.init import start_from, told
 from mixar.joint import JointObjective
 from mixar.memory import check_memory
 from mixar.origin import origins
-from mixar.parts import check_frozen, construct, named
+from mixar.parts import check_frozen, construct, named, weights_of
 from mixar.plugins import Registry, registry_without
 from mixar.recipe import PART_KEYS, TRAINABLE, Recipe, load_recipe, to_plain, to_yaml
 from mixar.reference import reference_of
@@ -69,7 +69,7 @@ def train(
     planned, training = build(recipe, registry, meta=True), recipe.training
     if training is None:
         raise UserError(f"recipe {recipe.name}: training: required to train, and not there; set steps or epochs of it")
-    optimizer, frozen = make_optimizer(planned, registry), _frozen_digests(planned, registry)
+    optimizer, frozen = make_optimizer(planned, registry), frozen_digests(planned, registry)
     if resume:
         _check_recipe(folder, recipe, registry)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -135,9 +135,11 @@ def make_optimizer(system: System, registry: Registry) -> Optimizer | None:
         system: built with `meta=True`.
 
     Raises:
-        UserError: a package of it is not installed, or it can do nothing for these weights.
+        UserError: a package of it is not installed, or it can do nothing for these weights, or there are none.
     """
     recipe = system.recipe
+    if recipe.training is not None and not any(True for _ in system.trained.parameters()):
+        raise UserError(f"recipe {recipe.name}: {named(recipe, recipe.trains)}: has no weights that could be trained")
     if recipe.optimizer is None or recipe.training is None:
         return None
     optimizer: Optimizer = construct(recipe, registry, "optimizer")
@@ -183,7 +185,7 @@ def make_objective(system: System, registry: Registry) -> Objective:
         )
 
 
-def _frozen_digests(system: System, registry: Registry) -> dict[str, str]:
+def frozen_digests(system: System, registry: Registry) -> dict[str, str]:
     """The sha256 of frozen parts' weights, by recipe key: of the file, or of what a part brings.
 
     One that was never trained would teach what it is used for nothing. One whose training is not over will be another:

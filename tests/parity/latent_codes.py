@@ -13,7 +13,7 @@ from mixar.plugins import plugin_manager
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_import.importers import Importer, ImporterConfig
 from mixar_import.tokenizers import LlamaGenTokenizerImporter, VARTokenizerImporter
-from mixar_plugins.tokenizers.hart import HARTTokenizer
+from mixar_plugins.tokenizers.hart import HARTResidual, HARTResidualConfig, HARTTokenizer
 from mixar_plugins.tokenizers.llamagen import LlamaGenTokenizer
 from mixar_plugins.tokenizers.var import VARTokenizer
 from tests.parity.case import NotACase, load_strictly
@@ -139,10 +139,11 @@ def run_hart(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mappi
     images = io["images"]
     plain, tokenizer = (make(config, weights, image_size=images.shape[-1]) for make in (var, hart))
     quantizer, scales = tokenizer.quantizer, range(tokenizer.quantizer.count)
-    discrete, parts = plain.quantize(images), tokenizer.hybrid(images)
-    summed, last = sums(plain, discrete.codes_BN), parts.before_BEhw + parts.last_BEhw
-    whole = parts.before_BEhw + parts.rest_BEhw
-    unclamped = tokenizer.decode_vectors(whole)
+    discrete, codes_BN = plain.quantize(images), tokenizer.encode(images)
+    summed, parts = sums(plain, discrete.codes_BN), sums(tokenizer, codes_BN)
+    both = HARTResidual(HARTResidualConfig(), image_size=images.shape[-1], tokenizer=tokenizer).beside(codes_BN)
+    residual, last = both.posterior(images).mean_BChw, parts[-1] - parts[-2]
+    whole = parts[-1] + residual
     out = {
         "encoder_out": tokenizer.encoder(images),
         "quant_in": tokenizer.encoded(images),
@@ -150,18 +151,18 @@ def run_hart(config: Mapping[str, Any], weights: Mapping[str, Tensor], io: Mappi
         **{f"fhat_{scale}": summed[scale] for scale in scales},
         "decoded_discrete": plain.decode(discrete.codes_BN),
         "decoded_discrete_unclamped": plain.decode_vectors(discrete.vectors_BEhw),
-        **{f"hybrid_indices_{scale}": codes for scale, codes in enumerate(quantizer.split(parts.codes_BN))},
-        "hybrid_rest": _rows(parts.rest_BEhw),
-        "hybrid_last_embedding": _rows(parts.last_BEhw),
-        "hybrid_residual_target": _rows(parts.residual_BEhw),
-        "teacher_input": quantizer.known_before(parts.codes_BN),
+        **{f"hybrid_indices_{scale}": codes for scale, codes in enumerate(quantizer.split(codes_BN))},
+        "hybrid_rest": _rows(residual + last),
+        "hybrid_last_embedding": _rows(last),
+        "hybrid_residual_target": _rows(residual),
+        "teacher_input": quantizer.known_before(codes_BN),
         **{f"next_input_{scale}": quantizer.shrink(summed[scale], scale + 1) for scale in scales[:-1]},
         f"next_input_{scales[-1]}": whole,
         "hybrid_fhat": whole,
-        "hybrid_decoded": unclamped.clamp(-1, 1),
-        "hybrid_decoded_unclamped": unclamped,
-        "hybrid_fhat_discrete": last,
-        "hybrid_decoded_discrete": tokenizer.decode(parts.codes_BN),
+        "hybrid_decoded": both.decode(both.encode(images)),
+        "hybrid_decoded_unclamped": both.decode_raw(residual),
+        "hybrid_fhat_discrete": parts[-1],
+        "hybrid_decoded_discrete": tokenizer.decode(codes_BN),
     }
     return {**out, **_hart_training(tokenizer, images)}
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from copy import copy
 
-from attrs import frozen
+import torch
+from attrs import field, frozen, validators
 from torch import Tensor
 
-from mixar_core.types import ImageSize
+from mixar_core.errors import UserError
+from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
+from mixar_core.types import ImageSize, Posterior
+from mixar_plugins.tokenizers.kl import LOGVAR_RANGE
+from mixar_plugins.tokenizers.quantized import QuantizedTokenizer
 from mixar_plugins.tokenizers.residual import PyramidQuantizer
 from mixar_plugins.tokenizers.var import VARConfig, VARTokenizer
 
@@ -15,26 +20,6 @@ from mixar_plugins.tokenizers.var import VARConfig, VARTokenizer
 @frozen(kw_only=True)
 class HARTConfig(VARConfig):
     """Settings of VARConfig."""
-
-
-class Hybrid(NamedTuple):
-    """An image as HART sees it, vectors on the finest grid (B, E, h, w) each.
-
-    Args:
-        codes_BN: of all scales.
-        before_BEhw: the sum of all scales but the last. rest_BEhw: what the features are above it.
-        last_BEhw: the last scale's vectors. rest - last is the residual that the generator predicts.
-    """
-
-    codes_BN: Tensor
-    before_BEhw: Tensor
-    rest_BEhw: Tensor
-    last_BEhw: Tensor
-
-    @property
-    def residual_BEhw(self) -> Tensor:
-        """What the codes do not say."""
-        return self.rest_BEhw - self.last_BEhw
 
 
 class HybridPyramid(PyramidQuantizer):
@@ -47,7 +32,7 @@ class HybridPyramid(PyramidQuantizer):
 
 
 class HARTTokenizer(VARTokenizer):
-    """HART's tokenizer: VAR's, in which the last scale's vectors and a continuous residual make up the features."""
+    """HART's tokenizer: VAR's, whose codes and a continuous residual (HARTResidual) make up the features."""
 
     quantizer: HybridPyramid
     pyramid = HybridPyramid
@@ -55,10 +40,62 @@ class HARTTokenizer(VARTokenizer):
     def __init__(self, config: HARTConfig, *, image_size: ImageSize) -> None:
         super().__init__(config, image_size=image_size, part="hart")
 
-    def hybrid(self, images_B3HW: Tensor) -> Hybrid:
-        """Codes and residual of images: `decode_vectors(before + last + residual)` decodes all of it."""
-        features_BEhw = self.encoded(images_B3HW).float()
-        _, codes_BN, _ = self.quantizer.search(features_BEhw)
-        *before, last_BEhw = self.quantizer.spreads(codes_BN)
-        before_BEhw = sum(before, features_BEhw.new_zeros(()).expand_as(features_BEhw))
-        return Hybrid(codes_BN, before_BEhw, features_BEhw - before_BEhw, last_BEhw)
+
+@frozen
+class HARTResidualConfig:
+    """Settings of HARTResidual.
+
+    Args:
+        latent_mean, latent_std: where the latents' statistics start, until `mixar measure` measures them; 0.6 is what
+            HART's head divides by.
+    """
+
+    latent_mean: float = 0.0
+    latent_std: float = field(default=0.6, validator=validators.gt(0.0))
+
+
+class HARTResidual(ContinuousTokenizer):
+    """What the codes of a discrete tokenizer leave over of its encoder's features (HART, Sec. 3.1).
+
+    It has no network of its own: its encoder and its decoder are those of `tokenizer`, which any tokenizer is whose
+    codes have places, HART's being the one that is trained for it. Latents are of no width: the residual itself.
+    """
+
+    needs_codes = True
+    _codes_BN: Tensor | None = None
+
+    def __init__(self, config: HARTResidualConfig, *, image_size: ImageSize, tokenizer: DiscreteTokenizer) -> None:
+        if not isinstance(tokenizer, QuantizedTokenizer) or tokenizer.layout.grid is None:
+            has = f"{type(tokenizer).__name__} has codes in a {tokenizer.layout}"
+            raise UserError(f"hart-residual: needs features that codes on a grid are made of; {has}")
+        super().__init__(image_size=image_size, stride=tokenizer.stride, latent_channels=tokenizer.code_width)
+        self.config = config
+        self._tokenizer = (tokenizer,)  # in a tuple, so that it is not registered as a submodule
+        self.latent_mean_C.fill_(config.latent_mean)
+        self.latent_std_C.fill_(config.latent_std)
+
+    def beside(self, codes_BN: Tensor | None) -> HARTResidual:
+        """The same weights and statistics, of images with these codes (B, N)."""
+        one = copy(self)
+        one._codes_BN = codes_BN
+        return one
+
+    def posterior(self, images_B3HW: Tensor) -> Posterior:
+        """Features minus the sum of the codes' vectors; of the images' own codes where there are no others."""
+        (tokenizer,), codes_BN = self._tokenizer, self._codes_BN
+        features_BEhw = tokenizer.encoded(images_B3HW).float()
+        if codes_BN is None:
+            codes_BN = tokenizer.quantizer(features_BEhw).codes_BN
+        residual_BEhw = features_BEhw - self._summed(codes_BN)
+        return Posterior(residual_BEhw, torch.full_like(residual_BEhw, LOGVAR_RANGE[0]))
+
+    def decode_raw(self, latents_BChw: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of the codes' vectors and the residual (B, E, h, w), summed."""
+        if self._codes_BN is None:
+            raise UserError("hart-residual: a residual is decoded with codes, and there are none")
+        return self._tokenizer[0].decode_vectors(self._summed(self._codes_BN) + latents_BChw)
+
+    def _summed(self, codes_BN: Tensor) -> Tensor:
+        """(B, E, h, w)."""
+        vectors_BNE, grid = self._tokenizer[0].vectors_on_grid(codes_BN), self.layout.scales[0]
+        return vectors_BNE.transpose(1, 2).unflatten(2, (grid.height, grid.width))

@@ -29,6 +29,7 @@ from mixar_core.data.loader import BatchShard
 from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
 from mixar_core.precision import tf32_where
+from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.training.engine import Engine
 from mixar_core.types import Grid, ImageBatch
 
@@ -98,7 +99,17 @@ def sampling_rows(model: Model, registry: Registry, batch: int, repeats: int) ->
 
     mixar.backbone.start = started  # type: ignore[method-assign]
     clock.watch(mixar.head, "sample", "head")
-    clock.watch(mixar.continuous_tokenizer, "decode", "continuous_tokenizer")
+    beside, tokenizer = mixar.continuous_tokenizer.beside, mixar.continuous_tokenizer
+
+    def placed(codes_BN: Tensor | None) -> ContinuousTokenizer:
+        of_codes = beside(codes_BN)
+        clock.watch(of_codes, "decode", "continuous_tokenizer")
+        return of_codes
+
+    if tokenizer.needs_codes:  # each image's has its own codes
+        tokenizer.beside = placed  # type: ignore[method-assign]
+    else:
+        clock.watch(tokenizer, "decode", "continuous_tokenizer")
     if mixar.prior is not None:
         clock.watch(mixar.prior, "sample", "prior")
     labels_B = model.labels([index % max(1, model.recipe.num_classes) for index in range(batch)])

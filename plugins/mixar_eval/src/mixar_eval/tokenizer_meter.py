@@ -29,16 +29,24 @@ class TokenizerMeter:
     Args:
         tokenizer, extractor: on the device that images are on.
         seed: of the samples; an image's depends on its position in the set alone.
+        discrete: whose codes a continuous one's latents may need.
     """
 
-    def __init__(self, tokenizer: Tokenizer, extractor: FeatureExtractor, *, seed: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        extractor: FeatureExtractor,
+        *,
+        seed: int,
+        discrete: DiscreteTokenizer | None = None,
+    ) -> None:
         self.extractor, self.seed = extractor, seed
         self.counter: CodeCounter | LatentCounter
         if isinstance(tokenizer, DiscreteTokenizer):
             self.counter = CodeCounter(tokenizer)
         else:
             assert isinstance(tokenizer, ContinuousTokenizer)
-            self.counter = LatentCounter(tokenizer)
+            self.counter = LatentCounter(tokenizer, discrete if tokenizer.needs_codes else None)
         self._parts: list[tuple[list[int], dict[str, dict[str, Tensor]]]] = []
 
     @torch.no_grad()
@@ -119,12 +127,12 @@ class CodeCounter:
 
 
 class LatentCounter:
-    """Sums up posteriors batch by batch."""
+    """Sums up posteriors batch by batch, beside the images' own codes if the latents need `discrete`'s."""
 
     name = "latents"
 
-    def __init__(self, tokenizer: ContinuousTokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: ContinuousTokenizer, discrete: DiscreteTokenizer | None = None) -> None:
+        self.tokenizer, self.discrete = tokenizer, discrete
         #: sums of a sample's first and second moments
         self.sums_2C = torch.zeros(2, tokenizer.latent_channels, dtype=torch.float64)
         #: images, places (of all of them), and the sum of their KL divergences
@@ -132,15 +140,16 @@ class LatentCounter:
 
     def decoded(self, images_B3HW: Tensor, positions_B: Tensor, seed: int) -> dict[str, Tensor]:
         """Reconstructions of a batch, whose posteriors are taken in."""
-        posterior = self.tokenizer.posterior(images_B3HW)
+        tokenizer = self.tokenizer.beside(None if self.discrete is None else self.discrete.encode(images_B3HW))
+        posterior = tokenizer.posterior(images_B3HW)
         self.add(posterior)
         each = zip(posterior.mean_BChw.split(1), posterior.logvar_BChw.split(1), positions_B.tolist(), strict=True)
         samples = [
-            self.tokenizer.sample_posterior(Posterior(mean, logvar), Noise.seeded(seed_of(seed, position)))
+            tokenizer.sample_posterior(Posterior(mean, logvar), Noise.seeded(seed_of(seed, position)))
             for mean, logvar, position in each
         ]
         ways = {"mean": posterior.mean_BChw, "sample": torch.cat(samples)}
-        return {way: self.tokenizer.decode_raw(latents_BChw) for way, latents_BChw in ways.items()}
+        return {way: tokenizer.decode_raw(latents_BChw) for way, latents_BChw in ways.items()}
 
     def add(self, posterior: Posterior) -> None:
         """Take in a batch's posteriors."""

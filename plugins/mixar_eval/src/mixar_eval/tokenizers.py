@@ -16,7 +16,7 @@ from mixar.recipe import Recipe
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
 from mixar_core.pictures import rows_picture
-from mixar_core.tokenizer import Tokenizer
+from mixar_core.tokenizer import DiscreteTokenizer, Tokenizer
 from mixar_core.types import Grid
 from mixar_eval.context import EvalContext
 from mixar_eval.distances import Gaussian
@@ -37,13 +37,21 @@ SMALLEST = 11
 
 @frozen(eq=False)
 class Entry:
-    """A tokenizer to measure: its name in the report, what model it is of, and the digest of its weights."""
+    """A tokenizer to measure: its name in the report, what model it is of, and the digest of its weights.
+
+    `discrete` is the one whose codes its latents may need.
+    """
 
     name: str
     tokenizer: Tokenizer
     recipe: Recipe
     type: str
     weights_sha256: str | None
+    discrete: DiscreteTokenizer | None = None
+
+    def meter(self, extractor: FeatureExtractor, *, seed: int) -> TokenizerMeter:
+        """What measures it, by features of this network."""
+        return TokenizerMeter(self.tokenizer, extractor, seed=seed, discrete=self.discrete)
 
 
 @frozen(eq=False)
@@ -66,7 +74,8 @@ def open_tokenizers(names: Sequence[str], registry: Registry, device: torch.devi
             kind, file = key.removesuffix("_tokenizer"), model.files.get(key)
             label = name if len(there) == 1 and model.recipe.trains == key else f"{name}: {kind}"
             type_ = f"{kind} ({getattr(model.recipe, key).type})"
-            entries.append(Entry(label, tokenizer, model.recipe, type_, None if file is None else sha256(file)))
+            digest = None if file is None else sha256(file)
+            entries.append(Entry(label, tokenizer, model.recipe, type_, digest, model.system.discrete_tokenizer))
     first, size = entries[0], entries[0].recipe.image_size
     pixels = Grid.of_pixels(size)
     for entry in entries:
@@ -129,7 +138,7 @@ def compare_tokenizers(
     real_AF = found_real.features_AF
     reasons = _reasons(images, extractor, paired=reference is None)
     reference, of_floor, some_AF, between = _compared(chosen, real_AF, reference, context)
-    meters = [TokenizerMeter(entry.tokenizer, extractor, seed=seed) for entry in entries]
+    meters = [entry.meter(extractor, seed=seed) for entry in entries]
 
     def work(positions_B: Tensor, pixels_B3HW: Tensor) -> int:
         for meter in meters:
@@ -299,7 +308,7 @@ def reconstruct_few(
     pixels_B3HW = torch.cat(list(images.batches(positions_B)))
     rows = {"original": pixels_B3HW}
     for entry in entries:
-        meter = TokenizerMeter(entry.tokenizer, context.extractor, seed=seed)
+        meter = entry.meter(context.extractor, seed=seed)
         found = meter.add(as_saved(pixels_B3HW.to(context.processes.device)), positions_B)
         rows |= {row_name(entry.name, way): decoded.cpu() for way, decoded in found.items()}
     return rows

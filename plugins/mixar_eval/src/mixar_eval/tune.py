@@ -321,7 +321,7 @@ def _parts(model: Model, batch: int) -> dict[str, float]:
             )
             *_, last = islice(steps, only)
         tokens = time.perf_counter()
-        decoded(mixar.continuous_tokenizer, last.latents_BChw)
+        decoded(mixar.continuous_tokenizer, last.latents_BChw, last.codes_BN)
         moments = pairwise((began, coded, tokens, time.perf_counter()))
         names = ("prior", "backbone and head", "decoder")
         found = {name: round((end - start) / batch, 5) for name, (start, end) in zip(names, moments, strict=True)}
