@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mixar_core.blocks import Mlp
 from mixar_core.errors import UserError
-from mixar_core.tokenizer import ContinuousTokenizer
+from mixar_core.tokenizer import ContinuousTokenizer, Tokenizer
 from mixar_core.types import Grid, ImageSize, Posterior, TokenLayout
 from mixar_plugins.tokenizers import layers
 from mixar_plugins.tokenizers.kl import LOGVAR_RANGE
@@ -65,10 +65,26 @@ class TiTokVAEConfig(SequenceConfig):
     latent_channels: int = field(default=16, validator=layers.positive)
 
 
-class TiTok(QuantizedTokenizer):
-    """TiTok: codes in a sequence, without a place in the image. The networks see pixels in [0, 1]."""
+class SequenceTokenizer(Tokenizer):
+    """Tokens in a sequence, without a place in the image."""
 
-    decoder: TiTokDecoder
+    config: SequenceConfig
+    decoder: nn.Module
+
+    @property
+    def layout(self) -> TokenLayout:
+        """A sequence."""
+        return TokenLayout("sequence", (Grid(1, self.config.tokens),))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Of the decoder: what makes pixels."""
+        assert isinstance(self.decoder, TiTokDecoder)
+        return self.decoder.end.last_layer
+
+
+class TiTok(SequenceTokenizer, QuantizedTokenizer):
+    """TiTok: codes in a sequence. The networks see pixels in [0, 1]."""
 
     def __init__(self, config: TiTokConfig, *, image_size: ImageSize) -> None:
         grid = patches_of(image_size, config.patch, "titok")
@@ -81,16 +97,6 @@ class TiTok(QuantizedTokenizer):
         end = proxy_pixels(config) if config.legacy else Pixels(config.decoder_width, config.patch)
         self.decoder = TiTokDecoder(config, grid, config.code_width, end)
 
-    @property
-    def layout(self) -> TokenLayout:
-        """A sequence."""
-        return TokenLayout("sequence", (Grid(1, self.config.tokens),))
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Of the decoder: what makes pixels."""
-        return self.decoder.end.last_layer
-
     def encoded(self, images_B3HW: Tensor) -> Tensor:
         """Images (B, 3, H, W) as the quantizer takes them, (B, E, 1, N)."""
         return self.encoder((images_B3HW + 1) / 2)
@@ -100,7 +106,7 @@ class TiTok(QuantizedTokenizer):
         return self.decoder(vectors_BEhw) * 2 - 1
 
 
-class TiTokVAE(ContinuousTokenizer):
+class TiTokVAE(SequenceTokenizer, ContinuousTokenizer):
     """TiTok with continuous tokens in a sequence. The networks see pixels in [0, 1]."""
 
     def __init__(self, config: TiTokVAEConfig, *, image_size: ImageSize) -> None:
@@ -110,16 +116,6 @@ class TiTokVAE(ContinuousTokenizer):
         self.encoder = TiTokEncoder(config, grid, 2 * config.latent_channels, scrambled=False)
         end = Pixels(config.decoder_width, config.patch)
         self.decoder = TiTokDecoder(config, grid, config.latent_channels, end)
-
-    @property
-    def layout(self) -> TokenLayout:
-        """A sequence."""
-        return TokenLayout("sequence", (Grid(1, self.config.tokens),))
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Of the decoder: what makes pixels."""
-        return self.decoder.end.last_layer
 
     def posterior(self, images_B3HW: Tensor) -> Posterior:
         """The encoder's Gaussian over raw latents (B, C, 1, N), in the images' dtype even under autocast."""

@@ -93,25 +93,50 @@ class Importer:
         return []
 
 
-class AutoencoderImporter(Importer):
-    """What the two KL autoencoders share: mean and deviation of the latents, which the released files do not hold."""
+class LatentsImporter(Importer):
+    """What continuous tokenizers share: mean and deviation of the latents, which the released files do not hold."""
 
+    reads_latents: ClassVar[tuple[str, int]] = ("decoder.decoder_embed.weight", 2)
+    """The decoder's first weight, by our name, and its dimensions; the second one is the channels."""
     latent_std: ClassVar[float] = 1.0
 
     def translate(
         self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
     ) -> tuple[dict[str, Tensor], list[str]]:
         ours, remarks = super().translate(tensors, statistics)
-        weight = ours.get("post_quant_conv.weight")
-        if weight is None or weight.ndim != 4:  # not such a file, as the recipe will find
+        name, dimensions = self.reads_latents
+        weight = ours.get(name)
+        if weight is None or weight.ndim != dimensions:  # not such a file, as the recipe will find
             return ours, remarks
         channels = weight.shape[1]
         mean_C, std_C = torch.zeros(channels), torch.full((channels,), self.latent_std)
         if statistics is not None:
-            mean_C, std_C = _mean_and_std(statistics, channels)
+            mean_C, std_C = self.mean_and_std(statistics, channels)
+            if not (mean_C.isfinite().all() and std_C.isfinite().all() and (std_C > 0).all()):
+                raise UserError("--statistics: mean and std must be finite, and std above 0")
         elif self.takes_statistics:
             remarks.append("no --statistics given: latents stay as they are, mean 0 and deviation 1 a channel assumed")
         return {**ours, "latent_mean_C": mean_C, "latent_std_C": std_C}, remarks
+
+    def mean_and_std(self, statistics: Mapping[str, Tensor], channels: int) -> list[Tensor]:
+        """Of each channel, as the file of statistics has them.
+
+        Raises:
+            UserError: it does not.
+        """
+        found = [statistics[key].float().flatten() for key in ("mean", "std") if key in statistics]
+        if [len(values) for values in found] != [channels, channels]:  # LightningDiT stores them as (1, C, 1, 1)
+            raise UserError(
+                f"--statistics: has no mean and std of {channels} channels each; LightningDiT's latents_stats.pt has "
+                "them"
+            )
+        return found
+
+
+class AutoencoderImporter(LatentsImporter):
+    """A KL autoencoder, whose shapes tell its sizes."""
+
+    reads_latents = ("post_quant_conv.weight", 4)
 
     def sizes(self, tensors: Mapping[str, Tensor]) -> list[str]:
         width = {name: tensor.shape[0] for name, tensor in tensors.items() if tensor.ndim == 4 and len(tensor)}
@@ -128,18 +153,6 @@ class AutoencoderImporter(Importer):
             "decoder_attention": [2**level for level in levels if f"decoder.up.{level}.attn.0.q.weight" in width],
         }
         return [f"continuous_tokenizer.{key}={value}" for key, value in told.items()]
-
-
-def _mean_and_std(statistics: Mapping[str, Tensor], channels: int) -> list[Tensor]:
-    """(C,) each, which LightningDiT stores as (1, C, 1, 1)."""
-    found = [statistics[key].float().flatten() for key in ("mean", "std") if key in statistics]
-    if [len(values) for values in found] != [channels, channels]:
-        raise UserError(
-            f"--statistics: has no mean and std of {channels} channels each; LightningDiT's latents_stats.pt has them"
-        )
-    if not (torch.stack(found).isfinite().all() and (found[1] > 0).all()):
-        raise UserError("--statistics: mean and std must be finite, and std above 0")
-    return found
 
 
 class KL16Importer(AutoencoderImporter):

@@ -6,11 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from mixar_core.errors import UserError
-from mixar_import.importers import Importer
+from mixar_import.importers import Importer, LatentsImporter
 
 
 class LlamaGenTokenizerImporter(Importer):
@@ -64,7 +63,7 @@ class HARTTokenizerImporter(VARTokenizerImporter):
     recipes = ()
 
 
-class DeTokImporter(Importer):
+class DeTokImporter(LatentsImporter):
     """l-DeTok's detok-BB-gamm3.0-m0.7*.pth; --statistics names its stats.pkl."""
 
     recipes = ("detok_bb",)
@@ -91,22 +90,7 @@ class DeTokImporter(Importer):
                 ours[name.replace(".mlp.w3.", ".mlp.w2.")] = tensor
         return ours
 
-    def translate(
-        self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
-    ) -> tuple[dict[str, Tensor], list[str]]:
-        ours, remarks = super().translate(tensors, statistics)
-        weight = ours.get("decoder.decoder_embed.weight")
-        if weight is None or weight.ndim != 2:  # not such a file, as the recipe will find
-            return ours, remarks
-        channels = weight.shape[1]
-        mean_C, std_C = torch.zeros(channels), torch.ones(channels)
-        if statistics is not None:
-            mean_C, std_C = self._statistics(statistics, channels)
-        else:
-            remarks.append("no --statistics given: latents stay as they are, mean 0 and deviation 1 a channel assumed")
-        return {**ours, "latent_mean_C": mean_C, "latent_std_C": std_C}, remarks
-
-    def _statistics(self, statistics: Mapping[str, Tensor], channels: int) -> list[Tensor]:
+    def mean_and_std(self, statistics: Mapping[str, Tensor], channels: int) -> list[Tensor]:
         """Of the posterior's mean; the file lists those of its log-variance behind them."""
         found = [statistics.get(f"{self.statistics_key}.channel.{which}") for which in ("0", "1")]
         values = [each.flatten().float() for each in found if each is not None]
@@ -116,10 +100,7 @@ class DeTokImporter(Importer):
                 f"--statistics: has no mean and std of {2 * channels} channels each under {self.statistics_key}, "
                 f"channel; it has {known or 'no statistics of channels'}"
             )
-        mean_C, std_C = (each[:channels] for each in values)
-        if not (mean_C.isfinite().all() and std_C.isfinite().all() and (std_C > 0).all()):
-            raise UserError("--statistics: mean and std must be finite, and std above 0")
-        return [mean_C, std_C]
+        return [each[:channels] for each in values]
 
 
 class MaskGITVQGANImporter(Importer):
@@ -168,20 +149,10 @@ class TiTokImporter(Importer):
         return super().rename({ours(name): tensor for name, tensor in tensors.items()})
 
 
-class TiTokVAEImporter(TiTokImporter):
+class TiTokVAEImporter(LatentsImporter, TiTokImporter):
     """TiTok's titok_*_vae_c16.bin, with continuous tokens."""
 
     recipes = ("titok_ll32_vae_c16", "titok_bl64_vae_c16", "titok_bl128_vae_c16")
-
-    def translate(
-        self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
-    ) -> tuple[dict[str, Tensor], list[str]]:
-        """Latents stay as they are: mean 0, deviation 1."""
-        ours, remarks = super().translate(tensors, statistics)
-        embed = ours.get("decoder.decoder_embed.weight")
-        if embed is not None and embed.ndim == 2:  # else not such a file, as the recipe will find
-            ours |= {"latent_mean_C": torch.zeros(embed.shape[1]), "latent_std_C": torch.ones(embed.shape[1])}
-        return ours, remarks
 
 
 class OpenMagvit2Importer(Importer):
