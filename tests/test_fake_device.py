@@ -74,14 +74,14 @@ def made(name: str, registry: Registry, *overrides: str) -> tuple[Recipe, Object
     whole = load_recipe(name, registry=registry)
     few = [*FEW_STEPS.get(whole.trains, [])]
     if whole.trains == "prior" and not hasattr(whole.prior.config, "steps"):  # a code a step, or a scale
-        few[0] = "prior.temperature=1" if whole.prior.type == "var" else "image_size=64"
+        few[0] = "prior.temperature=1" if whole.prior.type in ("var", "hart") else "image_size=64"
     if whole.head is not None and hasattr(whole.head.config, "sampling_steps"):  # others draw in one go
         few.append("sampling.head_steps=2")
     if whole.sampler is not None and getattr(whole.sampler.config, "tokens_per_step", None):
         few.append(f"sampler.tokens_per_step={128 if whole.image_size == 256 else 8}")
     recipe = load_recipe(name, registry=registry, overrides=[*few, *overrides])
     objective = make_objective(build(recipe, registry, meta=True), registry)
-    if isinstance(objective, MixARObjective) and objective.model.prior is not None:
+    if isinstance(objective, MixARObjective) and (prior := objective.model.prior) is not None and prior.predicts:
         objective.model.ti_mix = TIMixConfig(start=0.5)
     return recipe, objective
 

@@ -53,7 +53,7 @@ def half_turned_table(angles: Tensor) -> Tensor:
     angles: then it is no rotation.
     """
     sign = torch.ones(angles.shape[-1], device=angles.device)
-    sign[: angles.shape[-1] // 2] = -1.0
+    sign[: angles.shape[-1] // 2].fill_(-1.0)
     return torch.stack([beside(angles.cos()), beside(angles.sin() * sign)], dim=-2)
 
 

@@ -118,7 +118,8 @@ class HARTPrior(VARPrior):
 
     def enter(self, x: Tensor, scale: int | Tensor) -> Tensor:
         """Tokens (R, K, D) of a scale, or each of its own (K,), as the blocks see them."""
-        return x + self.lvl_embed(torch.as_tensor(scale, device=x.device))
+        scale = scale if isinstance(scale, Tensor) else torch.full((), scale, device=x.device)
+        return x + self.lvl_embed(scale)
 
     def places(self, scale: int, after_R: Tensor) -> Tensor:
         """By what the tokens of a scale turn, (R, K, 2, width of a head), behind a context that ends at `after_R`."""
