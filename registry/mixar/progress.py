@@ -56,11 +56,11 @@ def progress_bar(what: str, *, shown: bool = True) -> Iterator[Callable[..., Non
 @contextmanager
 def in_notebook(what: str, progress: Callable[[int, int], None] | None) -> Iterator[Callable[[int, int], None]]:
     """The caller's `progress`; where there is none a bar in a notebook, and elsewhere nothing."""
-    if progress is not None:
-        yield progress
-    else:
-        with progress_bar(what, shown=Console().is_jupyter) as show:
+    if progress is None and Console().is_jupyter:
+        with progress_bar(what) as show:
             yield show
+    else:
+        yield progress or (lambda done, of: None)
 
 
 class Phases(ExitStack):
