@@ -6,6 +6,7 @@ are nor on interruptions. A finished chunk appears by rename; whoever comes next
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import torch
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
 from attrs.validators import ge, in_, min_len
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from mixar.described import plain_default
 from mixar.folder import sha256, versions
 from mixar.generation import batch_noise
 from mixar.model import Model, prior_draws_from_data
+from mixar.parts import construct
+from mixar.plugins import Registry
 from mixar.recipe import PART_KEYS, Recipe, to_plain
 from mixar.structure import differences, key_of
 from mixar.text import first_of
@@ -30,6 +33,7 @@ from mixar_core.data.streams import seed_of
 from mixar_core.distributed import Processes, StopSignals
 from mixar_core.errors import UserError
 from mixar_core.model import SamplingConfig
+from mixar_core.noise import Noise
 from mixar_core.storage import write_text, writing
 from mixar_core.types import NO_CLASS
 
@@ -115,6 +119,21 @@ class Plan:
 def all_classes(model: Model) -> tuple[int, ...]:
     """Every class of a model; NO_CLASS alone of an unconditional one."""
     return tuple(range(model.recipe.num_classes)) or (NO_CLASS,)
+
+
+def sampling_as(model: Model, recipe: Recipe, registry: Registry) -> Model:
+    """The model, drawing as the sampler and the settings of another recipe of it say; the two share all weights.
+
+    Raises:
+        UserError: the model cannot.
+    """
+    system = evolve(model.system, recipe=recipe)
+    if (mixar := copy.copy(system.model)) is not None:
+        mixar.sampler = construct(recipe, registry, "sampler")
+        condition = mixar.condition(model.labels(list(all_classes(model))[:1]))
+        for planned in mixar.plan(condition, recipe.sampling, noise=Noise.seeded(0)).steps:
+            mixar.head.check(planned.step)
+    return evolve(model, system=evolve(system, model=mixar))
 
 
 def describe(model: Model, plan: Plan) -> dict[str, Any]:

@@ -97,6 +97,18 @@ def test_two_ways_share_codes_and_can_be_made_again(
     made_again(right, tmp_path, monkeypatch)
 
 
+def test_a_preset_draws_by_the_weights_that_are_there(stage: Studio, way: Way) -> None:
+    own = stage.own[way.model].system.model
+    other = stage.model(attrs.evolve(way, preset="one-shot")).system.model
+    assert own is not None and other is not None
+    assert other is not own and other.sampler is not own.sampler
+    assert [*map(id, other.parameters())] == [*map(id, own.parameters())]
+    loaded = mixar.load(way.model, preset="one-shot")
+    drawn = studio.draw(stage, Drawing(attrs.evolve(way, preset="one-shot"), 1, 7), Watch())
+    assert drawn.picture.tobytes() == to_pil(loaded.generate(1, seed=7).images[0]).tobytes()
+    assert stage.model(way).system.model is own
+
+
 def test_it_stops_between_two_steps(stage: Studio, way: Way, editing: Editing) -> None:
     for compute in (
         lambda watch: studio.draw(stage, Drawing(way, 0, 1), watch),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -14,12 +13,11 @@ from mixar.model import Model
 from mixar.presets import read_preset
 from mixar.recipe import PartChoice
 from mixar.registry import PRESETS
-from mixar.sampling import all_classes
+from mixar.sampling import sampling_as
 from mixar.speed import Precision
 from mixar.structure import structure, unstructure
 from mixar_core.errors import UserError
 from mixar_core.model import SamplingConfig
-from mixar_core.noise import Noise
 from mixar_eval.context import EvalContext
 
 #: what the others are held against
@@ -46,7 +44,6 @@ class Candidate:
         Raises:
             UserError: the model cannot.
         """
-        assert model.system.model is not None
         settings = dict(self.sampler)
         part = context.registry.part("sampler", str(settings.pop("type")))
         config = structure(settings, part.config, path="sampler")
@@ -55,13 +52,7 @@ class Candidate:
             sampler=PartChoice(context.registry.name_of(part), config),
             sampling=structure({**unstructure(model.recipe.sampling), **self.sampling}, SamplingConfig),
         )
-        mixar = copy.copy(model.system.model)
-        mixar.sampler = part.component(config)
-        one = evolve(model, system=evolve(model.system, recipe=recipe, model=mixar))
-        condition = mixar.condition(one.labels(list(all_classes(one))[:1]))
-        for planned in mixar.plan(condition, recipe.sampling, noise=Noise.seeded(0)).steps:
-            mixar.head.check(planned.step)
-        return one
+        return sampling_as(model, recipe, context.registry)
 
 
 def candidates(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,18 +17,16 @@ from mixar.folder import RECIPE, sha256
 from mixar.generation import Generation
 from mixar.model import Model, load
 from mixar.plugins import Registry
-from mixar.recipe import load_recipe
+from mixar.recipe import Recipe, load_recipe
 from mixar.regions import make_canvas, shaded
 from mixar.registry import PRESETS
-from mixar.sampling import Plan, describe
+from mixar.sampling import Plan, describe, sampling_as
 from mixar_core.errors import UserError
 from mixar_core.pictures import to_pil
 from mixar_core.types import Grid
 from mixar_page.again import Again, again, noted
 from mixar_page.asked import Drawing, Editing, Way
 
-#: ways of sampling that are kept in memory beside the models' own
-SPARE = 2
 #: pictures of the steps that are shown at most: of more, as many that lie evenly among them
 STEPS_SHOWN = 32
 
@@ -98,12 +95,10 @@ class Studio:
     Args:
         settings: what `mixar.load` is told of every model.
         own: the models as they are, by the names that they were asked for with.
-        spare: the same in other ways of sampling, those used last.
     """
 
     settings: Mapping[str, Any]
     own: Mapping[str, Model]
-    spare: OrderedDict[tuple[str, str], Model] = attrs.field(factory=OrderedDict)
     locks: Mapping[str, threading.Lock] = attrs.field(
         default=attrs.Factory(lambda self: {name: threading.Lock() for name in self.own}, takes_self=True)
     )
@@ -125,21 +120,13 @@ class Studio:
         return cls(settings, own)
 
     def model(self, way: Way) -> Model:
-        """The model that samples in this way; only who holds its lock may draw with it.
+        """The model that samples in this way, by the weights of `own`; only who holds its lock may draw with it.
 
         Raises:
             UserError: it is none of the page's, or there is no such preset, or not for it.
         """
         own = self._own(way)
-        if way.preset is None:
-            return own
-        key = way.model, way.preset
-        if key not in self.spare:
-            self.spare[key] = load(way.model, preset=way.preset, **self.settings)
-        self.spare.move_to_end(key)
-        while len(self.spare) > SPARE:
-            self.spare.popitem(last=False)
-        return self.spare[key]
+        return own if way.preset is None else sampling_as(own, self._recipe(way), self.settings["registry"])
 
     def presets(self, name: str) -> list[str]:
         """Ways of sampling that are there for a model: its own first."""
@@ -153,13 +140,14 @@ class Studio:
         Raises:
             UserError: as `model`.
         """
-        own = self._own(way)
-        sampling = own.recipe.sampling
-        if way.preset is not None:
-            registry = self.settings["registry"]
-            file = registry.find_model(way.model) / RECIPE
-            sampling = load_recipe(file, {"preset": way.preset}, registry=registry).sampling
-        return own.given(sampling)
+        return self._own(way).given(self._recipe(way).sampling)
+
+    def _recipe(self, way: Way) -> Recipe:
+        """The model's recipe, with what the preset says."""
+        if way.preset is None:
+            return self._own(way).recipe
+        registry: Registry = self.settings["registry"]
+        return load_recipe(registry.find_model(way.model) / RECIPE, {"preset": way.preset}, registry=registry)
 
     def _own(self, way: Way) -> Model:
         if way.model not in self.own:
