@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mixar_core.errors import UserError
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class _Unfilled(TorchFunctionMode):
+    """On `meta` normal numbers are not drawn: torch would import its compiler for it, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func in (Tensor.normal_, nn.init.normal_):
+            tensor: Tensor = args[0] if args else named["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **named)
 
 
 def meta_safe(part: object) -> bool:
@@ -30,13 +45,28 @@ def on_meta(make: Callable[[], T], *, safe: bool = True) -> T:
     """
     if safe:
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Unfilled():
                 return make()
         except UserError:
             raise
         except Exception:
             pass
     return without_values(on_cpu(make))
+
+
+def constant(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """A function whose tensor is computed on the CPU and then moved to the default device: a constructor's table.
+
+    Arithmetic on `meta` is right, too, but the first in a process imports torch's compiler, which takes seconds.
+    """
+
+    @wraps(function)
+    def computed(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.device("cpu"):
+            found = function(*args, **kwargs)
+        return found.to(torch.get_default_device())
+
+    return computed
 
 
 def on_cpu(make: Callable[[], T]) -> T:

@@ -49,9 +49,7 @@ def test_what_is_drawn_shows_itself(family: Path) -> None:
     assert png is not None and shown(png).size < many.grid().size
 
 
-def test_no_notebook_no_bar(
-    family: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_notebook_no_bar(family: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mixar.progress.Progress", None)  # none is made
     mixar.load(family / "models/mixar", device="cpu").generate(["cat"])
     assert capfd.readouterr() == ("", "")

@@ -83,14 +83,3 @@ def test_a_broken_one_takes_down_neither_help_nor_the_others(tmp_path: Path) -> 
     assert "(plugin ends_at_once of bell-ends_at_once 1.0 was not loaded: SystemExit: no licence)" in unknown.stderr
     assert "(the commands of plugin raises are left out: RuntimeError: out of order)" in unknown.stderr
     assert "Draw images" in mixar(tmp_path, "sample", "--help").stdout
-
-
-def test_help_waits_for_no_torch() -> None:
-    code = (
-        "import sys; sys.argv = ['mixar', '--help']\n"
-        "from mixar.cli import main\n"
-        "try:\n    main()\n"
-        "finally:\n    print([name for name in ('torch', 'numpy', 'PIL') if name in sys.modules], file=sys.stderr)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and done.stderr.strip() == "[]"

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from mixar_core.backbone import Backbone, BackboneState
 from mixar_core.errors import UserError
 from mixar_core.masking import take
+from mixar_core.meta import constant
 from mixar_core.plan import Order
 from mixar_core.types import Condition, Denoise, Guidance, MaskSplit, Step, TokenLayout, Z
 from mixar_plugins.backbones.condition import init_as_mar, label_rows, only_fill
@@ -108,7 +109,7 @@ class ACDiTBackbone(Backbone):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.out = nn.Linear(width, token_dim)
         self.register_buffer("place_N", torch.tensor(groups).flatten(), persistent=False)
-        self.register_buffer("table", rotary_table(layout)[self.place_N], persistent=False)
+        self.register_buffer("table", rotary_table(layout, groups), persistent=False)
         init_as_mar(self, [self.class_emb.weight])
         self.t_embedder.reset_parameters()
         # As DiT: a fresh block is the identity, and a fresh network says zero.
@@ -258,8 +259,9 @@ class HalfTurnedAttention(CachedAttention):
         return beside(self.q_norm(q)), beside(self.k_norm(k))
 
 
-def rotary_table(layout: TokenLayout) -> Tensor:
-    """By what the 64 numbers of a head turn at each position, each beside the one that it is turned with: (N, 2, 64).
+@constant
+def rotary_table(layout: TokenLayout, groups: tuple[tuple[int, ...], ...]) -> Tensor:
+    """By what the 64 numbers of a head turn, each beside the one that it is turned with: (N, 2, 64), group by group.
 
     The first 32 have the row's angles and the others the column's, 16 twice; number j is turned with number j + 32.
     """
@@ -268,4 +270,4 @@ def rotary_table(layout: TokenLayout) -> Tensor:
     for along, length in ((places_N // grid.width, grid.height), (places_N % grid.width, grid.width)):
         base = (int(8 * length / math.pi) // 100 + 1) * 100.0
         angles += 2 * [along[:, None] * base ** -torch.linspace(0.0, 1.0, HEAD_WIDTH // 4)]
-    return half_turned_table(torch.cat(angles, dim=1))
+    return half_turned_table(torch.cat(angles, dim=1))[torch.tensor(groups).flatten()]

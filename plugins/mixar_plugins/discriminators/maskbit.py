@@ -79,8 +79,8 @@ class Blur(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        self.register_buffer("kernel", torch.outer(row, row)[None, None], persistent=False)
+        row = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
+        self.register_buffer("kernel", torch.tensor([[[[a * b for b in row] for a in row]]]), persistent=False)
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
         height, width = hidden_BCHW.shape[2:]

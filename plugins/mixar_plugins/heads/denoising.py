@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead
+from mixar_core.meta import constant
 from mixar_core.noise import Noise
 from mixar_core.types import Step, TokenLayout, Z
 from mixar_plugins.heads.common import uncond_of
@@ -51,9 +52,9 @@ class DenoisingHead(ContinuousHead):
     def __init__(self, config: DenoisingHeadConfig, *, token_dim: int, width: int, layout: TokenLayout) -> None:
         super().__init__()
         self.config, self.token_dim = config, token_dim
-        cumprod = torch.tensor(np.cumprod(1.0 - linear_betas()), dtype=torch.float32)
-        self.register_buffer("sqrt_cumprod", cumprod.sqrt(), persistent=False)
-        self.register_buffer("sqrt_one_minus_cumprod", (1.0 - cumprod).sqrt(), persistent=False)
+        cumprod = np.cumprod(1.0 - linear_betas()).astype(np.float32)
+        self.register_buffer("sqrt_cumprod", _square_root(cumprod), persistent=False)
+        self.register_buffer("sqrt_one_minus_cumprod", _square_root(1 - cumprod), persistent=False)
 
     def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
         """Mean squared error of the predicted noise: (B, K), float32."""
@@ -105,6 +106,12 @@ class KeepingDDIM(DDIM):
 def linear_betas() -> np.ndarray:
     """DDPM's (arXiv 2006.11239, Sec. 4): float64 (1000,)."""
     return np.linspace(1e-4, 0.02, TRAIN_STEPS)
+
+
+@constant
+def _square_root(of: np.ndarray) -> Tensor:
+    """By torch, whose last bits are not numpy's."""
+    return torch.tensor(of).sqrt()
 
 
 @lru_cache(maxsize=64)

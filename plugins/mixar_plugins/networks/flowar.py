@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixar_core.meta import constant
 from mixar_core.types import TokenLayout
 from mixar_plugins.networks.transformer import CachedAttention, GatedMlp, ModulatedBlock, rotary_table
 
@@ -15,6 +16,7 @@ ORDER = ("gate1", "gate2", "scale1", "scale2", "shift1", "shift2")
 SIDE, BASE = 16, 10000.0
 
 
+@constant
 def places(layout: TokenLayout, width: int) -> Tensor:
     """By what a head of `width` numbers is turned at each position of all scales: (N, 2, width).
 
@@ -31,7 +33,7 @@ def places(layout: TokenLayout, width: int) -> Tensor:
 
 def scale_of(layout: TokenLayout) -> Tensor:
     """The scale of every position: int64 (N,)."""
-    return torch.cat([torch.full((len(group),), n) for n, group in enumerate(layout.by_scale)])
+    return torch.tensor([n for n, group in enumerate(layout.by_scale) for _ in group])
 
 
 def gated_mlp(width: int, mlp_ratio: float) -> GatedMlp:

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixar_core.blocks import Attention, Block, Dropout, KeysValues, Mlp
+from mixar_core.meta import constant
 from mixar_core.types import TokenLayout
 
 
+@constant
 def rotary_angles(layout: TokenLayout, width: int, *, base: float = 10000.0) -> Tensor:
     """By what angles a head of `width` numbers is turned at each position: (N, width / 2) float32.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
+from mixar_core.meta import constant
 from mixar_core.noise import Noise
 from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
@@ -113,6 +114,7 @@ class LlamaGenPrior(Llama):
         return cross_entropy(self(codes_BN[:, :-1], classes_B), codes_BN)
 
 
+@constant
 def class_first(layout: TokenLayout, width: int) -> Tensor:
     """The rotary table (1 + N, 2, width) of a class token, all zero, and of codes."""
     if layout.kind == "grid" and width % 4:

@@ -106,8 +106,8 @@ class BitTokenPrior(BertPrior):
 
     def _build(self, config: MaskBitConfig) -> None:
         super()._build(config)
-        powers = 2 ** torch.arange(config.bits // config.splits, dtype=torch.int32)
-        self.register_buffer("bits_to_indices", powers)
+        powers = [2**bit for bit in range(config.bits // config.splits)]
+        self.register_buffer("bits_to_indices", torch.tensor(powers, dtype=torch.int32))
         self.input_proj = nn.Linear(config.bits, config.width)
         self.prediction_layer = nn.Linear(config.width, config.splits * self.split_size)
 

@@ -120,8 +120,8 @@ class VARPrior(NextPrior):
         self.blocks = nn.ModuleList(block() for _ in range(config.depth))
         self.norm = ModulatedNorm(width, ("scale", "shift"), eps=1e-6)
         self.head = nn.Linear(width, self.codebook_size)
-        scales = [torch.full((grid.tokens,), at) for at, grid in enumerate(layout.scales)]
-        self.register_buffer("scale_N", torch.cat(scales), persistent=False)
+        scales = [at for at, grid in enumerate(layout.scales) for _ in range(grid.tokens)]
+        self.register_buffer("scale_N", torch.tensor(scales), persistent=False)
         self.apply(init_weights)
 
     @staticmethod

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mixar_core.errors import UserError
 from mixar_core.masking import take
+from mixar_core.meta import constant
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.types import Grid, ImageSize, Posterior
@@ -103,6 +104,7 @@ class DeTok(ContinuousTokenizer):
         return Posterior(mean_BChw, logvar_BChw.clamp(*LOGVAR_RANGE))
 
 
+@constant
 def turning_table(grid: Grid, width: int) -> Tensor:
     """What turns a head of `width` numbers at each place, see `rotary_table`: (N, 2, width).
 

@@ -13,6 +13,7 @@ from attrs import field, frozen, validators
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mixar_core.meta import constant
 from mixar_core.precision import full_precision
 from mixar_core.types import Grid, Quantized, TokenLayout
 
@@ -142,10 +143,9 @@ class LookupFreeQuantizer(Quantizer):
         persistent: bool = True,
     ) -> None:
         super().__init__(2**bits, bits, weights, entropy_rule=entropy_rule)
-        self.register_buffer("bits_to_indices", 2 ** torch.arange(bits, dtype=torch.int32), persistent=persistent)
-        codes_V = torch.arange(2**bits, dtype=torch.int32)
-        signs = ((codes_V[:, None] & self.bits_to_indices) != 0).float() * 2 - 1
-        self.register_buffer("codebook", signs, persistent=persistent)
+        powers = torch.tensor([2**bit for bit in range(bits)], dtype=torch.int32)
+        self.register_buffer("bits_to_indices", powers, persistent=persistent)
+        self.register_buffer("codebook", _signs(bits), persistent=persistent)
 
     def vectors(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.codebook)
@@ -229,6 +229,13 @@ class LookupQuantizer(Quantizer):
         losses = super().losses(rows_RE, wanted, found)
         codebook = F.mse_loss(found, wanted.detach())
         return {**losses, "quantizer": losses["quantizer"] + codebook, "codebook": codebook}
+
+
+@constant
+def _signs(bits: int) -> Tensor:
+    """The bits of every code as 1 and -1: (2**bits, bits)."""
+    codes_V1 = torch.arange(2**bits, dtype=torch.int32)[:, None]
+    return ((codes_V1 >> torch.arange(bits, dtype=torch.int32)) & 1).float() * 2 - 1
 
 
 def in_place(rows_RE: Tensor, like_BEhw: Tensor) -> Tensor:

@@ -105,4 +105,4 @@ def patches_of(image_size: ImageSize, patch: int, part: str) -> Grid:
 
 def embedding(*shape: int) -> nn.Parameter:
     """Learned positions or tokens of width `shape[-1]`, of length about 1 at first, as published."""
-    return nn.Parameter(torch.randn(shape) * shape[-1] ** -0.5)
+    return nn.Parameter(torch.empty(shape).normal_(std=shape[-1] ** -0.5))
