@@ -123,7 +123,16 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
         ],
         "magvit2": [{**LFQ, "entropy_weight": 0.1}],
         "llamagen": [{**VQ, "latent_channels": 4, "entropy_weight": 0.1}],
-        "hart": [{**CONV, "codebook_size": 32, "latent_channels": 8, "scales": (1, 2, 4), "smoothing": 2}],
+        "hart": [
+            {
+                **CONV,
+                "codebook_size": 32,
+                "latent_channels": 8,
+                "scales": (1, 2, 4),
+                "smoothing": 2,
+                "codes_alone": 0.5,
+            }
+        ],
         "var": [{**CONV, "codebook_size": 32, "latent_channels": 8, "scales": (1, 2, 4), "smoothing": 2}],
     },
     "prior": {

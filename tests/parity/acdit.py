@@ -70,7 +70,11 @@ def build(config: Mapping[str, Any], *, channels: int, solver: str = "dpm++", cl
 
 def load(model: MixAR, weights: Mapping[str, Tensor]) -> None:
     """Put the original's tensors where they belong, strictly."""
-    load_strictly(nn.ModuleDict({"backbone": model.backbone, "head": model.head}), ACDiTImporter.rename(weights))
+
+    class OfCase(ACDiTImporter):
+        channels = model.continuous_tokenizer.latent_channels
+
+    load_strictly(nn.ModuleDict({"backbone": model.backbone, "head": model.head}), OfCase.rename(weights))
 
 
 def _full_size(tensors: Mapping[str, Tensor], *, width: int, depth: int) -> None:

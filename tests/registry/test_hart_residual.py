@@ -42,12 +42,12 @@ PRIOR = {"type": "hart", "width": 8, "depth": 1, "heads": 2, "context_width": 6,
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def tokenizer(size: Any = 16) -> HARTTokenizer:
+def tokenizer(size: Any = 16, **settings: float) -> HARTTokenizer:
     """The same weights every time."""
     scales = (1, 2, 4) if size == 16 else ((1, 1), (2, 3), (4, 6))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = HARTTokenizer(HARTConfig(**{**HART, "scales": scales}), image_size=size)
+        made = HARTTokenizer(HARTConfig(**{**HART, "scales": scales, **settings}), image_size=size)
         for parameter in made.parameters():
             parameter.data.add_(0.2 * torch.randn_like(parameter))
     return made.eval().requires_grad_(False)
@@ -84,6 +84,22 @@ def test_codes_and_residual_are_all_of_the_features(seed: int, mean: float, std:
     nothing = torch.zeros(3, 4, 4, 4)
     torch.testing.assert_close(latents_of.beside(own_BN).decode_raw(nothing).clamp(-1, 1), discrete.decode(own_BN))
     assert not list(latents_of.parameters()) and latents_of.beside(own_BN) is not latents_of
+
+
+@hypothesis(max_examples=5)
+@given(seed=st.integers(0, 99), share=st.sampled_from([0.0, 0.5, 1.0]))
+def test_in_training_an_image_is_decoded_from_its_codes_or_with_its_residual(seed: int, share: float) -> None:
+    made, x_B3HW = tokenizer(codes_alone=share).train(), images(8, seed)
+    features_BEhw, plain = made.encoded(x_B3HW), tokenizer().train().quantize(x_B3HW)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        found = made.quantize(x_B3HW)
+    assert torch.equal(found.codes_BN, plain.codes_BN) and torch.equal(
+        found.losses["quantizer"], plain.losses["quantizer"]
+    )
+    ways = [torch.isclose(found.vectors_BEhw, way).flatten(1).all(dim=1) for way in (plain.vectors_BEhw, features_BEhw)]
+    assert torch.equal(ways[0], ~ways[1])
+    assert {0.0: not ways[0].any(), 0.5: True, 1.0: bool(ways[0].all())}[share]
 
 
 def test_what_has_no_features_on_a_grid_is_refused() -> None:

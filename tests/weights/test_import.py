@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from einops import rearrange
 from safetensors.torch import save_file
 
 from mixar import strict_yaml
@@ -16,6 +17,7 @@ from mixar.model import load
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe, make_recipe, to_yaml
 from mixar_core.errors import UserError
+from mixar_import.continuous import ACDiTImporter
 from mixar_import.entries import state_dicts
 from mixar_import.importers import Importer, ImporterConfig
 from mixar_import.imports import fill, import_weights
@@ -209,3 +211,24 @@ def test_full_size_files_are_recognised(
 def _weights(folder: Path) -> Path:
     assert json.loads((folder / "provenance.json").read_text())["sha256"] == sha256(folder / "weights.safetensors")
     return folder / "weights.safetensors"
+
+
+def test_a_patch_of_acdit_has_its_channels_last() -> None:
+    """README-continuous' order, row, column, channel, of a file whose `args` say patch 2."""
+    latents_BChw, patch = torch.randn(2, 4, 6, 4), 2
+    published = {
+        "x_embedder.weight": torch.randn(5, 16),
+        "final_layer.linear.weight": torch.randn(16, 5),
+        "final_layer.linear.bias": torch.randn(16),
+    }
+    theirs_BNC = latents_BChw.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 3, 5, 1)
+    theirs_BNC = theirs_BNC.flatten(3).flatten(1, 2)
+    ours = ACDiTImporter.rename(published)
+    tokens_BNC = rearrange(latents_BChw, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
+    entered = theirs_BNC @ published["x_embedder.weight"].T
+    torch.testing.assert_close(tokens_BNC @ ours["backbone.x_embedder.weight"].T, entered)
+    left = entered @ published["final_layer.linear.weight"].T + published["final_layer.linear.bias"]
+    said = entered @ ours["backbone.out.weight"].T + ours["backbone.out.bias"]
+    torch.testing.assert_close(said, rearrange(left, "b n (p q c) -> b n (c p q)", p=patch, q=patch))
+    single = {name: tensor[..., :4] if "x_" in name else tensor[:4] for name, tensor in published.items()}
+    assert all(torch.equal(a, b) for a, b in zip(single.values(), ACDiTImporter.rename(single).values(), strict=True))

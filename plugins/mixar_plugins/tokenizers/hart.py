@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixar_core.errors import UserError
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
-from mixar_core.types import ImageSize, Posterior
+from mixar_core.types import ImageSize, Posterior, Quantized
 from mixar_plugins.tokenizers.kl import LOGVAR_RANGE
 from mixar_plugins.tokenizers.quantized import QuantizedTokenizer
 from mixar_plugins.tokenizers.residual import PyramidQuantizer
@@ -19,7 +19,14 @@ from mixar_plugins.tokenizers.var import VARConfig, VARTokenizer
 
 @frozen(kw_only=True)
 class HARTConfig(VARConfig):
-    """Settings of VARConfig."""
+    """Settings of HARTTokenizer: those of VARConfig and
+
+    Args:
+        codes_alone: share of the images that are decoded from their codes alone in training, the others with their
+            residual, too (HART: half of all batches). Drawn as dropout is, from torch's own generator.
+    """
+
+    codes_alone: float = field(default=1.0, validator=validators.and_(validators.ge(0.0), validators.le(1.0)))
 
 
 class HybridPyramid(PyramidQuantizer):
@@ -34,11 +41,22 @@ class HybridPyramid(PyramidQuantizer):
 class HARTTokenizer(VARTokenizer):
     """HART's tokenizer: VAR's, whose codes and a continuous residual (HARTResidual) make up the features."""
 
+    config: HARTConfig
     quantizer: HybridPyramid
     pyramid = HybridPyramid
 
     def __init__(self, config: HARTConfig, *, image_size: ImageSize) -> None:
         super().__init__(config, image_size=image_size, part="hart")
+
+    def quantize(self, images_B3HW: Tensor) -> Quantized:
+        """Encode and quantize. What is decoded in training are the features themselves where the residual is added."""
+        if not self.training or self.config.codes_alone == 1.0:
+            return super().quantize(images_B3HW)
+        features_BEhw = self.encoded(images_B3HW)
+        found = self.quantizer(features_BEhw)
+        alone_B = torch.rand(len(images_B3HW), device=images_B3HW.device) < self.config.codes_alone
+        vectors_BEhw = torch.where(alone_B[:, None, None, None], found.vectors_BEhw, features_BEhw)
+        return Quantized(vectors_BEhw, found.codes_BN, found.losses)
 
 
 @frozen

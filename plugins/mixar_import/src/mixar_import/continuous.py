@@ -62,7 +62,10 @@ class DeTokARImporter(RenamingImporter):
 
 
 class ACDiTImporter(RenamingImporter):
-    """ACDiT-XL-img.pt and ACDiT-H-img.pt, over the KL autoencoder in the folder --tokenizer names."""
+    """ACDiT-XL-img.pt and ACDiT-H-img.pt, over the KL autoencoder in the folder --tokenizer names.
+
+    A token is row, column, channel there, and channel, row, column here: of patches of several latents, numbers move.
+    """
 
     recipes = ("acdit_xl", "acdit_h")
     names = {"": "backbone."}
@@ -76,3 +79,16 @@ class ACDiTImporter(RenamingImporter):
     }
     entry = "model"
     tokenizer_key = "continuous_tokenizer"
+    #: of a latent: Stable Diffusion's autoencoder
+    channels: ClassVar[int] = 4
+    #: what has an entry for each number of a token, and in which dimension
+    of_token: ClassVar[Mapping[str, int]] = {"x_embedder.weight": 1, "out.weight": 0, "out.bias": 0}
+
+    @classmethod
+    def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        ours = super().rename(tensors)
+        for name, dim in ((f"backbone.{name}", dim) for name, dim in cls.of_token.items()):
+            if name in ours and ours[name].ndim > dim and ours[name].shape[dim] % cls.channels == 0:
+                numbers = ours[name].unflatten(dim, (-1, cls.channels))
+                ours[name] = numbers.transpose(dim, dim + 1).flatten(dim, dim + 1).contiguous()
+        return ours
