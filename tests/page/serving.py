@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -70,12 +70,12 @@ class Server:
 
 
 @contextmanager
-def serving(*models: object, folder: Path) -> Iterator[Server]:
+def serving(*models: object, folder: Path, program: Sequence[str] = ("-m", "mixar")) -> Iterator[Server]:
     """`mixar serve` on a free port; ended at the end, as by Ctrl-C."""
     log = folder / "stderr"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mixar", "serve", *map(str, models), "--port", "0"],
+            [sys.executable, *program, "serve", *map(str, models), "--port", "0"],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,23 @@ from PIL import Image
 import mixar
 from mixar_core.pictures import to_pil
 from mixar_page.asked import picture_of
-from tests.page.serving import PATIENCE, Server
+from tests.page.serving import PATIENCE, Server, serving
 
 pytestmark = pytest.mark.slow
+
+#: the program, whose steps take a while, and say whose they are
+SLOWLY = """
+import sys, time
+from mixar.cli import main
+from mixar_page.studio import Watch
+step = Watch.__call__
+def slowly(watch, done, of):
+    time.sleep(0.5)
+    print("step", id(watch.stop), done, of, file=sys.stderr, flush=True)
+    step(watch, done, of)
+Watch.__call__ = slowly
+main()
+"""
 
 
 @pytest.fixture
@@ -191,6 +206,39 @@ def test_it_stops(visit: Any, model: mixar.Model) -> None:
     other.click("#draw-another")
     changed(other, "#drawn", first)
     assert page.locator("#strip button").count() <= stopped  # what was on its way when it was stopped may go
+
+
+def test_a_closed_tab_stops_what_it_asked_for(browser: Any, family: Path, tmp_path: Path) -> None:
+    """Nobody presses Stop: the tab is gone, nothing more is computed for it, and the next visitor is served."""
+    with serving(family / "models/mixar", folder=tmp_path, program=("-c", SLOWLY)) as server:
+
+        def steps() -> list[tuple[str, ...]]:
+            lines = [line.split() for line in server.log.read_text().splitlines() if line.startswith("step ")]
+            return [tuple(words[1:]) for words in lines]
+
+        def opened() -> Any:
+            page = browser.new_page()
+            page.set_default_timeout(PATIENCE * 1000)
+            page.goto(server.address)
+            page.wait_for_selector("#drawn img.main")
+            return page
+
+        gone = opened()
+        gone.get_by_text("How it is drawn").first.click()
+        fill(gone, "Steps", "16")
+        before = len(steps())
+        gone.click("#draw-go")
+        while len(steps()) < before + 2:
+            gone.wait_for_timeout(20)
+        visitor = steps()[before][0]
+        gone.close()
+        page = opened()
+        first = source(page, "#drawn")
+        page.click("#draw-another")
+        changed(page, "#drawn", first)
+        page.close()
+        asked = [(done, of) for who, done, of in steps() if who == visitor]
+        assert asked[0] == ("1", "16") and len(asked) < 16
 
 
 def test_two_visitors_at_once(visit: Any, model: mixar.Model) -> None:
