@@ -55,7 +55,12 @@ class Backbone(nn.Module, ABC):
         return config.width, config.width
 
     def split(self, orders_BN: Tensor, ratio: float) -> MaskSplit:
-        """What a training step predicts (`masked_BK`) and from what: orders end with what is known first."""
+        """What a training step predicts (`masked_BK`) and from what: orders end with what is known first.
+
+        One that does not mask predicts every token, in the order in which `masked_BK` names them.
+        """
+        if not self.masks:
+            return MaskSplit(visible_BU=orders_BN[:, :0], masked_BK=orders_BN.flip(1))
         return split_by_order(orders_BN, masked_count(ratio, self.layout.tokens))
 
     @abstractmethod

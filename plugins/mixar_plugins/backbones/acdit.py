@@ -22,7 +22,7 @@ from mixar_core.masking import take
 from mixar_core.meta import constant
 from mixar_core.plan import Order
 from mixar_core.types import Condition, Denoise, Guidance, MaskSplit, Step, TokenLayout, Z
-from mixar_plugins.backbones.condition import init_as_mar, label_rows, only_fill
+from mixar_plugins.backbones.condition import init_as_mar, label_rows, never_again, only_fill
 from mixar_plugins.networks.time import TimeEmbedding
 from mixar_plugins.networks.transformer import (
     MODULATION,
@@ -206,8 +206,7 @@ class ACDiTState(BackboneState):
         Raises:
             UserError: the step draws known tokens anew.
         """
-        if step.redraw:
-            raise UserError("backbone acdit cannot draw known tokens anew: the blocks after them have seen them")
+        never_again("acdit", step)
         backbone, (images, count), known = self.backbone, positions_BK.shape, self.caches[0].length
         table = backbone.table[None, known : known + count]
 

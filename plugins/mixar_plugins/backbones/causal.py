@@ -23,7 +23,7 @@ from mixar_core.masking import take
 from mixar_core.plan import Order
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
-from mixar_plugins.backbones.condition import ConditionEmbedding, class_vectors, init_as_mar
+from mixar_plugins.backbones.condition import ConditionEmbedding, class_vectors, init_as_mar, never_again
 from mixar_plugins.networks.transformer import CachedBlock, KeyValueCache, rotary_angles, rotary_table, rotate
 
 _share = and_(ge(0.0), lt(1.0))
@@ -129,10 +129,6 @@ class CausalBackbone(Backbone):
     def blocks(self) -> Iterator[nn.Module]:
         """Every block."""
         yield from self.layers
-
-    def split(self, orders_BN: Tensor, ratio: float) -> MaskSplit:
-        """Every token is predicted in each pass, in the order in which `masked_BK` names them."""
-        return MaskSplit(visible_BU=orders_BN[:, :0], masked_BK=orders_BN.flip(1))
 
     def forward(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
         """z (B, K, D): of each masked token from the visible ones and the masked ones before it (teacher forcing)."""
@@ -264,11 +260,7 @@ class CausalState(BackboneState):
         Raises:
             UserError: the step draws known tokens anew.
         """
-        if step.redraw:
-            raise UserError(
-                "backbone causal cannot draw known tokens anew: those after them have seen them; "
-                "choose a sampler without such steps or backbone masked"
-            )
+        never_again("causal", step)
         self.started = True
         backbone, copies = self.backbone, 1 if step.cfg == 1.0 else 2
         positions = positions_BK.repeat(copies, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixar_core.errors import UserError
-from mixar_core.types import Condition, Guidance
+from mixar_core.types import Condition, Guidance, Step
 
 
 class ConditionEmbedding(nn.Module):
@@ -68,3 +68,16 @@ def only_fill(name: str, guidance: Guidance | None = None, *, memory: bool = Fal
     doors = {"memory"} if memory else set() if guidance is None else guidance.doors.keys() - {"fill"}
     if doors:
         raise UserError(f"backbone {name} has no door {min(doors)}; allowed: an injector that opens fill, or none")
+
+
+def never_again(name: str, step: Step) -> None:
+    """Refuse a step that a backbone cannot do whose later tokens have seen the earlier ones.
+
+    Raises:
+        UserError: the step draws known tokens anew.
+    """
+    if step.redraw:
+        raise UserError(
+            f"backbone {name} cannot draw known tokens anew: those after them have seen them; "
+            "choose a sampler without such steps or backbone masked"
+        )

@@ -15,13 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mixar_core.backbone import Backbone, BackboneState
 from mixar_core.blocks import Mlp
-from mixar_core.errors import UserError
 from mixar_core.masking import take
 from mixar_core.plan import Order
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
 from mixar_plugins.backbones.causal import kept_first
-from mixar_plugins.backbones.condition import class_vectors, init_as_mar, only_fill
+from mixar_plugins.backbones.condition import class_vectors, init_as_mar, never_again, only_fill
 from mixar_plugins.networks.transformer import MODULATION, CachedAttention, KeyValueCache, ModulatedBlock, modulate
 
 _share = and_(ge(0.0), lt(1.0))
@@ -106,10 +105,6 @@ class DeTokARBackbone(Backbone):
         positions = {"pos_embed": Table(self.layout, dim=1, first=1), "target_pos_embed": Table(self.layout, dim=1)}
         return of_class | positions
 
-    def split(self, orders_BN: Tensor, ratio: float) -> MaskSplit:
-        """Every token is predicted in each pass, in the order in which `masked_BK` names them."""
-        return MaskSplit(visible_BU=orders_BN[:, :0], masked_BK=orders_BN.flip(1))
-
     def forward(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
         """z (B, K, D): of each masked token from the visible ones and the masked ones before it (teacher forcing)."""
         order_BN = torch.cat([split.visible_BU, split.masked_BK], dim=1)
@@ -183,11 +178,7 @@ class DeTokARState(BackboneState):
         Raises:
             UserError: the step draws known tokens anew.
         """
-        if step.redraw:
-            raise UserError(
-                "backbone detok-ar cannot draw known tokens anew: those after them have seen them; "
-                "choose a sampler without such steps or backbone masked"
-            )
+        never_again("detok-ar", step)
         self.started, self.asked_BK = True, positions_BK
         count, known, device = positions_BK.shape[1], self.caches[0].length, positions_BK.device
         # each sees what is known and itself

@@ -18,7 +18,7 @@ from mixar_core.masking import put, take
 from mixar_core.plan import Order
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
-from mixar_plugins.backbones.condition import init_as_mar, label_rows, only_fill
+from mixar_plugins.backbones.condition import init_as_mar, label_rows, never_again, only_fill
 from mixar_plugins.networks import flowar
 from mixar_plugins.networks.transformer import KeyValueCache
 
@@ -102,10 +102,6 @@ class FlowARBackbone(Backbone):
         """Every block of encoder and decoder."""
         yield from self.encoder_blocks
         yield from self.decoder_blocks
-
-    def split(self, orders_BN: Tensor, ratio: float) -> MaskSplit:
-        """Every token is predicted in each pass."""
-        return MaskSplit(visible_BU=orders_BN[:, :0], masked_BK=orders_BN.flip(1))
 
     def forward(self, tokens_BNC: Tensor, split: MaskSplit, condition: Condition, guidance: Guidance) -> Tensor:
         """z (B, K, D) of all tokens."""
@@ -218,8 +214,7 @@ class FlowARState(BackboneState):
         Raises:
             UserError: the step draws known tokens anew.
         """
-        if step.redraw:
-            raise UserError("backbone flowar cannot draw known tokens anew: the scales after them have seen them")
+        never_again("flowar", step)
         groups = self.backbone.layout.by_scale
         while groups[self.scales - 1].stop <= self.known or not self.scales:
             self._next(groups[self.scales])
