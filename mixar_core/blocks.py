@@ -111,7 +111,10 @@ class Mlp(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x_BTD)))))
+        hidden = self.fc1(x_BTD)
+        # in place where nobody asks for it again: of all that a pass allocates this is the largest
+        hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
+        return self.drop(self.fc2(self.drop(hidden)))
 
 
 class CrossAttention(nn.Module):

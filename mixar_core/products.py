@@ -7,6 +7,7 @@ weight out anew each time. Sums are taken in another order, so last bits differ.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,12 +41,18 @@ def pack(module: nn.Module) -> None:
     """Make all large linear layers in a module on a CPU packed ones; its weights must not change after that."""
     if not torch.backends.mkldnn.is_available():
         return
+    for layer in packable(module):
+        weight = layer.weight.detach()
+        if weight.device.type == "cpu":
+            layer.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+            layer.__class__ = PackedLinear
+
+
+def packable(module: nn.Module) -> Iterator[nn.Linear]:
+    """The linear layers of which `pack` keeps a second copy on a CPU."""
     for layer in module.modules():
-        if type(layer) in (nn.Linear, PackedLinear):
-            weight = layer.get_parameter("weight").detach()
-            if weight.device.type == "cpu" and weight.numel() >= LARGE:
-                layer.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-                layer.__class__ = PackedLinear
+        if type(layer) in (nn.Linear, PackedLinear) and layer.get_parameter("weight").numel() >= LARGE:
+            yield layer  # type: ignore[misc]
 
 
 class TrainedLinear(nn.Linear):

@@ -109,27 +109,37 @@ def _ahead_in_a_thread(read: Callable[[Wanted], CachedTokens], wanted: Iterable[
             yield ahead.popleft().result()
 
 
-def images_in_memory(loaded: Iterable[LoadedRows], count: int) -> Read:
-    """All `count` images of a split, decoded once and kept as uint8.
+def images_in_memory(
+    loaded: Iterable[LoadedRows], count: int, *, told: Callable[[str], object] = lambda _: None
+) -> Read:
+    """All `count` images of a split, decoded once and kept as uint8; `told`, first, how many and how large they are.
 
     Raises:
         UserError: they would not fit into the machine's memory.
     """
     parts = ([each.pixels_B3HW, each.labels_B] for each in loaded)
-    pixels, labels = _together(parts, count, "images", torch.device("cpu"))
+    pixels, labels = _together(parts, count, "images", torch.device("cpu"), told)
     return lambda wanted: (LoadedRows(pixels[rows], labels[rows], {}).mirrored(flip) for rows, flip in wanted)
 
 
 def tokens_in_memory(
-    loaded: Iterable[LoadedRows], count: int, tokenizers: FrozenTokenizers, *, device: torch.device, flip: bool = False
+    loaded: Iterable[LoadedRows],
+    count: int,
+    tokenizers: FrozenTokenizers,
+    *,
+    device: torch.device,
+    flip: bool = False,
+    told: Callable[[str], object] = lambda _: None,
 ) -> Read:
     """Tokens of all `count` images, encoded once, plain and (with `flip`) mirrored; kept on the device, in float32.
+
+    `told`, first, how many and how large they are.
 
     Raises:
         UserError: they would not fit into its memory.
     """
     parts = (_views(each, tokenizers, device, flip) for each in loaded)
-    kept = CachedTokens.of(_together(parts, count, "encoded images", device))
+    kept = CachedTokens.of(_together(parts, count, "encoded images", device, told))
     return lambda wanted: (kept.rows((rows.to(device), flip.long().to(device))) for rows, flip in wanted)
 
 
@@ -140,12 +150,16 @@ def _views(loaded: LoadedRows, tokenizers: FrozenTokenizers, device: torch.devic
     return [torch.stack(each, dim=1) for each in zip(*views, strict=True)]
 
 
-def _together(parts: Iterable[Sequence[Tensor]], count: int, what: str, device: torch.device) -> list[Tensor]:
+def _together(
+    parts: Iterable[Sequence[Tensor]], count: int, what: str, device: torch.device, told: Callable[[str], object]
+) -> list[Tensor]:
     """The rows of all parts, `count` of them, each kind in one tensor whose memory is taken once, if it is there."""
     whole, done = list[Tensor](), 0
     for part in parts:
         if not whole:
-            _check_room(sum(tensor[0].nbytes for tensor in part) * count, f"{count} {what}", device)
+            need = sum(tensor[0].nbytes for tensor in part) * count
+            _check_room(need, f"{count} {what}", device)
+            told(f"{count:,} {what}, {1e-6 * need:,.1f} MB, on {device}")
             whole = [tensor.new_empty(count, *tensor.shape[1:]) for tensor in part]
         end = done + len(part[0])
         for tensor, rows in zip(whole, part, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -51,12 +52,18 @@ def make_source(
     elif config.cache != "memory":
         read = read_images(data, workers=workers, pin=pin)
     else:
+
+        def told(kept: str) -> None:
+            if processes.is_main:
+                split = "validation" if validation else "training"
+                print(f"note: training.cache: memory: the {split} split is kept as {kept}", file=sys.stderr)
+
         allowed, every = config.max_unreadable, torch.arange(count)
         loaded = each_once(data, every, batch_size=64, workers=workers, max_unreadable=allowed, unreadable=unreadable)
         if objective.takes_tokens:
-            read = tokens_in_memory(loaded, count, objective.tokenizers, device=device, flip=flip)
+            read = tokens_in_memory(loaded, count, objective.tokenizers, device=device, flip=flip, told=told)
         else:
-            read = images_in_memory(loaded, count)
+            read = images_in_memory(loaded, count, told=told)
     return Source(read, order, share, device=device, flip=flip, unreadable=unreadable)
 
 

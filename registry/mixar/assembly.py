@@ -156,13 +156,19 @@ def _fitting(recipe: Recipe, data: ImageDataset) -> ImageDataset:
 
 
 def try_data(recipe: Recipe, registry: Registry) -> str:
-    """What there is to say of the recipe's data, which need not be on this machine: a line of numbers, and notes.
+    """What there is to say of the recipe's data, see `counted_data`."""
+    return counted_data(recipe, registry)[0]
+
+
+def counted_data(recipe: Recipe, registry: Registry) -> tuple[str, int | None]:
+    """What there is to say of the recipe's data, which need not be on this machine: a line of numbers, and notes; and
+    how many images there are to train on, if that is known.
 
     Raises:
         UserError: they are, and have other classes than the recipe or its frozen prior.
     """
     if recipe.data is None:
-        return "none named"
+        return "none named", None
     measured = recipe.training is not None and recipe.training.evaluate_every
     opened, failures = {}, []
     for split in ("train", "validation") if measured else ("train",):
@@ -173,11 +179,13 @@ def try_data(recipe: Recipe, registry: Registry) -> str:
         else:
             opened[split] = _fitting(recipe, data)
     if "train" not in opened:
-        return failures[0]
+        return failures[0], None
     train = opened["train"]
-    size = "a stream of images" if train.stream is not None else f"{len(train):,} training images"
+    images = None if train.stream is not None else len(train)
+    size = "a stream of images" if images is None else f"{images:,} training images"
     notes = [*(f"validation {failure}" for failure in failures), *data_notes(recipe, registry, **opened)]
-    return "\n".join([f"{size} of {train.num_classes} classes ({recipe.data.type})", *(f"note: {n}" for n in notes)])
+    lines = [f"{size} of {train.num_classes} classes ({recipe.data.type})", *(f"note: {n}" for n in notes)]
+    return "\n".join(lines), images
 
 
 def data_notes(recipe: Recipe, registry: Registry, **sets: ImageDataset | TokenCache | None) -> list[str]:

@@ -37,6 +37,7 @@ from mixar_core.head import ContinuousHead
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.plan import PlannedStep
+from mixar_core.products import packable
 from mixar_core.types import Grid, Step, Z
 
 META = torch.device("meta")
@@ -63,7 +64,8 @@ class Estimate:
             first and at the last step.
         training_gflop, sampling_gflop: by part, what runs for one image; `total` is their sum. Perceptual losses are
             not counted; the injector is, in the backbone.
-        memory_gb: of one training process, see `training_memory`; and of sampling one image.
+        memory_gb: of one training process, see `training_memory`; and of sampling one image, on a CPU with a second
+            copy of large weights (`mixar_core.products`).
     """
 
     parameters: int
@@ -74,8 +76,10 @@ class Estimate:
     memory_gb: dict[str, Figure]
 
 
-def estimate(system: System, *, processes: int = 1) -> Estimate:
+def estimate(system: System, *, processes: int = 1, images: int | None = None) -> Estimate:
     """Estimate of a system built with `meta=True`; memory is that of one of `processes` that share its training.
+
+    `images` of the training split, where that is known, are counted where `training.cache` is memory.
 
     Raises:
         UserError: the injector opens other doors than it announced.
@@ -83,7 +87,11 @@ def estimate(system: System, *, processes: int = 1) -> Estimate:
     parts, tokens = _parts(system), _tokens(system)
     training, sampling = gflop_of(system)
     weights = sum(part.parameters for part in parts if part.part != "discriminator")
-    memory = training_memory(system, processes=processes) | {"sampling": figure(lambda: _sampling_gb(system, weights))}
+    memory = training_memory(system, processes=processes, images=images)
+    memory["sampling"] = figure(lambda: _sampling_gb(system, weights))
+    if sampled := system.model or system.prior:
+        packed = sum(layer.weight.numel() for layer in packable(sampled))
+        memory["sampling_on_cpu"] = figure(lambda: _sampling_gb(system, weights + packed))
     return Estimate(system.parameters, parts, tokens, training, sampling, memory)
 
 

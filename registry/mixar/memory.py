@@ -21,11 +21,12 @@ from mixar.assembly import System
 from mixar.recipe import Recipe
 from mixar.text import one_line
 from mixar_core.blocks import sharded_blocks
+from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.errors import UserError
 from mixar_core.masking import split_by_order
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import ContinuousTokenizer
-from mixar_core.types import DrawnCodes, Grid, Z
+from mixar_core.types import DrawnCodes, Grid, ImageBatch, Z
 
 #: kinds of memory that a run holds from its first step to its last; the rest comes and goes with each step
 STANDING = ("weights", "gradients", "adamw", "ema", "frozen_weights")
@@ -52,7 +53,7 @@ def figure(count: Callable[[], float]) -> Figure:
         return f"cannot be counted without values: {error if isinstance(error, UserError) else one_line(error)}"
 
 
-def training_memory(system: System, *, processes: int = 1) -> dict[str, Figure]:
+def training_memory(system: System, *, processes: int = 1, images: int | None = None) -> dict[str, Figure]:
     """What each of `processes` needs, by kind, and their sum as `training`.
 
     Weights, gradients, AdamW's two moments and averages take 4 bytes a parameter each; a discriminator has no average,
@@ -63,8 +64,8 @@ def training_memory(system: System, *, processes: int = 1) -> dict[str, Figure]:
 
     Activations are those of one pass, at the mask ratio that keeps most: what autograd keeps of one image, attention
     fused (no map of it is kept), times the images. Where the backbone recomputes them, those of an average block are
-    added. Under bf16 they are BF16_SHARE of that, and 2 bytes for each parameter. Perceptual losses, and tokens kept
-    by `training.cache: memory`, are not counted.
+    added. Under bf16 they are BF16_SHARE of that, and 2 bytes for each parameter. What `training.cache: memory` keeps
+    is counted where it is known how many `images` there are to train on. Perceptual losses are not counted.
 
     Args:
         system: built with `meta=True`.
@@ -90,8 +91,24 @@ def training_memory(system: System, *, processes: int = 1) -> dict[str, Figure]:
             memory["gathered_blocks"] = 4e-9 * gathered
             memory["whole_gradients"] = 4e-9 * trained * (1 - 1 / shares)
     memory["activations"] = figure(lambda: _activations(system, processes))
+    if images is not None and settings is not None and settings.cache == "memory":
+        memory["cache"] = figure(lambda: 1e-9 * images * kept_bytes(system))
     memory["training"] = total(memory)
     return memory
+
+
+def kept_bytes(system: System) -> int:
+    """What `training.cache: memory` keeps of an image: its pixels, or what frozen tokenizers make of it; its label."""
+    recipe, model, pixels = system.recipe, system.model, Grid.of_pixels(system.recipe.image_size)
+    images = ImageBatch(torch.zeros(1, 3, pixels.height, pixels.width, device="meta"), codes_of(1)[0])
+    if any(key.endswith("tokenizer") for key in recipe.trained_parts):
+        return images.images_B3HW.numel() + images.labels_B.nbytes
+    needs_codes = "prior" in recipe.trained_parts or (model is not None and model.injector.needs_codes)
+    frozen = FrozenTokenizers(
+        system.continuous_tokenizer if model is not None else None, system.discrete_tokenizer if needs_codes else None
+    )
+    views = 1 + bool(recipe.training and recipe.training.flip)
+    return views * sum(tensor.nbytes for tensor in frozen.encode(images).tensors())
 
 
 def check_memory(system: System, *, device: torch.device, processes: int = 1) -> str | None:

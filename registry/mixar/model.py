@@ -17,7 +17,7 @@ from mixar.generation import Generation, Progress, batches, decoded, label_name
 from mixar.labels import Labels, checked_number, class_numbers, code_tensor
 from mixar.parts import check_frozen
 from mixar.plugins import Registry, registry_without
-from mixar.presets import read_preset
+from mixar.presets import preset_of
 from mixar.pretrained import Pretrained
 from mixar.progress import in_notebook
 from mixar.recipe import TRAINABLE, Recipe, load_recipe
@@ -219,9 +219,8 @@ class Model(Pretrained):
         Raises:
             UserError: no such class, a setting is not allowed, or there is no prior.
         """
-        labels_B = self.labels(labels)
         settings = self.settings(steps=steps, cfg=cfg, temperature=temperature, of_prior=True)
-        parts = batches(len(labels_B), seed, batch_size)
+        parts = batches(len(labels_B := self.labels(labels)), seed, batch_size)
         return torch.cat([self.draw_codes(labels_B[rows], settings, noise) for rows, noise in parts])
 
     @torch.no_grad()
@@ -362,9 +361,8 @@ def load(
             raise UserError(f"{what} {value!r}: not known; {choices(allowed, str(value))}")
     registry = registry_without(registry, without_plugins)
     folder = registry.find_model(name_or_path)
-    if precision is None:
-        precision = (preset and read_preset(registry.find_preset(preset, folder), registry)["precision"]) or "float32"
-    recipe = load_recipe(folder / RECIPE, {} if preset is None else {"preset": preset}, registry=registry)
+    changes, own = preset_of(preset, registry, folder)
+    recipe = load_recipe(folder / RECIPE, changes, registry=registry)
     chosen = available_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     data = open_data(recipe, registry, "train") if prior_draws_from_data(recipe) and recipe.data else None
     weights = "raw" if recipe.training is not None and recipe.training.ema_decay is None else weights
@@ -376,9 +374,11 @@ def load(
     frozen = [key for key in system.brought if key not in recipe.trained_parts and getattr(recipe, key).weights is None]
     brought = {key: state_sha256(system.brought[key]) for key in frozen}
     check_frozen(folder, brought, "it draws as it was trained with those alone")
-    built = [key for key in TRAINABLE if getattr(system, key) is not None]
-    files = frozen_weights(recipe, registry, built) | {recipe.trains: trained}
+    files = frozen_weights(recipe, registry, [key for key in TRAINABLE if getattr(system, key) is not None])
+    precision = precision or own or "float32"
     notices = hasten(system.model or system.prior, precision=precision, compile=compile, graphs=graphs)
+    compile &= not any(line.startswith("compile:") for line in notices)
+    files[recipe.trains] = trained
     return Model(system, class_names(recipe, folder, registry), chosen, files, weights, precision, compile, notices)
 
 

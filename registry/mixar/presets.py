@@ -59,6 +59,20 @@ def read_preset(path: Path, registry: Registry) -> dict[str, Any]:
     }
 
 
+def preset_of(
+    name: str | None, registry: Registry, model: Path | None = None
+) -> tuple[dict[str, Any], Precision | None]:
+    """What a preset changes of a recipe, and what is computed in where it says it; of None, nothing.
+
+    Args:
+        model: the folder whose presets come first.
+    """
+    if name is None:
+        return {}, None
+    preset = read_preset(registry.find_preset(name, model), registry)
+    return {key: preset[key] for key in ("sampler", "sampling")}, preset["precision"]
+
+
 def with_preset(plain: Mapping[str, Any], registry: Registry, model: Path | None = None) -> dict[str, Any]:
     """A recipe's plain values with those of the preset that they name below their own.
 
@@ -69,7 +83,4 @@ def with_preset(plain: Mapping[str, Any], registry: Registry, model: Path | None
 
     own = dict(plain)
     name = own.pop("preset", None)
-    if name is None:
-        return own
-    preset = read_preset(registry.find_preset(str(name), model), registry)
-    return merge({key: preset[key] for key in ("sampler", "sampling")}, own)
+    return merge(preset_of(None if name is None else str(name), registry, model)[0], own)

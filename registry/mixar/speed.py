@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from mixar.text import one_line
 from mixar_core.backbone import Backbone
 from mixar_core.blocks import blocks_in
 from mixar_core.graphs import Graphed
@@ -30,7 +31,7 @@ def hasten(
         precision: bf16 holds the weights of backbone, head and prior in it, as far as each of them says; the rest is
             cast by autocast, under which the model is to run. The head's noisiest steps stay in float32.
         compile: torch.compile the blocks of backbone, head and prior: takes a while at the first batch, and changes
-            last bits.
+            last bits. A first try of a line tells whether torch can: on a CPU it needs a C++ compiler.
         graphs: capture the head's loop in CUDA graphs: the same bits, in one launch where there are thousands.
 
     On a CPU products of large matrices are oneDNN's, unless blocks are compiled (see `mixar_core.products`).
@@ -44,6 +45,10 @@ def hasten(
     if precision == "bf16":
         for part in parts:
             part.hold_bf16()
+    notices = []
+    if compile and model is not None and (problem := _cannot_compile(next(model.parameters()).device)):
+        notices.append(f"compile: torch cannot compile here ({problem}); blocks run as they are")
+        compile = False
     if compile:
         torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
         for part in parts:
@@ -51,13 +56,28 @@ def hasten(
                 block.compile()
     elif model is not None:
         pack(model)
-    if not graphs:
-        return []
-    if mixar is None:
-        return ["graphs: there is no head whose loop they could capture"]
-    if not mixar.head.graphable:
-        return [f"graphs: the head {type(mixar.head).__name__} cannot be captured; it runs without"]
-    if next(mixar.head.parameters()).device.type != "cuda":
-        return ["graphs: there is no GPU; the head runs without"]
-    mixar.head.graphs = Graphed()
-    return []
+    if graphs and (problem := _cannot_graph(mixar)):
+        notices.append(f"graphs: {problem}")
+    elif graphs and mixar is not None:
+        mixar.head.graphs = Graphed()
+    return notices
+
+
+def _cannot_graph(model: MixAR | None) -> str:
+    """Why the head's loop is not captured; empty: it can be."""
+    if model is None:
+        return "there is no head whose loop they could capture"
+    if not model.head.graphable:
+        return f"the head {type(model.head).__name__} cannot be captured; it runs without"
+    if next(model.head.parameters()).device.type != "cuda":
+        return "there is no GPU; the head runs without"
+    return ""
+
+
+def _cannot_compile(device: torch.device) -> str:
+    """Why nothing can be compiled for a device; empty: it can."""
+    try:
+        torch.compile(lambda x: x + 1.0)(torch.zeros(2, device=device))
+    except Exception as error:  # no compiler, no Triton, no kernel for this device: torch says it in many ways
+        return one_line(error)
+    return ""

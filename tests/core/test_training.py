@@ -126,10 +126,14 @@ def test_micro_batches_change_nothing(tmp_path, make, micro):
         assert losses(tmp_path / "micro", kind) == pytest.approx(losses(tmp_path / "whole", kind), rel=1e-5)
 
 
-def test_kept_tokens_change_nothing(tmp_path):
+def test_kept_tokens_change_nothing(tmp_path, capsys):
     settings = {"flip": True, "validation": ToyImages(12), "evaluate_every": 2}
     toy_run(tmp_path / "images", objective=mixar_objective(), **settings)
+    assert "kept" not in capsys.readouterr().err
     toy_run(tmp_path / "tokens", objective=mixar_objective(), cache="memory", **settings)
+    said = [line for line in capsys.readouterr().err.splitlines() if "training.cache: memory" in line]
+    assert [line.partition("the ")[2].partition(" split is kept as ")[0] for line in said] == ["training", "validation"]
+    assert "12 encoded images, 0." in said[1]
     for kind in ("train", "validation"):
         assert losses(tmp_path / "tokens", kind) == pytest.approx(losses(tmp_path / "images", kind), rel=1e-5)
 

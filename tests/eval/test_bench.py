@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 
 from mixar import Registry
 from mixar.recipe import load_recipe
+from mixar_core.products import pack
 from mixar_eval.bench import Clock, growth
 from mixar_eval.cli_bench import bench_command
+from mixar_eval.products import Products
 from tests.cli.process import refused
 
 
@@ -31,6 +33,8 @@ def test_a_model_and_its_training_step(family: Path, tmp_path: Path) -> None:
     assert all(row["seconds"] > 0.0 for row in parts.values())
     counted = [row for row in parts.values() if row["part"] not in ("rest", "update")]
     assert all(row["gflop"] > 0.0 and row["of_peak"] > 0.0 for row in counted)
+    for part in ("prior", "backbone", "head"):
+        assert 0.0 < parts["sampling", part]["products"] < 1.0 and parts["sampling", part]["of_same_shapes"] > 0.0
     forward = parts["training", "backbone, forward"]["gflop"] + parts["training", "head, forward"]["gflop"]
     assert parts["training", "backward"]["gflop"] == pytest.approx(2 * forward)
 
@@ -56,3 +60,19 @@ def test_time_inside_a_part_is_not_the_outer_ones() -> None:
 def test_settings_are_for_recipes(family: Path, tmp_path: Path) -> None:
     line = refused("bench", family / "models/mixar", "--set", "sampling.steps=2", cwd=tmp_path)
     assert "--set changes a recipe" in line
+
+
+def test_products_alone_are_those_of_the_network() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(300, 256), torch.nn.Linear(256, 12)).requires_grad_(False)
+    products, asked = Products(), "first"
+    pack(network)
+    with products.watched(network, lambda: asked):
+        network(torch.randn(2, 3, 300))
+        asked = "second"
+        network[1](torch.randn(5, 256))
+    network(torch.randn(1, 300))  # after it nothing counts
+    assert products.calls == {"first": [(network[0], 6), (network[1], 6)], "second": [(network[1], 5)]}
+    assert products.seconds.keys() == products.calls.keys()
+    counted: list[tuple[int, ...]] = []
+    network[1].register_forward_hook(lambda *_: counted.append(()))
+    assert products.alone("first") > 0.0 and not counted

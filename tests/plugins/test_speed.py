@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import mixar
 from mixar.speed import hasten
-from mixar_core.blocks import CrossAttention
+from mixar_core.blocks import CrossAttention, Mlp, is_compiled
 from mixar_core.graphs import Graphed
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
@@ -19,6 +23,7 @@ from mixar_core.types import Condition, Step, Z
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mixar_plugins.heads.mse import MseHead, MseHeadConfig
 from mixar_plugins.priors.masked_transformer import BitTokenPrior, MaskBitConfig
+from tests.cli.process import good
 from tests.toys import SignTokenizer, small_mixar
 
 SETTINGS = SamplingConfig(steps=4, cfg=2.0, head_steps=6)
@@ -166,3 +171,43 @@ def test_a_prior_held_in_bf16_is_what_autocast_makes_of_it() -> None:
     hasten(prior, precision="bf16")
     held = [given(noise) for noise in range(3)]  # without autocast around it
     torch.testing.assert_close(held, cast, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_where_nobody_trains_the_widest_tensor_is_changed_in_place() -> None:
+    torch.manual_seed(0)
+    mlp, x = Mlp(8, 32, dropout=0.0), torch.randn(2, 5, 8)
+    with torch.enable_grad():
+        trained = mlp(x)
+        trained.sum().backward()
+    assert mlp.fc1.weight.grad is not None
+    seen: list[tuple[int, Tensor]] = []
+    mlp.fc1.register_forward_hook(lambda _, __, out: seen.append((out.data_ptr(), out)))
+    mlp.fc2.register_forward_pre_hook(lambda _, given: seen.append((given[0].data_ptr(), given[0])))
+    assert torch.equal(mlp(x), trained)
+    assert seen[0][0] == seen[1][0]
+
+
+def test_where_nothing_compiles_it_is_said_and_blocks_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler\nand more")
+
+    plain, asked = (small_mixar("none", width=256, depth=1).eval() for _ in range(2))
+    monkeypatch.setattr(torch, "compile", refuse)
+    [line] = hasten(asked, compile=True)
+    assert line.startswith("compile: torch cannot compile here (RuntimeError: no compiler and more)")
+    assert not any(is_compiled(block) for block in asked.modules())
+    hasten(plain)
+    assert torch.equal(drawn(asked), drawn(plain))
+
+
+@pytest.mark.slow  # a C++ compiler runs for every kind of block
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_blocks_draw_the_same_images(family: Path, tmp_path: Path) -> None:
+    plain, quick = (mixar.load(family / "models/mixar", device="cpu", compile=compile) for compile in (False, True))
+    assert quick.notices == [] and quick.compiled and not plain.compiled
+    assert all(is_compiled(block) for block in quick.system.model.backbone.blocks())  # type: ignore[union-attr]
+    expected, found = (model.generate([0, 1, 2], steps=3, seed=4).images for model in (plain, quick))
+    assert (found.int() - expected.int()).abs().max() <= 1  # of 255 levels
+    good("sample", family / "models/mixar", "--labels", "0,1", "--compile", "--out", tmp_path / "drawn")
+    assert json.loads((tmp_path / "drawn/sample.json").read_text())["compiled"] is True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -54,13 +55,18 @@ def test_a_preset_stands_below_what_is_said_and_above_what_is_inherited(family: 
     assert whole.sampler is not None and whole.sampler.config.order == "random"
 
 
-def test_a_model_may_carry_presets_of_its_own(model: Path) -> None:
+def test_a_model_may_carry_presets_of_its_own(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = mixar.load(model, device="cpu", preset="fast").recipe
     assert recipe.sampler is not None and recipe.sampler.config.tokens_per_step == 7
     assert mixar.load(model, device="cpu", preset="disa").recipe.sampling.head_steps == 5
     (model / "presets/half.yaml").write_text("sampling: {steps: 2}\nprecision: bf16\n")
     half, whole = mixar.load(model, preset="half"), mixar.load(model, preset="half", precision="float32")
     assert (half.precision, whole.precision, whole.recipe.sampling.steps) == ("bf16", "float32", 2)
+    with monkeypatch.context() as watched:
+        read = mock.Mock(side_effect=read_preset)
+        watched.setattr("mixar.presets.read_preset", read)
+        mixar.load(model, preset="half")
+    assert [call.args[0].name for call in read.call_args_list] == ["half.yaml"]  # once
     assert mixar.load(model, device="cpu", preset="builtin:disa").recipe.sampling.head_steps == 50
 
 

@@ -95,7 +95,7 @@ def check_command(
     """
     import attrs
 
-    from mixar.assembly import build, try_data
+    from mixar.assembly import build, counted_data
     from mixar.cost import estimate
     from mixar.fits import fit_notes
     from mixar.recipe import load_recipe
@@ -104,9 +104,10 @@ def check_command(
 
     registry = open_registry(context, no_plugin)
     resolved = load_recipe(recipe, registry=registry, overrides=settings or ())
-    data = try_data(resolved, registry)
+    data, images = counted_data(resolved, registry)
     system = build(resolved, registry, meta=True)
-    optimizer, found = make_optimizer(system, registry), estimate(system, processes=processes)
+    optimizer = make_optimizer(system, registry)
+    found = estimate(system, processes=processes, images=images)
     if as_json:
         print_json({"name": resolved.name, "trains": resolved.trains, **attrs.asdict(found), "data": data})
         return

@@ -32,6 +32,7 @@ from mixar_core.precision import tf32_where
 from mixar_core.tokenizer import ContinuousTokenizer
 from mixar_core.training.engine import Engine
 from mixar_core.types import Grid, ImageBatch
+from mixar_eval.products import Products
 
 Row = dict[str, Any]
 #: of what is counted, what attention does with the tokens of one sequence
@@ -43,15 +44,19 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, defaultdict[str, float](float)
+        #: parts that time counts for now, each inside the one before
+        self.parts: list[str] = []
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Inside it time is this part's."""
         self._wait()
         began, before = time.perf_counter(), sum(self.seconds.values())
+        self.parts.append(name)
         try:
             yield
         finally:
+            self.parts.pop()
             self._wait()
             inner = sum(self.seconds.values()) - before
             self.seconds[name] += time.perf_counter() - began - inner
@@ -86,7 +91,11 @@ def measured(run: Callable[[Clock], None], clock: Clock, repeats: int) -> dict[s
 
 
 def sampling_rows(model: Model, registry: Registry, batch: int, repeats: int) -> list[Row]:
-    """Drawing a batch: prior, backbone, head, decoder, and what is left."""
+    """Drawing a batch: prior, backbone, head, decoder, and what is left.
+
+    On a CPU also each part's `products`: the share of its time in matrix products of linear layers; and
+    `of_same_shapes`: what these products take alone, one after the other, as a share of what they take there.
+    """
     mixar, clock = model.system.model, Clock(model.device)
     if mixar is None:
         raise UserError(f"{model.recipe.name}: trains {model.recipe.trains}; bench is for a MixAR or MAR")
@@ -121,10 +130,20 @@ def sampling_rows(model: Model, registry: Registry, batch: int, repeats: int) ->
             model.draw(labels_B, model.recipe.sampling, batch_noise(0, 0))
 
     _, gflop = gflop_of(build(model.recipe, registry, meta=True))
-    return [
+    rows: list[Row] = [
         {"of": "sampling", "part": name, "seconds": seconds, "gflop": scaled(gflop.get(name, 0.0), batch)}
         for name, seconds in measured(run, clock, repeats).items()
     ]
+    if model.device.type == "cpu":
+        products = Products()
+        clock.seconds.clear()
+        with products.watched(mixar, lambda: clock.parts[-1]):
+            run(clock)
+        for row in rows:
+            if inside := products.seconds.get(row["part"]):
+                row["products"] = inside / clock.seconds[row["part"]]
+                row["of_same_shapes"] = products.alone(row["part"]) / inside
+    return rows
 
 
 def training_rows(recipe: Recipe, registry: Registry, device: torch.device, batch: int, repeats: int) -> list[Row]:

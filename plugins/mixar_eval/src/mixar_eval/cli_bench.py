@@ -50,12 +50,19 @@ def bench_command(
         return
     peaks = ", ".join(f"{key} {value:,.0f} GFLOP/s" for key, value in found["peak_gflop_per_s"].items())
     print(f"{found['name']}: batch {batch} on {found['device']}; best products here: {peaks}")
-    columns = ("of", "part", "seconds", "GFLOP", "GFLOP/s", "of the peak")
+    columns = ("of", "part", "seconds", "GFLOP", "GFLOP/s", "of the peak", "products", "as fast as alone")
+    shares = ("of_peak", "products", "of_same_shapes")
     cells = [
-        (row["of"], row["part"], f"{row['seconds']:.4f}", *map(_cell, (row["gflop"], row["gflop_per_s"])), _share(row))
+        (
+            *(row["of"], row["part"], f"{row['seconds']:.4f}", *map(_cell, (row["gflop"], row["gflop_per_s"]))),
+            *(_share(row.get(key)) for key in shares),
+        )
         for row in found["parts"]
     ]
-    common.print_table("Parts of drawing a batch, and of a training step", columns, cells, right=(2, 3, 4, 5))
+    title = (
+        "Parts of drawing a batch, and of a training step; their share in products of linear layers, and these alone"
+    )
+    common.print_table(title, columns, cells, right=(2, 3, 4, 5, 6, 7))
     base, *changes = found["growth"]
     names = [key for key in base if key != "change"]
     cells = [(base["change"], *(_cell(base[name]) for name in names))]
@@ -72,5 +79,5 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _share(row: dict[str, Any]) -> str:
-    return "" if row["of_peak"] is None else f"{row['of_peak']:.0%}"
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
