@@ -188,7 +188,8 @@ def _checked_level(model: Model, level: str | None) -> Level:
     if not allowed:
         raise UserError(f"model {model.recipe.name}: draws no images; it trains {model.recipe.trains}")
     if level is not None and level not in allowed:
-        why = {1: f" of model {model.recipe.name}, which draws {allowed[0]} only"}.get(len(allowed), "")
+        which = {1: f"which draws {allowed[0]} only", 2: "whose latents are what its codes leave over"}
+        why = f" of model {model.recipe.name}, {which[len(allowed)]}" if len(allowed) in which else ""
         raise UserError(f"level {level!r}{why}: not known; {choices(allowed, str(level))}")
     return level or allowed[0]
 

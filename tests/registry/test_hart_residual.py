@@ -227,7 +227,7 @@ def test_edits_keep_the_codes_or_all_latents(home: Path, registry: Registry) -> 
     given_codes = model.edit(x, mask, 0, paste=False, codes=other, peek=True)
     beside_BNC = latents_of.beside(other).encode(floats).flatten(2).transpose(1, 2)
     assert torch.equal(given_codes.latents.flatten(2).transpose(1, 2)[kept_BN], beside_BNC[kept_BN])
-    with pytest.raises(UserError, match=r"level 'both'.*latents"):
+    with pytest.raises(UserError, match=r"level 'both' of model .*, whose latents are what its codes leave over"):
         model.edit(x, mask, 0, level="both")
 
 
