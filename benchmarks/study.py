@@ -107,9 +107,14 @@ def balanced(count: int) -> Tensor:
     return torch.arange(10).repeat_interleave(count // 10)
 
 
+def rows_of_each(labels_B: Tensor, each: int, behind: int = 0) -> Tensor:
+    """Rows of so many images of every class, behind its first ones."""
+    return torch.cat([(labels_B == label).nonzero()[behind : behind + each, 0] for label in labels_B.unique()])
+
+
 def first_of_each(images_B3HW: Tensor, labels_B: Tensor, each: int) -> Tensor:
-    """So many images of every digit."""
-    return images_B3HW[torch.cat([(labels_B == digit).nonzero()[:each, 0] for digit in range(10)])]
+    """So many images of every class."""
+    return images_B3HW[rows_of_each(labels_B, each)]
 
 
 def variance(features_BF: Tensor, labels_B: Tensor) -> float:

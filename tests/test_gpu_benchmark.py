@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from benchmarks.gpu import speed
-from benchmarks.gpu.__main__ import seconds_of
 from benchmarks.gpu.part import Part, Row, read_rows
 from benchmarks.gpu.report import markdown, priced
+from benchmarks.runner import seconds_of
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "benchmarks.gpu")

@@ -8,20 +8,20 @@ was stopped goes on, so the command may be repeated until nothing is left. `--ou
 
 from __future__ import annotations
 
-import re
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.claims import cost, jobs
+from benchmarks.claims.cost import Cost
+from benchmarks.claims.jobs import Job
 from benchmarks.claims.plan import CLAIMS, jobs_of
 from benchmarks.claims.report import COST, report
-from benchmarks.claims.runner import Outcome, Task, pack, run_all
-
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+from benchmarks.runner import Desk, run_all, seconds_of
+from benchmarks.study import names as names_of
 
 
 def main(
@@ -35,56 +35,49 @@ def main(
     job: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Do what the claims need, then report what there is."""
-    desk = jobs.Desk(out, quick=quick, device=device)
+    desk = Desk(out, quick, device)
     known = (*CLAIMS, COST)
-    names = known if name == "all" else tuple(name.split(","))
-    if unknown := [each for each in names if each not in known]:
-        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; allowed: all, {', '.join(known)}")
-    tasks = tasks_of(names, quick=quick)
+    names = known if name == "all" else tuple(names_of(name, known))
+    tasks, failed = tasks_of(names, quick=quick), False
     if job:
-        perform(next(task for task in tasks if task.name == job), desk)
+        next(task for task in tasks if task.name == job).perform(desk)
         return
     if at_once == 0:
         for task in tasks:
             if not task.done(desk):
-                perform(task, desk)
-        outcome = Outcome((), 0)
+                task.perform(desk)
     else:
-        outcome = run_all(tasks, desk, of=("benchmarks.claims", name, "--job"), jobs=at_once, limit_s=seconds(limit))
+        limit_s = None if limit is None else seconds_of(limit)
+        outcome = run_all(tasks, desk, of=("benchmarks.claims", name, "--job"), jobs=at_once, limit_s=limit_s)
+        failed = bool(outcome.failed)
+        if failed:
+            print(f"failed: {', '.join(outcome.failed)}; what they said is under {out / 'logs'}")
+        if outcome.left:
+            print(f"{outcome.left} jobs are left: repeat the command")
     for each in names:
         report(each, desk, results or out / "results")
-    print(f"figures, without weights: {pack(desk)}")
-    if outcome.failed:
-        print(f"failed: {', '.join(outcome.failed)}; what they said is under {out / 'logs'}")
-    if outcome.left:
-        print(f"{outcome.left} jobs are left: repeat the command")
-    sys.exit(1 if outcome.failed else 0)
+    print(f"figures, without weights: {pack(out)}")
+    sys.exit(failed)
 
 
-def tasks_of(names: Sequence[str], *, quick: bool) -> list[Task]:
+def tasks_of(names: Sequence[str], *, quick: bool) -> list[Job | Cost]:
     """The jobs of these claims, in the order in which they are worth most."""
-    tasks: list[Task] = list(jobs_of([CLAIMS[each] for each in names if each in CLAIMS], quick=quick))
+    tasks: list[Job | Cost] = [*jobs_of([CLAIMS[each] for each in names if each in CLAIMS], quick=quick)]
     if COST in names:
-        tasks.insert(min(12, len(tasks)), cost.Cost())
+        tasks.insert(min(12, len(tasks)), Cost())
     return tasks
 
 
-def perform(task: Task, desk: jobs.Desk) -> None:
-    """Do one job in this process."""
-    if isinstance(task, jobs.Job):
-        jobs.perform(task, desk)
-    else:
-        cost.perform(desk)
-
-
-def seconds(limit: str | None) -> float | None:
-    """Of `90s`, `9m`, `2h` or a number of seconds."""
-    if limit is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", limit)
-    if not found:
-        raise typer.BadParameter(f"--limit {limit}; allowed: 90s, 9m, 2h")
-    return float(found[1]) * _UNITS[found[2]]
+def pack(out: Path) -> Path:
+    """All that is worth keeping in one file: figures, a few images, reports; no weights."""
+    file = out / "claims.tar.gz"
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    with tarfile.open(unfinished, "w:gz") as archive:
+        for name in ("measured", "samples", "results"):
+            if (out / name).is_dir():
+                archive.add(out / name, arcname=name)
+    unfinished.replace(file)
+    return file
 
 
 if __name__ == "__main__":

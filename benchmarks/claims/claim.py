@@ -32,7 +32,7 @@ class Entry:
 
     arm: str
     training: Training
-    drawn: Drawn | None = None
+    drawn: Drawn
     x: float | str | None = None
     rank: int = 5
 
@@ -66,7 +66,6 @@ class Claim:
     figures: tuple[str, ...] = ("recognised", "kernel", "frechet", "unlike")
     shown: tuple[str, ...] = ("kernel", "frechet")
     across: str = ""
-    notes: str = ""
     logarithmic: bool = False
 
 

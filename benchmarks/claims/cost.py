@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from attrs import frozen
 
 import mixar
-from benchmarks.claims.jobs import Desk
+from benchmarks.claims.jobs import figures_of, write_figures
+from benchmarks.runner import Desk
 from mixar.plugins import plugin_manager
 from mixar_core.masking import random_orders, take
 from mixar_core.model import MixAR
 from mixar_core.noise import Noise
-from mixar_core.storage import write_text
 from mixar_core.types import DrawnCodes, Step, TokenBatch
+from mixar_eval.bench import Clock
 
 #: recipes that are timed, and what they are called in the table; MAR-L has another head, so its backbone alone compares
 ARMS = {"mixar_l": "dc-mix", "mixar_l_dc_sa": "dc-sa", "mixar_l_dc_ca": "dc-ca", "mar_l": "none (MAR-L)"}
@@ -27,40 +27,35 @@ STEPS, HEAD_STEPS, SHARES = 64, 100, (0.0, 0.25, 0.5, 0.75)
 ROUNDS = 5
 
 
+def rows(desk: Desk) -> list[dict[str, Any]]:
+    """What was timed: a row an arm and round."""
+    file = figures_of("full-size", "cost", desk)
+    return json.loads(file.read_text()) if file.is_file() else []
+
+
 @frozen
 class Cost:
     """A job: the rounds that are not timed yet."""
 
     name: str = "full-size"
-    run: ClassVar[str] = "full-size"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    threads: ClassVar[int] = 2
+    run: str = "full-size"
+    needs: frozenset[str] = frozenset()
+    threads: int = 2
 
     def done(self, desk: Desk) -> bool:
         """Whether all rounds are there."""
         return len(rows(desk)) >= len(ARMS) * (1 if desk.quick else ROUNDS)
 
-
-def rows(desk: Desk) -> list[dict[str, Any]]:
-    """What was timed: a row an arm and round."""
-    file = desk.figures("full-size", "cost")
-    return json.loads(file.read_text()) if file.is_file() else []
-
-
-def perform(desk: Desk) -> None:
-    """Every round times each arm once; figures are written after every round."""
-    found = rows(desk)
-    models = {arm: _model(recipe, desk) for recipe, arm in ARMS.items()}
-    rounds = 1 if desk.quick else ROUNDS
-    first = len(found) // len(ARMS)
-    if not desk.quick:
-        for model in models.values():  # what a first pass sets up is not counted
+    def perform(self, desk: Desk) -> None:
+        """Every round times each arm once; figures are written after every round."""
+        models = {arm: _model(recipe, desk) for recipe, arm in ARMS.items()}
+        for model in models.values() if not desk.quick else ():  # what a first pass sets up is not counted
             _timed(model, desk)
-    for number in range(first, rounds):
-        found += [{"arm": arm, "seed": number, **_timed(model, desk)} for arm, model in models.items()]
-        file = desk.figures("full-size", "cost")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(found) + "\n")
+        while not self.done(desk):
+            found = rows(desk)
+            about = {"seed": len(found) // len(ARMS)}
+            found += [{"arm": arm, **about, **_timed(model, desk)} for arm, model in models.items()]
+            write_figures(figures_of("full-size", "cost", desk), found)
 
 
 def _model(recipe: str, desk: Desk) -> MixAR:
@@ -78,57 +73,61 @@ def _model(recipe: str, desk: Desk) -> MixAR:
 
 def _timed(model: MixAR, desk: Desk) -> dict[str, float]:
     """Seconds of one image: all steps of the backbone, of the head, and of training, forward and backward."""
-    cuda = desk.device.startswith("cuda")
-    images = 1 if desk.quick else (32 if cuda else 2)
-    backbone, tokens, noise = model.backbone, model.backbone.layout.tokens, Noise.seeded(0, device=desk.device)
-    labels_B = torch.zeros(images, dtype=torch.int64, device=desk.device)
-    codes_BN = torch.zeros(images, tokens, dtype=torch.int64, device=desk.device)
+    device = torch.device(desk.device)
+    images = 1 if desk.quick else (32 if device.type == "cuda" else 2)
+    backbone, clock, noise = model.backbone, Clock(device), Noise.seeded(0, device=device)
+    tokens, autocast = backbone.layout.tokens, partial(torch.autocast, device.type, torch.bfloat16)
+    labels_B = torch.zeros(images, dtype=torch.int64, device=device)
+    codes_BN = torch.zeros(images, tokens, dtype=torch.int64, device=device)
     codes = DrawnCodes(codes_BN) if model.injector.needs_codes else None
-    x_BNC = torch.randn(images, tokens, backbone.token_dim, device=desk.device)
-    order_BN = random_orders(images, tokens, noise=noise, device=desk.device)
+    x_BNC = torch.randn(images, tokens, backbone.token_dim, device=device)
+    order_BN = random_orders(images, tokens, noise=noise, device=device)
     step = Step(cfg=2.0, head_steps=4 if desk.quick else HEAD_STEPS)
-    spent = {"backbone": 0.0, "head": 0.0}
     model.eval()
-    with torch.no_grad(), torch.autocast(desk.device.split(":")[0], torch.bfloat16):
+    with torch.no_grad(), autocast():
         for share in SHARES:
             known, count = round(share * tokens), tokens // STEPS
             state = backbone.start(model.condition(labels_B), model.guidance(codes), guided=True)
             state.reveal(order_BN[:, :known], take(x_BNC, order_BN[:, :known]))
-            positions_BK = order_BN[:, known : known + count]
-            z, seconds = _seconds(partial(state.predict, positions_BK, step), cuda)
-            spent["backbone"] += seconds
+            with clock.part("backbone"):
+                z = state.predict(order_BN[:, known : known + count], step)
             z = z._replace(tokens_BNC=x_BNC, known_BN=torch.zeros_like(order_BN, dtype=torch.bool))
-            spent["head"] += _seconds(partial(model.head.sample, z, step, noise=noise), cuda)[1]
-    scale = STEPS / len(SHARES) / images
-    backbone_s, head_s = spent["backbone"] * scale, spent["head"] * scale
-
+            with clock.part("head"):
+                model.head.sample(z, step, noise=noise)
     model.train()
     side = backbone.layout.shape
-    latents = torch.randn(images, backbone.token_dim, side.height, side.width, device=desk.device)
+    latents = torch.randn(images, backbone.token_dim, side.height, side.width, device=device)
     batch = TokenBatch(latents, None if codes is None else codes_BN, labels_B)
-
-    def training() -> None:
-        with torch.autocast(desk.device.split(":")[0], torch.bfloat16):
-            loss = model.loss(batch, noise=Noise.seeded(1, device=desk.device)).total
+    with clock.part("training"):
+        with autocast():
+            loss = model.loss(batch, noise=Noise.seeded(1, device=device)).total
         loss.backward()
-
-    _, training_s = _seconds(training, cuda)
     model.zero_grad(set_to_none=True)
-    of_head = sum(p.numel() for p in model.head.parameters())
+    spent = {name: seconds / images for name, seconds in clock.seconds.items()}
+    sampling_s = (spent["backbone"] + spent["head"]) * STEPS / len(SHARES)
     return {
         "parameters": sum(p.numel() for p in model.trained.parameters()),
-        "head_parameters": of_head,
-        "sampling_s": backbone_s + head_s,
-        "head_share_of_time": head_s / (backbone_s + head_s),
-        "training_s": training_s / images,
+        "head_parameters": sum(p.numel() for p in model.head.parameters()),
+        "sampling_s": sampling_s,
+        "head_share_of_time": spent["head"] / (spent["backbone"] + spent["head"]),
+        "training_s": spent["training"],
     }
 
 
-def _seconds(call: Callable[[], Any], cuda: bool) -> tuple[Any, float]:
-    if cuda:
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    result = call()
-    if cuda:
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - began
+def compared(desk: Desk) -> list[dict[str, Any]]:
+    """Timings, and each as a share of dc-mix's in the same round."""
+    found = rows(desk)
+    base = {row["seed"]: row for row in found if row["arm"] == "dc-mix"}
+
+    def ratio(row: Mapping[str, Any], of: str) -> float:
+        return row[of] / base[row["seed"]][of]
+
+    return [
+        {
+            **row,
+            "head_share": row["head_parameters"] / row["parameters"],
+            "sampling_ratio": ratio(row, "sampling_s"),
+            "training_ratio": ratio(row, "training_s"),
+        }
+        for row in found
+    ]

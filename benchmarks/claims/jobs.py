@@ -1,4 +1,4 @@
-"""What is trained, what is drawn with it, and the figures of both: values, and one function that does one of them."""
+"""What is trained, what is drawn with it, and the figures of both: values, and jobs that do them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import mixar
-from benchmarks.claims.judging import Judge, judge_of
+from benchmarks.claims.judging import judge_of
 from benchmarks.claims.parts import registry_with_parts
+from benchmarks.runner import Desk
+from benchmarks.study import first_of_each
 from mixar.generation import batch_noise
 from mixar_core.mixture import hide_codes
 from mixar_core.storage import write_text, write_whole
@@ -79,6 +81,7 @@ class Job:
 
     training: Training
     sets: tuple[Drawn, ...] = ()
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -96,77 +99,54 @@ class Job:
         priors = (drawn.prior for drawn in self.sets if drawn.prior)
         return frozenset((*self.training.needs, *priors))
 
-    @property
-    def threads(self) -> int:
-        """Threads that it computes with."""
-        return 1
-
     def done(self, desk: Desk) -> bool:
         """Whether all its figures are there."""
         wanted = [drawn.name for drawn in self.sets] + (["training"] if self.training.recipe else [])
-        return all(desk.figures(self.run, of).is_file() for of in wanted)
+        return all(figures_of(self.run, of, desk).is_file() for of in wanted)
 
-
-@frozen
-class Desk:
-    """Where jobs work.
-
-    Args:
-        out: the folder: `runs` with weights, `measured` and `samples` with what is worth keeping.
-        quick: everything in miniature.
-    """
-
-    out: Path
-    quick: bool = False
-    device: str = "cpu"
-
-    def folder(self, run: str) -> Path:
-        """Of a run."""
-        return (self.out / "runs" / run).resolve()
-
-    def has(self, run: str) -> bool:
-        """Whether a run is finished and its weights are there."""
-        return (self.folder(run) / "weights.safetensors").is_file()
-
-    def figures(self, training: str, of: str) -> Path:
-        """The file of the figures of a set, or of the `training`."""
-        return self.out / "measured" / training / f"{of}.json"
-
-    def judge(self, data: str) -> Judge:
-        """Who judges images of these data."""
-        return judge_of(data, self.out / "judges", quick=self.quick, device=self.device)
-
-
-def perform(job: Job, desk: Desk) -> None:
-    """Do what is not done yet of a job, one thing after the other; each leaves its figures by rename."""
-    training, file = job.training, desk.figures(job.run, "training")
-    wanted = [drawn for drawn in job.sets if not desk.figures(job.run, drawn.name).is_file()]
-    if training.recipe is not None:
-        if not desk.has(job.run):
-            try:
-                train(training, desk)
-            except mixar.UserError as error:
-                if "finite" not in str(error):
-                    raise
-                for of in ("training", *(drawn.name for drawn in wanted)):  # a result, too: it diverged
-                    _write(desk.figures(job.run, of), {"diverged": str(error)})
+    def perform(self, desk: Desk) -> None:
+        """Do what is not done yet, one thing after the other; each leaves its figures by rename."""
+        training, file = self.training, figures_of(self.run, "training", desk)
+        wanted = [drawn for drawn in self.sets if not figures_of(self.run, drawn.name, desk).is_file()]
+        if training.recipe is not None:
+            if not desk.has(self.run):
+                try:
+                    train(training, desk)
+                except mixar.UserError as error:
+                    if "finite" not in str(error):
+                        raise
+                    for of in ("training", *(drawn.name for drawn in wanted)):  # a result, too: it diverged
+                        write_figures(figures_of(self.run, of, desk), {"diverged": str(error)})
+                    return
+            if not desk.has(self.run):  # it was stopped, and goes on another time
                 return
-        if not desk.has(job.run):  # it was stopped, and goes on another time
-            return
-        shutil.rmtree(desk.folder(job.run) / "checkpoints", ignore_errors=True)
-        (desk.folder(job.run) / "weights_raw.safetensors").unlink(missing_ok=True)
-        if not file.is_file():
-            _write(file, of_training(training, desk))
-    if wanted:
-        draw(training, wanted, desk.judge(training.data), desk)
+            shutil.rmtree(desk.folder(self.run) / "checkpoints", ignore_errors=True)
+            (desk.folder(self.run) / "weights_raw.safetensors").unlink(missing_ok=True)
+            if not file.is_file():
+                write_figures(file, of_training(training, desk))
+        if wanted:
+            draw(training, wanted, desk)
+
+
+def figures_of(run: str, of: str, desk: Desk) -> Path:
+    """The file of the figures of a set, or of the `training`."""
+    return desk.out / "measured" / run / f"{of}.json"
+
+
+def write_figures(file: Path, figures: Any) -> None:
+    """By rename."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(figures) + "\n")
 
 
 def train(training: Training, desk: Desk) -> None:
     """One run, from where it was stopped."""
     folder = desk.folder(training.name)
-    inserted = {f"{{{name}}}": str(desk.folder(name)) for name in training.needs}
     changes = {"callbacks": [], "training.seed": training.seed, "training.log_every": 5, "training.preview_every": 0}
-    changes |= _with(training.changes, inserted)
+    text = json.dumps(training.changes)
+    for name in training.needs:
+        text = text.replace(f'"{{{name}}}"', json.dumps(str(desk.folder(name))))
+    changes |= json.loads(text)
     if desk.quick:
         changes |= {"training.steps": 2, "training.batch_size": 8, "training.log_every": 1, "training.cache": "none"}
         changes |= {"training.evaluate_every": 2, "training.evaluate_batches": 1, "training.warmup_steps": 0}
@@ -202,45 +182,39 @@ def of_training(training: Training, desk: Desk) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def draw(training: Training, sets: Iterable[Drawn], judge: Judge, desk: Desk) -> None:
+def draw(training: Training, sets: Iterable[Drawn], desk: Desk) -> None:
     """Draw and measure; of seed 0 a few images of each set stay."""
-    registry = registry_with_parts()
-    of = training.shipped or desk.folder(training.name)
-    model = mixar.load(of, precision="bf16", device=desk.device, registry=registry)
-    labels_B = model.labels(judge.given.labels_B)
+    of, judge = training.shipped or desk.folder(training.name), judge_of(training.data, desk)
+    model = mixar.load(of, precision="bf16", device=desk.device, registry=registry_with_parts())
+    (real_B3HW, classes_B), labels_B = judge.given, model.labels(judge.given[1])
     for drawn in sets:
         codes_BN = None
         if drawn.codes != "none":
             source = model
             if drawn.prior:
                 source = mixar.load(desk.folder(drawn.prior), precision="bf16", device=desk.device)
-            codes_BN = _codes(drawn, source, labels_B, judge, training.seed, desk)
+            codes_BN = _codes(drawn, source, labels_B, real_B3HW, training.seed, desk)
         began = time.process_time()
         if drawn.alone:
             assert codes_BN is not None
             images = torch.cat([model.decode_codes(part) for part in codes_BN.split(_BATCH)])
         else:
-            settings = evolve(
-                model.recipe.sampling,
-                steps=drawn.steps,
-                head_steps=drawn.head_steps,
-                temperature=drawn.temperature,
-                cfg=1.0,
-            )
-            parts = []
+            settings, parts = evolve(model.recipe.sampling, steps=drawn.steps, head_steps=drawn.head_steps, cfg=1.0), []
+            settings = evolve(settings, temperature=drawn.temperature)
             for k, rows in enumerate(torch.arange(len(labels_B)).split(_BATCH)):
                 codes = None if codes_BN is None else codes_BN[rows]
                 parts.append(model.draw(labels_B[rows], settings, batch_noise(training.seed, k), codes)[0])
             images = torch.cat(parts)
         seconds = (time.process_time() - began) / len(labels_B)
         grid = model.system.model.backbone.layout.shape if model.system.model else None
-        figures = judge.figures(images, token=judge.given.images_B3HW.shape[2] // (grid.height if grid else 1))
+        figures = judge.figures(images, token=real_B3HW.shape[2] // (grid.height if grid else 1))
         if training.seed == 0:
-            _keep(desk.out / "samples" / training.name / f"{drawn.name}.safetensors", "images", judge.few(images))
-        _write(desk.figures(training.name, drawn.name), {**figures, "seconds_an_image": seconds})
+            few = first_of_each(images, classes_B, 2)
+            _keep(desk.out / "samples" / training.name / f"{drawn.name}.safetensors", "images", few)
+        write_figures(figures_of(training.name, drawn.name, desk), {**figures, "seconds_an_image": seconds})
 
 
-def _codes(drawn: Drawn, model: mixar.Model, labels_B: Tensor, judge: Judge, seed: int, desk: Desk) -> Tensor:
+def _codes(drawn: Drawn, model: mixar.Model, labels_B: Tensor, real_B3HW: Tensor, seed: int, desk: Desk) -> Tensor:
     """Codes (B, N), the same for all models that share a prior, whoever draws them first."""
     name = drawn.prior
     if name is None:
@@ -253,8 +227,8 @@ def _codes(drawn: Drawn, model: mixar.Model, labels_B: Tensor, judge: Judge, see
         if drawn.codes == "prior":
             codes_BN = model.sample_codes(labels_B, seed=seed, batch_size=_BATCH)
         else:
-            images = judge.given.images_B3HW.to(desk.device).float() / 127.5 - 1.0
-            codes_BN = torch.cat([tokenizer.encode(part) for part in images.split(_BATCH)])
+            x_B3HW = real_B3HW.to(desk.device).float() / 127.5 - 1.0
+            codes_BN = torch.cat([tokenizer.encode(part) for part in x_B3HW.split(_BATCH)])
             noise, condition = batch_noise(seed, 0), model.system.condition(labels_B)
             masked_BN = noise.uniform(codes_BN.shape, codes_BN.device, name="hidden") < HIDDEN
             if drawn.codes == "resampled":
@@ -263,26 +237,10 @@ def _codes(drawn: Drawn, model: mixar.Model, labels_B: Tensor, judge: Judge, see
                 with model.computing():
                     predicted_BN = prior.predict(codes_BN, masked_BN, condition, noise=noise).codes_BN
                 codes_BN = torch.where(masked_BN, predicted_BN, codes_BN)
-        _keep(file, "codes", codes_BN.cpu().contiguous())
+        _keep(file, "codes", codes_BN.cpu())
     return load_file(file)["codes"].to(desk.device)
-
-
-def _with(changes: Mapping[str, Any], inserted: Mapping[str, str]) -> dict[str, Any]:
-    """The changes with the folders of other runs in them."""
-
-    def value(old: Any) -> Any:
-        if isinstance(old, Mapping):
-            return {key: value(inner) for key, inner in old.items()}
-        return inserted.get(old, old) if isinstance(old, str) else old
-
-    return {key: value(old) for key, old in changes.items()}
 
 
 def _keep(file: Path, name: str, tensor: Tensor) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda path: save_file({name: tensor}, path))
-
-
-def _write(file: Path, figures: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(figures) + "\n")
+    write_whole(file, lambda path: save_file({name: tensor.contiguous()}, path))

@@ -51,8 +51,7 @@ def jobs_of(claims: Iterable[Claim], *, quick: bool = False) -> list[Job]:
     for claim in claims:
         for entry in few(claim) if quick else claim.entries:
             _, sets = ranked.setdefault((entry.training.name, entry.rank), (entry.training, {}))
-            if entry.drawn:
-                sets[entry.drawn] = None
+            sets[entry.drawn] = None
     order: dict[str, Job] = {}
     taken: set[tuple[str, str]] = set()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,18 +9,20 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+import numpy
 from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.claims import cost
 from benchmarks.claims.claim import Claim, Entry, Expected
-from benchmarks.claims.jobs import Desk
-from benchmarks.claims.judging import FIGURES
+from benchmarks.claims.jobs import figures_of, write_figures
+from benchmarks.claims.judging import FIGURES, judge_of
 from benchmarks.claims.plan import CLAIMS, few
-from benchmarks.study import csv_of, spread
+from benchmarks.runner import Desk
+from benchmarks.study import csv_of, spreads
 from mixar_core.pictures import rows_picture, write_png
 from mixar_core.storage import write_text
-from mixar_eval.report import number
+from mixar_eval.report import number, table
 
 #: the claim whose rows are timings at full size
 COST = "cost"
@@ -74,7 +75,7 @@ _HELP = {
 def report(name: str, desk: Desk, results: Path) -> None:
     """NAME.csv, NAME.png and NAME.md of what is measured by now; nothing where nothing is."""
     claim = COST_CLAIM if name == COST else CLAIMS[name]
-    rows = _cost_rows(desk) if name == COST else rows_of(claim, desk)
+    rows = cost.compared(desk) if name == COST else rows_of(claim, desk)
     if not rows:
         return
     results.mkdir(parents=True, exist_ok=True)
@@ -107,21 +108,18 @@ def _figures(entry: Entry, desk: Desk) -> dict[str, Any] | None:
     """Those of the run and of the set; None where one is not there yet."""
     found: dict[str, Any] = {}
     if entry.training.recipe is not None:
-        file = desk.figures(entry.training.name, "training")
+        file = figures_of(entry.training.name, "training", desk)
         if not file.is_file():
             return None
         found |= _of_log(json.loads(file.read_text()))
-    if entry.drawn is not None:
-        file = desk.figures(entry.training.name, entry.drawn.name)
-        if not file.is_file():
-            return None
-        drawn = json.loads(file.read_text())
-        found |= {name: drawn[name] for name in FIGURES if name in drawn}
-        if "seconds_an_image" in drawn:
-            found["ms_an_image"] = 1000 * drawn["seconds_an_image"]
-        if entry.drawn.alone:  # of the run nothing but its codes was used
-            found = {name: found[name] for name in (*FIGURES, "ms_an_image") if name in found}
-    return found
+    file = figures_of(entry.training.name, entry.drawn.name, desk)
+    if not file.is_file():
+        return None
+    drawn = json.loads(file.read_text())
+    if "seconds_an_image" in drawn:
+        drawn["ms_an_image"] = 1000 * drawn["seconds_an_image"]
+    own = {name: drawn[name] for name in (*FIGURES, "ms_an_image") if name in drawn}
+    return own if entry.drawn.alone else {**found, **own}  # of codes alone nothing else of the run was used
 
 
 def _of_log(log: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,30 +154,8 @@ def _equal_time(rows: Sequence[dict[str, Any]]) -> None:
             ends[row["seed"]] = min(seconds, ends.get(row["seed"], math.inf))
     for row in rows:
         if curve := row.pop("curve", None):
-            points = sorted((int(step) * row["ms_a_step"], loss) for step, loss in curve.items())
-            row["loss_at_equal_time"] = _between(points, ends[row["seed"]])
-
-
-def _between(points: Sequence[tuple[float, float]], at: float) -> float:
-    for (x, y), (next_x, next_y) in itertools.pairwise(points):
-        if x <= at <= next_x:
-            return y + (next_y - y) * (at - x) / (next_x - x)
-    return points[0][1] if at < points[0][0] else points[-1][1]
-
-
-def _cost_rows(desk: Desk) -> list[dict[str, Any]]:
-    """Timings, and each as a share of dc-mix's in the same round."""
-    found = cost.rows(desk)
-    base = {row["seed"]: row for row in found if row["arm"] == "dc-mix"}
-    return [
-        {
-            **row,
-            "head_share": row["head_parameters"] / row["parameters"],
-            "sampling_ratio": row["sampling_s"] / base[row["seed"]]["sampling_s"],
-            "training_ratio": row["training_s"] / base[row["seed"]]["training_s"],
-        }
-        for row in found
-    ]
+            x, y = zip(*sorted((int(step) * row["ms_a_step"], loss) for step, loss in curve.items()), strict=True)
+            row["loss_at_equal_time"] = float(numpy.interp(ends[row["seed"]], x, y))
 
 
 def verdict(expected: Expected, rows: Iterable[Mapping[str, Any]]) -> str:
@@ -212,18 +188,11 @@ def _by_seed(figure: str, arm: str, x: float | str | None, rows: Iterable[Mappin
     return {row["seed"]: row[figure] for row in wanted if row.get(figure) is not None}
 
 
-def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, Any], list[Mapping[str, Any]]]:
-    groups: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["arm"], row.get("x")), []).append(row)
-    return groups
-
-
 def _samples(claim: Claim, desk: Desk) -> dict[str, Tensor]:
     """Images of the first sets that seed 0 drew, by arm and x."""
     found: dict[str, Tensor] = {}
     for entry in claim.entries:
-        file = desk.out / "samples" / entry.training.name / f"{entry.drawn.name if entry.drawn else None}.safetensors"
+        file = desk.out / "samples" / entry.training.name / f"{entry.drawn.name}.safetensors"
         if file.is_file() and len(found) < _PICTURED:
             found[f"{entry.arm}, {entry.x}" if entry.x is not None else entry.arm] = load_file(file)["images"]
     return found
@@ -231,26 +200,25 @@ def _samples(claim: Claim, desk: Desk) -> dict[str, Tensor]:
 
 def _markdown(claim: Claim, rows: Sequence[Mapping[str, Any]], desk: Desk, *, pictured: bool) -> str:
     columns = [name for name in claim.figures if any(row.get(name) is not None for row in rows)]
-    has_x = any(row.get("x") is not None for row in rows)
-    head = ["arm", *([claim.across or "x"] if has_x else []), "seeds", *columns]
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    for (arm, x), group in _groups(rows).items():
-        cells = [spread([row[name] for row in group if row.get(name) is not None]) for name in columns]
-        lines.append(f"| {' | '.join([arm, *([str(x or '')] if has_x else []), str(len(group)), *cells])} |")
-    if claim.name != COST:
-        lines += ["", _floor(claim, desk)]
-    lines += ["", f"![{claim.title}]({claim.name}.png)", ""]
-    if pictured:
-        lines += [f"![Drawn by seed 0]({claim.name}_samples.png)", ""]
-    lines += [f"- {expected.says}: **{verdict(expected, rows)}**" for expected in claim.expected]
+    by = {"arm": "arm", "x": claim.across or "x"}
+    if all(row.get("x") is None for row in rows):
+        del by["x"]
+    shown = [
+        {said: row[key] or "" for key, said in by.items()} | {k: row.get(k) for k in ("seed", *columns)} for row in rows
+    ]
+    floor = [] if claim.name == COST else [f"{_floor(claim, desk)}\n"]
+    samples = [f"![Drawn by seed 0]({claim.name}_samples.png)\n"] if pictured else []
     notes = [f"{name}: {_HELP[name]}." for name in columns if name in _HELP]
     return "\n".join(
         [
             f"# {claim.title}\n",
             f"    python -m benchmarks.claims {claim.name}\n",
             f"The claim: {claim.says}\n",
-            *([f"{claim.notes}\n"] if claim.notes else []),
-            *lines,
+            table(spreads(shown, [*by.values()])),
+            *floor,
+            f"![{claim.title}]({claim.name}.png)\n",
+            *samples,
+            *(f"- {expected.says}: **{verdict(expected, rows)}**" for expected in claim.expected),
             "",
             "Mean ± standard deviation over seeds (of training and of drawing; rounds, where time is measured). All "
             f"rows: [{claim.name}.csv]({claim.name}.csv). Holds: one-sided paired t-test over seeds, p < 0.05, "
@@ -262,13 +230,10 @@ def _markdown(claim: Claim, rows: Sequence[Mapping[str, Any]], desk: Desk, *, pi
 
 def _floor(claim: Claim, desk: Desk) -> str:
     """What as many real images measure."""
-    data = next((entry.training.data for entry in claim.entries), "digits")
+    data = claim.entries[0].training.data
     file = desk.out / "measured" / f"real-{data}.json"
     if not file.is_file():
-        judge = desk.judge(data)
-        figures = judge.figures_of_floor()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(figures) + "\n")
+        write_figures(file, judge_of(data, desk).figures_of_floor())
     figures = json.loads(file.read_text())
     said = ", ".join(f"{name} {number(figures[name], 3)}" for name in claim.figures if name in figures)
     return f"The floor, {figures['count']} real images measured as if they had been drawn: {said}."
@@ -281,7 +246,9 @@ def _plot(claim: Claim, rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     names = [name for name in claim.shown if any(row.get(name) is not None for row in rows)]
     if not names:
         return
-    groups = _groups(rows)
+    groups: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["arm"], row.get("x")), []).append(row)
     lines = all(isinstance(x, int | float) for _, x in groups)
     height = 3.6 if lines else 1.2 + 0.26 * len(groups)
     figure = Figure(figsize=(4.2 * len(names), height), layout="constrained")

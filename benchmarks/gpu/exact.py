@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
-import subprocess
-import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import mixar
-from benchmarks.gpu.models import made, recipe_of, stepper
+from benchmarks.gpu.models import recipe_of, seeded, stepper, tokens_for
 from benchmarks.gpu.part import Part, Row
-from mixar.model import Precision
 from mixar.plugins import plugin_manager
 from mixar.run import make_objective
+from mixar.speed import Precision
 from mixar_core.distributed import Processes, join_processes
 from mixar_core.training.engine import Engine, shard
 from tests.parity.__main__ import TOLERANCE, errors_of
@@ -82,34 +82,32 @@ def program(part: Part) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, registry = Path(name), plugin_manager()
         write_family(folder, registry)
-        trained: dict[str, Path] = {}
 
-        def train(kind: str, steps: int, precision: str, resumed: bool = False, background: bool = False) -> Path:
-            out = folder / f"runs/{kind}-{precision}-{background}-{steps}{'-resumed' if resumed else ''}"
-            for last, resume in ((steps // 2, False), (steps, True)) if resumed else ((steps, False),):
-                settings = {
-                    "training.steps": last,
-                    "training.precision": precision,
-                    "training.workers": int(kind == "continuous"),
-                    "training.background_checkpoints": background,
-                }
-                recipe = mixar.load_recipe(folder / f"recipes/{kind}.yaml", settings, registry=registry)
-                mixar.train(recipe, out, device=part.device, resume=resume, registry=registry, callbacks=[])
-            return out
+        def train(kind: str, out: str, steps: int, resume: bool = False, **settings: Any) -> Path:
+            settings |= {"steps": steps, "workers": int(kind == "continuous")}
+            changes = {f"training.{key}": value for key, value in settings.items()}
+            recipe = mixar.load_recipe(folder / f"recipes/{kind}.yaml", changes, registry=registry)
+            run = folder / "runs" / out
+            mixar.train(recipe, run, device=part.device, resume=resume, registry=registry, callbacks=[])
+            return run
 
-        def repeated(kind: str, precision: str, background: bool = False) -> Row:
-            trained[kind] = once = train(kind, 4, precision, background=background)
-            return {"difference": _difference(once, train(kind, 4, precision, resumed=True, background=background))}
+        def repeated(kind: str, name: str, **settings: Any) -> Row:
+            once = train(kind, name, 4, **settings)
+            train(kind, f"{name}, stopped", 2, **settings)
+            return {"difference": _difference(once, train(kind, f"{name}, stopped", 4, resume=True, **settings))}
 
-        for kind in ("continuous", "discrete", "prior", "mixar"):
-            for precision in get_args(Precision) if kind == "mixar" else ("bf16",):
-                what = f"{kind}, {precision}: 4 steps, and 2 and 2 more after a stop"
-                part.row({"what": what}, repeated, kind, precision)
-        what = "mixar, bf16, the same with checkpoints written in the background"
-        part.row({"what": what}, repeated, "mixar", "bf16", True)
+        ways: list[tuple[str, str, dict[str, Any]]] = [
+            (kind, "bf16", {}) for kind in ("continuous", "discrete", "prior")
+        ]
+        ways += [("mixar", precision, {}) for precision in get_args(Precision)]
+        ways += [("mixar", "bf16", {"background_checkpoints": True})]
+        for kind, precision, settings in ways:
+            what = ", ".join((kind, precision, *(name.replace("_", " ") for name in settings)))
+            row = {"what": f"{what}: 4 steps, and 2 and 2 more after a stop"}
+            part.row(row, partial(repeated, precision=precision, **settings), kind, what)
         for precision in get_args(Precision):
-            what = f"images of the MixAR drawn here and on the CPU, {precision}"
-            part.row({"what": what}, lambda p=precision: _drawn_twice(part, trained["mixar"], p))  # type: ignore[misc]
+            row = {"what": f"images of the MixAR drawn here and on the CPU, {precision}"}
+            part.row(row, _drawn_twice, part, folder / f"runs/mixar, {precision}", precision)
 
 
 def _difference(one: Path, other: Path) -> float:
@@ -129,46 +127,19 @@ def _drawn_twice(part: Part, folder: Path, precision: Precision) -> Row:
 
 # ---------------------------------------------------------------- processes
 
-KINDS = ("ddp", "fsdp")
-
 
 def processes(part: Part) -> None:
-    """A MixAR's training steps under `torchrun` with one process: DDP's and FSDP2's sums through NCCL, and none."""
-    with tempfile.TemporaryDirectory() as name:
-        file = Path(name) / "alone.pt"
-        torch.save(run_steps(part, ""), file)
-        for kind in KINDS:
-            part.row({"what": f"torchrun, 1 process, {kind}"}, _beside, part, file, kind)
-        part.row({"what": "once more without torchrun"}, lambda: compare(torch.load(file), run_steps(part, "")))
+    """A MixAR's training steps in a group of one process: DDP's and FSDP2's sums through NCCL, and none."""
+    alone = run_steps(part, "")
+    for kind in ("ddp", "fsdp", ""):
+        part.row({"what": f"1 process, {kind}" if kind else "once more, alone"}, _beside, part, alone, kind)
 
 
-def _beside(part: Part, file: Path, kind: str) -> Row:
-    """What the same steps gave under torchrun, beside those in the file."""
-    out = file.with_name(f"{kind}.pt")
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "1", "--master-port", str(port))
-    worker = ("-m", "benchmarks.gpu.exact", kind, str(out), part.device.type, *(["tiny"] if part.tiny else []))
-    with file.with_name("log").open("w+") as log:  # not a pipe of ours: a worker that hangs would keep it open
-        command = [sys.executable, *launcher, *worker]
-        code = subprocess.run(command, stdout=log, stderr=log, timeout=max(10.0, part.left)).returncode
-        log.seek(0)
-        if code:
-            print(log.read()[-4000:])
-            raise RuntimeError(f"torchrun ended with {code}")
-    return compare(torch.load(file), torch.load(out))
-
-
-def compare(one: dict[str, Tensor], other: dict[str, Tensor]) -> Row:
+def _beside(part: Part, alone: dict[str, Tensor], kind: str) -> Row:
     """The largest difference of losses and of weights; 0: the same bits."""
-    losses = (one.pop("losses"), other.pop("losses"))
-    weights = max((one[name].double() - other[name].double()).abs().max().item() for name in one)
-    return {
-        "difference": weights,
-        "of losses": (losses[0] - losses[1]).abs().max().item(),
-        "loss": losses[0][-1].item(),
-    }
+    again = run_steps(part, kind)
+    off = {name: (alone[name].double() - again[name].double()).abs().max().item() for name in alone}
+    return {"of losses": off.pop("losses"), "difference": max(off.values()), "loss": again["losses"][-1].item()}
 
 
 def run_steps(part: Part, kind: str, steps: int = 4) -> dict[str, Tensor]:
@@ -178,23 +149,24 @@ def run_steps(part: Part, kind: str, steps: int = 4) -> dict[str, Tensor]:
     overrides = {**small, "training.batch_size": 16, "training.micro_batch": 8, "training.precision": "float32"}
     recipe = recipe_of(part, "mixar_b", overrides, registry)
     assert recipe.training is not None
-    objective = make_objective(made(part, recipe, registry), registry)
-    joined = join_processes(part.device.type) if kind else None
-    if kind == "fsdp" and joined is not None:
+    objective = make_objective(seeded(recipe, registry, part.device), registry)
+    joined = Processes(0, 1, part.device)
+    if kind:
+        with socket.socket() as free:
+            free.bind(("", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", **place}
+        joined = join_processes(part.device.type)
+    if kind == "fsdp":
         shard(objective, recipe.training, joined)
-    engine = Engine(objective, recipe.training, joined or Processes(0, 1, part.device), steps=1000, warmup=0)
+    engine = Engine(objective, recipe.training, joined, steps=1000, warmup=0)
     engine.sharded = kind == "fsdp"
     if kind == "ddp":
         engine.module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
-    step = stepper(engine, 16)
+    step = stepper(engine, tokens_for(objective, 16, part.device))
     losses = torch.tensor([step(index)["loss"] for index in range(steps)])
     weights = {name: tensor.cpu().clone() for name, tensor in engine.whole_weights().items()}
-    if joined is not None:
+    if kind:
         torch.distributed.destroy_process_group()
+        del os.environ["WORLD_SIZE"]
     return {**weights, "losses": losses}
-
-
-if __name__ == "__main__":  # what `torchrun` starts: KIND FILE DEVICE [tiny]
-    _kind, _file, _device, *_tiny = sys.argv[1:]
-    _chosen = torch.device(_device, 0) if _device == "cuda" else torch.device(_device)
-    torch.save(run_steps(Part(_chosen, Path(_file), 0.0, bool(_tiny)), _kind), _file)

@@ -10,7 +10,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from attrs import frozen
 
 from mixar.text import one_line
+from mixar_eval.report import number
 
 Row = dict[str, Any]
 #: seconds that a part stops before it would be ended
@@ -64,7 +64,8 @@ class Part:
         plain = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
         with self.rows.open("a") as file:
             file.write(json.dumps(plain) + "\n")
-        print(" ", ", ".join(f"{key} {_short(value)}" for key, value in plain.items()), flush=True)
+        told = (f"{key} {number(value) if isinstance(value, float) else value}" for key, value in plain.items())
+        print(" ", ", ".join(told), flush=True)
 
     def forget(self) -> None:
         """Give back what rows before took of the GPU's memory."""
@@ -94,15 +95,15 @@ class Part:
         return 1e-9 * torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
 
-def run_part(module: str, name: str, device: str, rows: Path, until: float, tiny: bool) -> None:
-    """One part, the function `name` of a module, in its own process and group of processes."""
+def run_part(measure: Callable[[Part], None], device: str, rows: Path, until: float, tiny: bool) -> None:
+    """One part in its own process and group of processes."""
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # a run's own, as where nothing is said
     chosen = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     try:
-        getattr(import_module(module), name)(Part(chosen, rows, until, tiny))
+        measure(Part(chosen, rows, until, tiny))
     except Exception:
         traceback.print_exc()
         sys.exit(1)
@@ -113,7 +114,3 @@ def read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

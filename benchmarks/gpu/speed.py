@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.models import engine_of, made, recipe_of, stepper, with_preset
+from benchmarks.gpu.models import engine_of, recipe_of, seeded, stepper, tokens_for, with_preset
 from benchmarks.gpu.part import Part, Row
+from benchmarks.gpu.report import NAMES
 from mixar.assembly import build
 from mixar.cost import estimate, training_flop_per_image
 from mixar.generation import batch_noise
@@ -34,6 +35,12 @@ TI_MIX = {"ti_mix": {"schedule": "constant", "start": 0.5}}
 CHECKPOINTING = {"backbone.activation_checkpointing": True}
 WARM_UP, STEPS = 3, 10
 
+
+def named(job: Training | Drawing) -> Row:
+    """What tells a way of training or drawing from the others."""
+    return {key: getattr(job, key) for key in NAMES if hasattr(job, key)}
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -44,7 +51,7 @@ class Training:
     recipe: str
     batch: int
     precision: str = "bf16"
-    how: str = ""
+    how: str = "-"
     overrides: Mapping[str, Any] = attrs.field(factory=dict)
 
 
@@ -68,17 +75,13 @@ COMPILED = (
 def training(part: Part) -> None:
     """Steps on tokens, as from a cache: forward, backward, clipping, AdamW and the average, all masked at random."""
     for job in TRAININGS:
-        part.row(_named(job), trained, part, job)
+        part.row(named(job), trained, part, job)
 
 
 def compiled(part: Part) -> None:
     """The same with torch.compile; seconds until the steps are warm are there, too."""
     for job in COMPILED:
-        part.row(_named(job), trained, part, job)
-
-
-def _named(job: Training) -> Row:
-    return {"recipe": job.recipe, "precision": job.precision, "batch": job.batch, "how": job.how or "-"}
+        part.row(named(job), trained, part, job)
 
 
 def _trains(job: Training, batch: int) -> dict[str, Any]:
@@ -92,8 +95,8 @@ def trained(part: Part, job: Training) -> Row:
     batch = 4 if part.tiny else job.batch
     recipe = recipe_of(part, job.recipe, _trains(job, batch), registry)
     began = time.time()
-    engine = engine_of(part, recipe, registry)
-    step = stepper(engine, batch)
+    engine = engine_of(recipe, registry, part.device)
+    step = stepper(engine, tokens_for(engine.objective, batch, part.device))
     warm_up, steps = (1, 2) if part.tiny else (WARM_UP, STEPS)
     if engine.config.compile:
         warm_up = 2 * warm_up  # its second shape is compiled for all
@@ -159,18 +162,13 @@ COMPILED_DRAWINGS = (
 def sampling(part: Part) -> None:
     """Whole images: prior, all steps, decoding; eager, and with bf16 weights and CUDA graphs of the head's loop."""
     for job in DRAWINGS:
-        part.row(_drawing(job), drawn, part, job)
+        part.row(named(job), drawn, part, job)
 
 
 def sampling_compiled(part: Part) -> None:
     """The same with torch.compile."""
     for job in COMPILED_DRAWINGS:
-        part.row(_drawing(job), drawn, part, job)
-
-
-def _drawing(job: Drawing) -> Row:
-    what = {"recipe": job.recipe, "preset": job.preset, "precision": job.precision, "batch": job.batch}
-    return {**what, "how": job.how}
+        part.row(named(job), drawn, part, job)
 
 
 def drawn(part: Part, job: Drawing) -> Row:
@@ -199,7 +197,7 @@ def drawn(part: Part, job: Drawing) -> Row:
 
 def _model(part: Part, recipe: Recipe, job: Drawing, registry: Registry) -> tuple[Model, Sequence[str]]:
     """A model to draw with, as `mixar.load` with the same settings would give it."""
-    system, notices = made(part, recipe, registry), list[str]()
+    system, notices = seeded(recipe, registry, part.device), list[str]()
     if job.lean is not None:
         notices = hasten(system.model, **job.lean)
     return Model(system, (), part.device, precision=job.precision), notices  # type: ignore[arg-type]
@@ -218,7 +216,7 @@ def graphs(part: Part) -> None:
 def _graphed(part: Part, name: str, precision: str, batch: int) -> Row:
     """Milliseconds of each way, and whether the graph gives the same bits."""
     registry = plugin_manager()
-    system = made(part, recipe_of(part, name, {}, registry), registry)
+    system = seeded(recipe_of(part, name, {}, registry), registry, part.device)
     assert system.model is not None
     head: Any = system.model.head.eval()  # what else is a head has no loop to capture
     if precision == "bf16":
@@ -257,7 +255,8 @@ def profiles(part: Part) -> None:
     batch = 4 if part.tiny else 64
     overrides = {"training.batch_size": batch, "training.micro_batch": None}
     recipe = recipe_of(part, "mar_b", overrides, registry)
-    step = stepper(engine_of(part, recipe, registry), batch)
+    engine = engine_of(recipe, registry, part.device)
+    step = stepper(engine, tokens_for(engine.objective, batch, part.device))
     for index in range(3):
         step(index)
     _profiled(part, f"training step, {batch} images, bf16", lambda: step(3))
@@ -308,7 +307,7 @@ def costs(part: Part) -> None:
         assert planned.recipe.training is not None
         cached = attrs.evolve(planned.recipe, training=attrs.evolve(planned.recipe.training, cache="memory"))
         flop, memory = training_flop_per_image(attrs.evolve(planned, recipe=cached)), training_memory(planned)
-        part.write({**_named(job), "GFLOP": flop and 1e-9 * flop, "GB estimated": memory["training"]})
+        part.write({**named(job), "GFLOP": flop and 1e-9 * flop, "GB estimated": memory["training"]})
     for recipe, preset in dict.fromkeys((job.recipe, job.preset) for job in DRAWINGS):
         planned = build(recipe_of(part, recipe, with_preset(preset, registry), registry), registry, meta=True)
         gflop = estimate(planned).sampling_gflop["total"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,21 @@ _BATCH = 256
 Row = dict[str, Any]
 
 
+def read_table(out: Path) -> dict[str, Row]:
+    """The rows that were measured, by what they are of."""
+    file = out / "table.json"
+    return {row["what"]: row for row in json.loads(file.read_text())} if file.is_file() else {}
+
+
 class Bench:
     """The real images with their features, and the rows measured so far, kept in `out`."""
 
     def __init__(
         self, family: Family, models: Path, out: Path, device: torch.device, *, count: int, quick: bool
     ) -> None:
-        self.family, self.models, self.out, self.device, self.count = family, models, out, device, count
-        self.names = (SEEN,) if quick else (SEEN, *JUDGES)
-        self.judges = self.names[-2:] if len(self.names) > 1 else self.names
+        self.family, self.out, self.device, self.count = family, out, device, count
+        self.judges = JUDGES[:1] if quick else JUDGES
+        self.names = (SEEN, *self.judges)
         registry = plugin_manager()
         parts = [registry.part("extractor", name) for name in self.names]
         self.extractors: dict[str, FeatureExtractor] = {
@@ -54,27 +61,24 @@ class Bench:
             loaded = load_readable(dataset, list(range(0, len(dataset), step)))
             self.images[split], self.labels[split] = loaded.pixels_B3HW, loaded.labels_B
         self.features = self._real()
-        self.probe = fit_probe(self.features["train"][self.judges[0]], self.labels["train"].tolist(), family.categories)
-        self.own = {
-            (split, name): _mean_kernel(features, features, device=device)
-            for split, of_split in self.features.items()
-            for name, features in of_split.items()
-        }
-        self.loaded: dict[str, Model] = {}
-        self.rows: dict[str, Row] = {}
-        if (out / "table.json").is_file():
-            self.rows = {row["what"]: row for row in json.loads((out / "table.json").read_text())}
+        self.own = {key: _mean_kernel(features, features, device=device) for key, features in self.features.items()}
+        self.train = self.features[f"train|{self.judges[0]}"]
+        self.probe = fit_probe(self.train, self.labels["train"].tolist(), family.categories)
+        self.rows = read_table(out)
 
-    def _real(self) -> dict[str, dict[str, Tensor]]:
+        @cache
+        def load(name: str) -> Model:
+            return mixar.load(models / name, device=device)
+
+        #: a model that was trained; read once
+        self.load = load
+
+    def _real(self) -> dict[str, Tensor]:
         file = self.out / "features.safetensors"
         if not file.is_file():
-            found = {f"{s}|{n}": f for s, images in self.images.items() for n, f in self._features(images).items()}
+            found = {f"{s}|{n}": self.features_of(images, n) for s, images in self.images.items() for n in self.names}
             write_weights(file, found)
-        stored = read_weights(file)
-        return {split: {n: stored[f"{split}|{n}"] for n in self.names} for split in self.images}
-
-    def _features(self, images_N3HW: Tensor) -> dict[str, Tensor]:
-        return {name: self.features_of(images_N3HW, name) for name in self.names}
+        return dict(read_weights(file))
 
     def features_of(self, images_N3HW: Tensor, name: str) -> Tensor:
         """Feature vectors of images (uint8) in one of the networks."""
@@ -83,122 +87,91 @@ class Bench:
 
     # ---------------------------------------------------------------- rows
 
-    def row(self, what: str, draw: Callable[[], tuple[Tensor, Tensor]]) -> Row:
+    def row(self, what: str, draw: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """Measure images (uint8) and their categories that `draw` gives, unless this was measured before."""
         if what in self.rows:
-            return self.rows[what]
+            return
         images_N3HW, labels_N = draw()
-        features = self._features(images_N3HW)
+        features = {name: self.features_of(images_N3HW, name) for name in self.names}
         row: Row = {"what": what, "images": len(images_N3HW)}
-        for name, found in features.items():
-            row[name] = self.distance(found, "train", name)
+        for split, said in {"train": "", "validation": " to validation"}.items():
+            row |= {name + said: self.distance(found, f"{split}|{name}") for name, found in features.items()}
         row["judge"] = sum(row[name] for name in self.judges) / len(self.judges)
-        for name, found in features.items():
-            row[f"{name} to validation"] = self.distance(found, "validation", name)
         own = features[self.judges[0]]
         row["probe"] = self.probe.named(own, labels_N.tolist()).share
-        row["nearest"] = float(torch.cdist(own, self.features["train"][self.judges[0]]).min(dim=1).values.median())
+        row["nearest"] = float(torch.cdist(own, self.train).min(dim=1).values.median())
         self.rows[what] = row
-        write_text(self.out / "table.json", json.dumps([*self.rows.values()], indent=1) + "\n")
+        rows = sorted(self.rows.values(), key=lambda row: (row["what"].split()[-1], row["judge"]))
+        write_text(self.out / "table.json", json.dumps(rows, indent=1) + "\n")
+        write_text(self.out / "table.csv", csv_text(rows))
+        write_text(self.out / "table.md", table(rows))
         print(f"  {what}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items() if isinstance(v, float)), flush=True)
-        return row
 
-    def distance(self, features_AF: Tensor, split: str, name: str) -> float:
+    def distance(self, features_AF: Tensor, real: str) -> float:
         """The kernel distance to a whole split: what `mixar_eval` takes the mean over random subsets of."""
         own = _mean_kernel(features_AF, features_AF, device=self.device)
-        across = _mean_kernel(features_AF, self.features[split][name], device=self.device)
-        return own + self.own[split, name] - 2 * across
-
-    def write(self) -> None:
-        """The rows as Markdown and CSV."""
-        rows = [
-            {"what": row["what"], "images": row["images"]}
-            | {name: f"{row[name]:.4f}" for name in ("judge", *self.names)}
-            | {name: f"{row[name]:.3f}" for name in ("probe", "nearest")}
-            | {"judge, to validation": f"{sum(row[f'{n} to validation'] for n in self.judges) / len(self.judges):.4f}"}
-            for row in sorted(self.rows.values(), key=lambda row: (row["what"].split()[-1], row["judge"]))
-        ]
-        write_text(self.out / "table.md", table(rows) + "\n")
-        write_text(self.out / "table.csv", csv_text([*self.rows.values()]))
+        return own + self.own[real] - 2 * _mean_kernel(features_AF, self.features[real], device=self.device)
 
     def real(self) -> None:
         """The floor: validation images; and, since samples are balanced, as many training images of each category."""
-        labels = self.labels["train"]
-        each = [
-            (labels == n).nonzero()[:, 0][: self.count // self.family.categories] for n in range(self.family.categories)
-        ]
-        rows = torch.cat(each)
+        labels_N, each = self.labels["train"], self.count // self.family.categories
+        rows = torch.cat([(labels_N == n).nonzero()[:each, 0] for n in range(self.family.categories)])
         self.row("validation real", lambda: (self.images["validation"], self.labels["validation"]))
-        self.row("training, balanced real", lambda: (self.images["train"][rows], labels[rows]))
+        self.row("training, balanced real", lambda: (self.images["train"][rows], labels_N[rows]))
 
     @torch.no_grad()
-    def tokenizer(self, name: str) -> Row:
-        """What a tokenizer gives back of the validation images; its distance is what no model over it goes below."""
-        real_B3HW, labels_B = self.images["validation"], self.labels["validation"]
-
-        def draw() -> tuple[Tensor, Tensor]:
-            system = self.load(name).system
-            tokenizer = system.continuous_tokenizer or system.discrete_tokenizer
-            assert tokenizer is not None
-            parts = (
-                real_B3HW[i : i + _BATCH].to(self.device).float() / 127.5 - 1.0
-                for i in range(0, len(real_B3HW), _BATCH)
-            )
-            return torch.cat([decoded(tokenizer, tokenizer.encode(part)) for part in parts]), labels_B
-
-        return self.row(f"{name} reconstructions", draw)
-
-    def codes(self, prior: str) -> Row:
-        """The prior's codes decoded alone."""
-        return self.row(
-            f"{prior} codes alone", lambda: (self.load(prior).decode_codes(self.drawn_codes(prior)), self.asked)
-        )
-
-    def mixar(self, name: str, prior: str) -> Row:
-        """A MixAR's images from the prior's codes."""
-        what = f"{name} + {prior} samples"
-        return self.row(what, lambda: (self.drawn(name, self.asked, self.drawn_codes(prior)), self.asked))
+    def model(self, name: str, prior: str | None) -> None:
+        """What a tokenizer gives back of the validation images, which no model over it goes below; what a prior's codes
+        decode to alone; what a MixAR makes of a prior's codes."""
+        trains = self.load(name).recipe.trains
+        if trains == "prior":
+            self.row(f"{name} codes alone", lambda: (self.load(name).decode_codes(self._codes(name)), self._asked))
+        elif trains != "mixar":
+            self.row(f"{name} reconstructions", lambda: (self._reconstructed(name), self.labels["validation"]))
+        elif prior is not None:
+            what = f"{name} + {prior} samples"
+            self.row(what, lambda: (self._drawn(name, self._asked, self._codes(prior)), self._asked))
 
     @torch.no_grad()
-    def true_codes(self, name: str) -> Row:
+    def true_codes(self, name: str) -> None:
         """A MixAR's images from the validation images' own codes."""
-        real_B3HW, labels_B = self.images["validation"], self.labels["validation"]
+        tokenizer = self.load(name).system.discrete_tokenizer
+        if self.load(name).recipe.trains == "mixar" and tokenizer is not None:
+            labels_B = self.labels["validation"]
 
-        def draw() -> tuple[Tensor, Tensor]:
-            tokenizer = self.load(name).system.discrete_tokenizer
-            assert tokenizer is not None
-            codes = [tokenizer.encode(p.to(self.device).float() / 127.5 - 1.0) for p in real_B3HW.split(_BATCH)]
-            return self.drawn(name, labels_B, torch.cat(codes)), labels_B
+            def draw() -> tuple[Tensor, Tensor]:
+                codes = [tokenizer.encode(part) for part in self._validation()]
+                return self._drawn(name, labels_B, torch.cat(codes)), labels_B
 
-        return self.row(f"{name} of true codes", draw)
+            self.row(f"{name} of true codes", draw)
 
     # ---------------------------------------------------------------- drawing
 
     @property
-    def asked(self) -> Tensor:
+    def _asked(self) -> Tensor:
         """Every category equally often."""
         return torch.arange(self.family.categories).repeat_interleave(self.count // self.family.categories)
 
-    def load(self, name: str) -> Model:
-        """A model that was trained; read once."""
-        if name not in self.loaded:
-            self.loaded[name] = mixar.load(self.models / name, device=self.device)
-        return self.loaded[name]
+    def _validation(self) -> list[Tensor]:
+        """Its images, as tokenizers take them."""
+        return [part.to(self.device).float() / 127.5 - 1.0 for part in self.images["validation"].split(_BATCH)]
 
-    def drawn_codes(self, prior: str) -> Tensor:
-        """Codes of a prior, of every category equally often."""
-        model, parts = self.load(prior), self.asked.to(self.device).split(_BATCH)
+    def _reconstructed(self, name: str) -> Tensor:
+        system = self.load(name).system
+        tokenizer = system.continuous_tokenizer or system.discrete_tokenizer
+        assert tokenizer is not None
+        return torch.cat([decoded(tokenizer, tokenizer.encode(part)) for part in self._validation()])
+
+    def _codes(self, prior: str) -> Tensor:
+        model, parts = self.load(prior), self._asked.to(self.device).split(_BATCH)
         settings = model.recipe.sampling
         return torch.cat([model.draw_codes(part, settings, batch_noise(0, k)) for k, part in enumerate(parts)])
 
-    def drawn(self, name: str, labels_B: Tensor, codes_BN: Tensor) -> Tensor:
-        """Images of a MixAR from codes."""
+    def _drawn(self, name: str, labels_B: Tensor, codes_BN: Tensor) -> Tensor:
         model, settings = self.load(name), self.load(name).recipe.sampling
         parts = zip(labels_B.to(self.device).split(_BATCH), codes_BN.split(_BATCH), strict=True)
-        drawn = [
-            model.draw(labels, settings, batch_noise(1000, k), codes)[0] for k, (labels, codes) in enumerate(parts)
-        ]
-        return torch.cat(drawn)
+        drawn = (model.draw(labels, settings, batch_noise(1000, k), codes) for k, (labels, codes) in enumerate(parts))
+        return torch.cat([images for images, *_ in drawn])
 
 
 def best(rows: Mapping[str, Row]) -> str:

@@ -1,4 +1,4 @@
-"""One training of a family: `python -m benchmarks.train_zoo.worker SPEC.json`, started by `benchmarks.train_zoo`.
+"""One training of a family, in the time that is left to it.
 
 How many steps fit is measured: the run is tried for some seconds, beside those it shares the machine with, and its
 learning rate then falls over as many steps as the time left allows. A run that was stopped goes on with as many.
@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import typer
-from attrs import asdict, frozen
+from attrs import frozen
 
 import mixar
 from mixar.folder import RECIPE, WEIGHTS, read_tensors
@@ -41,21 +40,12 @@ EARLY = ".early"
 
 @frozen
 class Spec:
-    """What to train: a recipe and its changes, in which folders, for how many seconds from `began` on."""
+    """What to train: a recipe and its changes, until when (of `time.time()`), on which device."""
 
     base: str
     changes: Mapping[str, Any]
-    run: str
-    model: str
-    began: float
-    seconds: float
+    until: float
     device: str | None = None
-
-    def write(self, path: Path) -> Path:
-        """As JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        return path
 
 
 class Trial(Callback):
@@ -78,15 +68,11 @@ class Trial(Callback):
         return (last - first) / max(now - then, 1e-6)
 
 
-def main(spec: Path) -> None:
+def train(work: Spec, run: Path, model: Path) -> None:
     """Train, or go on, and publish what came out."""
     torch.backends.cudnn.benchmark = True  # shapes stay the same
-    work = Spec(**json.loads(spec.read_text()))
-    run, model = Path(work.run), Path(work.model)
     resume = (run / RECIPE).is_file()
     recipe = mixar.load_recipe(run / RECIPE) if resume else mixar.load_recipe(work.base, planned(work))
-    assert recipe.training is not None
-    print(f"{recipe.training.steps} steps", flush=True)
     if not (run / WEIGHTS).is_file() and mixar.train(recipe, run, resume=resume, device=work.device).stopped:
         print("stopped; goes on when it is started again")
         return
@@ -96,28 +82,37 @@ def main(spec: Path) -> None:
 
 def planned(work: Spec) -> dict[str, Any]:
     """The changes, with as many steps as fit unless they say how many."""
-    changes = {"training.log_every": 5, "training.checkpoint_every": 0, **work.changes}
+    quiet = {"callbacks": [], "training.preview_every": 0, "training.log_every": 5, "training.checkpoint_every": 0}
+    changes = {**quiet, **work.changes}
     steps = changes.get("training.steps") or fitting(work, changes)
     looks = max(1, steps // LOOKS)
     changes |= {"training.steps": steps, "training.warmup_steps": min(200, steps // 10)}
     changes |= {"training.log_every": min(50, looks), "training.evaluate_every": looks}
     if not work.base.endswith(TOKENIZERS):
         changes |= {"training.checkpoint_every": looks, "training.keep_last": 2 * LOOKS}
-    if "adversarial" in changes:
+    if against_an_adversary(work.base, changes):
         changes |= {"adversarial.start_step": int(BEFORE_ADVERSARY * steps)}
     return changes
 
 
+def against_an_adversary(base: str, changes: Mapping[str, Any]) -> bool:
+    """Whether a discriminator is trained beside it."""
+    return mixar.load_recipe(base, changes).discriminator is not None
+
+
 def fitting(work: Spec, changes: Mapping[str, Any]) -> int:
     """Steps that fit the time left, by a trial."""
-    trial = Trial(min(6.0, work.seconds / 8))
+    started = time.time()
+    trial = Trial(min(6.0, (work.until - started) / 8))
+    tried = {**changes, "training.steps": 10**6, "training.evaluate_every": 0}
+    if against_an_adversary(work.base, changes):
+        tried |= {"adversarial.start_step": 0}  # most of the steps have it
     with tempfile.TemporaryDirectory() as folder:
-        started, many = time.time(), {"training.steps": 10**6, "training.evaluate_every": 0}
-        recipe = mixar.load_recipe(work.base, {**changes, **many})
+        recipe = mixar.load_recipe(work.base, tried)
         mixar.train(recipe, folder, device=work.device, callbacks=[trial])
-    setting_up, left = trial.reports[0][1] - started, work.began + work.seconds - time.time()
+    setting_up, left = trial.reports[0][1] - started, work.until - time.time()
     steps = max(LOOKS, int(trial.rate * PLANNED * (left - setting_up)))
-    print(f"{trial.rate:.1f} steps/s, {setting_up:.0f} s to begin, {left:.0f} s left", flush=True)
+    print(f"{trial.rate:.1f} steps/s, {setting_up:.0f} s to begin, {left:.0f} s left: {steps} steps", flush=True)
     return steps
 
 
@@ -133,7 +128,3 @@ def early(run: Path, model: Path) -> None:
     print(f"validation loss {losses[last]:.4f} after {last} steps, least {there[best]:.4f} after {best}")
     if there[best] < losses[last] * (1 - LOWER):
         publish(run, model, step=best, tensors=read_tensors(kept[best] / "ema"))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -18,14 +18,14 @@ pytest.importorskip("mixar_eval", reason="plugins/mixar_eval is not installed")
 
 import typer
 
+from benchmarks import runner
 from benchmarks.claims import __main__ as program
-from benchmarks.claims import runner
 from benchmarks.claims.claim import Expected
-from benchmarks.claims.jobs import Desk
 from benchmarks.claims.judging import FIGURES
 from benchmarks.claims.parts import registry_with_parts
 from benchmarks.claims.plan import CLAIMS, PARTS, few, jobs_of
 from benchmarks.claims.report import report, spikes, verdict
+from benchmarks.runner import Desk
 from mixar import build, load_recipe
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from attrs import evolve
 
 import mixar
 
 pytest.importorskip("mixar_zoo", reason="plugins/mixar_zoo is not installed")
 
-from benchmarks.train_zoo.__main__ import Zoo
+from benchmarks.train_zoo.__main__ import Job, Zoo
 from benchmarks.train_zoo.family import EMOJI64
 from benchmarks.train_zoo.measure import _mean_kernel
 from benchmarks.train_zoo.worker import EARLY, LOOKS, Spec, Trial, early, fitting, planned
@@ -30,12 +29,15 @@ TINY = {
 }
 
 
+STEPS = {"training.steps": 5}
+
+
 def zoo_in(folder: Path) -> Zoo:
-    return Zoo(EMOJI64, folder, 0.0, minutes=1.0, device="cpu", side_by_side=1)
+    return Zoo(folder, family=EMOJI64)
 
 
-def spec_in(folder: Path, **changes: object) -> Spec:
-    return Spec("digits_quick", {**TINY, **changes}, str(folder / "run"), str(folder / "model"), 0.0, 2.0, "cpu")
+def spec_of(**changes: object) -> Spec:
+    return Spec("digits_quick", {**TINY, **changes}, time.time() + 2.0, "cpu")
 
 
 def test_every_candidate_is_a_recipe_whose_parts_are_known():
@@ -70,18 +72,13 @@ def test_steps_are_those_that_fit_and_a_trial_tells_how_many_a_second(tmp_path, 
     assert not trial.asked
 
 
-def test_a_trial_stops_by_itself_and_leaves_nothing(tmp_path):
-    steps = fitting(evolve(spec_in(tmp_path), began=time.time()), {**TINY, "training.log_every": 1})
-    assert steps >= LOOKS and not (tmp_path / "run").exists()
+def test_a_trial_stops_by_itself_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fitting(spec_of(), {**TINY, "training.log_every": 1}) >= LOOKS and not [*tmp_path.iterdir()]
 
 
-def test_what_a_worker_is_told_comes_through(tmp_path):
-    spec = spec_in(tmp_path, **{"training.steps": 5})
-    assert Spec(**json.loads(spec.write(tmp_path / "runs" / "spec.json").read_text())) == spec
-
-
-def test_given_steps_stay_and_models_keep_states(tmp_path):
-    changes = planned(spec_in(tmp_path, **{"training.steps": 80}))
+def test_given_steps_stay_and_models_keep_states():
+    changes = planned(spec_of(**{"training.steps": 80}))
     assert changes["training.steps"] == 80 and changes["training.checkpoint_every"] == 80 // LOOKS
 
 
@@ -122,14 +119,24 @@ def test_the_best_is_what_the_judges_find_nearest_among_those_that_are_there(tmp
     with pytest.raises(LookupError, match="none of c16, c16a"):
         zoo.chosen(("c16", "c16a"))
     for name in ("c16", "c16a", "m8", "p8"):
-        (zoo.models / name).mkdir(parents=True)
-        (zoo.models / name / "recipe.yaml").write_text("")
+        zoo.model(name).mkdir(parents=True)
+        (zoo.model(name) / "recipe.yaml").write_text("")
     assert zoo.chosen(("c16", "c16a")) == "c16"  # nothing measured: the first
 
-    class Measured:
-        rows = {"c16 reconstructions": {"judge": 0.3}, "c16a reconstructions": {"judge": 0.2}}
-
-    zoo.bench = Measured()
+    measured = [{"what": "c16 reconstructions", "judge": 0.3}, {"what": "c16a reconstructions", "judge": 0.2}]
+    (tmp_path / "table.json").write_text(json.dumps(measured))
     assert zoo.chosen(("c16", "c16a")) == "c16a"
-    zoo.bench.rows["m8 + p8 samples"] = {"judge": 0.1}
+    measured.append({"what": "m8 + p8 samples", "judge": 0.1})
+    (tmp_path / "table.json").write_text(json.dumps(measured))
     assert zoo.winner() == "m8" and zoo.prior_of("longer") == "p8"
+
+
+def test_a_job_waits_for_what_it_builds_on_and_a_discriminator_begins_late(tmp_path):
+    """Of candidates one is enough; a run's own steps are behind a part without the discriminator."""
+    zoo, runs = zoo_in(tmp_path), EMOJI64.stages["finish"].runs
+    assert Job.of("c16e", runs["c16e"], zoo).needs == {"c16d"} and Job.of("longer", runs["longer"], zoo).needs
+    zoo.model("m8").mkdir(parents=True)
+    (zoo.model("m8") / "recipe.yaml").write_text("")
+    assert Job.of("longer", runs["longer"], zoo).needs == frozenset()
+    of_codes = planned(Spec("emoji64_lfq", {"training.steps": 100}, 0.0))
+    assert of_codes["adversarial.start_step"] == 40 and "adversarial.start_step" not in planned(spec_of(**STEPS))

@@ -1,24 +1,44 @@
-"""Jobs side by side, each a process of its own with one thread, until all are done or the time is over."""
+"""Jobs side by side, each a process of its own, until all are done or the time is over."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import typer
 from attrs import define, frozen
-
-from benchmarks.claims.jobs import Desk
 
 #: so many seconds before the end no job is begun, and so long a stopped one has to leave a checkpoint
 LAST, GRACE = 15.0, 25.0
-PACKED = "claims.tar.gz"
+
+
+@frozen
+class Desk:
+    """Where jobs work.
+
+    Args:
+        out: the folder: `runs` with weights, `logs` with what jobs say, and what each kind of job adds.
+        quick: everything in miniature.
+    """
+
+    out: Path
+    quick: bool = False
+    device: str = "cpu"
+
+    def folder(self, run: str) -> Path:
+        """Of a run."""
+        return (self.out / "runs" / run).resolve()
+
+    def has(self, run: str) -> bool:
+        """Whether a run is finished and its weights are there."""
+        return (self.folder(run) / "weights.safetensors").is_file()
 
 
 class Task(Protocol):
@@ -64,6 +84,13 @@ class Outcome:
 
     failed: tuple[str, ...]
     left: int
+
+
+def seconds_of(text: str) -> float:
+    """Of `2h`, `9m`, `540s` or `540`."""
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)):
+        raise typer.BadParameter(f"{text} is no time; for example 9m or 540s")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def to_do(tasks: Sequence[Task], desk: Desk) -> list[Task]:
@@ -148,15 +175,3 @@ def _stop(running: Sequence[Running]) -> None:
         except subprocess.TimeoutExpired:
             each.process.kill()
             each.process.wait()
-
-
-def pack(desk: Desk) -> Path:
-    """All that is worth keeping in one file: figures, a few images, reports; no weights."""
-    file = desk.out / PACKED
-    unfinished = file.with_name(f".{PACKED}.unfinished")
-    with tarfile.open(unfinished, "w:gz") as archive:
-        for name in ("measured", "samples", "results"):
-            if (desk.out / name).is_dir():
-                archive.add(desk.out / name, arcname=name)
-    unfinished.replace(file)
-    return file
