@@ -122,6 +122,23 @@ def variance(features_BF: Tensor, labels_B: Tensor) -> float:
     return float(torch.stack([features_BF[labels_B == label].var(dim=0).sum() for label in labels_B.unique()]).mean())
 
 
+def figures_of(
+    looked: tuple[Tensor, Tensor], labels_B: Tensor, reference_NF: Tensor, like: tuple[Tensor, Tensor]
+) -> dict[str, float]:
+    """Share recognised as what was asked for, distances to the reference, variety as a share of real images'.
+
+    Args:
+        looked: the classes that images are taken for, and their features. like: real features with their classes.
+    """
+    found_B, features_BF = looked
+    return {
+        "recognised": float((found_B == labels_B).float().mean()),
+        "kernel": kernel_distance(features_BF, reference_NF),
+        "frechet": frechet_distance(features_BF, reference_NF),
+        "variety": variance(features_BF, labels_B) / variance(*like),
+    }
+
+
 @frozen(eq=False)
 class Judge:
     """A classifier fitted on the real training digits, and the features that it has of the validation digits."""
@@ -130,14 +147,9 @@ class Judge:
     real_BF: Tensor
 
     def figures(self, images_B3HW: Tensor, labels_B: Tensor) -> dict[str, float]:
-        """Share recognised as what was asked for, distances to the validation digits, variety as a share of theirs."""
-        found_B, features_BF = self.classifier.judge(images_B3HW)
-        return {
-            "recognised": float((found_B == labels_B).float().mean()),
-            "kernel": kernel_distance(features_BF, self.real_BF),
-            "frechet": frechet_distance(features_BF, self.real_BF),
-            "variety": variance(features_BF, labels_B) / variance(self.real_BF, digits("validation")[1]),
-        }
+        """Measured against the validation digits."""
+        like = self.real_BF, digits("validation")[1]
+        return figures_of(self.classifier.judge(images_B3HW), labels_B, self.real_BF, like)
 
     def real(self, count: int) -> dict[str, float]:
         """The figures of as many real training digits as are drawn."""

@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.runner import Desk
-from benchmarks.study import digits, rows_of_each, variance
+from benchmarks.study import digits, figures_of, rows_of_each
 from mixar.plugins import plugin_manager
 from mixar_core.data.loader import load_readable
 from mixar_core.storage import write_whole
-from mixar_eval.distances import frechet_distance, kernel_distance
 from mixar_eval.extractors import open_extractor
 from mixar_eval.features import extract
 from mixar_eval.probe import fit_probe
@@ -31,7 +30,6 @@ _USUAL = 0.99
 EXTRACTOR = "efficientnet-lite2"
 FIGURES = ("recognised", "kernel", "frechet", "variety", "sharpness", "seams", "unlike")
 
-
 #: images uint8 (N, 3, H, W) and their classes (N,)
 Real = tuple[Tensor, Tensor]
 #: features (N, F) of images, and the classes that they are taken for (N,)
@@ -44,13 +42,12 @@ class Judge:
 
     Args:
         given: real images nobody trained on, whose codes are the true ones, and whose classes are asked for.
-        reference: other real images, which distances are taken to.
+        reference_NF: features of other real images, which distances are taken to.
         floor: as many real images as are drawn, from neither: what they measure no model is expected to pass.
     """
 
     look: Look
     given: Real
-    reference: Real
     floor: Real
     reference_NF: Tensor
 
@@ -65,20 +62,16 @@ class Judge:
         Args:
             token: pixels a token spans.
         """
-        found_B, features_BF = self.look(images_B3HW)
         given_B3HW, labels_B = self.given
-        _, real_BF = self.look(given_B3HW)
+        looked, real_BF = self.look(images_B3HW), self.look(given_B3HW)[1]
         sharp, seams = _edges(images_B3HW, token)
         real_sharp, real_seams = _edges(given_B3HW, token)
         usual = torch.cdist(real_BF, self.reference_NF).amin(dim=1).quantile(_USUAL)
         return {
-            "recognised": float((found_B == labels_B).float().mean()),
-            "kernel": kernel_distance(features_BF, self.reference_NF),
-            "frechet": frechet_distance(features_BF, self.reference_NF),
-            "variety": variance(features_BF, labels_B) / variance(real_BF, labels_B),
+            **figures_of(looked, labels_B, self.reference_NF, (real_BF, labels_B)),
             "sharpness": sharp / real_sharp,
             "seams": seams / real_seams,
-            "unlike": float((torch.cdist(features_BF, self.reference_NF).amin(dim=1) > usual).float().mean()),
+            "unlike": float((torch.cdist(looked[1], self.reference_NF).amin(dim=1) > usual).float().mean()),
         }
 
     def figures_of_floor(self) -> dict[str, float]:
@@ -109,8 +102,8 @@ def _of_digits(folder: Path, each: int, device: str) -> Judge:
     judge = DigitClassifier()
     judge.load_state_dict(load_file(file))
     judge.eval().requires_grad_(False)
-    given, reference, floor = _some(validation, each), _some(validation, each, behind=each), _some(train, each)
-    return Judge(judge.judge, given, reference, floor, judge.judge(reference[0])[1])
+    reference_NF = judge.judge(_some(validation, each, behind=each)[0])[1]
+    return Judge(judge.judge, _some(validation, each), _some(train, each), reference_NF)
 
 
 def _of_emoji(folder: Path, each: int, device: str) -> Judge:
@@ -143,7 +136,7 @@ def _of_emoji(folder: Path, each: int, device: str) -> Judge:
         found_BF = features(images_B3HW)
         return ((found_BF.double() - probe.mean_F) @ probe.weights_FL + probe.bias_L).argmax(dim=1), found_BF
 
-    return Judge(look, validation, train, validation, train_NF)
+    return Judge(look, validation, validation, train_NF)
 
 
 def _some(real: Real, each: int, behind: int = 0) -> Real:
