@@ -60,7 +60,7 @@ def test_a_row_that_fails_or_has_no_time_says_so(tmp_path: Path) -> None:
 
 def test_a_training_row(tmp_path: Path) -> None:
     part = Part(torch.device("cpu"), tmp_path / "rows", time.time() + 60, tiny=True)
-    row = speed.trained(part, speed.Training("mixar_l", 64, how="TI-Mix", overrides=speed.TI_MIX))
+    row = speed.trained(part, speed.Job("mixar_l", 64, "TI-Mix"))
     assert row["images/s"] > 0.0 and 0.1 < row["loss"] < 10.0
 
 

@@ -30,24 +30,22 @@ def _guidance(runs: Mapping[tuple[str, int], Training], rank: int) -> Iterable[E
                 yield Entry("codes alone", run, drawn, x=_NAMES[drawn.codes], rank=rank)
 
 
-_GUIDANCE_FIGURES = ("parameters", "loss", "loss_at_equal_time", "ms_a_step", "recognised", "kernel", "frechet")
-_HELD = (
-    Expected("codes lower the loss", "loss", "dc-mix", "none"),
-    Expected("dc-mix lies closer to real images than MAR", "kernel", "dc-mix", "none", "drawn", "none"),
-    Expected("dc-mix lies closer than dc-sa", "kernel", "dc-mix", "dc-sa", "drawn", "drawn"),
-    Expected("dc-mix lies closer than dc-ca", "kernel", "dc-mix", "dc-ca", "drawn", "drawn"),
-    Expected("dc-ca lies closer than dc-sa", "kernel", "dc-ca", "dc-sa", "drawn", "drawn"),
-    Expected("dc-mix lies closer than its codes alone", "kernel", "dc-mix", "codes alone", "drawn", "drawn"),
-    Expected("true codes serve better than drawn ones", "kernel", "dc-mix", "dc-mix", "true", "drawn"),
-)
 GUIDANCE = Claim(
     "guidance",
     "Discrete tokens as guidance: none, DC-Mix, DC-SA, DC-CA",
     "Guidance by discrete tokens helps masked autoregression over continuous ones; DC-Mix has the best balance of cost "
     "and quality (abstract, Table 2, Figure 7).",
     tuple(_guidance(BASE, 0)),
-    _HELD,
-    figures=_GUIDANCE_FIGURES,
+    (
+        Expected("codes lower the loss", "loss", "dc-mix", "none"),
+        Expected("dc-mix lies closer to real images than MAR", "kernel", "dc-mix", "none", "drawn", "none"),
+        Expected("dc-mix lies closer than dc-sa", "kernel", "dc-mix", "dc-sa", "drawn", "drawn"),
+        Expected("dc-mix lies closer than dc-ca", "kernel", "dc-mix", "dc-ca", "drawn", "drawn"),
+        Expected("dc-ca lies closer than dc-sa", "kernel", "dc-ca", "dc-sa", "drawn", "drawn"),
+        Expected("dc-mix lies closer than its codes alone", "kernel", "dc-mix", "codes alone", "drawn", "drawn"),
+        Expected("true codes serve better than drawn ones", "kernel", "dc-mix", "dc-mix", "true", "drawn"),
+    ),
+    figures=("parameters", "loss", "loss_at_equal_time", "ms_a_step", "recognised", "kernel", "frechet"),
     shown=("loss", "kernel", "frechet"),
     across="codes",
 )
@@ -57,16 +55,7 @@ EMOJI = {
     (injector, seed): run_of(f"emoji-{injector}", seed, {**_EMOJI, "injector": {"type": injector}}, recipe="emoji64")
     for injector, seed in product(INJECTORS, SEEDS)
 }
-GUIDANCE_EMOJI = Claim(
-    "guidance-emoji",
-    "The same on emoji",
-    GUIDANCE.says,
-    tuple(_guidance(EMOJI, 12)),
-    _HELD,
-    figures=_GUIDANCE_FIGURES,
-    shown=("loss", "kernel", "frechet"),
-    across="codes",
-)
+GUIDANCE_EMOJI = GUIDANCE.again("guidance-emoji", "The same on emoji", _guidance(EMOJI, 12))
 
 # ---------------------------------------------------------------- 2: TI-Mix, after the same dc-mix training
 
@@ -101,7 +90,6 @@ def _ti_expected(arms: tuple[str, ...]) -> tuple[Expected, ...]:
     return tuple(Expected(says.format(arm), "kernel", arm, "plain") for arm in arms[1:])
 
 
-_TI_FIGURES = ("loss", "ms_a_step", "recognised", "kernel", "frechet", "unlike")
 TI_MIX = Claim(
     "ti-mix",
     "TI-Mix: after the same DC-Mix training, plain or with lambda falling",
@@ -109,28 +97,17 @@ TI_MIX = Claim(
     "consistently (abstract, Figure 8).",
     _ti_entries(FIRST, TI_MIX_RUNS, 1),
     _ti_expected(FIRST),
-    figures=_TI_FIGURES,
+    figures=("loss", "ms_a_step", "recognised", "kernel", "frechet", "unlike"),
 )
-TI_MIX_SCHEDULES = Claim(
-    "ti-mix-schedules",
-    "TI-Mix: how lambda falls to 0.5",
-    TI_MIX.says,
-    _ti_entries(SCHEDULES, TI_MIX_RUNS, 8),
-    _ti_expected(SCHEDULES),
-    figures=_TI_FIGURES,
+_BY_SCHEDULE = _ti_entries(SCHEDULES, TI_MIX_RUNS, 8)
+TI_MIX_SCHEDULES = TI_MIX.again(
+    "ti-mix-schedules", "TI-Mix: how lambda falls to 0.5", _BY_SCHEDULE, _ti_expected(SCHEDULES)
 )
 _TI_EMOJI = {
     (arm, seed): _further(arm, seed, EMOJI["dc-mix", seed], {**LOSS, "training.batch_size": 32}, "emoji64")
     for arm, seed in product(FIRST, SEEDS)
 }
-TI_MIX_EMOJI = Claim(
-    "ti-mix-emoji",
-    "The same on emoji",
-    TI_MIX.says,
-    _ti_entries(FIRST, _TI_EMOJI, 13),
-    _ti_expected(FIRST),
-    figures=_TI_FIGURES,
-)
+TI_MIX_EMOJI = TI_MIX.again("ti-mix-emoji", "The same on emoji", _ti_entries(FIRST, _TI_EMOJI, 13))
 
 # ---------------------------------------------------------------- 3: whose codes
 

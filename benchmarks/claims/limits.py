@@ -43,14 +43,11 @@ def _needs(arm: str, says: str, most: int) -> tuple[Expected, ...]:
     )
 
 
-_STEPS_SAYS = (
-    "The paper draws in 64 and in 256 steps, MAR in 100 of the head each; guidance may allow far fewer, because codes "
-    "say already what tokens that are drawn together must agree on."
-)
 STEPS_CLAIM = Claim(
     "steps",
     "How many steps guidance needs, autoregressive and of the head: 16 tokens",
-    _STEPS_SAYS,
+    "The paper draws in 64 and in 256 steps, MAR in 100 of the head each; guidance may allow far fewer, because codes "
+    "say already what tokens that are drawn together must agree on.",
     tuple(
         _steps(
             {f"MixAR of {STEPS} steps": [BASE["dc-mix", seed] for seed in SEEDS], "MixAR, shipped": SHIPPED},
@@ -65,15 +62,11 @@ STEPS_CLAIM = Claim(
     shown=("kernel", "unlike", "ms_an_image"),
     across="steps x steps of the head",
 )
-STEPS_EMOJI = Claim(
+STEPS_EMOJI = STEPS_CLAIM.again(
     "steps-emoji",
     "How many steps on 64 tokens: the shipped emoji model",
-    _STEPS_SAYS,
-    tuple(_steps({"MixAR, shipped": SHIPPED_EMOJI}, POINTS_64, temperature=EMOJI_TEMPERATURE)),
+    _steps({"MixAR, shipped": SHIPPED_EMOJI}, POINTS_64, temperature=EMOJI_TEMPERATURE),
     _needs("MixAR, shipped", "it needs them", 16),
-    figures=STEPS_CLAIM.figures,
-    shown=STEPS_CLAIM.shown,
-    across=STEPS_CLAIM.across,
 )
 
 # ---------------------------------------------------------------- 5: the fill
@@ -151,28 +144,28 @@ _WIDTH_RUNS = {
 }
 
 
-def _width() -> Iterable[Entry]:
-    for (bits, _), run in _WIDTH_RUNS.items():
-        rank = 10 if bits == 10 else 9
-        yield Entry("MixAR, drawn codes", run, Drawn(), x=bits, rank=rank)
-        yield Entry("MixAR, true codes", run, TRUTH, x=bits, rank=rank)
-        yield Entry("drawn codes alone", run, Drawn(alone=True), x=bits, rank=rank)
-        yield Entry("true codes alone", run, Drawn("truth", alone=True), x=bits, rank=rank)
-
-
-def _bits(says: str, figure: str, arm: str, lower: int, higher: int) -> Expected:
-    return Expected(says, figure, arm, arm, lower, higher)
+_SETS = {
+    "MixAR, drawn codes": Drawn(),
+    "MixAR, true codes": TRUTH,
+    "drawn codes alone": Drawn(alone=True),
+    "true codes alone": Drawn("truth", alone=True),
+}
+_DRAWN, _TRUE = ("MixAR, drawn codes", "MixAR, drawn codes"), ("MixAR, true codes", "MixAR, true codes")
 
 
 CODE_WIDTH = Claim(
     "code-width",
     "Bits of a code: 6, 10, 14",
     "A codebook that is too small loses detail: blurred images; one that is too large is hard to predict.",
-    tuple(_width()),
+    tuple(
+        Entry(arm, run, drawn, x=bits, rank=10 if bits == 10 else 9)
+        for (bits, _), run in _WIDTH_RUNS.items()
+        for arm, drawn in _SETS.items()
+    ),
     (  # nothing of the true codes alone: of one tokenizer each they are the same at every seed
-        _bits("small codes blur: MixAR at 6 bits is less sharp than at 14", "sharpness", "MixAR, drawn codes", 6, 14),
-        _bits("from true codes more bits are better", "kernel", "MixAR, true codes", 14, 6),
-        _bits("from drawn codes more bits are better", "kernel", "MixAR, drawn codes", 14, 6),
+        Expected("small codes blur: MixAR at 6 bits is less sharp than at 14", "sharpness", *_DRAWN, 6, 14),
+        Expected("from true codes more bits are better", "kernel", *_TRUE, 14, 6),
+        Expected("from drawn codes more bits are better", "kernel", *_DRAWN, 14, 6),
     ),
     figures=("loss", "recognised", "kernel", "frechet", "sharpness"),
     shown=("kernel", "sharpness", "recognised"),
@@ -226,15 +219,11 @@ FIGURE_2 = Claim(
     across="steps of the prior",
     logarithmic=True,
 )
-FIGURE_2_EMOJI = Claim(
+FIGURE_2_EMOJI = FIGURE_2.again(
     "figure-2-emoji",
     "The same with the shipped emoji model",
-    FIGURE_2.says,
-    tuple(_figure_2("MixAR, shipped", SHIPPED_EMOJI, 11287, 11, EMOJI_TEMPERATURE)),
+    _figure_2("MixAR, shipped", SHIPPED_EMOJI, 11287, 11, EMOJI_TEMPERATURE),
     _closer("MixAR, shipped", 11287),
-    figures=FIGURE_2.figures,
-    across=FIGURE_2.across,
-    logarithmic=True,
 )
 
 # ---------------------------------------------------------------- 8: two sizes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from statistics import median
 from typing import Any
@@ -23,73 +23,86 @@ from mixar.memory import training_memory
 from mixar.model import Model
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import Recipe
-from mixar.speed import hasten
+from mixar.speed import Precision, hasten
 from mixar_core.graphs import Graphed
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.types import Step, Z
 
-#: TI-Mix in its middle, and not at all: what a MixAR's first and second half of training cost
-DC_MIX = {"ti_mix": {"schedule": "constant"}}
-TI_MIX = {"ti_mix": {"schedule": "constant", "start": 0.5}}
-CHECKPOINTING = {"backbone.activation_checkpointing": True}
 WARM_UP, STEPS = 3, 10
+#: what a way of training changes; a MixAR's first and second half: without TI-Mix, and in its middle
+HOW: dict[str, dict[str, Any]] = {
+    "-": {},
+    "DC-Mix": {"ti_mix": {"schedule": "constant"}},
+    "TI-Mix": {"ti_mix": {"schedule": "constant", "start": 0.5}},
+    "activation checkpointing": {"backbone.activation_checkpointing": True},
+    "compiled": {"training.compile": True},
+}
 
 
-def named(job: Training | Drawing) -> Row:
-    """What tells a way of training or drawing from the others."""
-    return {key: getattr(job, key) for key in NAMES if hasattr(job, key)}
+@attrs.frozen
+class Job:
+    """A way of training, or with a preset of drawing.
+
+    Args:
+        how: of training, names in HOW; of drawing, `autocast` or `eager`: as it comes, else what is hastened.
+    """
+
+    recipe: str
+    batch: int
+    how: str = "-"
+    precision: str = "bf16"
+    preset: str | None = None
+
+    @property
+    def names(self) -> Row:
+        """What tells it from the others."""
+        return {key: value for key in NAMES if (value := getattr(self, key)) is not None}
+
+    @property
+    def lean(self) -> bool:
+        """Whether drawing is hastened."""
+        return self.how not in ("autocast", "eager")
 
 
 # ---------------------------------------------------------------- training
 
-
-@attrs.frozen
-class Training:
-    """A way of training."""
-
-    recipe: str
-    batch: int
-    precision: str = "bf16"
-    how: str = "-"
-    overrides: Mapping[str, Any] = attrs.field(factory=dict)
-
-
 TRAININGS = (
-    Training("mar_b", 64),
-    Training("mixar_l", 64, how="DC-Mix", overrides=DC_MIX),
-    Training("mixar_l", 64, how="TI-Mix", overrides=TI_MIX),
-    Training("mar_b", 256),
-    Training("mixar_l", 256, how="DC-Mix", overrides=DC_MIX),
-    Training("mar_b", 256, how="activation checkpointing", overrides=CHECKPOINTING),
-    Training("mixar_l", 256, how="DC-Mix, activation checkpointing", overrides=DC_MIX | CHECKPOINTING),
-    Training("mar_b", 64, precision="float32"),
-    Training("mixar_l", 64, precision="float32", how="DC-Mix", overrides=DC_MIX),
+    Job("mar_b", 64),
+    Job("mixar_l", 64, "DC-Mix"),
+    Job("mixar_l", 64, "TI-Mix"),
+    Job("mar_b", 256),
+    Job("mixar_l", 256, "DC-Mix"),
+    Job("mar_b", 256, "activation checkpointing"),
+    Job("mixar_l", 256, "DC-Mix, activation checkpointing"),
+    Job("mar_b", 64, precision="float32"),
+    Job("mixar_l", 64, "DC-Mix", precision="float32"),
 )
-COMPILED = (
-    Training("mar_b", 64, how="compiled", overrides={"training.compile": True}),
-    Training("mixar_l", 64, how="DC-Mix, compiled", overrides=DC_MIX | {"training.compile": True}),
-)
+COMPILED = (Job("mar_b", 64, "compiled"), Job("mixar_l", 64, "DC-Mix, compiled"))
 
 
 def training(part: Part) -> None:
     """Steps on tokens, as from a cache: forward, backward, clipping, AdamW and the average, all masked at random."""
     for job in TRAININGS:
-        part.row(named(job), trained, part, job)
+        part.row(job.names, trained, part, job)
 
 
 def compiled(part: Part) -> None:
     """The same with torch.compile; seconds until the steps are warm are there, too."""
     for job in COMPILED:
-        part.row(named(job), trained, part, job)
+        part.row(job.names, trained, part, job)
 
 
-def _trains(job: Training, batch: int) -> dict[str, Any]:
+def _trains(job: Job, batch: int) -> dict[str, Any]:
     settings = {"batch_size": batch, "micro_batch": None, "precision": job.precision, "compile": False}
-    return {f"training.{key}": value for key, value in settings.items()} | dict(job.overrides)
+    settings |= {"cache": "memory"}  # tokens are given
+    changes = {f"training.{key}": value for key, value in settings.items()}
+    for how in job.how.split(", "):
+        changes |= HOW[how]
+    return changes
 
 
-def trained(part: Part, job: Training) -> Row:
+def trained(part: Part, job: Job) -> Row:
     """Images a second of the median step, and peak memory."""
     registry = plugin_manager()
     batch = 4 if part.tiny else job.batch
@@ -120,62 +133,49 @@ def trained(part: Part, job: Training) -> Row:
 # ---------------------------------------------------------------- sampling
 
 
-@attrs.frozen
-class Drawing:
-    """A way of drawing: `lean` are keywords of `mixar.speed.hasten`, None: autocast or float32 as it comes."""
-
-    recipe: str
-    preset: str
-    batch: int
-    precision: str = "bf16"
-    how: str = "autocast"
-    lean: Mapping[str, Any] | None = None
-
-
-LEAN = {"precision": "bf16"}
-GRAPHS = {**LEAN, "graphs": True}
+_GRAPHS = "bf16 weights, graphs"
 #: the most telling first: there is no time for all on every card
 DRAWINGS = (
-    Drawing("mar_b", "exact", 64),
-    Drawing("mar_b", "exact", 64, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mixar_l", "one-shot", 64),
-    Drawing("mixar_l", "one-shot", 64, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mar_b", "disa", 64, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mixar_l", "exact", 64, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mixar_l", "disa", 64, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mar_b", "exact", 1),
-    Drawing("mar_b", "exact", 1, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mixar_l", "exact", 64),
-    Drawing("mar_b", "exact", 256, how="bf16 weights, graphs", lean=GRAPHS),
-    Drawing("mar_b", "disa", 64),
-    Drawing("mixar_l", "disa", 64),
-    Drawing("mixar_l", "one-shot", 256),
-    Drawing("mar_b", "exact", 16, precision="float32", how="eager"),
-    Drawing("mar_b", "exact", 16, precision="float32", how="graphs", lean={"precision": "float32", "graphs": True}),
+    Job("mar_b", 64, "autocast", preset="exact"),
+    Job("mar_b", 64, _GRAPHS, preset="exact"),
+    Job("mixar_l", 64, "autocast", preset="one-shot"),
+    Job("mixar_l", 64, _GRAPHS, preset="one-shot"),
+    Job("mar_b", 64, _GRAPHS, preset="disa"),
+    Job("mixar_l", 64, _GRAPHS, preset="exact"),
+    Job("mixar_l", 64, _GRAPHS, preset="disa"),
+    Job("mar_b", 1, "autocast", preset="exact"),
+    Job("mar_b", 1, _GRAPHS, preset="exact"),
+    Job("mixar_l", 64, "autocast", preset="exact"),
+    Job("mar_b", 256, _GRAPHS, preset="exact"),
+    Job("mar_b", 64, "autocast", preset="disa"),
+    Job("mixar_l", 64, "autocast", preset="disa"),
+    Job("mixar_l", 256, "autocast", preset="one-shot"),
+    Job("mar_b", 16, "eager", "float32", preset="exact"),
+    Job("mar_b", 16, "graphs", "float32", preset="exact"),
 )
 COMPILED_DRAWINGS = (
-    Drawing("mar_b", "exact", 64, how="bf16 weights, compiled", lean={**LEAN, "compile": True}),
-    Drawing("mar_b", "exact", 64, how="bf16 weights, compiled, graphs", lean={**GRAPHS, "compile": True}),
+    Job("mar_b", 64, "bf16 weights, compiled", preset="exact"),
+    Job("mar_b", 64, "bf16 weights, compiled, graphs", preset="exact"),
 )
 
 
 def sampling(part: Part) -> None:
     """Whole images: prior, all steps, decoding; eager, and with bf16 weights and CUDA graphs of the head's loop."""
     for job in DRAWINGS:
-        part.row(named(job), drawn, part, job)
+        part.row(job.names, drawn, part, job)
 
 
 def sampling_compiled(part: Part) -> None:
     """The same with torch.compile."""
     for job in COMPILED_DRAWINGS:
-        part.row(named(job), drawn, part, job)
+        part.row(job.names, drawn, part, job)
 
 
-def drawn(part: Part, job: Drawing) -> Row:
+def drawn(part: Part, job: Job) -> Row:
     """Seconds of a batch, after one that warmed up (or, eager, after two steps)."""
     registry, batch = plugin_manager(), 2 if part.tiny else job.batch
     tiny = {"sampling.steps": 2, "sampling.head_steps": 6} if part.tiny else {}
-    recipe = recipe_of(part, job.recipe, with_preset(job.preset, registry) | tiny, registry)
+    recipe = recipe_of(part, job.recipe, with_preset(job.preset or "exact", registry) | tiny, registry)
     model, notices = _model(part, recipe, job, registry)
     labels_B = torch.arange(batch, device=part.device) % recipe.num_classes
 
@@ -183,7 +183,7 @@ def drawn(part: Part, job: Drawing) -> Row:
         return part.seconds(lambda: model.draw(labels_B, settings, batch_noise(0, 0)))
 
     short = attrs.evolve(recipe.sampling, steps=min(recipe.sampling.steps, 2), prior_steps=2)
-    warm_up = draw(recipe.sampling if job.lean is not None else short)
+    warm_up = draw(recipe.sampling if job.lean else short)
     part.forget()
     seconds = draw(recipe.sampling)
     return {
@@ -195,12 +195,13 @@ def drawn(part: Part, job: Drawing) -> Row:
     }
 
 
-def _model(part: Part, recipe: Recipe, job: Drawing, registry: Registry) -> tuple[Model, Sequence[str]]:
+def _model(part: Part, recipe: Recipe, job: Job, registry: Registry) -> tuple[Model, Sequence[str]]:
     """A model to draw with, as `mixar.load` with the same settings would give it."""
     system, notices = seeded(recipe, registry, part.device), list[str]()
-    if job.lean is not None:
-        notices = hasten(system.model, **job.lean)
-    return Model(system, (), part.device, precision=job.precision), notices  # type: ignore[arg-type]
+    precision: Precision = "bf16" if job.precision == "bf16" else "float32"
+    if job.lean:
+        notices = hasten(system.model, precision=precision, compile="compiled" in job.how, graphs="graphs" in job.how)
+    return Model(system, (), part.device, precision=precision), notices
 
 
 # ---------------------------------------------------------------- graphs
@@ -264,7 +265,7 @@ def profiles(part: Part) -> None:
     head_steps = 4 if part.tiny else 25
     steps = {"sampling.steps": 4, "sampling.head_steps": head_steps}
     recipe = recipe_of(part, "mar_b", with_preset("exact", registry) | steps, registry)
-    model, _ = _model(part, recipe, Drawing("mar_b", "exact", batch), registry)
+    model, _ = _model(part, recipe, Job("mar_b", batch, "autocast"), registry)
     labels_B = torch.arange(batch, device=part.device)
     model.draw(labels_B, recipe.sampling, batch_noise(0, 0))
     what = f"sampling {batch} images, 4 steps of {head_steps} head steps, bf16 autocast"
@@ -304,11 +305,9 @@ def costs(part: Part) -> None:
     registry = plugin_manager()
     for job in (*TRAININGS, *COMPILED):
         planned = build(recipe_of(part, job.recipe, _trains(job, job.batch), registry), registry, meta=True)
-        assert planned.recipe.training is not None
-        cached = attrs.evolve(planned.recipe, training=attrs.evolve(planned.recipe.training, cache="memory"))
-        flop, memory = training_flop_per_image(attrs.evolve(planned, recipe=cached)), training_memory(planned)
-        part.write({**named(job), "GFLOP": flop and 1e-9 * flop, "GB estimated": memory["training"]})
-    for recipe, preset in dict.fromkeys((job.recipe, job.preset) for job in DRAWINGS):
+        flop, memory = training_flop_per_image(planned), training_memory(planned)
+        part.write({**job.names, "GFLOP": flop and 1e-9 * flop, "GB estimated": memory["training"]})
+    for recipe, preset in dict.fromkeys((job.recipe, job.preset or "") for job in DRAWINGS):
         planned = build(recipe_of(part, recipe, with_preset(preset, registry), registry), registry, meta=True)
         gflop = estimate(planned).sampling_gflop["total"]
         part.write({"recipe": recipe, "preset": preset, "GFLOP": gflop if isinstance(gflop, float) else None})

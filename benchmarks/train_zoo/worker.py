@@ -28,8 +28,6 @@ from mixar_zoo.publish import publish
 LOOKS = 6
 #: an earlier state is published, too, where its validation loss was lower by this share of the last one's
 LOWER = 0.01
-#: how the recipes' names end that keep no earlier states: these are told by their reconstructions
-TOKENIZERS = ("_continuous", "_lfq")
 #: share of a tokenizer's steps before its discriminator begins
 BEFORE_ADVERSARY = 0.4
 #: of the time left, what steps are planned for: writing weights takes some, and others may need the machine
@@ -88,16 +86,12 @@ def planned(work: Spec) -> dict[str, Any]:
     looks = max(1, steps // LOOKS)
     changes |= {"training.steps": steps, "training.warmup_steps": min(200, steps // 10)}
     changes |= {"training.log_every": min(50, looks), "training.evaluate_every": looks}
-    if not work.base.endswith(TOKENIZERS):
+    recipe = mixar.load_recipe(work.base, changes)
+    if not recipe.trains.endswith("tokenizer"):  # those are told by their reconstructions, and keep no earlier states
         changes |= {"training.checkpoint_every": looks, "training.keep_last": 2 * LOOKS}
-    if against_an_adversary(work.base, changes):
+    if recipe.discriminator is not None:
         changes |= {"adversarial.start_step": int(BEFORE_ADVERSARY * steps)}
     return changes
-
-
-def against_an_adversary(base: str, changes: Mapping[str, Any]) -> bool:
-    """Whether a discriminator is trained beside it."""
-    return mixar.load_recipe(base, changes).discriminator is not None
 
 
 def fitting(work: Spec, changes: Mapping[str, Any]) -> int:
@@ -105,7 +99,7 @@ def fitting(work: Spec, changes: Mapping[str, Any]) -> int:
     started = time.time()
     trial = Trial(min(6.0, (work.until - started) / 8))
     tried = {**changes, "training.steps": 10**6, "training.evaluate_every": 0}
-    if against_an_adversary(work.base, changes):
+    if mixar.load_recipe(work.base, changes).discriminator is not None:
         tried |= {"adversarial.start_step": 0}  # most of the steps have it
     with tempfile.TemporaryDirectory() as folder:
         recipe = mixar.load_recipe(work.base, tried)
