@@ -15,14 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import typer
-from attrs import frozen
 from torch import Tensor
 
+from benchmarks.study import names
 from mixar.assembly import build
 from mixar.folder import save_model
 from mixar.plugins import plugin_manager
@@ -32,47 +32,32 @@ from tests.parity.case import read_manifest, seeded
 MANIFESTS = Path(__file__).parents[1] / "tests" / "parity" / "manifests"
 FEW = 4
 BITS = (10, 12, 14, 16, 18)
-#: TiTok's sizes, and the published steps of their generators
-TITOK = {"l32": "8", "b64": "8", "s128": "64"}
-
-
-@frozen
-class Model:
-    """A published model: its list of tensors, its importer, the tokenizer it needs, and options of its sampling."""
-
-    manifest: str
-    kind: str
-    tokenizer: str | None = None
-    sampling: tuple[str, ...] = ()
-
-
-MODELS = (
-    Model("kl16", "kl16"),
-    Model("vavae_f16d32", "vavae"),
-    *(Model(f"mar_{size}", "mar", "kl16", ("--steps", "4")) for size in ("base", "large", "huge")),
-    Model("detok_bb", "detok"),
-    *(Model(f"detok_mar_{size}", "detok-mar", "detok_bb", ("--steps", "4")) for size in ("base", "large")),
-    *(Model(f"flowar_{size}", "flowar", "kl16") for size in ("s", "l", "h")),
-    *(Model(f"maskbit_tokenizer_{bits}bit", "maskbit-tokenizer") for bits in BITS),
-    *(
-        Model(f"maskbit_generator_{bits}bit", "maskbit-generator", f"maskbit_tokenizer_{bits}bit", ("--steps", "4"))
-        for bits in BITS
-    ),
-    Model("llamagen_vq_ds16_c2i", "llamagen-tokenizer"),
-    *(Model(f"llamagen_gpt_{size}", "llamagen", "llamagen_vq_ds16_c2i") for size in ("b", "l", "xl", "xxl", "3b")),
-    *(Model(f"randar_{size}", "randar", "llamagen_vq_ds16_c2i", ("--steps", "4")) for size in ("l_0.3b", "xl_0.7b")),
-    Model("var_vae_ch160v4096z32", "var-tokenizer"),
-    *(Model(f"var_d{depth}", "var", "var_vae_ch160v4096z32") for depth in (16, 20, 24, 30)),
-    Model("maskgit_vqgan_imagenet_f16_256", "maskgit-vqgan-tokenizer"),
-    *(Model(f"rar_{size}", "rar", "maskgit_vqgan_imagenet_f16_256") for size in ("b", "l", "xl", "xxl")),
-    Model("magvit2_imagenet_256_L", "open-magvit2-tokenizer"),
-    *(Model(f"magvit2_AR_256_{size}", "open-magvit2-ar", "magvit2_imagenet_256_L") for size in ("B", "L", "XL")),
-    *(Model(f"titok_{size}_tokenizer", "titok-tokenizer") for size in TITOK),
-    *(
-        Model(f"titok_{size}_generator", "titok-generator", f"titok_{size}_tokenizer", ("--steps", steps))
-        for size, steps in TITOK.items()
-    ),
-)
+_VQ, _MASKGIT, _MAGVIT = "llamagen_vq_ds16_c2i", "maskgit_vqgan_imagenet_f16_256", "magvit2_imagenet_256_L"
+#: lists of tensors -> importer, the tokenizer that is needed, and steps of sampling where they are not the recipe's
+MODELS: dict[str, tuple[str, str | None, int | None]] = {
+    "kl16": ("kl16", None, None),
+    "vavae_f16d32": ("vavae", None, None),
+    **{f"mar_{size}": ("mar", "kl16", FEW) for size in ("base", "large", "huge")},
+    "detok_bb": ("detok", None, None),
+    **{f"detok_mar_{size}": ("detok-mar", "detok_bb", FEW) for size in ("base", "large")},
+    **{f"flowar_{size}": ("flowar", "kl16", None) for size in ("s", "l", "h")},
+    **{f"maskbit_tokenizer_{bits}bit": ("maskbit-tokenizer", None, None) for bits in BITS},
+    **{f"maskbit_generator_{n}bit": ("maskbit-generator", f"maskbit_tokenizer_{n}bit", FEW) for n in BITS},
+    _VQ: ("llamagen-tokenizer", None, None),
+    **{f"llamagen_gpt_{size}": ("llamagen", _VQ, None) for size in ("b", "l", "xl", "xxl", "3b")},
+    **{f"randar_{size}": ("randar", _VQ, FEW) for size in ("l_0.3b", "xl_0.7b")},
+    "var_vae_ch160v4096z32": ("var-tokenizer", None, None),
+    **{f"var_d{depth}": ("var", "var_vae_ch160v4096z32", None) for depth in (16, 20, 24, 30)},
+    _MASKGIT: ("maskgit-vqgan-tokenizer", None, None),
+    **{f"rar_{size}": ("rar", _MASKGIT, None) for size in ("b", "l", "xl", "xxl")},
+    _MAGVIT: ("open-magvit2-tokenizer", None, None),
+    **{f"magvit2_AR_256_{size}": ("open-magvit2-ar", _MAGVIT, None) for size in ("B", "L", "XL")},
+    **{f"titok_{size}_tokenizer": ("titok-tokenizer", None, None) for size in ("l32", "b64", "s128")},
+    **{  # with the steps that are published of them
+        f"titok_{size}_generator": ("titok-generator", f"titok_{size}_tokenizer", steps)
+        for size, steps in {"l32": 8, "b64": 8, "s128": 64}.items()
+    },
+}
 #: entries of a kind's files: of one the weights, of two the last step's and the averaged ones; others are bare
 ENTRIES = {
     **dict.fromkeys(("mar", "detok", "detok-mar"), ("model", "model_ema")),
@@ -96,36 +81,33 @@ main()
 _MIXAR_NEEDS = ("vavae_f16d32", "maskbit_tokenizer_14bit", "maskbit_generator_14bit")
 
 
-def main(only: str = "", threads: str = "2") -> None:
-    """Run what `--only` names (a list with commas), or everything; `--threads`: of each command."""
-    names = [model.manifest for model in MODELS] + [MIXAR]
-    wanted = set(only.split(",")) if only else set(names)
-    if unknown := wanted.difference(names):
-        raise typer.BadParameter(f"unknown: {', '.join(sorted(unknown))}; allowed: {', '.join(names)}")
+def main(only: str = ",".join([*MODELS, MIXAR]), threads: str = "2") -> None:
+    """Run what `--only` names (a list with commas); `--threads`: of each command."""
+    wanted = set(names(only, [*MODELS, MIXAR]))
     if MIXAR in wanted:
         wanted |= set(_MIXAR_NEEDS)
-    wanted |= {model.tokenizer for model in MODELS if model.manifest in wanted and model.tokenizer}
+    wanted |= {MODELS[name][1] or "" for name in wanted - {MIXAR}}
     os.environ["OMP_NUM_THREADS"] = threads
 
     print(f"{'model':26} {'file MB':>8} {'import s':>9} {'peak MB':>8} {'sample s':>9} {'peak MB':>8}")
     with tempfile.TemporaryDirectory(prefix="mixar-full-size-") as scratch:
-        for model in MODELS:
-            if model.manifest in wanted:
-                run(model, Path(scratch))
+        for name in MODELS:
+            if name in wanted:
+                run(name, Path(scratch))
         if MIXAR in wanted:
             run_mixar(Path(scratch))
 
 
-def run(model: Model, folder: Path) -> None:
+def run(name: str, folder: Path) -> None:
     """Write, import, and where it can draw, draw; prints the line."""
-    file, out = folder / "published.pt", folder / model.manifest
-    write(model, file)
+    kind, tokenizer, steps = MODELS[name]
+    file, out = folder / "published.pt", folder / name
+    write(name, kind, file)
     size = file.stat().st_size / 1e6
-    tokenizer = ("--tokenizer", str(folder / model.tokenizer)) if model.tokenizer else ()
-    imported = measured("weights", "import", model.kind, str(file), str(out), *tokenizer)
+    over = ("--tokenizer", str(folder / tokenizer)) if tokenizer else ()
+    imported = measured("weights", "import", kind, str(file), str(out), *over)
     file.unlink()
-    drawn = draw(out, folder, model.sampling) if model.tokenizer else None
-    report(model.manifest, size, imported, drawn)
+    report(name, size, imported, draw(out, folder, steps) if tokenizer else None)
 
 
 def run_mixar(folder: Path) -> None:
@@ -143,16 +125,17 @@ def run_mixar(folder: Path) -> None:
     save_model(folder / MIXAR, recipe_yaml=to_yaml(recipe), tensors=trained.state_dict())
     size = (folder / MIXAR / "weights.safetensors").stat().st_size / 1e6
     del trained
-    report(MIXAR, size, None, draw(folder / MIXAR, folder, ("--steps", "4")))
+    report(MIXAR, size, None, draw(folder / MIXAR, folder, FEW))
 
 
-def draw(model: Path, folder: Path, options: Sequence[str]) -> tuple[float, float]:
+def draw(model: Path, folder: Path, steps: int | None) -> tuple[float, float]:
     """Seconds and peak memory of drawing one image; head and prior take FEW steps, not the published 100 and 64."""
     recipe = model / "recipe.yaml"
     text = recipe.read_text()
     for key in ("head_steps", "prior_steps"):
         text = text.replace(f"{key}: null", f"{key}: {FEW}")
     recipe.write_text(text)
+    options = () if steps is None else ("--steps", str(steps))
     return measured("sample", str(model), "--labels", "207", "--force", "--out", str(folder / "samples"), *options)
 
 
@@ -163,19 +146,19 @@ def report(name: str, size: float, imported: tuple[float, float] | None, drawn: 
     print(f"{name:26} {size:8.0f} {cells[0]} {cells[1]}", flush=True)
 
 
-def write(model: Model, file: Path) -> None:
+def write(name: str, kind: str, file: Path) -> None:
     """The file as its authors' code saves it."""
-    tensors = {name: fill(name, tensor) for name, tensor in read_manifest(MANIFESTS / f"{model.manifest}.txt").items()}
+    tensors = {key: fill(key, tensor) for key, tensor in read_manifest(MANIFESTS / f"{name}.txt").items()}
     content: Mapping[str, object] = tensors
-    if model.kind == "vavae":
+    if kind == "vavae":
         tensors["loss.logvar"] = torch.zeros(())
-    if entries := ENTRIES.get(model.kind):
+    if entries := ENTRIES.get(kind):
         *others, own = entries
-        last = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        last = {key: torch.zeros_like(tensor) for key, tensor in tensors.items()}
         content = {**dict.fromkeys(others, last), own: tensors}
-    if len(entries or ()) > 1:
-        args = argparse.Namespace(model=model.manifest, blr=1e-4, lr=None, pin_mem=True)
-        content = {**content, "optimizer": {}, "epoch": 799, "scaler": {}, "args": args}
+        if others:
+            args = argparse.Namespace(model=name, blr=1e-4, lr=None, pin_mem=True)
+            content = {**content, "optimizer": {}, "epoch": 799, "scaler": {}, "args": args}
     torch.save(content, file)
 
 

@@ -20,7 +20,7 @@ from benchmarks.claims.judging import judge_of
 from benchmarks.claims.parts import registry_with_parts
 from benchmarks.runner import Desk
 from benchmarks.study import first_of_each
-from mixar.generation import batch_noise
+from mixar.generation import batch_noise, batches
 from mixar_core.mixture import hide_codes
 from mixar_core.storage import write_text, write_whole
 
@@ -199,11 +199,11 @@ def draw(training: Training, sets: Iterable[Drawn], desk: Desk) -> None:
             assert codes_BN is not None
             images = torch.cat([model.decode_codes(part) for part in codes_BN.split(_BATCH)])
         else:
-            settings, parts = evolve(model.recipe.sampling, steps=drawn.steps, head_steps=drawn.head_steps, cfg=1.0), []
-            settings = evolve(settings, temperature=drawn.temperature)
-            for k, rows in enumerate(torch.arange(len(labels_B)).split(_BATCH)):
+            settings = evolve(model.recipe.sampling, steps=drawn.steps, head_steps=drawn.head_steps)
+            settings, parts = evolve(settings, temperature=drawn.temperature, cfg=1.0), []
+            for rows, noise in batches(len(labels_B), training.seed, _BATCH):
                 codes = None if codes_BN is None else codes_BN[rows]
-                parts.append(model.draw(labels_B[rows], settings, batch_noise(training.seed, k), codes)[0])
+                parts.append(model.draw(labels_B[rows], settings, noise, codes)[0])
             images = torch.cat(parts)
         seconds = (time.process_time() - began) / len(labels_B)
         grid = model.system.model.backbone.layout.shape if model.system.model else None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import mixar
 from benchmarks.train_zoo.family import Family
-from mixar.generation import batch_noise, decoded
+from mixar.generation import batches, decoded
 from mixar.model import Model
 from mixar.plugins import plugin_manager
 from mixar_core.data.loader import load_readable
@@ -163,15 +163,14 @@ class Bench:
         return torch.cat([decoded(tokenizer, tokenizer.encode(part)) for part in self._validation()])
 
     def _codes(self, prior: str) -> Tensor:
-        model, parts = self.load(prior), self._asked.to(self.device).split(_BATCH)
-        settings = model.recipe.sampling
-        return torch.cat([model.draw_codes(part, settings, batch_noise(0, k)) for k, part in enumerate(parts)])
+        model, labels_B = self.load(prior), self._asked.to(self.device)
+        parts, settings = batches(len(labels_B), 0, _BATCH), model.recipe.sampling
+        return torch.cat([model.draw_codes(labels_B[rows], settings, noise) for rows, noise in parts])
 
     def _drawn(self, name: str, labels_B: Tensor, codes_BN: Tensor) -> Tensor:
-        model, settings = self.load(name), self.load(name).recipe.sampling
-        parts = zip(labels_B.to(self.device).split(_BATCH), codes_BN.split(_BATCH), strict=True)
-        drawn = (model.draw(labels, settings, batch_noise(1000, k), codes) for k, (labels, codes) in enumerate(parts))
-        return torch.cat([images for images, *_ in drawn])
+        model, labels_B = self.load(name), labels_B.to(self.device)
+        parts, settings = batches(len(labels_B), 1000, _BATCH), model.recipe.sampling
+        return torch.cat([model.draw(labels_B[rows], settings, noise, codes_BN[rows])[0] for rows, noise in parts])
 
 
 def best(rows: Mapping[str, Row]) -> str:
