@@ -13,7 +13,6 @@ and the cache's size against the arithmetic. How much a whole step gains depends
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from statistics import median
@@ -23,6 +22,7 @@ import torch
 import typer
 
 import mixar
+from benchmarks.study import log_of
 from mixar.assembly import build, open_data
 from mixar.cache import make_cache
 from mixar.plugins import plugin_manager
@@ -86,8 +86,7 @@ def trained(recipe: Recipe, folder: Path, device: str) -> tuple[float, float]:
     """Median seconds of a training step, and the share of all spent waiting for data."""
     assert recipe.training is not None
     mixar.train(recipe, folder, device=device)
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    steps = [entry for entry in log if entry["kind"] == "train"][WARM_UP:]
+    steps = log_of(folder, "train")[WARM_UP:]
     seconds = [recipe.training.batch_size / entry["images_per_second"] for entry in steps]
     waited = sum(taken * entry["waiting_share"] for taken, entry in zip(seconds, steps, strict=True))
     return median(seconds), waited / sum(seconds)

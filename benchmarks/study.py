@@ -72,10 +72,15 @@ def seconds_of(run: Path) -> float:
     return float(json.loads((run / "seconds.json").read_text()))
 
 
+def log_of(run: Path, kind: str) -> list[Row]:
+    """What its log says: of `train` or `validation`."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
 def losses_of(run: Path) -> dict[int, Mapping[str, float]]:
     """Validation losses by step."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: line["losses"] for line in lines if line["kind"] == "validation"}
+    return {line["step"]: line["losses"] for line in log_of(run, "validation")}
 
 
 def last_loss(run: Path) -> float:

@@ -19,7 +19,7 @@ import mixar
 from benchmarks.claims.judging import judge_of
 from benchmarks.claims.parts import registry_with_parts
 from benchmarks.runner import Desk
-from benchmarks.study import first_of_each
+from benchmarks.study import first_of_each, log_of, losses_of
 from mixar.generation import batch_noise, batches
 from mixar_core.mixture import hide_codes
 from mixar_core.storage import write_text, write_whole
@@ -159,9 +159,7 @@ def train(training: Training, desk: Desk) -> None:
 def of_training(training: Training, desk: Desk) -> dict[str, Any]:
     """What a run's log says: losses by step, seconds of its steps, gradient norms; and its size."""
     folder = desk.folder(training.name)
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    trained = [line for line in lines if line["kind"] == "train"]
-    validation = {line["step"]: line["losses"] for line in lines if line["kind"] == "validation"}
+    trained, validation = log_of(folder, "train"), losses_of(folder)
     recipe = mixar.load_recipe(folder / "recipe.yaml", registry=registry_with_parts())
     assert recipe.training is not None
     # the median: what else the machine does slows single reports, and a run that was stopped begins slowly

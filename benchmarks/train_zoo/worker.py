@@ -6,7 +6,6 @@ learning rate then falls over as many steps as the time left allows. A run that 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import tempfile
@@ -19,6 +18,7 @@ import torch
 from attrs import frozen
 
 import mixar
+from benchmarks.study import losses_of
 from mixar.folder import RECIPE, WEIGHTS, read_tensors
 from mixar_core.training.callback import Callback, RunInfo, StepReport
 from mixar_core.training.checkpoint import checkpoint_step, list_checkpoints
@@ -112,8 +112,7 @@ def fitting(work: Spec, changes: Mapping[str, Any]) -> int:
 
 def early(run: Path, model: Path) -> None:
     """Publish the state of least validation loss, if that is not the last: what came after was learned by heart."""
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    losses = {entry["step"]: entry["losses"]["ema/loss"] for entry in log if entry["kind"] == "validation"}
+    losses = {step: found["ema/loss"] for step, found in losses_of(run).items()}
     kept = {checkpoint_step(path): path for path in list_checkpoints(run)}
     there = {step: loss for step, loss in losses.items() if step in kept}
     if not there:

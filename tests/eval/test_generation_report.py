@@ -249,6 +249,10 @@ def test_a_grid_is_every_combination_once(family: Path) -> None:
         grid(model, plan_of(model), [], [], [0])
 
 
+def test_rows_of_a_csv_may_differ_in_their_columns() -> None:
+    assert csv_text([{"a": 1}, {"b": None, "a": 2.5}, {"c": "x, y"}]) == 'a,b,c\n1,,\n2.5,,\n,,"x, y"\n'
+
+
 def test_a_sweep_marks_the_best_point() -> None:
     settings = [
         {"cfg": cfg, "temperature": temperature, "steps": 3} for temperature in (0.5, 1.0) for cfg in (1.0, 2.0, 3.0)
