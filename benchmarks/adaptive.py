@@ -57,24 +57,29 @@ class ByChance(AdaptiveSampler):
 Drawing = tuple[Sampler, int, int, float]
 
 
-def cosine(steps: int, head: int, temperature: float = TEMPERATURE) -> dict[str, Drawing]:
-    """The plan of MAR, by its name."""
+def cosine(steps: int, head: int, temperature: float = TEMPERATURE) -> tuple[str, Drawing]:
+    """The plan of MAR, with its name."""
     name = f"cosine: {steps} steps, head {head}, prior at {temperature:g}"
-    return {name: (CosineSampler(CosineConfig()), steps, head, temperature)}
+    return name, (CosineSampler(CosineConfig()), steps, head, temperature)
 
 
-def adaptive(kind: str, steps: int, share: float, quick: int, redraw: float = 0.0) -> dict[str, Drawing]:
-    """The confident share in one step with `quick` steps of the head, the others with 25."""
-    name = f"{kind}: {steps} steps, {share:.0%} in one, head {quick}, redraw {redraw:.0%}"
-    config = AdaptiveConfig(confident=share, confident_head_steps=quick, redraw=redraw)
-    return {name: ((ByChance if kind == "by chance" else AdaptiveSampler)(config), steps, 25, TEMPERATURE)}
+def adaptive(steps: int, share: float, redraw: float = 0.0, *, chance: bool = False) -> tuple[str, Drawing]:
+    """The confident share in one step with 10 steps of the head, the others with 25."""
+    kind, sampler = ("by chance", ByChance) if chance else ("adaptive", AdaptiveSampler)
+    config = AdaptiveConfig(confident=share, confident_head_steps=10, redraw=redraw)
+    name = f"{kind}: {steps} steps, {share:.0%} in one, head 10, redraw {redraw:.0%}"
+    return name, (sampler(config), steps, 25, TEMPERATURE)
 
 
-COMPARED = cosine(8, 25, 1.0) | cosine(8, 25, 2.0) | cosine(8, 25, 3.0)
-FRONTIER = cosine(2, 10) | cosine(4, 10) | cosine(8, 10) | cosine(4, 25) | cosine(16, 25) | cosine(8, 50)
-FRONTIER |= adaptive("adaptive", 3, 0.5, 10) | adaptive("adaptive", 5, 0.5, 10) | adaptive("adaptive", 9, 0.5, 10)
-FRONTIER |= adaptive("adaptive", 5, 0.75, 10) | adaptive("adaptive", 5, 0.5, 10, 0.25)
-FRONTIER |= adaptive("by chance", 5, 0.5, 10)
+COMPARED = dict(cosine(8, 25, temperature) for temperature in TEMPERATURES)
+FRONTIER = dict(
+    [
+        *(cosine(steps, head) for steps, head in ((2, 10), (4, 10), (8, 10), (4, 25), (16, 25), (8, 50))),
+        *(adaptive(steps, share) for steps, share in ((3, 0.5), (5, 0.5), (9, 0.5), (5, 0.75))),
+        adaptive(5, 0.5, 0.25),
+        adaptive(5, 0.5, chance=True),
+    ]
+)
 
 
 def main(arms: str = ",".join(ARMS), seeds: str = "0,1,2", steps: int = 300, out: Path = Path("runs/adaptive")) -> None:
@@ -112,13 +117,15 @@ def drawn(run: Path, about: study.Row) -> study.Found:
         alone = study.judge().figures(model.decode_codes(codes.codes_BN), labels_B)
         rows.append({"drawing": f"codes alone, prior at {temperature:g}", **alone})
         with mock.patch.object(mixture.prior, "sample", lambda *_, codes=codes, **__: codes):
-            for name, (mixture.sampler, steps, head, at) in drawings.items():
-                if at == temperature:
-                    settings = evolve(model.recipe.sampling, steps=steps, head_steps=head)
-                    began = time.process_time()  # with one thread the seconds of one core, whatever else runs
-                    images = model.draw(labels_B, settings, batch_noise(seed, 1))[0]
-                    seconds = time.process_time() - began
-                    rows.append({"drawing": name, **study.judge().figures(images, labels_B), "seconds": seconds})
+            for name, (sampler, steps, head, at) in drawings.items():
+                if at != temperature:
+                    continue
+                mixture.sampler = sampler
+                settings = evolve(model.recipe.sampling, steps=steps, head_steps=head)
+                began = time.process_time()  # with one thread the seconds of one core, whatever else runs
+                images = model.draw(labels_B, settings, batch_noise(seed, 1))[0]
+                seconds = time.process_time() - began
+                rows.append({"drawing": name, **study.judge().figures(images, labels_B), "seconds": seconds})
     return rows, {}
 
 
@@ -138,9 +145,9 @@ def plot(rows: Sequence[study.Row], file: Path) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    drawings = (cosine(8, 25) | FRONTIER).keys()
-    for name in drawings & {row["drawing"] for row in rows}:
-        found = [row for row in rows if row["drawing"] == name]
+    for name in (cosine(8, 25)[0], *FRONTIER):
+        if not (found := [row for row in rows if row["drawing"] == name]):
+            continue
         at = mean(row["seconds"] for row in found), mean(row["kernel"] for row in found)
         axes.plot(*at, {"cosine": "oC0", "adaptive": "sC1", "by chance": "xC2"}[name.partition(":")[0]])
         axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=6)

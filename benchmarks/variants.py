@@ -97,16 +97,17 @@ def drawn(run: Path, about: study.Row) -> study.Found:
     """The rows of a model: digits, and the seconds of one thread that one took (batches of 100)."""
     rows, few, labels_B = [], {}, torch.arange(COUNT) % 10
     for name, (model, steps, order, published) in ROWS.items():
-        if model == run.name.rpartition("-")[0]:
-            loaded = mixar.load(run)
-            assert loaded.system.model is not None
-            one = 1 if steps == TOKENS else None
-            loaded.system.model.sampler = CosineSampler(CosineConfig(order=order, tokens_per_step=one))
-            images, figures = study.drawn(loaded, labels_B, seed=about["seed"], steps=steps, batch_size=BATCH)
-            loss = loss_in_raster_order(run) if (model, order) == ("random", "raster") else study.last_loss(run)
-            row = {"row": name, "published FID": published, **figures, "loss": loss}
-            rows.append({**row, "training_tflop": training_tflop(run)})
-            few[name] = images[:20]
+        if model != run.name.rpartition("-")[0]:
+            continue
+        loaded = mixar.load(run)
+        assert loaded.system.model is not None
+        one = 1 if steps == TOKENS else None
+        loaded.system.model.sampler = CosineSampler(CosineConfig(order=order, tokens_per_step=one))
+        images, figures = study.drawn(loaded, labels_B, seed=about["seed"], steps=steps, batch_size=BATCH)
+        loss = loss_in_raster_order(run) if (model, order) == ("random", "raster") else study.last_loss(run)
+        row = {"row": name, "published FID": published, **figures, "loss": loss}
+        rows.append({**row, "training_tflop": training_tflop(run)})
+        few[name] = images[:20]
     return rows, few
 
 
