@@ -24,6 +24,7 @@ import typer
 from attrs import frozen
 
 from benchmarks.runner import GRACE, Desk, run_all, seconds_of
+from benchmarks.study import names
 from benchmarks.train_zoo.family import FAMILIES, Family, Run
 from benchmarks.train_zoo.measure import Bench, best, read_table
 from benchmarks.train_zoo.worker import EARLY, Spec, train
@@ -173,9 +174,12 @@ def main(
         base, changes = zoo.recipe(job)
         train(Spec(base, changes, until, device), zoo.folder(job), zoo.model(job))
         return
-    family = family.only(only.split(",")) if only else family
+    runs = [name for stage in family.stages.values() for name in stage.runs]
+    asked = names(only, runs) if only else runs
     bench: Bench | None = None
-    for name, stage in family.stages.items():
+    for name, stage in family.only(asked).stages.items():
+        if not stage.runs:
+            continue
         began, seconds = time.time(), 60 * minutes * stage.share
         print(f"\n{name}: {', '.join(stage.runs)} ({seconds:.0f} s)", flush=True)
         of = ("benchmarks.train_zoo", "--data", data, "--until", str(began + seconds), "--job")
@@ -185,15 +189,15 @@ def main(
             bench = bench or Bench(family, out / "models", out, torch.device(device), count=count, quick=quick)
             measure(zoo, bench, [*stage.runs], ends, all_states=False)
     if bench is not None:
-        measure(zoo, bench, [key for stage in family.stages.values() for key in stage.runs], ends, all_states=True)
+        measure(zoo, bench, asked, ends, all_states=True)
     if pack is not None:
         zoo.pack(pack)
 
 
-def measure(zoo: Zoo, bench: Bench, names: list[str], ends: float, *, all_states: bool) -> None:
+def measure(zoo: Zoo, bench: Bench, runs: list[str], ends: float, *, all_states: bool) -> None:
     """Measure runs while there is time; with all states earlier ones, too, and true codes, which nothing waits for."""
     suffixes = ("", EARLY) if all_states else ("",)
-    for name in filter(zoo.has, names):
+    for name in filter(zoo.has, runs):
         prior = zoo.prior_of(name)
         priors = [prior + suffix for suffix in suffixes if zoo.has(prior + suffix)] if prior else [None]
         for state in (name + suffix for suffix in suffixes if zoo.has(name + suffix)):
