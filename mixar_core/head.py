@@ -6,9 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
+from attrs import evolve
 from torch import Tensor, nn
 
+from mixar_core.errors import UserError
 from mixar_core.graphs import Graphed
+from mixar_core.masking import put, take
 from mixar_core.noise import Noise
 from mixar_core.types import Step, Z
 
@@ -70,3 +74,42 @@ class ContinuousHead(nn.Module, ABC):
         Raises:
             UserError: as `check`.
         """
+
+    def parts(self, step: Step, tokens: int) -> list[tuple[int, Step]]:
+        """How many of a step's tokens are drawn by which step: one part, or of a step with `detail` two, it first.
+
+        Raises:
+            UserError: as `check`; or tokens that are drawn together are to be drawn in two parts.
+        """
+        found = [(tokens, step)]
+        if step.detail is not None:
+            if self.together or self.denoises:
+                raise UserError(
+                    f"the head {type(self).__name__} draws the tokens of a step together: no detail of some"
+                )
+            count, rest = round(step.detail[0] * tokens), evolve(step, detail=None)
+            found = [(count, evolve(rest, head_steps=step.detail[1])), (tokens - count, rest)]
+        for _, part in found:
+            self.check(part)
+        return [(count, part) for count, part in found if count]
+
+    def sample_parts(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        """`sample`, part by part: (B, K, C)."""
+        if step.detail is None:
+            return self.sample(z, step, noise=noise)
+        order_BK, drawn, done = detail_of(z.cond_BKD).argsort(dim=1, descending=True, stable=True), [], 0
+        for count, part in self.parts(step, order_BK.shape[1]):
+            rows_BR, done = order_BK[:, done : done + count], done + count
+            uncond_BRD = None if z.uncond_BKD is None else take(z.uncond_BKD, rows_BR)
+            places_BR = z.positions_BK.gather(1, rows_BR)
+            of = z._replace(cond_BKD=take(z.cond_BKD, rows_BR), uncond_BKD=uncond_BRD, positions_BK=places_BR)
+            drawn.append(self.sample(of, part, noise=noise))
+        drawn_BKC = torch.cat(drawn, dim=1)
+        return put(torch.empty_like(drawn_BKC), order_BK, drawn_BKC)
+
+
+def detail_of(z_BKD: Tensor) -> Tensor:
+    """How much each z varies along its length (B, K): its spectrum's magnitudes, the higher frequencies weighing up to
+    twice as much (GtR, arXiv 2510.17171, frequency-weighted token selection)."""
+    spectrum = torch.fft.rfft(z_BKD.float()).abs()
+    return (spectrum * torch.linspace(1.0, 2.0, spectrum.shape[-1], device=z_BKD.device)).sum(dim=-1)

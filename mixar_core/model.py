@@ -322,7 +322,7 @@ class MixAR(nn.Module):
             if self.injector.follows and index:
                 state.guidance = self.guidance(codes, known=known / tokens)
             z = state.predict(positions_BK, step)._replace(tokens_BNC=latents_BNC, known_BN=known_BN)
-            drawn_BKC = self.project(self.head.sample(z, step, noise=noise))
+            drawn_BKC = self.project(self.head.sample_parts(z, step, noise=noise))
             state.reveal(positions_BK, drawn_BKC)
             latents_BNC = put(latents_BNC, positions_BK, drawn_BKC)
             known_BN, known = known_BN.scatter(1, positions_BK, True), known + positions_BK.shape[1]

@@ -332,6 +332,8 @@ class Step:
             earlier ones (`Backbone.reuses`); None: none.
         share: of its tokens that a method of reuse computes anew, where it has a choice, 0 to 1.
         redraw: the tokens are known already; they are forgotten and drawn once more.
+        detail: a share of the tokens, 0 to 1, that takes so many head steps: those whose z varies most along its
+            length (see `head.detail_of`); None: all alike.
     """
 
     cfg: float = 1.0
@@ -342,6 +344,7 @@ class Step:
     reuse: str | None = None
     share: float = 1.0
     redraw: bool = False
+    detail: tuple[float, int] | None = None
 
 
 class Losses(NamedTuple):

@@ -206,7 +206,7 @@ def planned_steps(model: MixAR, settings: SamplingConfig) -> Sequence[PlannedSte
     """
     steps = model.plan(model.condition(codes_of(1)[0]), settings, noise=Noise.seeded(0)).steps
     for planned in steps:
-        model.head.check(planned.step)
+        model.head.parts(planned.step, planned.positions_BK.shape[1])
     return steps
 
 
@@ -214,7 +214,8 @@ def _head_gflop(head: ContinuousHead, plan: Sequence[PlannedStep], z: Z) -> floa
     """Of the head, in all steps of sampling one image; z is that of one token."""
     drawn: Counter[tuple[int | None, bool]] = Counter()  # tokens, by what their cost depends on
     for planned in plan:
-        drawn[planned.step.head_steps, planned.step.cfg != 1.0] += planned.positions_BK.shape[1]
+        for count, step in head.parts(planned.step, planned.positions_BK.shape[1]):
+            drawn[step.head_steps, step.cfg != 1.0] += count
 
     def draw_token(head_steps: int | None, guided: bool) -> Tensor:
         return head.sample(z, Step(2.0 if guided else 1.0, head_steps=head_steps), noise=Noise.seeded(0))

@@ -132,7 +132,7 @@ def sampling_as(model: Model, recipe: Recipe, registry: Registry) -> Model:
         mixar.sampler = construct(recipe, registry, "sampler")
         condition = mixar.condition(model.labels(list(all_classes(model))[:1]))
         for planned in mixar.plan(condition, recipe.sampling, noise=Noise.seeded(0)).steps:
-            mixar.head.check(planned.step)
+            mixar.head.parts(planned.step, planned.positions_BK.shape[1])
     return evolve(model, system=evolve(system, model=mixar))
 
 

@@ -197,7 +197,7 @@ SMALL: dict[str, dict[str, list[dict[str, Any] | Callable[[Path], dict[str, Any]
             {"head_steps_end": 7, "head_steps_fall": "cosine", "solver": "disa"},
         ],
         "groups": [{}, {"head_steps_end": 5}],
-        "gtr": [{}, {"shares": (1.0, 1.0, 1.0)}],
+        "gtr": [{}, {"shares": (1.0, 1.0, 1.0), "detail": 0.3}],
         "lazymar": [{}, {"full": 0, "period": 1, "order": "halton"}],
         "recap": [{"head_steps_share": 1.0}, {"head_steps_share": 1.0, "begin": 0.0}],
     },

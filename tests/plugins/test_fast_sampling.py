@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mixar_core import Condition, Grid, Guidance, Noise, Plan, Step, Task, TokenLayout, UserError, Z
 from mixar_core.backbone import BackboneState
+from mixar_core.head import ContinuousHead, detail_of
 from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mixar_plugins.heads.solvers import SOLVERS, process_of
@@ -195,6 +196,49 @@ def test_gtr_draws_a_checkerboard_in_most_of_its_steps() -> None:
                  (drawn[:24], drawn[24:30], drawn[30:])]  # fmt: skip
     assert diagonals == [{0}, {2}, {1, 3}]
     assert [len(part) for part in drawn[30:]] == [64, 64]
+
+
+def test_gtr_gives_more_head_steps_to_a_share_of_its_last_stage() -> None:
+    asked = task(layout=TokenLayout("grid", (Grid(16, 16),)), steps=32, head_steps=50)
+    plan = GtRSampler(GtRConfig(head_steps_end=20, detail=0.1)).plan(asked, noise=Noise.seeded(0))
+    assert [planned.step.detail for planned in plan.steps] == [None] * 30 + [(0.1, 50)] * 2
+    with pytest.raises(UserError, match=r"sampler.detail: 0.1; .* which is None"):
+        GtRSampler(GtRConfig(detail=0.1)).plan(task(head_steps=None), noise=Noise.seeded(0))
+
+
+class Counting(ContinuousHead):
+    """Draws its z and the number of head steps."""
+
+    token_dim = 5
+
+    def loss(self, z: Z, target_BKC: Tensor, *, noise: Noise) -> Tensor:
+        raise NotImplementedError
+
+    def sample(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
+        places_BK1, steps_BK1 = (
+            z.positions_BK[..., None].float(),
+            torch.full((*z.positions_BK.shape, 1), step.head_steps),
+        )
+        return torch.cat([z.cond_BKD, z.uncond_BKD[..., :1], places_BK1, steps_BK1], dim=-1)
+
+
+def test_tokens_whose_z_varies_most_take_more_head_steps() -> None:
+    torch.manual_seed(0)
+    calm, wild, even = torch.linspace(0.0, 1.0, 16), torch.tensor([1.0, -1.0] * 8), torch.full((16,), 0.9)
+    z_BKD = torch.stack([torch.stack([even, wild, calm, calm]), torch.stack([calm, calm, even, wild])])
+    z = Z(z_BKD, PLACES_BK, torch.rand(2, 4, 16))
+    head, step = Counting(), Step(cfg=2.0, head_steps=20, detail=(0.25, 50))
+    drawn_BKC = head.sample_parts(z, step, noise=Noise.seeded(0))
+    assert torch.equal(drawn_BKC[..., :16], z.cond_BKD) and torch.equal(drawn_BKC[..., 16], z.uncond_BKD[..., 0])
+    assert torch.equal(drawn_BKC[..., 17], PLACES_BK.float())
+    assert drawn_BKC[..., 18].tolist() == [[20, 50, 20, 20], [20, 20, 20, 50]]
+    assert [(n, s.head_steps) for n, s in head.parts(step, 4)] == [(1, 50), (3, 20)]
+    assert [(n, s.head_steps) for n, s in head.parts(step, 1)] == [(1, 20)]
+    head.together = True
+    with pytest.raises(UserError, match="Counting draws the tokens of a step together"):
+        head.sample_parts(z, step, noise=Noise.seeded(0))
+    spectrum = torch.fft.fft(z_BKD).abs()[..., :9]  # by the definition, up to half of the length
+    torch.testing.assert_close(detail_of(z_BKD), (spectrum * (1 + torch.arange(9) / 8)).sum(-1))
 
 
 def test_guidance_keeps_to_its_interval() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from itertools import accumulate, pairwise
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
+from attrs.validators import and_, ge, le
 from torch import Tensor
 
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
-from mixar_core.plan import Task
+from mixar_core.plan import Plan, PlannedStep, Task
 from mixar_plugins.samplers.cosine import CosineConfig, CosineSampler, reveal_order
 
 #: where stages end, as shares of the tokens: every second diagonal of the first half, that half, all
@@ -23,9 +24,12 @@ class GtRConfig(CosineConfig):
 
     Args:
         shares: of the steps, for each of the three stages (24, 6 and 2 of 32).
+        detail: a share of the last stage's tokens that takes as many head steps as the first step of all: those whose
+            z varies most (as published: 0.1).
     """
 
     shares: tuple[float, float, float] = field(default=(0.75, 0.1875, 0.0625))
+    detail: float = field(default=0.0, validator=and_(ge(0.0), le(1.0)))
 
     def __attrs_post_init__(self) -> None:
         CosineConfig.__attrs_post_init__(self)
@@ -36,12 +40,28 @@ class GtRConfig(CosineConfig):
 
 
 class GtRSampler(CosineSampler):
-    """GtR's stages: tokens of even row + column first, a quarter and a quarter; then the other half in few steps.
-
-    Not here: more head steps for those tokens of the last stage whose z varies most.
-    """
+    """GtR's stages: tokens of even row + column first, a quarter and a quarter; then the other half in few steps."""
 
     config: GtRConfig
+
+    def plan(self, task: Task, *, noise: Noise) -> Plan:
+        """A plan for this task.
+
+        Raises:
+            UserError: the tokens stand on no grid; or some are to have more head steps, and it is not said how many.
+        """
+        plan, share, done = super().plan(task, noise=noise), self.config.detail, 0
+        if not share:
+            return plan
+        if task.head_steps is None:
+            raise UserError(f"sampler.detail: {share:g}; these tokens take sampling.head_steps, which is None")
+        steps, total = [], sum(planned.positions_BK.shape[1] for planned in plan.steps)
+        for planned in plan.steps:
+            last = done >= round(ENDS[1] * total)
+            step = evolve(planned.step, detail=(share, task.head_steps)) if last else planned.step
+            steps.append(PlannedStep(planned.positions_BK, step))
+            done += planned.positions_BK.shape[1]
+        return Plan(steps)
 
     def reveal(self, task: Task, *, noise: Noise) -> Tensor:
         """Stage by stage, at random within each: (B, N) int64.
