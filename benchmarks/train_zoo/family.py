@@ -116,6 +116,7 @@ _HARDER = _DECODER | {
     "training.learning_rate": 4.0e-4,
 }
 _HARDEST = _HARDER | {"reconstruction.reconstruction_weight": 30.0, "training.steps": 450}
+_LAST = _HARDEST | {"training.batch_size": 48, "training.ema_decay": 0.995, "training.steps": 4665}
 _SUBCATEGORIES = {"num_classes": 107, "data.subcategories": True}
 _COARSE = {"discrete_tokenizer.channel_multipliers": [1, 2, 4, 4, 8], "discrete_tokenizer.bits": 14}
 _OVER_COARSE = {"prior.bits": 14, "prior.stride": 16, "prior.steps": 16, "prior.randomize_temperature": 1.5}
@@ -150,6 +151,7 @@ EMOJI64 = Family(
             share=0.30,
             runs={
                 "p8": Run("emoji64_prior", _PRIOR, _D8),
+                "p8d": Run("emoji64_prior", {**_PRIOR, "prior.dropout": 0.3, "training.flip": False}, _D8),
                 "p8s": Run("emoji64_prior", {**_PRIOR, **_SUBCATEGORIES}, _D8),
                 "p4": Run("emoji64_prior", {**_PRIOR, **_OVER_COARSE}, _D4),
                 "m8": Run("emoji64", _MIXAR, _C16 | _D8, prior="p8"),
@@ -165,6 +167,9 @@ EMOJI64 = Family(
                 "c16d": Run(None, _DECODER, continues=("c16",)),
                 "c16e": Run(None, _HARDER, continues=("c16d",)),
                 "c16f": Run(None, _HARDEST, continues=("c16e",)),
+                "c16h": Run(None, _LAST, continues=("c16f",)),
+                "m8f": Run(None, {"training.steps": 1900}, continues=("m8",)),
+                "m8g": Run(None, {"training.steps": 1785, "training.learning_rate": 6.0e-4}, continues=("m8f",)),
                 "longer": Run(None, _LONGER, continues=_MIXARS),
                 "timix": Run(None, _LONGER | _TI_MIX, continues=_MIXARS),
             },
