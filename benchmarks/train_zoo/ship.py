@@ -85,6 +85,8 @@ def copy(name: str, folder: Path, further: Sequence[Path]) -> None:
         continued.append(said)
     if continued:
         facts["continued"] = continued
+    if (MODELS / name / "presets").is_dir():
+        print(f"{name}: its presets go, they were found on other weights: mixar tune finds new ones")
     save_model(
         MODELS / name, recipe_yaml=to_yaml(recipe), tensors=tensors, facts=facts, dtype=torch.bfloat16, replace=True
     )

@@ -61,8 +61,8 @@ class Trial(Callback):
 
     @property
     def rate(self) -> float:
-        """Steps a second, the first reports left out: they have what is done once."""
-        (first, then), (last, now) = self.reports[1], self.reports[-1]
+        """Steps a second of the second half: the first has what is done once, by this run and by those beside it."""
+        (first, then), (last, now) = self.reports[len(self.reports) // 2], self.reports[-1]
         return (last - first) / max(now - then, 1e-6)
 
 
@@ -97,7 +97,7 @@ def planned(work: Spec) -> dict[str, Any]:
 def fitting(work: Spec, changes: Mapping[str, Any]) -> int:
     """Steps that fit the time left, by a trial."""
     started = time.time()
-    trial = Trial(min(6.0, (work.until - started) / 8))
+    trial = Trial(min(20.0, (work.until - started) / 12))
     tried = {**changes, "training.steps": 10**6, "training.evaluate_every": 0}
     if mixar.load_recipe(work.base, changes).discriminator is not None:
         tried |= {"adversarial.start_step": 0}  # most of the steps have it
