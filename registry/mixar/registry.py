@@ -11,12 +11,14 @@ import attrs
 
 from mixar import hub
 from mixar.hooks import Part
-from mixar.text import choices
+from mixar.text import choices, comes_with
 from mixar.written import path_of
 from mixar_core.errors import UserError
 
 #: the package whose parts are meant where a recipe says nothing
 OWN = "mixar"
+#: how names begin of what mixar-zoo ships, for who has not installed it
+_ZOO = ("digits", "emoji64")
 #: the folder of a model's own presets of sampling
 PRESETS = "presets"
 
@@ -256,7 +258,9 @@ class Registry:
         qualified = [f"{owner}:{own}" for own, owner in known]
         same = [each for each in qualified if each.rpartition(":")[2] == bare]
         allowed = choices((same or qualified) if plugin else {own for own, _ in known}, name)
+        zoo = any(p.package == "mixar-zoo" for p in (*self.plugins, *self.left_out))
         said = [
+            *([comes_with("mixar_zoo")] if bare.startswith(_ZOO) and not zoo else []),
             *blamed,
             *(f"plugin {p.name} of {p.distribution} was not loaded: {p.problem}" for p in self.broken),
             *(f"plugin {p.name} of {p.distribution} is left out by {self.left_out_by}" for p in self.left_out),

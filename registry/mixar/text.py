@@ -23,6 +23,12 @@ def nearest(names: Iterable[str], wanted: str) -> str:
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
+def comes_with(package: str) -> str:
+    """Where something of a package of this repository is had from."""
+    folders = ("mixar_eval", package) if package == "mixar_zoo" else (package,)
+    return f"it comes with {package}, in a checkout: pip install {' '.join(f'./plugins/{each}' for each in folders)}"
+
+
 def tell(*lines: str) -> None:
     """Lines on stderr, of one process of a run."""
     if os.environ.get("RANK", "0") == "0":

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mixar_core
+from mixar.cli.main import _why_missing
 from mixar.plugins import Part, Plugin, Registry, load_plugins, plugin_manager
 from mixar_core.errors import UserError
 from tests.registry.conftest import Install, folders_hook
@@ -371,3 +372,18 @@ def test_a_recipe_that_two_plugins_bring_is_found_by_path_only(install: Install,
         registry.find_recipe("mar_bb")
     with pytest.raises(UserError, match="no such file"):
         registry.find_recipe("./mar_b.yaml")
+
+
+def test_what_the_zoo_ships_says_so_where_it_is_not_installed(registry: Registry) -> None:
+    without = Registry(tuple(p for p in registry.plugins if p.package != "mixar-zoo"), registry.kinds)
+    for find, name in ((without.find_model, "emoji64"), (without.find_recipe, "digits_quick")):
+        with pytest.raises(UserError, match=r"pip install \./plugins/mixar_eval \./plugins/mixar_zoo"):
+            find(name)
+    with pytest.raises(UserError) as caught:
+        without.find_model("nobody")
+    assert "mixar_zoo" not in str(caught.value)
+
+
+def test_a_command_of_a_package_that_is_not_installed_says_which() -> None:
+    said = _why_missing("No such command 'demo'.", [])
+    assert said == "; it comes with mixar_zoo, in a checkout: pip install ./plugins/mixar_eval ./plugins/mixar_zoo"

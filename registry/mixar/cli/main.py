@@ -25,7 +25,7 @@ from mixar.cli.publish import publish_command
 from mixar.cli.sample import sample_command
 from mixar.cli.train import train_command
 from mixar.plugins import load_plugins
-from mixar.text import one_line
+from mixar.text import comes_with, one_line
 from mixar_core.errors import UserError
 
 #: what typer raises for a wrong command line; newer ones bring a copy of click, so it cannot be imported from there
@@ -114,7 +114,8 @@ def main() -> None:
     except _ClickError as error:
         context, message = getattr(error, "ctx", None), error.format_message()
         see = f" (see {context.command_path} --help)" if context else ""
-        code = _complain(f"{message}{_why_missing(message, missing)}{see}")
+        why = _why_missing(message, missing)
+        code = _complain(f"{message.rstrip('.') if why else message}{why}{see}")
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -194,5 +195,5 @@ def _why_missing(message: str, missing: Sequence[str]) -> str:
     said = "".join(f" ({each})" for each in missing)
     for name, package in _PACKAGES.items():
         if f"No such command '{name}'" in message and f"of {package.replace('_', '-')} " not in said:
-            return f"; it comes with {package}, in a checkout: pip install ./plugins/{package}{said}"
+            return f"; {comes_with(package)}{said}"
     return said
