@@ -210,4 +210,4 @@ def test_compiled_blocks_draw_the_same_images(family: Path, tmp_path: Path) -> N
     expected, found = (model.generate([0, 1, 2], steps=3, seed=4).images for model in (plain, quick))
     assert (found.int() - expected.int()).abs().max() <= 1  # of 255 levels
     good("sample", family / "models/mixar", "--labels", "0,1", "--compile", "--out", tmp_path / "drawn")
-    assert json.loads((tmp_path / "drawn/sample.json").read_text())["compiled"] is True
+    assert json.loads((tmp_path / "drawn/sample.json").read_text())["model"]["compiled"] is True
