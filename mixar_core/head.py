@@ -75,37 +75,37 @@ class ContinuousHead(nn.Module, ABC):
             UserError: as `check`.
         """
 
-    def parts(self, step: Step, tokens: int) -> list[tuple[int, Step]]:
-        """How many of a step's tokens are drawn by which step: one part, or of a step with `detail` two, it first.
 
-        Raises:
-            UserError: as `check`; or tokens that are drawn together are to be drawn in two parts.
-        """
-        found = [(tokens, step)]
-        if step.detail is not None:
-            if self.together or self.denoises:
-                raise UserError(
-                    f"the head {type(self).__name__} draws the tokens of a step together: no detail of some"
-                )
-            count, rest = round(step.detail[0] * tokens), evolve(step, detail=None)
-            found = [(count, evolve(rest, head_steps=step.detail[1])), (tokens - count, rest)]
-        for _, part in found:
-            self.check(part)
-        return [(count, part) for count, part in found if count]
+def parts_of(head: ContinuousHead, step: Step, tokens: int) -> list[tuple[int, Step]]:
+    """How many of a step's tokens are drawn by which step: one part, or of a step with `detail` two, it first.
 
-    def sample_parts(self, z: Z, step: Step, *, noise: Noise) -> Tensor:
-        """`sample`, part by part: (B, K, C)."""
-        if step.detail is None:
-            return self.sample(z, step, noise=noise)
-        order_BK, drawn, done = detail_of(z.cond_BKD).argsort(dim=1, descending=True, stable=True), [], 0
-        for count, part in self.parts(step, order_BK.shape[1]):
-            rows_BR, done = order_BK[:, done : done + count], done + count
-            uncond_BRD = None if z.uncond_BKD is None else take(z.uncond_BKD, rows_BR)
-            places_BR = z.positions_BK.gather(1, rows_BR)
-            of = z._replace(cond_BKD=take(z.cond_BKD, rows_BR), uncond_BKD=uncond_BRD, positions_BK=places_BR)
-            drawn.append(self.sample(of, part, noise=noise))
-        drawn_BKC = torch.cat(drawn, dim=1)
-        return put(torch.empty_like(drawn_BKC), order_BK, drawn_BKC)
+    Raises:
+        UserError: as `head.check`; or tokens that are drawn together are to be drawn in two parts.
+    """
+    found = [(tokens, step)]
+    if step.detail is not None:
+        if head.together or head.denoises:
+            raise UserError(f"the head {type(head).__name__} draws the tokens of a step together: no detail of some")
+        count, rest = round(step.detail[0] * tokens), evolve(step, detail=None)
+        found = [(count, evolve(rest, head_steps=step.detail[1])), (tokens - count, rest)]
+    for _, part in found:
+        head.check(part)
+    return [(count, part) for count, part in found if count]
+
+
+def sample_parts(head: ContinuousHead, z: Z, step: Step, *, noise: Noise) -> Tensor:
+    """`head.sample`, part by part: (B, K, C)."""
+    if step.detail is None:
+        return head.sample(z, step, noise=noise)
+    order_BK, drawn, done = detail_of(z.cond_BKD).argsort(dim=1, descending=True, stable=True), [], 0
+    for count, part in parts_of(head, step, order_BK.shape[1]):
+        rows_BR, done = order_BK[:, done : done + count], done + count
+        uncond_BRD = None if z.uncond_BKD is None else take(z.uncond_BKD, rows_BR)
+        places_BR = z.positions_BK.gather(1, rows_BR)
+        of = z._replace(cond_BKD=take(z.cond_BKD, rows_BR), uncond_BKD=uncond_BRD, positions_BK=places_BR)
+        drawn.append(head.sample(of, part, noise=noise))
+    drawn_BKC = torch.cat(drawn, dim=1)
+    return put(torch.empty_like(drawn_BKC), order_BK, drawn_BKC)
 
 
 def detail_of(z_BKD: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mixar_core.backbone import Backbone
 from mixar_core.conditioner import Conditioner
 from mixar_core.errors import UserError
-from mixar_core.head import ContinuousHead
+from mixar_core.head import ContinuousHead, sample_parts
 from mixar_core.injector import GuidanceInjector, check_guidance
 from mixar_core.masking import MaskingConfig, put, random_orders, raster_orders, take
 from mixar_core.mixture import TIMixConfig, ti_mixture
@@ -322,7 +322,7 @@ class MixAR(nn.Module):
             if self.injector.follows and index:
                 state.guidance = self.guidance(codes, known=known / tokens)
             z = state.predict(positions_BK, step)._replace(tokens_BNC=latents_BNC, known_BN=known_BN)
-            drawn_BKC = self.project(self.head.sample_parts(z, step, noise=noise))
+            drawn_BKC = self.project(sample_parts(self.head, z, step, noise=noise))
             state.reveal(positions_BK, drawn_BKC)
             latents_BNC = put(latents_BNC, positions_BK, drawn_BKC)
             known_BN, known = known_BN.scatter(1, positions_BK, True), known + positions_BK.shape[1]

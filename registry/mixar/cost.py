@@ -33,7 +33,7 @@ from mixar.memory import (
 )
 from mixar.recipe import TRAINABLE
 from mixar_core.errors import UserError
-from mixar_core.head import ContinuousHead
+from mixar_core.head import ContinuousHead, parts_of
 from mixar_core.model import MixAR, SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.plan import PlannedStep
@@ -206,7 +206,7 @@ def planned_steps(model: MixAR, settings: SamplingConfig) -> Sequence[PlannedSte
     """
     steps = model.plan(model.condition(codes_of(1)[0]), settings, noise=Noise.seeded(0)).steps
     for planned in steps:
-        model.head.parts(planned.step, planned.positions_BK.shape[1])
+        parts_of(model.head, planned.step, planned.positions_BK.shape[1])
     return steps
 
 
@@ -214,7 +214,7 @@ def _head_gflop(head: ContinuousHead, plan: Sequence[PlannedStep], z: Z) -> floa
     """Of the head, in all steps of sampling one image; z is that of one token."""
     drawn: Counter[tuple[int | None, bool]] = Counter()  # tokens, by what their cost depends on
     for planned in plan:
-        for count, step in head.parts(planned.step, planned.positions_BK.shape[1]):
+        for count, step in parts_of(head, planned.step, planned.positions_BK.shape[1]):
             drawn[step.head_steps, step.cfg != 1.0] += count
 
     def draw_token(head_steps: int | None, guided: bool) -> Tensor:

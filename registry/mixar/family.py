@@ -121,15 +121,25 @@ def plan_family(
     return Family(facts, texts, steps, seconds, reference, tuple(notes))
 
 
+def empty_folder(folder: str | Path) -> Path:
+    """A folder that files may be written into.
+
+    Raises:
+        UserError: it is there already and not empty.
+    """
+    folder = user_path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder; choose a new one")
+    return folder
+
+
 def write_family(family: Family, folder: str | Path) -> Path:
     """Write the files into a folder, which appears whole or not at all.
 
     Raises:
         UserError: it is there already and not empty, or cannot be written.
     """
-    folder = user_path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not an empty folder; choose a new one")
+    folder = empty_folder(folder)
     with whole_folder(folder) as new:
         for name, text in family.files.items():
             write_text(new / f"{name}.yaml", text)

@@ -32,6 +32,7 @@ from mixar.text import first_of
 from mixar_core.data.streams import seed_of
 from mixar_core.distributed import Processes, StopSignals
 from mixar_core.errors import UserError
+from mixar_core.head import parts_of
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.storage import write_text, writing
@@ -132,7 +133,7 @@ def sampling_as(model: Model, recipe: Recipe, registry: Registry) -> Model:
         mixar.sampler = construct(recipe, registry, "sampler")
         condition = mixar.condition(model.labels(list(all_classes(model))[:1]))
         for planned in mixar.plan(condition, recipe.sampling, noise=Noise.seeded(0)).steps:
-            mixar.head.parts(planned.step, planned.positions_BK.shape[1])
+            parts_of(mixar.head, planned.step, planned.positions_BK.shape[1])
     return evolve(model, system=evolve(system, model=mixar))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixar_core import Condition, Grid, Guidance, Noise, Plan, Step, Task, TokenLayout, UserError, Z
 from mixar_core.backbone import BackboneState
-from mixar_core.head import ContinuousHead, detail_of
+from mixar_core.head import ContinuousHead, detail_of, parts_of, sample_parts
 from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
 from mixar_plugins.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from mixar_plugins.heads.solvers import SOLVERS, process_of
@@ -228,15 +228,15 @@ def test_tokens_whose_z_varies_most_take_more_head_steps() -> None:
     z_BKD = torch.stack([torch.stack([even, wild, calm, calm]), torch.stack([calm, calm, even, wild])])
     z = Z(z_BKD, PLACES_BK, torch.rand(2, 4, 16))
     head, step = Counting(), Step(cfg=2.0, head_steps=20, detail=(0.25, 50))
-    drawn_BKC = head.sample_parts(z, step, noise=Noise.seeded(0))
+    drawn_BKC = sample_parts(head, z, step, noise=Noise.seeded(0))
     assert torch.equal(drawn_BKC[..., :16], z.cond_BKD) and torch.equal(drawn_BKC[..., 16], z.uncond_BKD[..., 0])
     assert torch.equal(drawn_BKC[..., 17], PLACES_BK.float())
     assert drawn_BKC[..., 18].tolist() == [[20, 50, 20, 20], [20, 20, 20, 50]]
-    assert [(n, s.head_steps) for n, s in head.parts(step, 4)] == [(1, 50), (3, 20)]
-    assert [(n, s.head_steps) for n, s in head.parts(step, 1)] == [(1, 20)]
+    assert [(n, s.head_steps) for n, s in parts_of(head, step, 4)] == [(1, 50), (3, 20)]
+    assert [(n, s.head_steps) for n, s in parts_of(head, step, 1)] == [(1, 20)]
     head.together = True
     with pytest.raises(UserError, match="Counting draws the tokens of a step together"):
-        head.sample_parts(z, step, noise=Noise.seeded(0))
+        sample_parts(head, z, step, noise=Noise.seeded(0))
     spectrum = torch.fft.fft(z_BKD).abs()[..., :9]  # by the definition, up to half of the length
     torch.testing.assert_close(detail_of(z_BKD), (spectrum * (1 + torch.arange(9) / 8)).sum(-1))
 

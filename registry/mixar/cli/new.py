@@ -45,11 +45,12 @@ def new_command(
     `mixar new photos --out own --image-size 96x128`
     """
     from mixar.facts import look
-    from mixar.family import next_commands, plan_family, write_family
+    from mixar.family import empty_folder, next_commands, plan_family, write_family
     from mixar.progress import progress_bar
     from mixar.text import duration
 
     registry = open_registry(context, no_plugin)
+    empty_folder(out)  # before minutes are spent on it
     with progress_bar("looking") as show:
         facts = look(images, registry=registry, workers=workers, progress=show)
     family = plan_family(facts, image_size=image_size, minutes=minutes, device=device, registry=registry)
