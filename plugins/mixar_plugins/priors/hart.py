@@ -96,8 +96,8 @@ class HARTPrior(VARPrior):
         self.norm = ModulatedNorm(width, ("scale", "shift"), eps=1e-6)
         self.norm.norm = nn.RMSNorm(width, eps=1e-6)  # type: ignore[assignment]
         self.head = nn.Linear(width, self.codebook_size)
-        scales = [torch.full((grid.tokens,), at) for at, grid in enumerate(layout.scales)]
-        self.register_buffer("scale_N", torch.cat(scales), persistent=False)
+        scales = [at for at, grid in enumerate(layout.scales) for _ in range(grid.tokens)]
+        self.register_buffer("scale_N", torch.tensor(scales), persistent=False)
         self.apply(init_weights)
 
     def learned_tables(self) -> dict[str, Table]:
