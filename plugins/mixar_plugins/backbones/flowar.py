@@ -20,7 +20,7 @@ from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
 from mixar_plugins.backbones.condition import init_as_mar, label_rows, never_again, only_fill
 from mixar_plugins.networks import flowar
-from mixar_plugins.networks.transformer import KeyValueCache
+from mixar_plugins.networks.transformer import KeyValueCache, scale_of
 
 
 @frozen
@@ -91,7 +91,7 @@ class FlowARBackbone(Backbone):
         self.decoder_norm = nn.RMSNorm(width, eps=1e-6)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, layout.tokens, width))
         self.register_buffer("places", flowar.places(layout, width // config.heads), persistent=False)
-        self.register_buffer("scale_N", flowar.scale_of(layout), persistent=False)
+        self.register_buffer("scale_N", scale_of(layout), persistent=False)
         init_as_mar(self, [self.class_emb.weight, *(getattr(self, name) for name in self._tables())])
 
     def learned_tables(self) -> dict[str, Table]:

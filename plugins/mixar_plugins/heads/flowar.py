@@ -17,7 +17,7 @@ from mixar_plugins.heads.mlp import FinalLayer, xavier
 from mixar_plugins.heads.rectified_flow import FlowConfig, RectifiedFlowHead
 from mixar_plugins.networks import flowar
 from mixar_plugins.networks.time import TimeEmbedding
-from mixar_plugins.networks.transformer import modulate, turn
+from mixar_plugins.networks.transformer import modulate, scale_of, turn
 
 #: the published number of steps that is spaced evenly; all others have more of them near the data
 EVEN = 50
@@ -83,7 +83,7 @@ class FlowARHead(RectifiedFlowHead):
             for _ in range(config.depth)
         )
         self.final_layer = FinalLayer(config.width, token_dim, norm=flowar.plain_norm(config.width))
-        self.register_buffer("scale_N", flowar.scale_of(layout), persistent=False)
+        self.register_buffer("scale_N", scale_of(layout), persistent=False)
         self.register_buffer("places", flowar.places(layout, HEAD_WIDTH), persistent=False)
         xavier(self)
         self.time_embed.reset_parameters()

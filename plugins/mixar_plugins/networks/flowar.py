@@ -31,11 +31,6 @@ def places(layout: TokenLayout, width: int) -> Tensor:
     return rotary_table(torch.cat(angles))
 
 
-def scale_of(layout: TokenLayout) -> Tensor:
-    """The scale of every position: int64 (N,)."""
-    return torch.tensor([n for n, group in enumerate(layout.by_scale) for _ in group])
-
-
 def gated_mlp(width: int, mlp_ratio: float) -> GatedMlp:
     """A gate of GELU, two thirds as wide as an MLP of this ratio."""
     return GatedMlp(width, int(width * mlp_ratio * 2 / 3), dropout=0.0, bias=True, gate=F.gelu)

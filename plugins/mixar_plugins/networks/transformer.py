@@ -13,6 +13,11 @@ from mixar_core.meta import constant
 from mixar_core.types import TokenLayout
 
 
+def scale_of(layout: TokenLayout) -> Tensor:
+    """The scale of every position: int64 (N,)."""
+    return torch.tensor([n for n, group in enumerate(layout.by_scale) for _ in group])
+
+
 @constant
 def rotary_angles(layout: TokenLayout, width: int, *, base: float = 10000.0) -> Tensor:
     """By what angles a head of `width` numbers is turned at each position: (N, width / 2) float32.

@@ -24,6 +24,7 @@ from mixar_plugins.networks.transformer import (
     beside,
     half_turned_table,
     modulate,
+    scale_of,
     through,
 )
 from mixar_plugins.priors.next import NextPrior, NextState
@@ -96,8 +97,7 @@ class HARTPrior(VARPrior):
         self.norm = ModulatedNorm(width, ("scale", "shift"), eps=1e-6)
         self.norm.norm = nn.RMSNorm(width, eps=1e-6)  # type: ignore[assignment]
         self.head = nn.Linear(width, self.codebook_size)
-        scales = [at for at, grid in enumerate(layout.scales) for _ in range(grid.tokens)]
-        self.register_buffer("scale_N", torch.tensor(scales), persistent=False)
+        self.register_buffer("scale_N", scale_of(layout), persistent=False)
         self.apply(init_weights)
 
     def learned_tables(self) -> dict[str, Table]:

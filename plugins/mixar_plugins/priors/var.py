@@ -18,7 +18,14 @@ from mixar_core.noise import Noise
 from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import Condition, Losses, TokenLayout
-from mixar_plugins.networks.transformer import CachedAttention, ModulatedBlock, ModulatedNorm, TanhMlp, through
+from mixar_plugins.networks.transformer import (
+    CachedAttention,
+    ModulatedBlock,
+    ModulatedNorm,
+    TanhMlp,
+    scale_of,
+    through,
+)
 from mixar_plugins.priors import schedules
 from mixar_plugins.priors.next import NextConfig, NextPrior, NextState, cross_entropy, filtered, guided, share
 from mixar_plugins.priors.transformer import init_weights
@@ -120,8 +127,7 @@ class VARPrior(NextPrior):
         self.blocks = nn.ModuleList(block() for _ in range(config.depth))
         self.norm = ModulatedNorm(width, ("scale", "shift"), eps=1e-6)
         self.head = nn.Linear(width, self.codebook_size)
-        scales = [at for at, grid in enumerate(layout.scales) for _ in range(grid.tokens)]
-        self.register_buffer("scale_N", torch.tensor(scales), persistent=False)
+        self.register_buffer("scale_N", scale_of(layout), persistent=False)
         self.apply(init_weights)
 
     @staticmethod
