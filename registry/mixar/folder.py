@@ -96,7 +96,7 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str, l
     """See that a state dict is this module's, which may be on the meta device.
 
     Args:
-        listed: how many missing, unexpected and misshapen tensors to name of each; None: all.
+        listed: how many missing, unexpected, misshapen and quantised tensors to name of each; None: all.
 
     Raises:
         UserError: it is not.
@@ -110,6 +110,11 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str, l
             for name, tensor in own.items()
             if name in tensors and tensors[name].shape != tensor.shape
         ],
+        "of whole numbers": [
+            f"{name} ({tensors[name].dtype})".replace("torch.", "")
+            for name, tensor in own.items()
+            if name in tensors and is_quantised(tensors[name], tensor)
+        ],
     }
     complaints = [
         f"{len(names)} {what}: {', '.join(names[:listed])}{', ...' if len(names) > len(names[:listed]) else ''}"
@@ -118,6 +123,11 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str, l
     ]
     if complaints:
         raise UserError(f"{where} does not fit {type(module).__name__}: tensors {'; '.join(complaints)}")
+
+
+def is_quantised(given: Tensor, own: Tensor) -> bool:
+    """Whether whole numbers are given for a weight: of what scale, another tensor would have to say."""
+    return own.is_floating_point() and not given.is_floating_point()
 
 
 def save_model(

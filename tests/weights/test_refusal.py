@@ -157,6 +157,18 @@ def test_absurd_sizes_are_one_line(tmp_path: Path, files: Path, registry: Regist
             )
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool])
+def test_quantised_weights_are_not_taken_for_weights(
+    dtype: torch.dtype, tmp_path: Path, files: Path, registry: Registry
+) -> None:
+    """Whole numbers of a scale that another file, or nobody, says."""
+    tensors = {name: (100 * tensor).to(dtype) for name, tensor in weights("kl16").items()}
+    torch.save({"model": tensors}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=rf"of whole numbers: \S+ \({str(dtype)[6:]}\)"):
+        import_weights("kl16", str(tmp_path / "x.ckpt"), tmp_path / "out", registry, recipe=str(files / "kl16.yaml"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_line(files: Path, models: Path, tmp_path: Path) -> None:
     out = tmp_path / "kl16"
     kl16 = ("weights", "import", "kl16", files / "kl16.ckpt")

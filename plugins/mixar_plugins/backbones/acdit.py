@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 from attrs import field, frozen
-from attrs.validators import ge, gt
+from attrs.validators import and_, ge, gt, lt
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -56,7 +56,7 @@ class ACDiTConfig:
     mlp_ratio: float = field(default=4.0, validator=gt(0.0))
     block: int = field(default=16, validator=gt(0))
     patch_size: int = field(default=1, validator=gt(0))
-    label_dropout: float = field(default=0.1, validator=ge(0.0))
+    label_dropout: float = field(default=0.1, validator=and_(ge(0.0), lt(1.0)))
     activation_checkpointing: bool = False
 
     def __attrs_post_init__(self) -> None:

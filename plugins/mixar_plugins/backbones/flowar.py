@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from attrs import field, frozen
-from attrs.validators import ge, gt
+from attrs.validators import and_, ge, gt, lt, optional
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -37,9 +37,9 @@ class FlowARConfig:
     width: int = field(default=1024, validator=gt(0))
     depth: int = field(default=16, validator=gt(0))
     heads: int = field(default=16, validator=gt(0))
-    decoder_depth: int | None = None
+    decoder_depth: int | None = field(default=None, validator=optional(gt(0)))
     mlp_ratio: float = field(default=4.0, validator=gt(0.0))
-    label_dropout: float = field(default=0.1, validator=ge(0.0))
+    label_dropout: float = field(default=0.1, validator=and_(ge(0.0), lt(1.0)))
     activation_checkpointing: bool = False
 
     def __attrs_post_init__(self) -> None:

@@ -41,9 +41,9 @@ class MaskedConfig:
     width: int = field(default=1024, validator=gt(0))
     depth: int = field(default=16, validator=ge(0))
     heads: int = field(default=16, validator=gt(0))
-    decoder_width: int | None = None
-    decoder_depth: int | None = None
-    decoder_heads: int | None = None
+    decoder_width: int | None = field(default=None, validator=optional(gt(0)))
+    decoder_depth: int | None = field(default=None, validator=optional(gt(0)))
+    decoder_heads: int | None = field(default=None, validator=optional(gt(0)))
     mlp_ratio: float = field(default=4.0, validator=gt(0.0))
     buffer: int = field(default=64, validator=gt(0))
     dropout: float = field(default=0.1, validator=_share)

@@ -119,4 +119,5 @@ def process_of(solver: str, steps: int) -> Schedule:
     """The process over the timesteps that diffusers takes: evenly from the last one down, of ddim from 0 up."""
     if solver == "ddim":
         return tables([k * (TRAIN_STEPS // steps) for k in range(steps)], linear_betas())
-    return tables(np.linspace(0, TRAIN_STEPS - 1, steps + 1).round().astype(int)[1:].tolist(), linear_betas())
+    spaced = np.linspace(0, TRAIN_STEPS - 1, steps + 1).round().astype(int)[1:].tolist()
+    return tables(sorted({*spaced}), linear_betas())  # of all 1000, two round to one

@@ -1,8 +1,16 @@
-"""What a prior may be asked for when it draws."""
+"""What a prior may be told by its settings, and asked for when it draws."""
 
 from __future__ import annotations
 
+from attrs import validators
+
 from mixar_core.errors import UserError
+
+positive = validators.ge(1)
+count = validators.ge(0)
+not_negative = validators.ge(0.0)
+share = validators.and_(validators.ge(0.0), validators.lt(1.0))
+up_to_one = validators.and_(validators.gt(0.0), validators.le(1.0))
 
 
 def check_asked(steps: int | None, temperature: float | None) -> None:

@@ -12,6 +12,7 @@ from attrs import field, frozen, validators
 from torch import Tensor, nn
 
 from mixar_core.data.dataset import ImageDataset
+from mixar_core.errors import UserError
 from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import Grid
@@ -27,7 +28,8 @@ from mixar_plugins.networks.transformer import (
     scale_of,
     through,
 )
-from mixar_plugins.priors.next import NextPrior, NextState
+from mixar_plugins.priors.asked import count, not_negative, positive, up_to_one
+from mixar_plugins.priors.next import NextPrior, NextState, check_head
 from mixar_plugins.priors.transformer import init_weights
 from mixar_plugins.priors.var import KeysWithoutBias, VARPrior, VARPriorConfig, VARState
 
@@ -45,12 +47,12 @@ class HARTPriorConfig(VARPriorConfig):
         mlp_width: of the gated MLPs; None: two thirds of four times as wide, rounded up to 256.
     """
 
-    guidance_scale: float = field(default=4.5, validator=validators.ge(0.0))
-    top_k: int = field(default=600, validator=validators.ge(0))
-    top_p: float = field(default=1.0, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
+    guidance_scale: float = field(default=4.5, validator=not_negative)
+    top_k: int = field(default=600, validator=count)
+    top_p: float = field(default=1.0, validator=up_to_one)
     smooth: bool = True
-    context_width: int = field(default=1536, validator=validators.ge(1))
-    mlp_width: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
+    context_width: int = field(default=1536, validator=positive)
+    mlp_width: int | None = field(default=None, validator=validators.optional(positive))
 
 
 class HARTAttention(KeysWithoutBias):
@@ -77,6 +79,9 @@ class HARTPrior(VARPrior):
         data: ImageDataset | None = None,
     ) -> None:
         layout = self.checked("hart", tokenizer)
+        if layout.scales[0].tokens > 1 or len(layout.scales) == 1:
+            raise UserError(f"prior hart draws one code and then larger scales of codes; these are a {layout}")
+        check_head(config.width // config.heads, 4)
         NextPrior.__init__(self, layout=layout, codebook_size=tokenizer.codebook_size, num_classes=num_classes)
         self.config = config
         self._tokenizer = (tokenizer,)  # in a tuple, so that it is not registered as a submodule
@@ -110,7 +115,8 @@ class HARTPrior(VARPrior):
 
     def top_k(self, scale: int) -> int:
         """Half of it for fine scales, as in the released code."""
-        return self.config.top_k if scale < FINE else self.config.top_k // 2
+        top_k = self.config.top_k
+        return top_k if scale < FINE else max(min(1, top_k), top_k // 2)  # half of one is not all
 
     def context(self, vectors_RTF: Tensor) -> Tensor:
         """The context as tokens (R, T, D)."""

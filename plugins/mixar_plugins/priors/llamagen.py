@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from attrs import field, frozen
+from attrs import field, frozen, validators
 from torch import Tensor, nn
 
 from mixar_core.data.dataset import ImageDataset
-from mixar_core.errors import UserError
 from mixar_core.meta import constant
 from mixar_core.noise import Noise
 from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import Condition, Losses, TokenLayout
 from mixar_plugins.networks.transformer import KeyValueCache, llama_block, rotary_angles, rotary_table, through
-from mixar_plugins.priors.next import NextConfig, NextPrior, NextState, cross_entropy, positive
+from mixar_plugins.priors.asked import count, not_negative, positive
+from mixar_plugins.priors.next import NextConfig, NextPrior, NextState, check_head, cross_entropy
 from mixar_plugins.priors.transformer import init_weights
 
 
@@ -39,8 +39,8 @@ class LlamaGenPriorConfig(LlamaConfig):
         guidance_interval: the first code and so many plus one after it are guided, the others not; None: all are.
     """
 
-    guidance_scale: float = 2.0
-    guidance_interval: int | None = None
+    guidance_scale: float = field(default=2.0, validator=not_negative)
+    guidance_interval: int | None = field(default=None, validator=validators.optional(count))
 
 
 class Llama(NextPrior):
@@ -117,7 +117,6 @@ class LlamaGenPrior(Llama):
 @constant
 def class_first(layout: TokenLayout, width: int) -> Tensor:
     """The rotary table (1 + N, 2, width) of a class token, all zero, and of codes."""
-    if layout.kind == "grid" and width % 4:
-        raise UserError(f"a head of the prior is {width} wide; with rotary positions of a grid, give a multiple of 4")
+    check_head(width, 4 if layout.kind == "grid" else 2)
     table = rotary_table(rotary_angles(layout, width))
     return torch.cat([torch.zeros_like(table[:1]), table])

@@ -15,8 +15,9 @@ from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import Condition, Losses
 from mixar_plugins.networks.transformer import KeyValueCache, llama_block, through
+from mixar_plugins.priors.asked import count, not_negative, positive, up_to_one
 from mixar_plugins.priors.llamagen import LlamaConfig, class_first
-from mixar_plugins.priors.next import NextPrior, NextState, cross_entropy, guided, not_negative, positive
+from mixar_plugins.priors.next import NextPrior, NextState, cross_entropy, guided
 from mixar_plugins.priors.transformer import init_weights
 
 
@@ -38,8 +39,8 @@ class Magvit2PriorConfig(LlamaConfig):
     guidance_scale: float = field(default=1.9, validator=not_negative)
     second_guidance_scale: float = field(default=2.0, validator=not_negative)
     second_temperature: float = field(default=1.0, validator=not_negative)
-    second_top_k: int = 0
-    second_top_p: float = 1.0
+    second_top_k: int = field(default=0, validator=count)
+    second_top_p: float = field(default=1.0, validator=up_to_one)
 
 
 class Magvit2Prior(NextPrior):

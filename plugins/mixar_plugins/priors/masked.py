@@ -24,13 +24,9 @@ from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import NO_CLASS, Condition, DrawnCodes, Losses
 from mixar_plugins.networks.orders import halton
 from mixar_plugins.priors import schedules
-from mixar_plugins.priors.asked import check_asked
+from mixar_plugins.priors.asked import check_asked, not_negative, positive, share
 from mixar_plugins.priors.codes import combine_codes, split_codes
 from mixar_plugins.priors.transformer import SelfAttention, init_weights
-
-_positive = validators.ge(1)
-_not_negative = validators.ge(0.0)
-_share = validators.and_(validators.ge(0.0), validators.lt(1.0))
 
 
 @frozen(kw_only=True)
@@ -53,23 +49,23 @@ class MaskedConfig:
             evenly at every moment (arXiv 2503.17076), the same for every image; the codes must stand on a grid.
     """
 
-    width: int = field(default=1024, validator=_positive)
-    depth: int = field(default=24, validator=_positive)
-    heads: int = field(default=16, validator=_positive)
-    mlp_dim: int = field(default=4096, validator=_positive)
-    dropout: float = field(default=0.1, validator=_share)
-    class_dropout: float = field(default=0.1, validator=_share)
-    label_smoothing: float = field(default=0.1, validator=_share)
+    width: int = field(default=1024, validator=positive)
+    depth: int = field(default=24, validator=positive)
+    heads: int = field(default=16, validator=positive)
+    mlp_dim: int = field(default=4096, validator=positive)
+    dropout: float = field(default=0.1, validator=share)
+    class_dropout: float = field(default=0.1, validator=share)
+    label_smoothing: float = field(default=0.1, validator=share)
     train_mask_schedule: schedules.MaskSchedule = "arccos"
-    steps: int = field(default=64, validator=_positive)
+    steps: int = field(default=64, validator=positive)
     mask_schedule: schedules.MaskSchedule = "arccos"
-    guidance_scale: float = 7.1
+    guidance_scale: float = field(default=7.1, validator=not_negative)
     guidance_annealing: schedules.GuidanceAnnealing = "cosine"
-    scale_pow: float = 3.0
-    softmax_temperature: float = field(default=1.0, validator=_not_negative)
+    scale_pow: float = field(default=3.0, validator=not_negative)
+    softmax_temperature: float = field(default=1.0, validator=not_negative)
     sampling_annealing: bool = False
-    randomize_temperature: float = field(default=7.8, validator=_not_negative)
-    predict_temperature: float = field(default=1.0, validator=_not_negative)
+    randomize_temperature: float = field(default=7.8, validator=not_negative)
+    predict_temperature: float = field(default=1.0, validator=not_negative)
     order: Literal["confidence", "halton"] = field(
         default="confidence", validator=validators.in_(("confidence", "halton"))
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor, nn
 
 from mixar_core.data.dataset import ImageDataset
@@ -15,11 +15,9 @@ from mixar_core.errors import UserError
 from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_plugins.priors import schedules
+from mixar_plugins.priors.asked import not_negative, positive
 from mixar_plugins.priors.masked import MaskedConfig, MaskedTransformerPrior
 from mixar_plugins.priors.transformer import Transformer, layer_norm
-
-_positive = validators.ge(1)
-_not_negative = validators.ge(0.0)
 
 
 @frozen(kw_only=True)
@@ -32,9 +30,9 @@ class MaskBitConfig(MaskedConfig):
         prenorm: normalise before each layer instead of after it.
     """
 
-    bits: int = field(default=14, validator=_positive)
-    stride: int = field(default=16, validator=_positive)
-    splits: int = field(default=2, validator=_positive)
+    bits: int = field(default=14, validator=positive)
+    stride: int = field(default=16, validator=positive)
+    splits: int = field(default=2, validator=positive)
     prenorm: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -57,16 +55,16 @@ class MaskBitConfig(MaskedConfig):
 class MaskGitConfig(MaskBitConfig):
     """Defaults are MaskGIT's (arXiv 2202.04200): 10-bit codes, 8 unguided steps on the cosine schedule."""
 
-    bits: int = field(default=10, validator=_positive)
-    width: int = field(default=768, validator=_positive)
-    heads: int = field(default=8, validator=_positive)
-    mlp_dim: int = field(default=3072, validator=_positive)
-    splits: int = field(default=1, validator=_positive)
+    bits: int = field(default=10, validator=positive)
+    width: int = field(default=768, validator=positive)
+    heads: int = field(default=8, validator=positive)
+    mlp_dim: int = field(default=3072, validator=positive)
+    splits: int = field(default=1, validator=positive)
     train_mask_schedule: schedules.MaskSchedule = "cosine"
-    steps: int = field(default=8, validator=_positive)
+    steps: int = field(default=8, validator=positive)
     mask_schedule: schedules.MaskSchedule = "cosine"
-    guidance_scale: float = 0.0
-    randomize_temperature: float = field(default=4.5, validator=_not_negative)
+    guidance_scale: float = field(default=0.0, validator=not_negative)
+    randomize_temperature: float = field(default=4.5, validator=not_negative)
 
 
 class BertPrior(MaskedTransformerPrior):

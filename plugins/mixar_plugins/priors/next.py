@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor
 
 from mixar_core.errors import UserError
@@ -17,15 +17,11 @@ from mixar_core.noise import Noise
 from mixar_core.prior import DiscretePrior
 from mixar_core.types import NO_CLASS, Condition, DrawnCodes, Losses
 from mixar_plugins.networks.transformer import KeyValueCache
-from mixar_plugins.priors.asked import check_asked
+from mixar_plugins.priors.asked import check_asked, count, not_negative, positive, share, up_to_one
 from mixar_plugins.priors.schedules import draw
 
 #: LlamaGen divides logits by at least this
 _COLDEST = 1e-5
-
-positive = validators.ge(1)
-not_negative = validators.ge(0.0)
-share = validators.and_(validators.ge(0.0), validators.lt(1.0))
 
 
 @frozen(kw_only=True)
@@ -48,8 +44,8 @@ class NextConfig:
     class_dropout: float = field(default=0.1, validator=share)
     guidance_scale: float = field(default=1.0, validator=not_negative)
     temperature: float = field(default=1.0, validator=not_negative)
-    top_k: int = field(default=0, validator=validators.ge(0))
-    top_p: float = field(default=1.0, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
+    top_k: int = field(default=0, validator=count)
+    top_p: float = field(default=1.0, validator=up_to_one)
 
     def __attrs_post_init__(self) -> None:
         if self.width % self.heads:
@@ -190,6 +186,19 @@ class NextPrior(DiscretePrior):
         """Class indices (B,) for training: some become "no class"."""
         dropped_B = noise.uniform((len(condition),), device, name="prior.drop") < self.config.class_dropout
         return self.class_indices(condition.dropped(dropped_B).labels_B)
+
+
+def check_head(width: int, multiple: int) -> None:
+    """See that a head's numbers can be turned by positions.
+
+    Raises:
+        UserError: it is not a multiple of this many wide.
+    """
+    if width % multiple:
+        of = " of a grid" if multiple == 4 else ""
+        raise UserError(
+            f"a head of the prior is {width} wide; with rotary positions{of}, give a multiple of {multiple}"
+        )
 
 
 def cross_entropy(logits_BNV: Tensor, codes_BN: Tensor, label_smoothing: float = 0.0) -> Losses:

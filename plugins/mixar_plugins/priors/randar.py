@@ -17,8 +17,9 @@ from mixar_core.noise import Noise
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import Condition, DrawnCodes, Losses
 from mixar_plugins.networks.transformer import through, turn
+from mixar_plugins.priors.asked import not_negative
 from mixar_plugins.priors.llamagen import Llama, LlamaConfig
-from mixar_plugins.priors.next import NextState, cross_entropy, not_negative
+from mixar_plugins.priors.next import NextState, cross_entropy
 
 _ONE_OR_MORE: Any = validators.optional(validators.ge(1))
 
@@ -116,7 +117,7 @@ class RandARPrior(Llama):
         steps, tokens = steps or self.config.steps, self.layout.tokens
         if steps is None or steps >= tokens:
             return super().spans(steps)
-        ends, at = [0, 1], 1
+        ends, at = [0, 1 if steps > 1 else tokens], 1
         while ends[-1] < tokens:
             at += 1
             wanted = int((1 - math.cos(math.pi / 2 * at / steps)) * tokens + 1)

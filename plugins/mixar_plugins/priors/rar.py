@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from attrs import field, frozen
+from attrs import field, frozen, validators
 from torch import Tensor, nn
 
 from mixar_core.blocks import Mlp
@@ -16,15 +16,8 @@ from mixar_core.tables import Table
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_core.types import Condition, Losses
 from mixar_plugins.networks.transformer import MODULATION, CachedAttention, ModulatedBlock, ModulatedNorm, through
-from mixar_plugins.priors.next import (
-    NextConfig,
-    NextPrior,
-    NextState,
-    cross_entropy,
-    not_negative,
-    positive,
-    share,
-)
+from mixar_plugins.priors.asked import not_negative, positive, share
+from mixar_plugins.priors.next import NextConfig, NextPrior, NextState, cross_entropy
 from mixar_plugins.priors.transformer import init_weights
 
 #: rows that the released tables have beyond the tokens of an image; all but two, of the class token and the condition,
@@ -50,7 +43,7 @@ class RARConfig(NextConfig):
     attention_dropout: float = field(default=0.1, validator=share)
     guidance_scale: float = field(default=16.0, validator=not_negative)
     guidance_power: float = field(default=2.75, validator=not_negative)
-    shuffled: float = 0.0
+    shuffled: float = field(default=0.0, validator=validators.and_(validators.ge(0.0), validators.le(1.0)))
 
 
 class NormedAttention(CachedAttention):

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor, nn
 
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.noise import Noise
 from mixar_core.tokenizer import DiscreteTokenizer
 from mixar_plugins.priors import schedules
+from mixar_plugins.priors.asked import not_negative, positive
 from mixar_plugins.priors.masked import MaskedConfig, MaskedTransformerPrior
 from mixar_plugins.priors.transformer import Transformer, block, layer_norm
-
-_positive = validators.ge(1)
 
 
 @frozen(kw_only=True)
 class TiTokPriorConfig(MaskedConfig):
     """Settings of MaskedConfig; the defaults are the published generator's for TiTok-L-32, and its sampler's."""
 
-    width: int = field(default=768, validator=_positive)
-    mlp_dim: int = field(default=3072, validator=_positive)
-    steps: int = field(default=8, validator=_positive)
-    guidance_scale: float = 4.5
+    width: int = field(default=768, validator=positive)
+    mlp_dim: int = field(default=3072, validator=positive)
+    steps: int = field(default=8, validator=positive)
+    guidance_scale: float = field(default=4.5, validator=not_negative)
     guidance_annealing: schedules.GuidanceAnnealing = "linear"
-    randomize_temperature: float = field(default=9.5, validator=validators.ge(0.0))
+    randomize_temperature: float = field(default=9.5, validator=not_negative)
 
 
 @frozen(kw_only=True)
@@ -36,9 +35,9 @@ class TiTokUViTConfig(MaskedConfig):
     The published scale 6.9 moves from the unconditional logits, so that 1 is no guidance there; here 0 is.
     """
 
-    depth: int = field(default=20, validator=_positive)
-    guidance_scale: float = 5.9
-    randomize_temperature: float = field(default=2.8, validator=validators.ge(0.0))
+    depth: int = field(default=20, validator=positive)
+    guidance_scale: float = field(default=5.9, validator=not_negative)
+    randomize_temperature: float = field(default=2.8, validator=not_negative)
 
 
 class TiTokPrior(MaskedTransformerPrior):

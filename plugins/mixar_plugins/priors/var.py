@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from torch import Tensor, nn
 
 from mixar_core.data.dataset import ImageDataset
@@ -27,7 +27,8 @@ from mixar_plugins.networks.transformer import (
     through,
 )
 from mixar_plugins.priors import schedules
-from mixar_plugins.priors.next import NextConfig, NextPrior, NextState, cross_entropy, filtered, guided, share
+from mixar_plugins.priors.asked import count, not_negative, positive, share, up_to_one
+from mixar_plugins.priors.next import NextConfig, NextPrior, NextState, cross_entropy, filtered, guided
 from mixar_plugins.priors.transformer import init_weights
 
 #: how the released files cut a block's modulation, and the logarithm of the steepest attention
@@ -46,13 +47,13 @@ class VARPriorConfig(NextConfig):
             that is drawn (published as `more_smooth`, for looks).
     """
 
-    width: int = field(default=1024, validator=validators.ge(1))
-    depth: int = field(default=16, validator=validators.ge(1))
-    heads: int = field(default=16, validator=validators.ge(1))
+    width: int = field(default=1024, validator=positive)
+    depth: int = field(default=16, validator=positive)
+    heads: int = field(default=16, validator=positive)
     dropout: float = field(default=0.0, validator=share)
-    guidance_scale: float = field(default=1.5, validator=validators.ge(0.0))
-    top_k: int = field(default=900, validator=validators.ge(0))
-    top_p: float = field(default=0.96, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
+    guidance_scale: float = field(default=1.5, validator=not_negative)
+    top_k: int = field(default=900, validator=count)
+    top_p: float = field(default=0.96, validator=up_to_one)
     label_smoothing: float = field(default=0.0, validator=share)
     smooth: bool = False
 

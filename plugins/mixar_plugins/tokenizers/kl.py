@@ -68,10 +68,8 @@ class KLAutoencoder(ContinuousTokenizer):
                 raise UserError(f"kl: {key} names stride {min(unknown)}; its levels have strides {allowed}")
         super().__init__(image_size=image_size, stride=stride, latent_channels=config.latent_channels)
         self.config, self.grids = config, tuple(Grid.of_pixels(scale) for scale in config.scales)
-        grid, sizes_of = super().layout.scales[0], [grid.tokens for grid in self.grids]
-        if self.grids and (self.grids[-1] != grid or sizes_of != sorted(set(sizes_of))):
-            written = ", ".join(scale.written for scale in self.grids)
-            raise UserError(f"kl: scales are [{written}]; they must rise to image_size / stride, {grid.written}")
+        if config.scales:
+            layers.check_scales(config.scales, image_size, stride, "kl")
         channels = config.latent_channels
 
         def sizes(attention: tuple[int, ...]) -> Sizes:

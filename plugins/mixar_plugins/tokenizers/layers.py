@@ -51,6 +51,17 @@ def stride_of(channel_multipliers: Sequence[int], image_size: ImageSize, part: s
     return stride
 
 
+def check_scales(scales: Sequence[ImageSize], image_size: ImageSize, stride: int, part: str) -> None:
+    """Raise UserError unless the scales rise to the grid of an image's tokens."""
+    pixels, grids = Grid.of_pixels(image_size), [Grid.of_pixels(scale) for scale in scales]
+    sides = [[scale.height for scale in grids], [scale.width for scale in grids]]
+    rising = all(side == sorted(side) and side[0] > 0 for side in sides) and len(set(grids)) == len(grids)
+    last = Grid(pixels.height // stride, pixels.width // stride)
+    if not rising or grids[-1] != last:
+        asked = ", ".join(scale.written for scale in grids)
+        raise UserError(f"{part}: scales are [{asked}]; they must rise to image_size / stride, {last.written}")
+
+
 def encoder(conv_in: nn.Conv2d, levels: Sequence[nn.Module], mid: nn.Module, conv_out: nn.Conv2d) -> nn.Module:
     """Image (B, 3, H, W) to (B, out, h, w); `levels` from full resolution down."""
     norm = make_norm("group", conv_out.in_channels)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from attrs import field, frozen, validators
 from torch import Tensor, nn
 
-from mixar_core.errors import UserError
 from mixar_core.types import Grid, ImageSize, TokenLayout
 from mixar_plugins.tokenizers import layers
 from mixar_plugins.tokenizers.maskbit import ConvTokenizer, VQConfig
@@ -159,18 +158,7 @@ class PyramidQuantizer(ResidualQuantizer):
         for stage, spread_BEhw in zip(range(1, self.count), self.spreads(codes_BN), strict=False):
             sum_BEhw = spread_BEhw if sum_BEhw is None else sum_BEhw + spread_BEhw
             known.append(self.shrink(sum_BEhw, stage).flatten(2).transpose(1, 2))
-        return self.join(known)
-
-
-def checked_scales(scales: Sequence[ImageSize], image_size: ImageSize, stride: int, part: str) -> None:
-    """Raise UserError unless the scales rise to the grid of an image's tokens."""
-    pixels, grids = Grid.of_pixels(image_size), [Grid.of_pixels(scale) for scale in scales]
-    sides = [[scale.height for scale in grids], [scale.width for scale in grids]]
-    rising = all(side == sorted(side) and side[0] > 0 for side in sides) and len(set(grids)) == len(grids)
-    last = Grid(pixels.height // stride, pixels.width // stride)
-    if not rising or grids[-1] != last:
-        asked = ", ".join(scale.written for scale in grids)
-        raise UserError(f"{part}: scales are [{asked}]; they must rise to image_size / stride, {last.written}")
+        return self.join(known) if known else self.vectors(codes_BN)[:, :0]
 
 
 @frozen(kw_only=True)
@@ -239,7 +227,7 @@ class PyramidTokenizer(OnPyramid, ConvTokenizer):
 
     def __init__(self, config: PyramidConfig, *, image_size: ImageSize) -> None:
         stride = layers.stride_of(config.channel_multipliers, image_size, "pyramid")
-        checked_scales(config.scales, image_size, stride, "pyramid")
+        layers.check_scales(config.scales, image_size, stride, "pyramid")
         quantizer = PyramidQuantizer(
             _codebooks(config, len(config.scales)),
             config.scales,

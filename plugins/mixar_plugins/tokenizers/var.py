@@ -9,7 +9,7 @@ from mixar_core.types import ImageSize
 from mixar_plugins.tokenizers import layers
 from mixar_plugins.tokenizers.quantized import LatentCodesConfig, LatentCodesTokenizer
 from mixar_plugins.tokenizers.quantizers import LookupQuantizer
-from mixar_plugins.tokenizers.residual import OnPyramid, PyramidQuantizer, checked_scales
+from mixar_plugins.tokenizers.residual import OnPyramid, PyramidQuantizer
 
 
 @frozen(kw_only=True)
@@ -39,7 +39,7 @@ class VARTokenizer(OnPyramid, LatentCodesTokenizer):
 
     def __init__(self, config: VARConfig, *, image_size: ImageSize, part: str = "var") -> None:
         stride = layers.stride_of(config.channel_multipliers, image_size, part)
-        checked_scales(config.scales, image_size, stride, part)
+        layers.check_scales(config.scales, image_size, stride, part)
         quantizer = self.pyramid(
             [LookupQuantizer(config.codebook_size, config.latent_channels, config)],
             config.scales,

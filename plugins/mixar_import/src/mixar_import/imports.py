@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mixar import hub
 from mixar.assembly import System, build
-from mixar.folder import PROVENANCE, RECIPE, WEIGHTS, check_fit, save_model, sha256
+from mixar.folder import PROVENANCE, RECIPE, WEIGHTS, check_fit, is_quantised, save_model, sha256
 from mixar.origin import origins
 from mixar.plugins import Registry
 from mixar.recipe import PART_KEYS, load_recipe, to_yaml
@@ -162,9 +162,13 @@ def fill(
 
 
 def _differences(system: System, tensors: Mapping[str, Tensor]) -> int:
-    """How many names with their shapes are not in both."""
-    own = {(name, tensor.shape) for name, tensor in system.trained.state_dict().items()}
-    return len(own ^ {(name, tensor.shape) for name, tensor in tensors.items()})
+    """How many names with their shapes, of weights of numbers with a point, are not in both."""
+    own = system.trained.state_dict()
+    fitting = (
+        name in own and own[name].shape == tensor.shape and not is_quantised(tensor, own[name])
+        for name, tensor in tensors.items()
+    )
+    return len(own) + len(tensors) - 2 * sum(fitting)
 
 
 def _check_free(folder: Path, *, replace: bool) -> None:
