@@ -257,7 +257,9 @@ def ours() -> list[Part]:
 def test_every_part_is_checked() -> None:
     checked = {(kind, name) for kind in SMALL for name in SMALL[kind]}
     checked |= {("prior", name.partition(",")[0]) for name in test_next_priors.SETTINGS}  # beside codes of their kind
-    checked |= {("continuous-tokenizer", "hart-residual")}  # beside codes of its kind: tests/plugins/test_hart_residual
+    checked |= {
+        ("continuous-tokenizer", "hart-residual")
+    }  # beside codes of its kind: tests/registry/test_hart_residual
     assert {(part.kind, part.name) for part in ours()} == checked
 
 

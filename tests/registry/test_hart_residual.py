@@ -32,6 +32,7 @@ from mixar_core.testing.parts import StandInTokenizer
 from mixar_eval.bench import sampling_rows
 from mixar_eval.tokenizers import open_tokenizers
 from mixar_plugins.tokenizers.hart import HARTConfig, HARTResidual, HARTResidualConfig, HARTTokenizer
+from mixar_plugins.tokenizers.llamagen import LlamaGenConfig, LlamaGenTokenizer
 from mixar_plugins.tokenizers.titok import TiTok, TiTokConfig
 from tests.eval.test_scores import Means
 from tests.tiny import plain_base, plain_recipes
@@ -84,6 +85,16 @@ def test_codes_and_residual_are_all_of_the_features(seed: int, mean: float, std:
     nothing = torch.zeros(3, 4, 4, 4)
     torch.testing.assert_close(latents_of.beside(own_BN).decode_raw(nothing).clamp(-1, 1), discrete.decode(own_BN))
     assert not list(latents_of.parameters()) and latents_of.beside(own_BN) is not latents_of
+
+
+def test_of_codes_on_a_sphere_what_is_decoded_lies_on_it() -> None:
+    """The decoder has seen vectors of length 1 alone: not the encoder's raw output."""
+    torch.manual_seed(0)
+    discrete, x_B3HW = LlamaGenTokenizer(LlamaGenConfig(**SMALL, codebook_size=16), image_size=16).eval(), images()
+    codes_BN = discrete.encode(x_B3HW)
+    made = HARTResidual(HARTResidualConfig(), image_size=16, tokenizer=discrete).beside(codes_BN)
+    whole_BEhw = made.posterior(x_B3HW).mean_BChw + made.summed(codes_BN)
+    torch.testing.assert_close(whole_BEhw.norm(dim=1), torch.ones(3, 4, 4))
 
 
 @hypothesis(max_examples=5)

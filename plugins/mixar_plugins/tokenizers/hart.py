@@ -104,16 +104,16 @@ class HARTResidual(ContinuousTokenizer):
         features_BEhw = tokenizer.encoded(images_B3HW).float()
         if codes_BN is None:
             codes_BN = tokenizer.quantizer(features_BEhw).codes_BN
-        residual_BEhw = features_BEhw - self._summed(codes_BN)
+        residual_BEhw = tokenizer.quantizer.prepare(features_BEhw) - self.summed(codes_BN)
         return Posterior(residual_BEhw, torch.full_like(residual_BEhw, LOGVAR_RANGE[0]))
 
     def decode_raw(self, latents_BChw: Tensor) -> Tensor:
         """Images (B, 3, H, W) of the codes' vectors and the residual (B, E, h, w), summed."""
         if self._codes_BN is None:
             raise UserError("hart-residual: a residual is decoded with codes, and there are none")
-        return self._tokenizer[0].decode_vectors(self._summed(self._codes_BN) + latents_BChw)
+        return self._tokenizer[0].decode_vectors(self.summed(self._codes_BN) + latents_BChw)
 
-    def _summed(self, codes_BN: Tensor) -> Tensor:
-        """(B, E, h, w)."""
+    def summed(self, codes_BN: Tensor) -> Tensor:
+        """The codes' vectors on the grid: (B, E, h, w)."""
         vectors_BNE, grid = self._tokenizer[0].vectors_on_grid(codes_BN), self.layout.scales[0]
         return vectors_BNE.transpose(1, 2).unflatten(2, (grid.height, grid.width))
