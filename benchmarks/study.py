@@ -57,11 +57,12 @@ def validated(steps: int, *, parts: int = 1) -> Row:
     return {"training.steps": steps, **measured, "callbacks": []}
 
 
-def trained(folder: Path, recipe: str, changes: Mapping[str, Any]) -> Path:
+def trained(folder: Path, recipe: str, changes: Mapping[str, Any], registry: mixar.Registry | None = None) -> Path:
     """A run's folder, once it is trained; `seconds.json` there has the processor seconds that took."""
     if not (folder / "weights.safetensors").is_file():
         began = time.process_time()  # with one thread the seconds of one core, whatever else the machine does
-        if mixar.train(mixar.load_recipe(recipe, changes), folder, resume=folder.exists()).stopped:
+        settings = mixar.load_recipe(recipe, changes, registry=registry)
+        if mixar.train(settings, folder, resume=folder.exists(), registry=registry).stopped:
             raise typer.Exit(1)
         write_text(folder / "seconds.json", json.dumps(time.process_time() - began) + "\n")
     return folder

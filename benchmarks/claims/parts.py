@@ -1,4 +1,4 @@
-"""Parts that one claim needs and nobody else: other fills of DC-Mix, and mixing already in the encoder."""
+"""Parts that one study needs and nobody else: other fills of DC-Mix, mixing in the encoder, HART's features whole."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mixar_core.types import Condition, DiscreteTokens, Guidance, MaskSplit
 from mixar_plugins.backbones.masked import MaskedBackbone, MaskedConfig
 from mixar_plugins.backbones.masked_state import MaskedState, Shared
 from mixar_plugins.injectors.embedding import CodeEmbedding, CodeEmbeddingConfig
+from mixar_plugins.tokenizers.hart import HARTResidual, HARTResidualConfig
 
 
 class DCMixLearned(CodeEmbedding):
@@ -69,12 +70,21 @@ class EarlyMixing(MaskedBackbone):
         return self.decoder_embed(encoded) + self.decoder_pos_embed_learned
 
 
+class HARTFeatures(HARTResidual):
+    """The features whole, of which HART's codes leave a residual: decoded by the same decoder, whatever the codes."""
+
+    def summed(self, codes_BN: Tensor) -> Tensor:
+        """Nothing: (B, E, h, w)."""
+        return torch.zeros_like(super().summed(codes_BN))
+
+
 @cache
 def registry_with_parts() -> Registry:
     """All installed parts, and these."""
     parts = (
         Part("injector", "dc-mix-learned", DCMixLearned, CodeEmbeddingConfig),
         Part("backbone", "early-mixing", EarlyMixing, EarlyConfig),
+        Part("continuous-tokenizer", "hart-features", HARTFeatures, HARTResidualConfig),
     )
     registry = plugin_manager()
     return evolve(registry, plugins=(*registry.plugins, Plugin("claims", "benchmarks 0", parts=parts)))

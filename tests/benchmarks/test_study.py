@@ -13,7 +13,8 @@ import typer
 pytest.importorskip("mixar_zoo", reason="plugins/mixar_zoo is not installed")
 pytest.importorskip("mixar_eval", reason="plugins/mixar_eval is not installed")
 
-from benchmarks import heads, study
+from benchmarks import hart, heads, study
+from mixar_zoo.classifier import DigitClassifier
 
 
 def test_names_are_known_ones() -> None:
@@ -58,3 +59,24 @@ def test_the_loss_of_a_run_is_the_last_that_was_validated(tmp_path: Path) -> Non
     lines.insert(1, {"kind": "train", "step": 3, "losses": {"loss": 9.0}})
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [*study.losses_of(tmp_path)] == [2, 4] and study.last_loss(tmp_path) == 0.25
+
+
+def test_mixar_over_the_residual_is_trained_measured_and_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hart, "ARMS", {"residual": "hart-residual"})
+    monkeypatch.setattr(hart, "TOKENIZER", {**hart.TOKENIZER, "channels": 4, "channel_multipliers": [1, 1, 1, 1]})
+    small = {"width": 16, "depth": 1, "heads": 2, "context_width": 8, "mlp_width": 16}
+    monkeypatch.setattr(hart, "PRIOR", {**hart.PRIOR, **small})
+    judge = DigitClassifier().eval().requires_grad_(False)  # that has learned nothing
+    monkeypatch.setattr(study, "judge", lambda: study.Judge(judge, judge.judge(study.digits("validation")[0])[1]))
+    hart.main("0", tmp_path / "runs", tmp_path / "results", quick=True)
+    with (tmp_path / "results/hart.csv").open() as file:
+        told = [(row["what"], row["arm"], row["codes"], bool(row["psnr"])) for row in csv.DictReader(file)]
+    assert told == [
+        ("codes alone", "", "drawn", False), ("mixar", "residual", "drawn", False),
+        ("codes alone", "", "true", True), ("mixar", "residual", "true", True),
+        ("reconstructed", "residual", "true", True),
+    ]  # fmt: skip
+    assert (tmp_path / "results/hart.png").stat().st_size > 500
+    assert "| reconstructed | residual | true | 1 |" in capsys.readouterr().out
