@@ -36,7 +36,7 @@ def write(
     path: Path, *, labels: list, splits: list | None, names: list[str] | None = None, images=None, groups=4
 ) -> Path:
     path.parent.mkdir(exist_ok=True)
-    images = images or [png(row) for row in range(len(labels))]
+    images = [png(row) for row in range(len(labels))] if images is None else images
     columns = {"image": [{"bytes": data, "path": None} for data in images], "label": labels}
     if splits is not None:
         columns["split"] = splits
@@ -133,6 +133,24 @@ def test_parquet_says_what_is_wrong_in_one_line(tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             action()
         assert "\n" not in str(caught.value)
+
+
+def test_parquet_names_are_names_and_no_patterns(tmp_path):
+    """`train[1].parquet` alone gave the images of train1.parquet, and `a*b/` those of its neighbours as well."""
+    for name, first in (("train[1]", 1), ("train1", 2), ("train*", 3), ("train?x", 4)):
+        write(tmp_path / "d[1]*" / f"{name}.parquet", labels=[0], splits=None, images=[png(first)])
+    write(tmp_path / "d1x" / "train.parquet", labels=[0], splits=None, images=[png(9)])
+    for name, first in (("train[1]", 1), ("train*", 3)):
+        assert values(opened(tmp_path / "d[1]*" / f"{name}.parquet", split_column=None)) == [first]
+    assert sorted(values(opened(tmp_path / "d[1]*", split_column=None))) == [1, 2, 3, 4]
+
+
+def test_parquet_files_without_rows_are_passed_over(tmp_path):
+    write(tmp_path / "train-a.parquet", labels=[], splits=None, images=[])
+    with pytest.raises(UserError, match="no rows in the files of the train split"):
+        opened(tmp_path, split_column=None)
+    write(tmp_path / "train-b.parquet", labels=[1], splits=None, images=[png(5)])
+    assert values(opened(tmp_path, split_column=None)) == [5]
 
 
 def test_parquet_files_that_name_their_classes_differently_are_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -236,6 +237,17 @@ def test_what_goes_wrong_inside_datasets_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="parquet: datasets cannot read it: ") as caught:
         opened(settings)
     assert "DatasetGeneration" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_file_is_read_twice_nor_taken_for_a_pattern(tmp_path: Path) -> None:
+    one, every = str(tmp_path / "p/train.parquet"), str(tmp_path / "p/*.parquet")
+    with pytest.raises(UserError, match=re.escape(f"{one} is named twice")):
+        opened(write_parquet(tmp_path / "p") | {"data_files": {"train": (one, every)}})
+    odd = tmp_path / "im*x"
+    write_folder(odd)
+    for folder in ({"path": "imagefolder", "data_dir": str(odd)}, {"path": str(odd)}):
+        with pytest.raises(UserError, match=re.escape("im*x: datasets takes *, ? and [ in a folder's name for a")):
+            opened(folder)
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from glob import glob
+from glob import escape, glob, has_magic
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ _FORMATS = ("arrow", "csv", "hdf5", "imagefolder", "json", "lance", "pandas", "p
 def _is_folder(text: str, path: Path) -> bool:
     """Whether a data set's name is that of a folder here. A format is none, whatever lies there."""
     return text.startswith(("/", "~", "./", "../")) or (text not in _FORMATS and path.exists())
+
+
+def _file(text: str) -> str:
+    """A file of this very name, whatever is in it that patterns have; else the pattern."""
+    path = os.path.expanduser(text)
+    return escape(path) if os.path.exists(path) else path
 
 
 def _is_files(text: str, path: Path) -> bool:
@@ -203,7 +210,10 @@ def open_rows(
     for key in ("path", "data_dir", "cache_dir"):
         asked[key] = asked[key] and home(asked[key])
     if config.data_files is not None:
-        asked["data_files"] = {key: [*map(home, files)] for key, files in config.data_files.items()}
+        asked["data_files"] = {key: [*map(_file, files)] for key, files in config.data_files.items()}
+    for folder in (asked["path"], asked["data_dir"]):
+        if folder and has_magic(folder) and os.path.isdir(folder):  # it would read others whose names fit, too
+            raise UserError(f"{folder}: datasets takes *, ? and [ in a folder's name for a pattern; rename it")
     images, label = config.image_columns, config.label_column
     if config.path == "webdataset" and len(images) > 1:  # it looks at five rows only to find out which there are
         columns = dict.fromkeys(("__key__", "__url__"), datasets.Value("string"))
@@ -215,7 +225,10 @@ def open_rows(
             datasets.disable_progress_bars()
         found = datasets.load_dataset_builder(**asked).config.data_files or {}
         used = {each.partition("[")[0] for each in (config.train_split, config.validation_split)}
-        check_names([file for key in found if str(key) in used for file in found[key]], label)
+        read = {str(key): [*map(str, files)] for key, files in found.items() if str(key) in used}
+        if twice := [file for files in read.values() for file, times in Counter(files).items() if times > 1]:
+            raise UserError(f"{config.path}: {twice[0]} is named twice by data_files, and would be read twice")
+        check_names([file for files in read.values() for file in files], label)
         rows = datasets.load_dataset(**asked, split=split, streaming=config.streaming)
     except UserError:
         raise

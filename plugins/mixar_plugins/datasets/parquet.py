@@ -69,6 +69,10 @@ class ParquetDataset(HuggingFaceDataset):
                 "split_column"
             )
         check_names(map(str, every), config.label_column)
+        counts = {file: pq.read_metadata(file).num_rows for file in files}
+        files = [file for file in files if counts[file]]  # `datasets` fails on one without rows
+        if not files:
+            raise UserError(f"{path}: no rows in the files of the {split} split")
         asked = HuggingFaceConfig(
             "parquet",
             data_files={"train": tuple(map(str, files))},
@@ -80,7 +84,7 @@ class ParquetDataset(HuggingFaceDataset):
         needed = asked.needed_columns() | ({} if config.split_column is None else {config.split_column: "split_column"})
         check_columns(needed, read_schema(str(files[0])).names, str(files[0]))
         rows, _ = open_rows(asked, "train", keep=[*needed], columns=[*needed])
-        self._files, self._starts = files, [0, *accumulate(pq.read_metadata(file).num_rows for file in files)]
+        self._files, self._starts = files, [0, *accumulate(counts[file] for file in files)]
         self._chosen: Sequence[int] = range(len(rows))
         lost = [file.name for file in every if by_name and not file.name.startswith(known)]
         if config.split_column is not None:
