@@ -141,6 +141,8 @@ def edit(
     width = checked_number(feather, "feather (in pixels)", low=0, whole=True)
     if width is None:
         width = masks.shape[-2] // layout.scales[-1].height // 4
+    if width > max(masks.shape[-2:]):
+        raise UserError(f"feather (in pixels): {width}; allowed: 0 to {max(masks.shape[-2:])}, the image's longer side")
     if codes is not None:
         if level != "latents" or "codes" not in redrawn:
             raise UserError("codes: they stand for the image's own, at level latents of a model with codes; not here")
@@ -232,7 +234,10 @@ def _redrawn(model: Model, level: Level, masks: Tensor) -> tuple[dict[str, Token
         redrawn["codes"] = stay if level == "latents" else tokens_in(masks, layout)
     if torch.cat([*redrawn.values()], dim=1).all(dim=1).any():
         touched = " and ".join(f"{layouts[key].tokens} {key}" for key in redrawn)
-        raise UserError(f"the mask touches every token ({touched}): nothing would be kept, and that is sampling")
+        raise UserError(
+            f"the mask touches every token ({touched}): nothing would be kept, and that is sampling; "
+            "give a mask, region or place that leaves some"
+        )
     return layouts, redrawn
 
 

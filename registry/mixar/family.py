@@ -10,7 +10,9 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +168,7 @@ def seconds_a_step(recipe: Recipe, registry: Registry, device: torch.device) -> 
     )
     planned = build(recipe, registry, meta=True)
     objective = make_objective(build(recipe, registry, device=device), registry)
-    with tempfile.TemporaryDirectory(prefix="mixar-new-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="mixar-new-") as scratch, redirect_stderr(StringIO()):  # notes of noise
         run_trainer(
             objective,
             _Noise(batch, recipe),

@@ -28,7 +28,7 @@ from mixar_core.errors import UserError
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.storage import state_sha256
-from mixar_core.types import NO_CLASS
+from mixar_core.types import NO_CLASS, Grid
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -51,6 +51,11 @@ class Model(Pretrained):
     precision: Precision = "float32"
     compiled: bool = False
     notices: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        recipe, size = self.recipe, Grid.of_pixels(self.recipe.image_size)
+        classes = f"{recipe.num_classes:,} classes" if recipe.num_classes else "no classes"
+        return f"Model({recipe.name}: {recipe.summary}; {size.width}x{size.height} pixels, {classes}, on {self.device})"
 
     @property
     def recipe(self) -> Recipe:

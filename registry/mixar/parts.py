@@ -29,6 +29,9 @@ def construct(recipe: Recipe, registry: Registry, key: str, **context: Any) -> A
             return on_meta(make, safe=meta_safe(component)) if _on_meta() else make()
         except ModuleNotFoundError as error:
             raise UserError(f"{error}; install what {registry.plugin_of(part).package} requires") from error
+        except Exception as error:
+            error.add_note(f"(while {named(recipe, key)} was built, of the package {registry.plugin_of(part).package})")
+            raise
 
 
 def construct_once(recipe: Recipe, registry: Registry, key: str, brought: dict[str, nn.Module], **context: Any) -> Any:

@@ -91,6 +91,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(place: Path) -> None:
         (("--region", "0,0,4,4", "--mask", "mask.png"), "--mask and --region: give one"),
         (("--outside",), "--outside: needs --mask or --region"),
         ((), "touches every token"),
+        ((), "and that is sampling; give a mask, region or place that leaves some"),
         (("--mask", "mask.png", "--class", "ow"), "did you mean owl?"),
     ):
         assert message in refused("edit", "model", "image.png", *words, "--out", "out", cwd=place), words

@@ -112,6 +112,10 @@ def test_without_pasting_the_result_is_as_decoded(model: mixar.Model) -> None:
     hard = model.edit(pictures(1), BOX, 0, seed=3, feather=0)
     assert hard.seam.kept.item() == 0 and pasted.seam.kept.item() > 0  # a quarter of a token's side is one pixel
     assert pasted.seam.kept.item() == pytest.approx(model.edit(pictures(1), BOX, 0, seed=3, feather=1).seam.kept.item())
+    with pytest.raises(
+        mixar.UserError, match=r"feather \(in pixels\): 10{9}; allowed: 0 to 16, the image's longer side"
+    ):
+        model.edit(pictures(1), BOX, 0, seed=3, feather=10**9)
 
 
 @pytest.mark.parametrize("level", ["both", "latents", "codes"])

@@ -17,6 +17,11 @@ def model(family: Path) -> mixar.Model:
     return mixar.load(family / "models/mixar", device="cpu")
 
 
+def test_a_model_says_what_it_is(model: mixar.Model) -> None:
+    summary = model.recipe.summary
+    assert repr(model) == f"Model({model.recipe.name}: {summary}; 16x16 pixels, {len(CLASSES)} classes, on cpu)"
+
+
 def test_generation_has_the_shapes_it_says(model: mixar.Model) -> None:
     seen: list[tuple[int, int]] = []
     drawn = model.generate(["owl", 0, -1], seed=1, keep_steps=True, progress=lambda done, of: seen.append((done, of)))

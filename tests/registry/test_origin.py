@@ -242,6 +242,17 @@ def test_a_library_that_a_part_misses_is_told_with_its_package(install: Install,
     assert str(refused.value) == f"recipe discrete: discrete_tokenizer (codes): {said}"
 
 
+def test_what_a_constructor_raises_names_the_part_and_its_package(install: Install, family: Path) -> None:
+    broken = PARTS.replace(
+        "        pass\n", "        def __init__(self, *given, **named):\n            raise KeyError('licence')\n"
+    )
+    install("mixar-broken", "broken", broken)
+    recipe = load_recipe(family / "recipes/discrete.yaml", {"discrete_tokenizer": {"type": "codes"}})
+    with pytest.raises(KeyError, match="licence") as raised:
+        mixar.build(recipe, meta=True)
+    assert raised.value.__notes__ == ["(while discrete_tokenizer (codes) was built, of the package mixar-broken)"]
+
+
 def test_what_a_package_ships_means_its_own_recipes_and_models(install: Install, tmp_path: Path) -> None:
     (tmp_path / "theirs/models/digits_lfq").mkdir(parents=True)
     for name in ("digits.yaml", "models/digits_lfq/recipe.yaml"):
