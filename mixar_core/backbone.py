@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from mixar_core.blocks import blocks_in
+from mixar_core.errors import UserError
 from mixar_core.masking import masked_count, split_by_order
-from mixar_core.plan import Order
+from mixar_core.plan import Order, Plan
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
 
 
@@ -101,3 +102,21 @@ class BackboneState(ABC):
     @abstractmethod
     def reveal(self, positions_BK: Tensor, tokens_BKC: Tensor) -> None:
         """From now on these tokens (B, K, C) are known. K may be any number, the same for all images."""
+
+
+def check_plan(plan: Plan, backbone: Backbone) -> None:
+    """See that a backbone can follow a sampler's plan.
+
+    Raises:
+        UserError: it cannot; says what it can.
+    """
+    most = max((planned.positions_BK.shape[1] for planned in plan.steps), default=0)
+    if backbone.order == "raster" and most > 1:
+        raise UserError(f"sampler: {most} tokens in one step; the backbone predicts row by row, one token a step")
+    if backbone.groups is not None:
+        planned_K, sizes = ([*map(len, g)] for g in ([p.positions_BK[0] for p in plan.steps], backbone.groups))
+        if planned_K != sizes:
+            raise UserError(f"sampler: steps of {planned_K} tokens; the backbone predicts groups of {sizes}")
+    if unknown := sorted({planned.step.reuse or "" for planned in plan.steps} - {"", *backbone.reuses}):
+        known = f"allowed: {', '.join(sorted(backbone.reuses))}" if backbone.reuses else "it reuses nothing"
+        raise UserError(f"sampler: reuse {unknown[0]}, which the backbone {type(backbone).__name__} has not; {known}")

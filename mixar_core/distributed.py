@@ -158,12 +158,10 @@ def own_device(device: torch.device | str | None = None) -> torch.device:
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not str(device).startswith("cuda"):
-        return available_device(device)
-    if torch.device(device).index is not None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if str(device) != "cuda":
+        if str(device).startswith("cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError(f"device {device}: several processes cannot share a GPU; with `cuda` each has its own")
-        return torch.device(device)
+        return available_device(device)
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         raise UserError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")

@@ -8,11 +8,11 @@ from typing import Literal, cast
 
 import torch
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_, optional
+from attrs.validators import and_, ge, gt, in_, le, optional
 from einops import rearrange
 from torch import Tensor, nn
 
-from mixar_core.backbone import Backbone
+from mixar_core.backbone import Backbone, check_plan
 from mixar_core.conditioner import Conditioner
 from mixar_core.errors import UserError
 from mixar_core.head import ContinuousHead, sample_parts
@@ -25,10 +25,13 @@ from mixar_core.prior import DiscretePrior
 from mixar_core.tokenizer import ContinuousTokenizer, DiscreteTokenizer
 from mixar_core.types import Condition, DiscreteTokens, DrawnCodes, Guidance, Losses, MaskSplit, TokenBatch, Z
 
+#: More steps of any kind are a slip of the pen, and would be computed for days.
+_MOST = le(2**16)
+
 
 @frozen
 class SamplingConfig:
-    """How images are drawn.
+    """How images are drawn. Steps of each kind are at most 65,536.
 
     Args:
         steps: autoregressive steps (MAR: 256; MixAR: 64 or 256).
@@ -39,12 +42,12 @@ class SamplingConfig:
         prior_steps, prior_cfg, prior_temperature: the prior's sampler; None is what the prior's config says.
     """
 
-    steps: int = field(default=64, validator=ge(1))
+    steps: int = field(default=64, validator=and_(ge(1), _MOST))
     cfg: float = field(default=1.0, validator=ge(0.0))
     cfg_schedule: Literal["linear", "constant"] = field(default="linear", validator=in_(("linear", "constant")))
     temperature: float = field(default=1.0, validator=ge(0.0))
-    head_steps: int | None = field(default=None, validator=optional(ge(2)))
-    prior_steps: int | None = field(default=None, validator=optional(ge(1)))
+    head_steps: int | None = field(default=None, validator=optional(and_(ge(2), _MOST)))
+    prior_steps: int | None = field(default=None, validator=optional(and_(ge(1), _MOST)))
     prior_cfg: float | None = field(default=None, validator=optional(ge(0.0)))
     prior_temperature: float | None = field(default=None, validator=optional(gt(0.0)))
 
@@ -134,6 +137,11 @@ class MixAR(nn.Module):
     def head(self) -> ContinuousHead:
         """What draws a token's latent from z."""
         return cast(ContinuousHead, self.trained["head"])
+
+    @property
+    def learns_codes(self) -> bool:
+        """Whether training needs the images' codes: to let them in, or for a part about codes that is trained, too."""
+        return self.injector.needs_codes or not {"discrete_tokenizer", "prior"}.isdisjoint(self.trained.keys())
 
     def train(self, mode: bool = True) -> MixAR:
         """Training mode for what is trained; the frozen parts stay in evaluation mode."""
@@ -362,18 +370,7 @@ class MixAR(nn.Module):
             groups=backbone.groups,
         )
         plan = self.sampler.plan(task, noise=noise)
-        most = max((planned.positions_BK.shape[1] for planned in plan.steps), default=0)
-        if backbone.order == "raster" and most > 1:
-            raise UserError(f"sampler: {most} tokens in one step; the backbone predicts row by row, one token a step")
-        if backbone.groups is not None:
-            planned_K, sizes = ([*map(len, g)] for g in ([p.positions_BK[0] for p in plan.steps], backbone.groups))
-            if planned_K != sizes:
-                raise UserError(f"sampler: steps of {planned_K} tokens; the backbone predicts groups of {sizes}")
-        if unknown := sorted({planned.step.reuse or "" for planned in plan.steps} - {"", *backbone.reuses}):
-            known = f"allowed: {', '.join(sorted(backbone.reuses))}" if backbone.reuses else "it reuses nothing"
-            raise UserError(
-                f"sampler: reuse {unknown[0]}, which the backbone {type(backbone).__name__} has not; {known}"
-            )
+        check_plan(plan, backbone)
         return plan
 
     # ---------------------------------------------------------------- shapes

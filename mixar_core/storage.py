@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -216,7 +216,8 @@ class FolderLock:
     def close(self) -> None:
         """Let others in, where it was taken."""
         if self._file is not None:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # where nothing can be written any more, the end of the file's lock is enough
+                self.path.unlink()
             self._file.close()
             self._file = None
 

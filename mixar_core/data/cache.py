@@ -30,7 +30,7 @@ from torch import Tensor
 from mixar_core.data.tokens import CachedTokens
 from mixar_core.errors import UserError
 from mixar_core.storage import file_sha256, read_weights
-from mixar_core.types import ImageSize, Posterior
+from mixar_core.types import NO_CLASS, ImageSize, Posterior
 
 INDEX = "index.json"
 #: holds what a cache that is not finished yet knows of its shards
@@ -233,7 +233,8 @@ class TokenCache:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise UserError(f"{folder} is no token cache: there is no {INDEX} and no *.safetensors file")
-        return cls(folder, tuple(_published_shard(file) for file in files), None)
+        first = _mapped(files[0])
+        return cls(folder, tuple(_published_shard(file, like=first) for file in files), None)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -314,11 +315,21 @@ def _mapped(path: Path) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in read_weights(path).items() if key in KEYS}
 
 
-def _published_shard(path: Path) -> Shard:
+def _published_shard(path: Path, *, like: Mapping[str, Tensor]) -> Shard:
+    """A file in the published form; `like` are the tensors of the first."""
     tensors = _mapped(path)
     if "latents" not in tensors or "labels" not in tensors:
         raise UserError(f"{path} holds no latents and labels: {path.parent} is no token cache, or has lost its {INDEX}")
-    return Shard(path.name, len(tensors["labels"]), path.stat().st_size, "")
+    rows, labels = len(tensors["labels"]), tensors["labels"]
+    if any(len(tensor) != rows for tensor in tensors.values()) or rows == 0:
+        sizes = ", ".join(f"{key} of {len(tensor)}" for key, tensor in tensors.items())
+        raise UserError(f"{path}: rows: {sizes}; each image, of one or more, has one of each")
+    row, other = ({key: tuple(tensor.shape[1:]) for key, tensor in each.items()} for each in (tensors, like))
+    if row != other:
+        raise UserError(f"{path} holds {row}, and the files before it {other}, an image; they must agree")
+    if labels.is_floating_point() or labels.ndim > 1 or int(labels.min()) < NO_CLASS:
+        raise UserError(f"{path}: labels are whole numbers, one an image, from 0, or {NO_CLASS} for none")
+    return Shard(path.name, rows, path.stat().st_size, "")
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -153,17 +153,18 @@ def begin(folder: Path, settings: CacheSettings, lock: FolderLock) -> CacheIndex
         with suppress(OSError):  # a cache may lie where nothing can be written
             lock.path.unlink()
         return index
-    if progress.is_dir():
-        lock.take()
-        if any(progress.glob("*.safetensors.json")):
-            _check_same(folder, _read(progress / SETTINGS, CacheSettings), settings)
-        for unfinished in folder.glob(".*.unfinished"):
-            unfinished.unlink()
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not an empty folder, and no token cache; choose a new one")
-    with writing(folder):
-        progress.mkdir(parents=True, exist_ok=True)
+    if not progress.is_dir():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} is not an empty folder, and no token cache; choose a new one")
+        with writing(folder):
+            progress.mkdir(parents=True, exist_ok=True)
     lock.take()
+    if not progress.is_dir():  # the call that had the lock has finished it
+        return begin(folder, settings, lock)
+    if any(progress.glob("*.safetensors.json")):
+        _check_same(folder, _read(progress / SETTINGS, CacheSettings), settings)
+    for unfinished in folder.glob(".*.unfinished"):
+        unfinished.unlink()
     write_text(progress / SETTINGS, json.dumps(attrs.asdict(settings), indent=1) + "\n")
     return None
 
@@ -246,7 +247,21 @@ def encode(
             )
         if tokens.codes_BN is not None:
             found[f"codes{suffix}"] = tokens.codes_BN
-    return {key: found[key].to("cpu", tensor.dtype) for key, tensor in stored.items()}
+    kept = {key: found[key].to("cpu", tensor.dtype) for key, tensor in stored.items()}
+    for key, tensor in kept.items():
+        if key.startswith("latents"):
+            _check_finite(tensor, settings, read)
+    return kept
+
+
+def _check_finite(latents: Tensor, settings: CacheSettings, images: Sequence[int]) -> None:
+    """See that latents can be trained on; a posterior of no width (logvar -inf) can."""
+    assert settings.latent_shape is not None
+    mean_BM, logvar_BM = (part.flatten(1) for part in latents.tensor_split([settings.latent_shape[0]], dim=1))
+    sound_B = mean_BM.isfinite().all(1) & (logvar_BM < torch.inf).all(1)
+    if not sound_B.all():
+        where = f"image {images[int(sound_B.int().argmin())]}"
+        raise UserError(f"{where}: its latents are not finite as {settings.dtype}: its range, or the tokenizer, fails")
 
 
 def _save(
@@ -292,7 +307,7 @@ def finish(folder: Path, settings: CacheSettings, shards: int, *, max_unreadable
         statistics = ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
     index = CacheIndex(settings, count, tuple(note.shard for note in notes), statistics, skipped)
     write_text(folder / INDEX, index.to_json())
-    rmtree(folder / PROGRESS)
+    rmtree(folder / PROGRESS, ignore_errors=True)
     return index
 
 

@@ -127,8 +127,7 @@ class MixARObjective(Objective):
         self.model, self.sampling = model, sampling
         self.trained = model.trained
         self.needs_length = model.ti_mix.schedule != "constant"  # lambda falls towards the last step
-        # the discrete tokenizer runs only where its codes go somewhere
-        discrete = model.discrete_tokenizer if model.injector.needs_codes else None
+        discrete = model.discrete_tokenizer if model.learns_codes else None
         self.tokenizers = FrozenTokenizers(model.continuous_tokenizer, discrete)
 
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:

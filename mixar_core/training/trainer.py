@@ -187,13 +187,18 @@ class Trainer:
 
     def _begun(self, files: Mapping[str, str]) -> None:
         """A folder for a new run, with `files` in it."""
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise UserError(f"{self.folder} is not an empty folder; choose a new one, or resume the run in it")
+        self._expect_empty()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self.lock.take()
+        self._expect_empty()  # another run may have begun in it meanwhile, and ended
         for name, text in files.items():
             write_text(self.folder / name, text)
+
+    def _expect_empty(self) -> None:
+        there = self.folder.exists()
+        if there and (not self.folder.is_dir() or {*self.folder.iterdir()} - {self.lock.path}):
+            raise UserError(f"{self.folder} is not an empty folder; choose a new one, or resume the run in it")
 
     def _resumed(self) -> Path:
         """The checkpoint to go on with."""

@@ -156,10 +156,10 @@ def _training(system: System, *, recomputed: bool = True) -> dict[str, Figure]:
         costs["backbone"] = _figure(passes["backbone"], FORWARDS_CHECKPOINTED)
     if model is not None and continuous is not None and "continuous_tokenizer" not in passes:
         costs["continuous_tokenizer"] = _figure(lambda: beside_codes(system, continuous).posterior(images_B3HW))
-    needs_codes = recipe.trains == "prior" if model is None else model.injector.needs_codes
-    if needs_codes and discrete is not None and "discrete_tokenizer" not in passes:
+    learns_codes = recipe.trains == "prior" if model is None else model.learns_codes
+    if learns_codes and discrete is not None and "discrete_tokenizer" not in passes:
         costs["discrete_tokenizer"] = _figure(lambda: discrete.encode(images_B3HW))
-    if model is not None and needs_codes and prior is not None and "prior" not in passes:
+    if model is not None and learns_codes and prior is not None and "prior" not in passes:
         mixed = recipe.ti_mix.lambda_at(1.0) < 1.0
         share = 1.0 - recipe.ti_mix.begin if mixed and recipe.ti_mix.lambda_at(0.0) == 1.0 else float(mixed)
         codes_BN = codes_of(prior.layout.tokens)

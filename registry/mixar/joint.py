@@ -43,14 +43,11 @@ class JointObjective(MixARObjective):
         if "discrete_tokenizer" in model.trained and discrete is not None:
             self.codes = DiscreteReconstruction(discrete, extractor, config)
         self.takes_tokens = self.continuous is None and self.codes is None
-        needs_codes = model.injector.needs_codes or "prior" in model.trained
         frozen = (
             continuous if self.continuous is None else None,
-            discrete if needs_codes and self.codes is None else None,
+            self.tokenizers.discrete if self.codes is None else None,
         )
         self.frozen = None if frozen == (None, None) else FrozenTokenizers(*frozen)
-        if self.takes_tokens and self.frozen is not None:
-            self.tokenizers = self.frozen
 
     def forward(self, batch: ImageBatch | TokenBatch, *, step: int, steps: int, noise: Noise) -> Losses:
         """Terms: MixAR's, and under their names (`continuous_tokenizer/psnr`) those of the parts trained with it."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mixar.assembly import System
+from mixar.cache import needed_tokenizers
 from mixar.recipe import Recipe
 from mixar.text import one_line
 from mixar_core.blocks import sharded_blocks
@@ -99,14 +100,11 @@ def training_memory(system: System, *, processes: int = 1, images: int | None = 
 
 def kept_bytes(system: System) -> int:
     """What `training.cache: memory` keeps of an image: its pixels, or what frozen tokenizers make of it; its label."""
-    recipe, model, pixels = system.recipe, system.model, Grid.of_pixels(system.recipe.image_size)
+    recipe, pixels = system.recipe, Grid.of_pixels(system.recipe.image_size)
     images = ImageBatch(torch.zeros(1, 3, pixels.height, pixels.width, device="meta"), codes_of(1)[0])
     if any(key.endswith("tokenizer") for key in recipe.trained_parts):
         return images.images_B3HW.numel() + images.labels_B.nbytes
-    needs_codes = "prior" in recipe.trained_parts or (model is not None and model.injector.needs_codes)
-    frozen = FrozenTokenizers(
-        system.continuous_tokenizer if model is not None else None, system.discrete_tokenizer if needs_codes else None
-    )
+    frozen = FrozenTokenizers(*needed_tokenizers(system))
     views = 1 + bool(recipe.training and recipe.training.flip)
     return views * sum(tensor.nbytes for tensor in frozen.encode(images).tensors())
 

@@ -236,3 +236,10 @@ def test_dropout_takes_its_share_and_keeps_the_mean(dtype: torch.dtype) -> None:
     assert dropped(x, 0.0) is x
     layer = Dropout(0.5)
     assert layer.eval()(x) is x and (layer.train()(x) == 0.0).any()
+
+
+@pytest.mark.parametrize("name", ["steps", "head_steps", "prior_steps"])
+def test_steps_that_would_take_days_are_refused(name: str) -> None:
+    assert getattr(SamplingConfig(**{name: 2**16}), name) == 2**16
+    with pytest.raises(ValueError, match=f"'{name}' must be <= 65536: 1000000000"):
+        SamplingConfig(**{name: 10**9})

@@ -277,6 +277,13 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     assert own_device() == torch.device("cpu")
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "cuda:x", "cudax", torch.device("cuda:99")])
+def test_a_gpu_that_is_not_there_is_refused_in_one_line(device: str | torch.device, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(UserError, match=rf"^device {device}: not available here"):
+        own_device(device)
+
+
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, "
 LOST, SILENT = "lost the others, look for their messages", "another process of this run does not answer"
 

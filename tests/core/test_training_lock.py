@@ -128,3 +128,37 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         toy_run(tmp_path / "nowhere", resume=True)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_run_that_waited_for_another_leaves_what_that_one_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both saw an empty folder; the other had the lock first."""
+    taken = FolderLock.take
+
+    def late(mine: FolderLock) -> None:
+        monkeypatch.setattr(FolderLock, "take", taken)
+        toy_run(tmp_path / "run", steps=2)
+        taken(mine)
+
+    monkeypatch.setattr(FolderLock, "take", late)
+    with pytest.raises(UserError, match="run is not an empty folder"):
+        toy_run(tmp_path / "run", steps=4)
+    assert toy_run(tmp_path / "run", steps=2, resume=True).step == 2
+    assert {path.name for path in tmp_path.rglob("step-*")} == {"step-00000002"}
+
+
+def test_a_lock_is_given_back_where_nothing_can_be_written_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that fails is made read-only: what the run died of is the error, not its lock."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    mine = FolderLock(tmp_path)
+    mine.take()
+    with monkeypatch.context() as broken, pytest.raises(UserError, match="it"), closing(mine):
+        broken.setattr(Path, "unlink", refused)
+        raise UserError("it")
+    FolderLock(tmp_path).take()

@@ -208,6 +208,10 @@ def test_published_latents_serve_a_recipe_without_codes(
     assert train(recipe(family, registry, *settings), tmp_path / "run", device="cpu", registry=registry).step == 2
     cases = {
         "has no codes, and the recipe's injector needs them": (folder, recipe(family, registry)),
+        "has no codes, and the recipe's prior learns them": (
+            folder,
+            recipe(family, registry, "injector.type=none", "also_trained=[prior]"),
+        ),
         "latents are 3x4x4, the recipe's continuous tokenizer makes 2x4x4": (write("wide", 3), mar),
         "has 8 classes, the recipe 3": (write("many", 2, label=7), mar),
     }
