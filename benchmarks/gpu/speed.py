@@ -197,11 +197,12 @@ def drawn(part: Part, job: Job) -> Row:
 
 def _model(part: Part, recipe: Recipe, job: Job, registry: Registry) -> tuple[Model, Sequence[str]]:
     """A model to draw with, as `mixar.load` with the same settings would give it."""
-    system, notices = seeded(recipe, registry, part.device), list[str]()
+    system, compiled, notices = seeded(recipe, registry, part.device), False, list[str]()
     precision: Precision = "bf16" if job.precision == "bf16" else "float32"
     if job.lean:
-        notices = hasten(system.model, precision=precision, compile="compiled" in job.how, graphs="graphs" in job.how)
-    return Model(system, (), part.device, precision=precision), notices
+        compile, graphs = ("compiled" in job.how), ("graphs" in job.how)
+        compiled, notices = hasten(system.model, precision=precision, compile=compile, graphs=graphs)
+    return Model(system, (), part.device, precision=precision, compiled=compiled), notices
 
 
 # ---------------------------------------------------------------- graphs

@@ -381,10 +381,9 @@ def load(
     check_frozen(folder, brought, "it draws as it was trained with those alone")
     files = frozen_weights(recipe, registry, [key for key in TRAINABLE if getattr(system, key) is not None])
     precision = precision or own or "float32"
-    notices = hasten(system.model or system.prior, precision=precision, compile=compile, graphs=graphs)
-    compile &= not any(line.startswith("compile:") for line in notices)
+    compiled, notices = hasten(system.model or system.prior, precision=precision, compile=compile, graphs=graphs)
     files[recipe.trains] = trained
-    return Model(system, class_names(recipe, folder, registry), chosen, files, weights, precision, compile, notices)
+    return Model(system, class_names(recipe, folder, registry), chosen, files, weights, precision, compiled, notices)
 
 
 def prior_draws_from_data(recipe: Recipe) -> bool:

@@ -26,8 +26,9 @@ class Pretrained:
             UserError: as `load`.
         """
         from mixar.model import load
+        from mixar_core.storage import user_path
 
-        if Path(name_or_folder).is_dir() or str(name_or_folder).startswith(PREFIX):
+        if str(name_or_folder).startswith(PREFIX) or user_path(name_or_folder).is_dir():
             return load(name_or_folder, **settings)
         return load(f"{PREFIX}{name_or_folder}{'@' if revision else ''}{revision or ''}", **settings)
 

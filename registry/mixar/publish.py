@@ -29,16 +29,18 @@ from mixar.folder import (
 )
 from mixar.model import class_names, load
 from mixar.plugins import Registry, registry_without
-from mixar.recipe import PART_KEYS, PartChoice, Recipe, load_recipe, to_plain
-from mixar.registry import OWN
+from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, load_recipe, to_plain
+from mixar.registry import OWN, PRESETS
 from mixar_core.errors import UserError
-from mixar_core.storage import whole_folder, write_text, write_weights
+from mixar_core.storage import user_path, whole_folder, write_text, write_weights
 from mixar_core.training.adversarial import AdversarialConfig
 from mixar_core.training.alignment import AlignmentConfig
 
 README = "README.md"
 #: How diffusers finds a pipeline in the folder. The code is mixar-diffusers', so that none is copied around.
 _INDEX = {"_class_name": ["pipeline", "MixARPipeline"], "model": ["component", "MixARModel"]}
+#: the files and the folder that do
+_DIFFUSERS = ("model_index.json", "pipeline.py", "model")
 _STUB = '''"""For diffusers: the code is in the package mixar-diffusers, which has to be installed."""
 
 from mixar_diffusers.pipeline import {name}
@@ -81,29 +83,41 @@ def publish(
         UserError: no such model or report, a part of it is missing, the folder is there, or the hub refuses.
     """
     registry = registry_without(registry, ())
-    source, name = registry.find_model(model), str(to)
+    source, name, folder = registry.find_model(model), str(to), None
+    report = None if report is None else user_path(report)
     if report is not None and not (report / "report.md").is_file():
         raise UserError(f"report {report}: has no report.md; mixar eval generation --out {report} writes one")
-    at_hub = name.startswith(hub.PREFIX)
-    if at_hub:
+    if name.startswith(hub.PREFIX):
         hub.repository(name)
-    elif Path(to).exists() and not replace:
-        raise UserError(f"{to}: is there already")
-    with _room(None if at_hub else Path(to), replace=replace) as folder:
+    else:
+        folder = user_path(to)
+        name = str(folder)
+        if folder.exists():
+            if not replace:
+                raise UserError(f"{folder}: is there already")
+            _check_published(folder)
+    with _room(folder, replace=replace) as new:
         recipe = load_recipe(source / RECIPE, registry=registry)
-        _write_all(source, recipe, folder, weights, registry)
-        loaded = load(folder, device=device, registry=registry)
+        _write_all(source, recipe, new, weights, registry)
+        loaded = load(new, device=device, registry=registry)
         pictured = picture(loaded)
         if pictured is not None:
-            pictured.save(folder / SAMPLES)
-            _write_index(folder)
-        write_text(
-            folder / README,
-            card(loaded, folder, name=name if at_hub else f"./{Path(to).name}", licence=licence, report=report),
-        )
-        if at_hub:
-            hub.upload(folder, name, private=private)
+            pictured.save(new / SAMPLES)
+            _write_index(new)
+        called = name if folder is None else f"./{folder.name}"
+        write_text(new / README, card(loaded, new, name=called, licence=licence, report=report))
+        if folder is None:
+            hub.upload(new, name, private=private)
     return name
+
+
+def _check_published(folder: Path) -> None:
+    """Refuse to replace what is no published model, or has more in it: a run has checkpoints, and a person files."""
+    parts = [name for key in TRAINABLE for name in (key, f"{key}.safetensors")]
+    ours = {RECIPE, WEIGHTS, PROVENANCE, README, SAMPLES, PRESETS, *_DIFFUSERS, *parts}
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    if strange := sorted(found - ours) or ([] if RECIPE in found else [f"no {RECIPE}"]):
+        raise UserError(f"{folder}: holds something else than a published model ({strange[0]}); give another folder")
 
 
 @contextmanager
@@ -127,8 +141,8 @@ def _write_all(source: Path, recipe: Recipe, folder: Path, kind: Kind, registry:
     facts = ({"class_names": list(names)} if names else {}) | ({"weights": "of the last step"} if kind == "raw" else {})
     facts |= {"data": recipe.data.type} if recipe.data else {}
     _write_one(source, folder, weights_file(source, kind), _plain(recipe, seen, registry), facts)
-    if (source / "presets").is_dir():
-        shutil.copytree(source / "presets", folder / "presets")
+    if (source / PRESETS).is_dir():
+        shutil.copytree(source / PRESETS, folder / PRESETS)
     for key, file in files.items():
         home = homes[key]
         if home is None:
@@ -144,10 +158,11 @@ def _write_all(source: Path, recipe: Recipe, folder: Path, kind: Kind, registry:
 
 def _write_index(folder: Path) -> None:
     """What makes the folder a pipeline of diffusers, too."""
-    (folder / "model").mkdir()
-    write_text(folder / "model_index.json", json.dumps(_INDEX, indent=2) + "\n")
-    write_text(folder / "pipeline.py", _STUB.format(name="MixARPipeline"))
-    write_text(folder / "model" / "component.py", _STUB.format(name="MixARModel"))
+    index, pipeline, model = (folder / name for name in _DIFFUSERS)
+    model.mkdir()
+    write_text(index, json.dumps(_INDEX, indent=2) + "\n")
+    write_text(pipeline, _STUB.format(name="MixARPipeline"))
+    write_text(model / "component.py", _STUB.format(name="MixARModel"))
 
 
 def _home(weights: str, registry: Registry) -> Path | None:

@@ -11,6 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +36,7 @@ from mixar_core.errors import UserError
 from mixar_core.head import parts_of
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
-from mixar_core.storage import write_text, writing
+from mixar_core.storage import FolderLock, write_text, writing
 from mixar_core.types import NO_CLASS
 
 if TYPE_CHECKING:
@@ -268,8 +269,10 @@ def claim(folder: Path, manifest: Mapping[str, Any], recipe: Recipe | None = Non
                 f"{folder}: holds other samples ({plan.count:,} of {then['name']}): {first_of(changed)}; "
                 "go on with what was, or give another folder"
             )
-        for left in folder.glob(".*.unfinished"):  # of a process that was killed while writing
-            left.unlink(missing_ok=True)
+        with closing(FolderLock(folder)) as lock:
+            lock.take()
+            for left in folder.glob(".*.unfinished"):  # of a process that was killed while writing
+                left.unlink(missing_ok=True)
         means = {key: now[key] for key in ("versions", "device")}
         if means not in (calls := [{key: then.get(key) for key in means}, *then.get("continued", ())]):
             then["continued"] = [*calls[1:], means]
@@ -286,7 +289,7 @@ def draw_chunks(
     signals: StopSignals,
     report: Report = lambda done, total, fresh: None,
 ) -> bool:
-    """Draw the chunks that are missing, each process its share; every process calls this.
+    """Draw the chunks that are missing, each process its share; every process calls this, another call waits.
 
     All take a chunk each, then hear of each other: so they stop together, and no one waits longer than for a chunk.
     What one of them cannot do ends all.
@@ -298,6 +301,14 @@ def draw_chunks(
     Returns:
         whether all chunks are there.
     """
+    with closing(FolderLock(store.folder)) as lock:
+        processes.on_main(lock.take)
+        return _draw_missing(model, plan, store, processes, signals, report)
+
+
+def _draw_missing(
+    model: Model, plan: Plan, store: PNGStore | RawStore, processes: Processes, signals: StopSignals, report: Report
+) -> bool:
     files = processes.all_gather({key: str(file) for key, file in model.files.items()})
     for key, file in files[0].items():
         if other := next((some.get(key) for some in files if some.get(key) != file), None):

@@ -24,7 +24,7 @@ def hasten(
     precision: Precision = "float32",
     compile: bool = False,
     graphs: bool = False,
-) -> list[str]:
+) -> tuple[bool, list[str]]:
     """Change a model, on its device, to sample faster from now on; it cannot be trained any more.
 
     Args:
@@ -37,7 +37,7 @@ def hasten(
     On a CPU products of large matrices are oneDNN's, unless blocks are compiled (see `mixar_core.products`).
 
     Returns:
-        what of this does not work here, a line each; sampling then runs without it.
+        whether blocks are compiled; and what does not work here, a line each: sampling then runs without it.
     """
     prior, mixar = (model.prior, model) if isinstance(model, MixAR) else (model, None)
     own = () if mixar is None else (mixar.backbone, mixar.head)
@@ -46,10 +46,11 @@ def hasten(
         for part in parts:
             part.hold_bf16()
     notices = []
-    if compile and model is not None and (problem := _cannot_compile(next(model.parameters()).device)):
+    compiled = compile and model is not None
+    if compiled and model is not None and (problem := _cannot_compile(next(model.parameters()).device)):
         notices.append(f"compile: torch cannot compile here ({problem}); blocks run as they are")
-        compile = False
-    if compile:
+        compiled = False
+    if compiled:
         torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
         for part in parts:
             for block in part.blocks() if isinstance(part, Backbone) else blocks_in(part):
@@ -60,7 +61,7 @@ def hasten(
         notices.append(f"graphs: {problem}")
     elif graphs and mixar is not None:
         mixar.head.graphs = Graphed()
-    return notices
+    return compiled, notices
 
 
 def _cannot_graph(model: MixAR | None) -> str:

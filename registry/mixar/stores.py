@@ -105,20 +105,34 @@ def write_samples(
     *,
     codes_alone: Tensor | None = None,
     columns: int | None = None,
+    replace: bool = False,
 ) -> None:
-    """PNGs `000_name.png`, `grid.png` and MANIFEST; with `codes_alone` (uint8 images) `codes/` and `codes_grid.png`."""
+    """PNGs `000_name.png`, `grid.png` and MANIFEST; with `codes_alone` (uint8 images) `codes/` and `codes_grid.png`.
+
+    Raises:
+        UserError: as `write_folder`.
+    """
     pictures: dict[str, Image.Image] = {}
     for place, grid, images in (("", "grid.png", drawn.images), ("codes/", "codes_grid.png", codes_alone)):
         if images is not None:
             pictures |= named_pictures(images, drawn.names, place)
             pictures[grid] = grid_picture(images, drawn.names, drawn.labels, columns=columns)
-    write_folder(folder, pictures, manifest)
+    write_folder(folder, pictures, manifest, replace=replace)
 
 
-def write_folder(folder: Path, pictures: Mapping[str, Image.Image], manifest: Mapping[str, Any]) -> None:
-    """Pictures by the file's name, which may have one folder before it, and MANIFEST: all of them, or nothing."""
+def write_folder(
+    folder: Path, pictures: Mapping[str, Image.Image], manifest: Mapping[str, Any], *, replace: bool
+) -> None:
+    """Pictures by the file's name, which may have one folder before it, and MANIFEST: all of them, or nothing.
+
+    Args:
+        replace: a folder that is there goes.
+
+    Raises:
+        UserError: it cannot be written; without `replace`, another call has written into it meanwhile.
+    """
     folder = folder.resolve()  # a link to it stays one
-    with whole_folder(folder, replace=True) as new:
+    with whole_folder(folder, replace=replace) as new:
         for name, picture in pictures.items():
             (new / name).parent.mkdir(exist_ok=True)
             picture.save(new / name)

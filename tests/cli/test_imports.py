@@ -1,7 +1,8 @@
-"""What a command does not import, so that it begins at once."""
+"""What a command does not import, so that it begins at once; and a Ctrl-C while it imports."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,22 @@ import mixar
 from pathlib import Path
 for path in sorted(Path("recipes").glob("*/*.yaml")):
     mixar.build(mixar.load_recipe(path), meta=True)
+"""
+
+
+#: Ctrl-C while a module is looked for, which a package's own start swallows if it is to
+PRESSED = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {at!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise AttributeError("half imported") if {swallowed} else KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+from mixar.cli import main
+main()
 """
 
 
@@ -42,3 +59,16 @@ def test_sampling_waits_for_no_compiler(family: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_no_published_system_is_checked_by_it() -> None:
     assert ran(BUILD + SAID.format(COMPILER)) == "[]"
+
+
+@pytest.mark.parametrize(("at", "swallowed"), [("pluggy", False), ("mixar.recipe", False), ("mixar.recipe", True)])
+def test_an_interrupted_start_is_one_line(at: str, swallowed: bool) -> None:
+    code = PRESSED.format(at=at, swallowed=swallowed)
+    done = subprocess.run([sys.executable, "-c", code, "recipe", "show", "mar_b"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_terminal_that_knows_ascii_alone_is_no_error() -> None:
+    command, environment = [sys.executable, "-m", "mixar", "--help"], {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Every command has" in done.stdout and not done.stderr

@@ -44,7 +44,7 @@ def test_bf16_weights_are_near_float32_and_what_needs_it_stays(model: MixAR) -> 
     exact = drawn(model)
     with torch.autocast("cpu", torch.bfloat16):
         cast = drawn(model)
-    assert hasten(model, precision="bf16") == []
+    assert hasten(model, precision="bf16") == (False, [])
     assert {p.dtype for p in model.backbone.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.head.net.parameters()} == {torch.float32}
     with torch.autocast("cpu", torch.bfloat16):
@@ -87,10 +87,10 @@ def test_static_buffers_give_the_same_bits(solver: str, guided: bool) -> None:
 
 def test_what_cannot_be_had_is_said() -> None:
     model = small_mixar("none").eval()
-    assert hasten(model, graphs=True) == ["graphs: there is no GPU; the head runs without"]
+    assert hasten(model, graphs=True) == (False, ["graphs: there is no GPU; the head runs without"])
     assert model.head.graphs is None
     model.trained["head"] = MseHead(MseHeadConfig(), token_dim=3, width=16, layout=model.backbone.layout)
-    assert hasten(model, graphs=True) == ["graphs: the head MseHead cannot be captured; it runs without"]
+    assert hasten(model, graphs=True) == (False, ["graphs: the head MseHead cannot be captured; it runs without"])
 
 
 @torch.no_grad()
@@ -194,7 +194,8 @@ def test_where_nothing_compiles_it_is_said_and_blocks_run_as_they_are(monkeypatc
 
     plain, asked = (small_mixar("none", width=256, depth=1).eval() for _ in range(2))
     monkeypatch.setattr(torch, "compile", refuse)
-    [line] = hasten(asked, compile=True)
+    compiled, [line] = hasten(asked, compile=True)
+    assert not compiled
     assert line.startswith("compile: torch cannot compile here (RuntimeError: no compiler and more)")
     assert not any(is_compiled(block) for block in asked.modules())
     hasten(plain)

@@ -130,6 +130,25 @@ def test_refusals_leave_nothing(family: Path, tmp_path: Path) -> None:
     assert [path.name for path in taken.iterdir()] == ["mine.txt"]
 
 
+def test_only_a_published_model_is_replaced(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And `~` is the home folder: `publish --to ~/x` by way of a config or a script, too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = mixar.load(family / "models/prior", device="cpu")
+    for _ in range(2):
+        assert model.save_pretrained("~/mine", replace=True) == str(tmp_path / "mine")
+    assert type(model).from_pretrained("~/mine", device="cpu").class_names == model.class_names
+    shutil.copytree(family / "models/prior", tmp_path / "run")
+    (tmp_path / "run/checkpoints").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("")
+    (tmp_path / "file").write_text("")
+    for name, strange in (("run", "checkpoints"), ("photos", f"no {RECIPE}"), ("mine", "thesis.tex"), ("file", "")):
+        with pytest.raises(UserError, match=rf"{name}: holds something else than a published model \({strange}"):
+            publish(family / "models/prior", tmp_path / name, replace=True, device="cpu")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "run", "photos", "file"}
+    assert (tmp_path / "run/checkpoints").is_dir() and (tmp_path / "mine/thesis.tex").is_file()
+
+
 @pytest.mark.slow
 def test_there_and_back_by_the_hub(family: Path, tmp_path: Path) -> None:
     files: dict[str, bytes] = {}

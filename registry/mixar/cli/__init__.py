@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from mixar.cli.main import main
+import sys
+
+try:
+    from mixar.cli.main import main
+except KeyboardInterrupt:  # pressed before there is a `main` to mind it
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
 
 __all__ = ["main"]

@@ -151,7 +151,7 @@ def edit_command(
     plan = Plan(count=len(edited.labels), batch=batch, seed=seed, settings=settings, classes=edited.labels)
     files = {"image": sha256(image), "mask": None if mask is None else sha256(mask)}
     how = {"level": edited.level, **files, "region": region, **asked, "seam": edited.figures()}
-    write_folder(out, _pictures(edited), describe(loaded, plan) | {"edit": how})
+    write_folder(out, _pictures(edited), describe(loaded, plan) | {"edit": how}, replace=force)
     for line in (*edited.notes, *edited.report()):
         print(line)
     print(f"{plan.count} result{'s' * (plan.count > 1)} in {out}, beside what they were made of in {out / 'edit.png'}")

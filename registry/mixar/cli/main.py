@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -28,6 +30,8 @@ from mixar.plugins import load_plugins
 from mixar.text import comes_with, one_line
 from mixar_core.errors import UserError
 
+#: the exit code of a program that Ctrl-C ended; typer returns it
+_INTERRUPTED = 130
 #: what typer raises for a wrong command line; newer ones bring a copy of click, so it cannot be imported from there
 _ClickError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
@@ -98,7 +102,9 @@ def root(
 
 def main() -> None:
     """Run the program; ends the process with 0, 2 for bad input, or 130 when interrupted."""
-    words, missing = sys.argv[1:], []
+    words, missing, interrupts = sys.argv[1:], [], _interrupts()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None where it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever is in a file's name, and whatever a terminal knows
     try:
         manager, plugins = load_plugins(blocked=_blocked(words), option="--no-plugin")
         problems = add_commands(app, manager)
@@ -120,16 +126,34 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        code = _complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        reason = error.strerror or str(error)
+        code = _complain(f"{error.filename}: {reason}" if error.filename else reason)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        code = 130
+        code = _INTERRUPTED
     except Exception as error:
+        if interrupts:  # a package that was being imported swallowed it, and broke
+            code = _INTERRUPTED
         # torch is not imported here just to name its class
-        if type(error).__name__ != "OutOfMemoryError":
+        elif type(error).__name__ == "OutOfMemoryError":
+            code = _complain("out of GPU memory; a smaller training.micro_batch or --batch needs less")
+        else:
             raise
-        code = _complain("out of GPU memory; a smaller training.micro_batch or --batch needs less")
+    if code == _INTERRUPTED:
+        print("interrupted", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupts() -> list[int]:
+    """Will hold the number of every Ctrl-C, each of which raises KeyboardInterrupt as before."""
+    came: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    return came
 
 
 def add_commands(app: typer.Typer, manager: pluggy.PluginManager) -> list[str]:

@@ -161,7 +161,7 @@ def sample_command(
         wanted = asked or [every[index * len(every) // shown] for index in range(shown)]
         plan = planned(count=each * len(wanted), classes=tuple(label for label in wanted for _ in range(each)))
         changes |= {"codes": codes} if codes else {}
-        _draw_few(loaded, plan, folder, changes, columns=each if each > 1 else None, codes_too=codes_too)
+        _draw_few(loaded, plan, folder, changes, columns=each if each > 1 else None, codes_too=codes_too, force=force)
         return
     for twice in (label for label in asked if asked.count(label) > 1):
         raise UserError(f"--count spreads its images evenly over the classes, and {twice} is given more than once")
@@ -170,7 +170,14 @@ def sample_command(
 
 
 def _draw_few(
-    model: Model, plan: Plan, folder: Path, changes: dict[str, Any], *, columns: int | None, codes_too: bool
+    model: Model,
+    plan: Plan,
+    folder: Path,
+    changes: dict[str, Any],
+    *,
+    columns: int | None,
+    codes_too: bool,
+    force: bool,
 ) -> None:
     """Draw at once, into a folder that appears whole; `changes`: of settings and codes, for `Model.generate`."""
     from mixar.progress import progress_bar
@@ -183,7 +190,7 @@ def _draw_few(
         raise UserError(f"--codes-too: model {model.recipe.name} uses no discrete codes")
     alone = model.decode_codes(drawn.codes) if codes_too else None
     manifest = describe(model, plan) | {key: changes[key] for key in ("codes",) if key in changes}
-    write_samples(folder, drawn, manifest, codes_alone=alone, columns=columns)
+    write_samples(folder, drawn, manifest, codes_alone=alone, columns=columns, replace=force)
     print(f"{plan.count} images in {folder}, all of them in {folder / 'grid.png'}")
 
 
