@@ -147,6 +147,24 @@ def open_data(recipe: Recipe, registry: Registry, split: Literal["train", "valid
     return _fitting(recipe, construct(recipe, registry, "data", split=split, image_size=recipe.image_size))
 
 
+def prior_draws_from_data(recipe: Recipe) -> bool:
+    """Whether codes may have to come from the data: only a prior without weights of its own can (ground-truth)."""
+    return recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is None
+
+
+def class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:
+    """As the model's provenance has them, or else its data; empty where neither does."""
+    if recipe.num_classes == 0:  # labelled images may have trained it
+        return ()
+    noted = read_provenance(folder).get("class_names")
+    if isinstance(noted, list) and len(noted) == recipe.num_classes:
+        return tuple(map(str, noted))
+    try:
+        return tuple(open_data(recipe, registry, "train").class_names)
+    except UserError:  # the data need not be on the machine that samples
+        return ()
+
+
 def _fitting(recipe: Recipe, data: ImageDataset) -> ImageDataset:
     fits = recipe.num_classes in (0, data.num_classes)  # labelled data may train an unconditional model
     expect_fit(recipe, fits, "data", f"{data.num_classes} classes", "num_classes", recipe.num_classes)

@@ -10,9 +10,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from mixar.assembly import System, build, frozen_weights, open_data
+from mixar.assembly import System, build, class_names, frozen_weights, open_data, prior_draws_from_data
 from mixar.editing import Edited, Level, edit
-from mixar.folder import RECIPE, Kind, read_provenance, weights_file
+from mixar.folder import RECIPE, Kind, weights_file
 from mixar.generation import Generation, Progress, batches, decoded, label_name
 from mixar.labels import Labels, checked_number, class_numbers, code_tensor
 from mixar.parts import check_frozen
@@ -384,21 +384,3 @@ def load(
     compiled, notices = hasten(system.model or system.prior, precision=precision, compile=compile, graphs=graphs)
     files[recipe.trains] = trained
     return Model(system, class_names(recipe, folder, registry), chosen, files, weights, precision, compiled, notices)
-
-
-def prior_draws_from_data(recipe: Recipe) -> bool:
-    """Whether codes may have to come from the data: only a prior without weights of its own can (ground-truth)."""
-    return recipe.trains == "mixar" and recipe.prior is not None and recipe.prior.weights is None
-
-
-def class_names(recipe: Recipe, folder: Path, registry: Registry) -> tuple[str, ...]:
-    """As the model's provenance has them, or else its data; empty where neither does."""
-    if recipe.num_classes == 0:  # labelled images may have trained it
-        return ()
-    noted = read_provenance(folder).get("class_names")
-    if isinstance(noted, list) and len(noted) == recipe.num_classes:
-        return tuple(map(str, noted))
-    try:
-        return tuple(open_data(recipe, registry, "train").class_names)
-    except UserError:  # the data need not be on the machine that samples
-        return ()

@@ -14,7 +14,7 @@ import attrs
 import torch
 
 from mixar import hub, strict_yaml
-from mixar.assembly import frozen_weights
+from mixar.assembly import class_names, frozen_weights
 from mixar.card import SAMPLES, card, picture
 from mixar.folder import (
     FROM_FOLDER,
@@ -27,7 +27,7 @@ from mixar.folder import (
     sha256,
     weights_file,
 )
-from mixar.model import class_names, load
+from mixar.model import load
 from mixar.plugins import Registry, registry_without
 from mixar.recipe import PART_KEYS, TRAINABLE, PartChoice, Recipe, load_recipe, to_plain
 from mixar.registry import OWN, PRESETS

@@ -21,10 +21,11 @@ from attrs import asdict, evolve, field, frozen
 from attrs.validators import ge, in_, min_len
 from torch import Tensor
 
+from mixar.assembly import prior_draws_from_data
 from mixar.described import plain_default
 from mixar.folder import sha256, versions
 from mixar.generation import batch_noise
-from mixar.model import Model, prior_draws_from_data
+from mixar.model import Model
 from mixar.parts import construct
 from mixar.plugins import Registry
 from mixar.recipe import PART_KEYS, Recipe, to_plain

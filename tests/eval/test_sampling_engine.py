@@ -6,11 +6,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy
@@ -19,7 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from typer.testing import CliRunner
 
 import mixar
 from mixar.cli.main import app
@@ -98,53 +94,6 @@ def test_it_goes_on_where_it_was(model: mixar.Model, tmp_path: Path) -> None:
     assert seen == [(4, 10, 0), (8, 10, 4), (10, 10, 6)]
     assert torch.equal(drawn(parts, of), drawn(whole, of))
     assert plan_of(parts.folder)[1] == of and timing_of(parts.folder).images == 10
-
-
-#: another process that works in a folder, as mixar_core.storage.FolderLock says it
-HOLDS = """
-import fcntl, os, sys
-with open(sys.argv[1] + "/.lock", "a+") as lock:
-    fcntl.lockf(lock, fcntl.LOCK_EX)
-    print(f"process {os.getpid()} on this machine", end="", file=lock, flush=True)
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_two_calls_do_not_meet_in_one_folder(
-    model: mixar.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither removes what the other is writing, nor draws what the other draws."""
-    monkeypatch.setattr("mixar_core.storage.PATIENCE", 0.0)
-    of, store, unfinished = plan(model), RawStore(tmp_path), tmp_path / ".chunk-000001.safetensors.77.unfinished"
-    claim(tmp_path, describe(model, of))
-    unfinished.write_bytes(b"half")
-    command = [sys.executable, "-c", HOLDS, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"process {other.pid} on .* works in it"):
-            claim(tmp_path, describe(model, of))
-        with pytest.raises(UserError, match=f"process {other.pid} on .* works in it"):
-            draw_chunks(model, of, store, ALONE, signals=StopSignals())
-        other.communicate()
-    assert unfinished.is_file() and not store.done()
-    claim(tmp_path, describe(model, of))
-    assert draw_chunks(model, of, store, ALONE, signals=StopSignals()) and not list(tmp_path.glob(".*"))
-
-
-def test_a_folder_that_filled_while_images_were_drawn_is_not_replaced(family: Path, tmp_path: Path) -> None:
-    out, draw = tmp_path / "out", mixar.Model.generate
-
-    def meanwhile(*given: Any, **asked: Any) -> mixar.Generation:
-        (out / "theirs").mkdir(parents=True, exist_ok=True)
-        return draw(*given, **asked)
-
-    words = ["sample", str(family / "models/prior"), "--labels", "0", "--out", str(out), "--device", "cpu"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixar.Model, "generate", meanwhile)
-        done = CliRunner().invoke(app, words)
-    assert isinstance(done.exception, UserError) and "not empty" in str(done.exception)
-    assert [path.name for path in out.iterdir()] == ["theirs"]
 
 
 def test_who_goes_on_keeps_the_names_and_is_noted(model: mixar.Model, tmp_path: Path) -> None:
