@@ -8,18 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from torch import Tensor
 
 import mixar
 from mixar.plugins import Registry
 from mixar_core.data.dataset import ImageDataset
 from mixar_core.errors import UserError
-from mixar_eval import beside, generation
+from mixar_eval import beside, generation, references, tokenizers
+from mixar_eval.context import EvalContext
 from mixar_eval.distances import Gaussian
 from mixar_eval.features import Features
 from mixar_eval.images import ImageSet, open_images
-from mixar_eval.references import Reference
-from mixar_eval.scores import Scores, distances_of
+from mixar_eval.references import Reference, open_reference
+from mixar_eval.scores import Scores, distances_of, floor_at
+from mixar_eval.views import Drawn
+from tests.eval.test_references import Grey
 
 
 class Torn(ImageDataset):
@@ -52,6 +56,27 @@ def test_what_cannot_be_read_is_left_out_and_named(registry: Registry) -> None:
     assert some.labels == [0, 1] and len(some) == 2
     whole = open_images(Torn(()), registry)
     assert whole.readable() is whole
+
+
+def test_what_is_left_out_is_told_wherever_real_images_are_measured(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeing, torn = EvalContext(registry=registry, extractor=Grey()), open_images(Torn(), registry)
+    left_out = "2 images cannot be read and are left out"
+    with monkeypatch.context() as few:
+        few.setattr(references, "KEPT", 5)  # of more images the statistics alone are kept
+        many = open_reference(Torn(), seeing)
+    assert many.count == 4 and many.features_AF is None and many.description.startswith("4 images")
+    assert any(left_out in note for note in many.notes)
+    whole = open_reference(Torn(()), seeing)
+    split = evolve(whole, others=torn)
+    report = generation.measure([Drawn(open_images(Torn(()), registry))], [(seeing, split)])
+    assert report.plain["real_images"]["what"].startswith("4 real images") and sum(left_out in n for n in report.notes)
+    assert any(left_out in note for note in floor_at(6, split, seeing).notes)
+    reference, _, found_AF, between = tokenizers._compared(
+        tokenizers.Chosen(torn, torn, "of another split"), whole.features_AF, None, seeing
+    )
+    assert len(found_AF) == 4 and between.startswith("4 of another split") and left_out in reference.notes[-1]
 
 
 def context(features: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe
+from mixar.stores import images_crc32
 from mixar_core.errors import UserError
 from mixar_eval.extractors import open_extractor
 from mixar_eval.images import ImageSet, open_images, other_split
@@ -87,6 +88,8 @@ def test_what_is_no_set_of_images_is_one_line(tmp_path: Path, registry: Registry
     numpy.savez(tmp_path / "float.npz", good.astype("float32"))
     numpy.savez(tmp_path / "chw.npz", good.transpose(0, 3, 1, 2))
     numpy.savez(tmp_path / "labels.npz", good, numpy.arange(6))
+    numpy.savez(tmp_path / "below.npz", good, numpy.arange(6) % 3 - 3)
+    numpy.savez(tmp_path / "beyond.npz", good, numpy.full(6, 2**62))  # a name for each class up to it has no memory
     numpy.savez(tmp_path / "short.npz", good, numpy.arange(5))
     numpy.savez(tmp_path / "one.npz", good[:1])
     numpy.savez(tmp_path / "none.npz", good[:0])
@@ -100,6 +103,8 @@ def test_what_is_no_set_of_images_is_one_line(tmp_path: Path, registry: Registry
         ("float", "arr_0 is float32; needed: uint8"),
         ("chw", r"needed: \(N, H, W, 3\)"),
         ("labels", "label 3 is out of range; allowed: 0 to 2"),
+        ("below", r"arr_1 has the label -3; allowed: -1 \(no class\) to 99,999"),
+        ("beyond", "arr_1 has the label 4611686018427387904"),
         ("short", r"arr_1 is int64 \(5,\)"),
         ("one", "too few images: 1"),
         ("none", "too few images: 0"),
@@ -200,3 +205,14 @@ def test_a_stream_is_refused(family: Path, registry: Registry) -> None:
     text = f"datasets:train,path={family / 'data'},streaming=true,num_classes=3"
     with pytest.raises(UserError, match="a stream has no random access"):
         open_images(text, registry, image_size=SIZE)
+
+
+def test_a_file_that_is_cut_off_is_one_line_though_a_note_lies_beside_it(tmp_path: Path, registry: Registry) -> None:
+    path, plan = tmp_path / "drawn.npz", {"count": 6, "batch": 6, "seed": 0, "classes": [0], "settings": {}}
+    numpy.savez(path, pixels())
+    noted = {"plan": plan, "model": {"parts": {}}, "arr_0_crc32": images_crc32(path)}
+    (tmp_path / "drawn.npz.json").write_text(json.dumps(noted))
+    assert open_images(path, registry).drawn is not None
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(UserError, match=r"not an \.npz file, or cut off"):
+        open_images(path, registry)

@@ -144,6 +144,25 @@ def test_a_judge_is_one_that_no_loss_has_seen(taught: Path, family: Path, regist
     assert judge.chosen([*teachers, *found], registry) == [f"efficientnet-lite{number}" for number in (2, 0, 1)]
 
 
+def test_images_have_the_judge_of_the_shipped_model_that_drew_them(
+    family: Path, tmp_path: Path, registry: Registry
+) -> None:
+    model, seen = mixar.load(family / "models/mixar", device="cpu"), EvalContext(registry=registry, extractor=Colour())
+    folder = tmp_path / "drawn"
+    generation.draw_samples(model, generation.plan(model, count=2, batch=2, seed=0), folder, seen)
+    assert judge.recipes_of([str(folder)], registry) == []  # by a model that nobody ships
+    manifest = json.loads((folder / "sample.json").read_text())
+    shipped = json.loads((registry.models()["emoji64_lfq"][0] / "provenance.json").read_text())
+    manifest["model"]["sha256"]["discrete_tokenizer"] = shipped["sha256"]
+    (folder / "sample.json").write_text(json.dumps(manifest))
+    found = judge.recipes_of([str(folder)], registry)
+    assert [recipe.name for recipe in found] == ["emoji64_lfq"]
+    teachers = judge.teachers_of(found, registry)
+    assert judge.chosen(teachers, registry) == ["efficientnet-lite1", "efficientnet-lite0"]
+    report = mixar.evaluate(folder, folder, extractor=QUICK[1])
+    assert report.notes[-1].startswith("efficientnet-lite0 at 32 px stands in the perceptual loss of emoji64_lfq")
+
+
 def test_a_report_says_that_its_judge_was_a_teacher(taught: Path, registry: Registry) -> None:
     images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
     by_teacher = mixar.evaluate(images, images, extractor=QUICK[1], recipe=taught / "recipe.yaml")

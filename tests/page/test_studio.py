@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 import mixar
 from mixar_core.errors import UserError
 from mixar_core.pictures import to_pil
-from mixar_page import show, studio
+from mixar_page import server, show, studio
 from mixar_page.again import png
 from mixar_page.asked import Drawing, Editing, Way
 from mixar_page.studio import Drawn, Stopped, Studio, Watch
@@ -166,3 +166,11 @@ def test_a_stage_refuses_what_draws_nothing(family: Path, stage: Studio) -> None
         Studio.of([str(family / "models/discrete")], registry)
     with pytest.raises(UserError, match="given twice"):
         Studio.of(["digits", "digits"], registry)
+
+
+def test_a_port_is_held_from_the_start() -> None:
+    """Of two pages that are started at once the second says so, instead of failing when both are ready."""
+    with server._listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port {port}: Address already in use; try another --port"):
+            server._listen("127.0.0.1", port)

@@ -19,7 +19,7 @@ from mixar_core.types import ImageSize
 from mixar_eval.extractors import DEFAULT
 from mixar_eval.generation import measure
 from mixar_eval.images import Images, checked_size, open_images
-from mixar_eval.judge import Extractors, contexts, with_warning
+from mixar_eval.judge import Extractors, contexts, recipes_of, with_warning
 from mixar_eval.references import open_reference
 from mixar_eval.report import Report
 from mixar_eval.views import Drawn
@@ -49,9 +49,9 @@ def evaluate(
         reference: the same; or an `.npz` of statistics (`mu`, `sigma`).
         extractor: what images are seen through: `NAME` or `NAME:setting=value`, or an extractor. FID is `inception`'s.
             Of several the first judges, the others stand beside it and in FDr-k.
-        recipe: whose data `data:...` are: a recipe, or its name or path; where a loss of this recipe's has seen the
-            extractor, the report says so. image_size: side of the samples, or (height,
-            width); needed where they are `PART:SPLIT`, without a recipe.
+        recipe: whose data `data:...` are: a recipe, or its name or path; where a loss of this recipe's, or of the
+            shipped model that a folder or `.npz` says it was drawn by, has seen the extractor, the report says so.
+        image_size: side of the samples, or (height, width); needed where they are `PART:SPLIT`, without a recipe.
         batch_size: images at a time; figures of another one differ in their last digits.
         cache: a folder where features are kept, for another call.
         without_plugins: names of installed plugins to leave out.
@@ -69,11 +69,12 @@ def evaluate(
         recipe = load_recipe(recipe, registry=registry)
     elif not (recipe is None or isinstance(recipe, Recipe)):
         raise UserError(f"recipe: {type(recipe).__name__}; allowed: a Recipe, or the name or path of one")
+    drew = [str(samples)] if isinstance(samples, str | Path) else []
     processes = join_processes(device, timeout=PATIENT)
     with naming_lost_processes(processes):
         context = contexts(
             given,
-            recipes=[] if recipe is None else [recipe],
+            recipes=[*([] if recipe is None else [recipe]), *recipes_of(drew, registry)],
             registry=registry,
             processes=processes,
             batch_size=checked_number(batch_size, "batch_size", low=1, whole=True, needed=True),

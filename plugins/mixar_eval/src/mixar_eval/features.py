@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from attrs import frozen
@@ -18,6 +19,8 @@ from mixar_core.storage import read_weights, write_weights, writing
 from mixar_eval.context import EvalContext, Stopped
 from mixar_eval.distances import Gaussian, GaussianSum
 from mixar_eval.images import ImageSet
+
+_Found = TypeVar("_Found")
 
 
 @frozen(eq=False)
@@ -142,18 +145,27 @@ def features_of_readable(
 ) -> tuple[ImageSet, Features]:
     """The features of real images, and the images that they are of: those that cannot be read are left out, as in
     training, with a note. In the order of the set."""
+    images, found = _of_readable(images, partial(features_of, context=context, what=what, cache=cache))
+    return images, found.in_order()
+
+
+def gaussian_of_readable(images: ImageSet, context: EvalContext, what: str) -> tuple[ImageSet, Gaussian]:
+    """The Gaussian of many real images, none of whose features are kept, and the images that it is of, as of
+    `features_of_readable`."""
+    return _of_readable(images, partial(_gaussian_of, context=context, what=what))
+
+
+def _of_readable(images: ImageSet, measure: Callable[[ImageSet], _Found]) -> tuple[ImageSet, _Found]:
     try:
-        found = features_of(images, context, what, cache=cache)
+        return images, measure(images)
     except UserError:
         good = images.readable()
         if len(good) in (0, len(images)):
             raise
-        images, found = good, features_of(good, context, what, cache=cache)
-    return images, found.in_order()
+        return good, measure(good)
 
 
-def gaussian_of(images: ImageSet, context: EvalContext, what: str) -> Gaussian:
-    """The Gaussian of a set of many images, none of whose features are kept."""
+def _gaussian_of(images: ImageSet, context: EvalContext, what: str) -> Gaussian:
     total = GaussianSum(context.extractor.feature_dim)
 
     def work(positions_B: Tensor, pixels_B3HW: Tensor) -> int:

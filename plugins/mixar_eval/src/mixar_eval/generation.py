@@ -158,6 +158,7 @@ def measure(
             *([] if near is None else near.notes),
             *images.notes,
             *reference.notes,
+            *(view.real.notes if view.real else ()),
             *_notes(images, missing, extractor),
         ],
         pictures={PICTURE: _picture(images)} | ({} if near is None else {NEAREST: near.picture}),

@@ -26,6 +26,8 @@ from mixar_eval.npz import NpzArray, array_names
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 _JPEG, _OTHER = "JPEG changes pixels, and every distance with them", "only PNG is read here"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+#: labels of others are numbers below this one: a report counts every class up to the largest
+_MOST_CLASSES = 100_000
 #: what `mixar sample` writes into a folder besides its images
 _BESIDE = ("grid.", "codes_grid.", "codes/")
 
@@ -157,4 +159,7 @@ def npz_images(path: Path, *, image_size: ImageSize | None = None) -> ArrayImage
             needed = f"a whole number for each of {array.shape[0]} images"
             raise UserError(f"{path}: arr_1 is {stored.dtype} {stored.shape}; needed: {needed}")
         labels = stored.array.tolist()
+        if wrong := [label for label in labels if not NO_CLASS <= label < _MOST_CLASSES]:
+            allowed = f"{NO_CLASS} (no class) to {_MOST_CLASSES - 1:,}"
+            raise UserError(f"{path}: arr_1 has the label {wrong[0]}; allowed: {allowed}")
     return ArrayImages(array, labels, where=f"{path}: arr_0", image_size=image_size)

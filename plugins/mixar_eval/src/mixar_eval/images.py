@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -226,18 +226,12 @@ def _of_words(text: str, registry: Registry, recipe: Recipe | None, size: ImageS
 
 def _of_path(text: str | Path, registry: Registry, size: ImageSize | None, where: str) -> ImageSet:
     """A folder or an `.npz`, with how `mixar sample` says its images were drawn."""
-    path, drawn = user_path(text), None
+    path = user_path(text)
+    drawn = how_drawn(path)
     if path.is_dir():
-        if (path / MANIFEST).is_file():
-            manifest, plan = plan_of(path)
-            drawn = with_timing(manifest, path), plan.labels_N().tolist()
         data: ImageDataset = PngFolder(path, drawn=None if drawn is None else drawn[1], image_size=size)
         kind, stored = "PNG images", "PNG"
     elif path.suffix == ".npz" and path.is_file():
-        with suppress(UserError, json.JSONDecodeError):  # what lies beside it may be somebody else's
-            manifest, plan = read_manifest(manifest_beside(path))
-            if manifest.get("arr_0_crc32") == images_crc32(path):
-                drawn = manifest, plan.labels_N().tolist()
         data = npz_images(path, image_size=size)
         kind, stored = "images (arr_0)", "npz, uint8"
     else:
@@ -252,6 +246,24 @@ def _of_path(text: str | Path, registry: Registry, size: ImageSize | None, where
     manifest, labels = drawn
     names = tuple(map(str, manifest.get("class_names") or range(max(labels) + 1)))
     return evolve(found, class_names=names, drawn=manifest)
+
+
+def how_drawn(path: Path) -> tuple[dict[str, Any], list[int]] | None:
+    """What `mixar sample` noted of the images in a folder or an `.npz`, and their labels; None where it noted nothing.
+
+    Raises:
+        UserError: what a folder says of its images cannot be read.
+    """
+    if path.is_dir():
+        if not (path / MANIFEST).is_file():
+            return None
+        manifest, plan = plan_of(path)
+        return with_timing(manifest, path), plan.labels_N().tolist()
+    with suppress(UserError, OSError, zipfile.BadZipFile, KeyError):  # what lies beside it may be somebody else's
+        manifest, plan = read_manifest(manifest_beside(path))
+        if manifest.get("arr_0_crc32") == images_crc32(path):
+            return manifest, plan.labels_N().tolist()
+    return None
 
 
 def _of_array(source: Any, size: ImageSize | None, where: str) -> ImageSet:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from attrs import evolve, frozen
 
-from mixar.folder import RECIPE
+from mixar.folder import RECIPE, read_provenance
 from mixar.parts import construct
 from mixar.plugins import Registry
 from mixar.recipe import PartChoice, Recipe, load_recipe
 from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
 from mixar_core.perceptual import FeatureExtractor
+from mixar_core.storage import user_path
 from mixar_eval.context import EvalContext
 from mixar_eval.extractors import open_extractor
+from mixar_eval.images import how_drawn
 from mixar_eval.report import Report
 
 #: extractors whose weights package registries carry, and of which the first that no loss has seen judges
@@ -51,15 +54,27 @@ class Teacher:
         return own.weights_digest() == extractor.weights_digest()
 
 
-def recipes_of(models: Iterable[str], registry: Registry) -> list[Recipe]:
-    """Of those names that are models'; what is wrong with another is said where it is used."""
+def recipes_of(names: Iterable[str], registry: Registry) -> list[Recipe]:
+    """Of those that are models', and of the shipped models that drew those that are images, as far as these say so;
+    what is wrong with another is said where it is used."""
     found = []
-    for name in models:
+    for name in names:
         try:
             found.append(load_recipe(registry.find_model(name) / RECIPE, registry=registry))
         except UserError:
-            continue
+            with suppress(UserError):
+                found += _drew(user_path(name), registry)
     return found
+
+
+def _drew(images: Path, registry: Registry) -> list[Recipe]:
+    """Recipes of the shipped models by whose weights, or frozen parts, these images say that they were drawn."""
+    if (noted := how_drawn(images)) is None:
+        return []
+    digests = set(noted[0]["model"]["sha256"].values())
+    folders = [folder for same in registry.models().values() for folder in same]
+    drew = [folder for folder in folders if read_provenance(folder).get("sha256") in digests]
+    return [load_recipe(folder / RECIPE, registry=registry) for folder in drew]
 
 
 def teachers_of(recipes: Sequence[Recipe], registry: Registry) -> list[Teacher]:

@@ -65,12 +65,20 @@ class Measured:
     reasons: Sequence[str]
 
     def report(
-        self, context: EvalContext, *, of_all: str, section: Section, plain: Mapping[str, Any], **more: Any
+        self,
+        context: EvalContext,
+        *,
+        of_all: str,
+        section: Section,
+        plain: Mapping[str, Any],
+        notes: Sequence[str],
+        **more: Any,
     ) -> Report:
         """The report of these points.
 
         Args:
-            of_all: heading over what they share. section: the figures. more: of the Report.
+            of_all: heading over what they share. section: the figures. notes: to which the floor's come. more: of the
+                Report.
         """
         return Report(
             protocol=PROTOCOL,
@@ -78,6 +86,7 @@ class Measured:
             plain={**plain, **self.shared},
             sections=[section, Section(of_all, facts(self.shared))],
             made=context.made(),
+            notes=[*notes, *(self.floor.notes if self.floor else ())],
             **more,
         )
 

@@ -17,7 +17,7 @@ from mixar_core.storage import user_path, writing
 from mixar_core.types import ImageSize
 from mixar_eval.context import EvalContext
 from mixar_eval.distances import Gaussian
-from mixar_eval.features import features_of_readable, gaussian_of
+from mixar_eval.features import features_of_readable, gaussian_of_readable
 from mixar_eval.images import Images, ImageSet, open_images, other_images
 from mixar_eval.npz import NpzArray, array_names
 
@@ -134,7 +134,7 @@ def rank_notes(count: int | None, extractor: FeatureExtractor) -> tuple[str, ...
 def _of_images(images: ImageSet, context: EvalContext, cache: Path | None) -> Reference:
     if len(images) > KEPT:
         note = f"of more than {KEPT:,} images the statistics alone are kept: no kernel distance to them, no precision"
-        gaussian = gaussian_of(images, context, "reference")
+        images, gaussian = gaussian_of_readable(images, context, "reference")
         return Reference(images.description, gaussian, notes=(*images.notes, note), images=images)
     images, found = features_of_readable(images, context, "reference", cache=cache)
     features_AF = found.features_AF

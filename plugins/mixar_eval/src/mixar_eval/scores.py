@@ -103,10 +103,12 @@ class Scores:
 
 @frozen
 class Floor:
-    """Real images measured as if they were drawn ones: what no model is expected to pass; `what` says which."""
+    """Real images measured as if they were drawn ones: what no model is expected to pass; `what` says which, `notes`
+    what was left out of them."""
 
     scores: Scores
     what: str
+    notes: tuple[str, ...] = ()
 
 
 def distances_of(features_AF: Tensor, reference: Reference) -> Scores:
@@ -184,4 +186,4 @@ def floor_at(count: int, reference: Reference, context: EvalContext) -> Floor | 
     others = reference.others
     real = real_at(count, reference, context) if others is not None and len(others) >= count else None
     floor: Floor | None = context.processes.on_main(lambda: floor_of(reference, count, real and real[1]))
-    return floor
+    return floor if floor is None or real is None else evolve(floor, notes=real[0].notes)

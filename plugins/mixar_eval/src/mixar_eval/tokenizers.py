@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from mixar.folder import sha256
@@ -212,8 +212,9 @@ def _compared(
     if chosen.others is None:
         half = Reference("half", Gaussian.of(real_AF[::2]))
         return originals, half, real_AF[1::2], "one half of the images, to the other"
-    _, others = features_of_readable(chosen.others, context, "real images for the floor")
-    return originals, originals, others.features_AF, f"{count:,} {chosen.between}, to the originals"
+    found, others = features_of_readable(chosen.others, context, "real images for the floor")
+    originals = evolve(originals, notes=(*originals.notes, *found.notes))
+    return originals, originals, others.features_AF, f"{len(found):,} {chosen.between}, to the originals"
 
 
 def _told(entry: Entry, meter: TokenizerMeter, reference: Reference, context: EvalContext) -> dict[str, Any]:

@@ -140,7 +140,8 @@ def _scored(
         return view
     images, of_real = real
     what = f"{len(of_real):,} real images of the {images.split or 'other'} split"
-    view = evolve(view, real=Floor(floor.scores if floor and enough else scores_of(of_real, reference), what))
+    scores = floor.scores if floor and enough else scores_of(of_real, reference)
+    view = evolve(view, real=Floor(scores, what, images.notes))
     if reference.images is not None and reference.images.split == "train":
         view = _with_ratios(view, found, of_real, reference)
     probe = probe_of(reference) if probing else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -33,6 +34,8 @@ def serve_command(
     It listens on this machine alone, asks nothing of any other, and writes no file. Examples:
     `mixar serve` · `mixar serve runs/mine emoji64 --port 8000`
     """
+    if find_spec("gradio") is None:
+        raise UserError("mixar serve needs gradio, which is not installed: pip install gradio")
     registry = open_registry(context, no_plugin)
     names = models or [name for name in DEFAULTS if name in registry.models()]
     if not names:

@@ -67,6 +67,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(kind, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen()  # who only binds does not hold the port: another may bind it until one of them listens
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: {error.strerror or error}; try another --port") from error
     return listening
