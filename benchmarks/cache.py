@@ -22,7 +22,7 @@ import torch
 import typer
 
 import mixar
-from benchmarks.study import log_of
+from benchmarks.study import log_of, trained
 from mixar.assembly import build, open_data
 from mixar.cache import make_cache
 from mixar.plugins import plugin_manager
@@ -55,9 +55,12 @@ def main(
 ) -> None:
     """Cache, train both ways, print a table; `--steps` of each training are counted, `--workers` load."""
     made = make_cache(mixar.load_recipe(recipe), out / "cache", plugin_manager(), device=device)
-    cache = TokenCache.open(out / "cache")
-    assert cache.index is not None
-    about, rate = cache.index, f"{made.encoded / made.seconds:.0f} images/s" if made.encoded else "written before"
+    if (about := made.index) is None:  # it was stopped
+        raise typer.Exit(1)
+    cache, rate = (
+        TokenCache.open(out / "cache"),
+        f"{made.encoded / made.seconds:.0f} images/s" if made.encoded else "written before",
+    )
     size, counted = sum(shard.bytes for shard in about.shards), about.count * about.settings.row_bytes
     print(
         f"{about.count:,} images in {size:,} bytes ({rate}); by arithmetic {about.count:,} x "
@@ -67,12 +70,13 @@ def main(
     base |= {"training.log_every": 1, "training.warmup_steps": 0, "training.checkpoint_every": 0}
     base |= {"training.evaluate_every": 0, "training.preview_every": 0}
     rows = []
-    for name, changes in {"tokens alone": {}, **MODELS}.items():
+    for name, of_model in {"tokens alone": {}, **MODELS}.items():
         found = []
         for where, kept in {"images": "none", "cache": str(out / "cache")}.items():
-            chosen = mixar.load_recipe(recipe, {**base, "training.cache": kept, **changes})
-            if changes:
-                found.append(trained(chosen, out / name / where, device))
+            changes = {**base, "training.cache": kept, **of_model}
+            chosen = mixar.load_recipe(recipe, changes)
+            if of_model:
+                found.append(timed(trained(out / name / where, recipe, changes, device=device), chosen))
             else:
                 data = cache if where == "cache" else open_data(chosen, plugin_manager(), "train")
                 found.append((tokens_alone(chosen, data, torch.device(device)), 1.0))
@@ -82,11 +86,10 @@ def main(
     print(f"{recipe}, {device}\n\n{table(rows)}")
 
 
-def trained(recipe: Recipe, folder: Path, device: str) -> tuple[float, float]:
-    """Median seconds of a training step, and the share of all spent waiting for data."""
+def timed(run: Path, recipe: Recipe) -> tuple[float, float]:
+    """Median seconds of a step of its training, and the share of all spent waiting for data."""
     assert recipe.training is not None
-    mixar.train(recipe, folder, device=device)
-    steps = log_of(folder, "train")[WARM_UP:]
+    steps = log_of(run, "train")[WARM_UP:]
     seconds = [recipe.training.batch_size / entry["images_per_second"] for entry in steps]
     waited = sum(taken * entry["waiting_share"] for taken, entry in zip(seconds, steps, strict=True))
     return median(seconds), waited / sum(seconds)

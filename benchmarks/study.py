@@ -57,12 +57,18 @@ def validated(steps: int, *, parts: int = 1) -> Row:
     return {"training.steps": steps, **measured, "callbacks": []}
 
 
-def trained(folder: Path, recipe: str, changes: Mapping[str, Any], registry: mixar.Registry | None = None) -> Path:
+def trained(
+    folder: Path,
+    recipe: str,
+    changes: Mapping[str, Any],
+    registry: mixar.Registry | None = None,
+    device: str | None = None,
+) -> Path:
     """A run's folder, once it is trained; `seconds.json` there has the processor seconds that took."""
     if not (folder / "weights.safetensors").is_file():
         began = time.process_time()  # with one thread the seconds of one core, whatever else the machine does
         settings = mixar.load_recipe(recipe, changes, registry=registry)
-        if mixar.train(settings, folder, resume=folder.exists(), registry=registry).stopped:
+        if mixar.train(settings, folder, resume=folder.exists(), registry=registry, device=device).stopped:
             raise typer.Exit(1)
         write_text(folder / "seconds.json", json.dumps(time.process_time() - began) + "\n")
     return folder
