@@ -100,6 +100,9 @@ def test_device_and_numbers(folder: Path, pipe: MixARPipeline, capsys: pytest.Ca
     assert torch.equal(half.to(torch.float32)(2, seed=1, output_type="pt").images * 255, whole.float())
     with pytest.raises(UserError, match="cuda:77"):
         half.to("cuda:77")
+    for changed_elsewhere in (component.half, component.bfloat16, component.cuda):
+        with pytest.raises(UserError, match="is moved and cast by `to` alone"):
+            changed_elsewhere()
     assert half.device == torch.device("cpu")
 
 
