@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
+from mixar_eval import distances
 from mixar_eval.distances import PROJECTIONS, SEED, frechet_distance, kernel_distance, monge_distance
 
 
@@ -31,6 +33,30 @@ def test_frechet_distance_of_gaussians_is_the_closed_form():
 def test_frechet_distance_of_a_set_with_itself_is_zero_even_with_fewer_vectors_than_dimensions():
     features = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
     assert abs(frechet_distance(features, features)) < 1e-3
+
+
+@pytest.mark.parametrize(("one", "other"), [(40, 30), (30, 300), (300, 40), (25, 25)])
+def test_frechet_distance_of_few_vectors_is_that_of_their_singular_values(one, other):
+    """tr (S_A S_B)^(1/2) is the sum of the singular values of A B^T, of the centred vectors: no root of rounding."""
+    x, y = (torch.randn(count, 64, generator=torch.Generator().manual_seed(count)) for count in (one, other))
+    y = y + 0.1
+    a, b = ((z.double() - z.double().mean(dim=0)) / math.sqrt(len(z) - 1) for z in (x, y))
+    squares = float((x.double().mean(dim=0) - y.double().mean(dim=0)).square().sum() + a.square().sum())
+    expected = squares + float(b.square().sum()) - 2 * float(torch.linalg.svdvals(a @ b.T).sum())
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(y, x) == pytest.approx(expected, rel=1e-10)
+    assert abs(frechet_distance(x, x)) < 1e-10
+
+
+@pytest.mark.parametrize(("one", "other"), [(15, 40), (40, 25), (30, 30), (30, 400)])
+def test_kernel_distance_is_torch_fidelitys_over_its_subsets(monkeypatch, one, other):
+    """By both ways: each kernel value once, and, of the last sets, subset by subset."""
+    monkeypatch.setattr(distances, "KERNEL_SUBSET_SIZE", 20)
+    x, y = (torch.randn(count, 6, generator=torch.Generator().manual_seed(count)).double() for count in (one, other))
+    settings = {"kid_subsets": 100, "kid_subset_size": min(20, one), "kid_kernel": "poly", "kid_kernel_poly_degree": 3}
+    settings |= {"kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1.0, "rng_seed": SEED, "verbose": False}
+    theirs = kid_features_to_metric(x, y + 0.2, **settings)[KEY_METRIC_KID_MEAN]
+    assert kernel_distance(x, y + 0.2) == pytest.approx(theirs, rel=1e-9)
 
 
 def test_kernel_distance_is_the_unbiased_estimate():

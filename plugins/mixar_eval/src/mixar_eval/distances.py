@@ -1,4 +1,4 @@
-"""Distances between two sets of feature vectors, through torch-fidelity, for any extractor.
+"""Distances between two sets of feature vectors, for any extractor, as torch-fidelity defines them.
 
 Neither is comparable between different counts or extractors. With few samples both have a floor: print the distance
 of real images to other real images at the same count beside them.
@@ -6,6 +6,7 @@ of real images to other real images at the same count beside them.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -128,52 +129,70 @@ def frechet_distance(features_AF: Tensor, features_BF: Tensor) -> float:
 def frechet_of(one: Gaussian, other: Gaussian) -> float:
     """Frechet distance between two Gaussians (Heusel et al., 2017), in float64.
 
-    |m_A - m_B|^2 + tr(S_A + S_B - 2 (S_A S_B)^(1/2)), the trace of the root taken from the eigenvalues. FID, where
-    the features are Inception's.
+    |m_A - m_B|^2 + tr(S_A + S_B - 2 (S_A S_B)^(1/2)), the last trace that of the symmetric root of R^T S_B R, where
+    S_A = R R^T has as many columns in R as its rank: with fewer images than numbers those of the fewer. FID, where the
+    features are Inception's.
 
     Raises:
         ValueError: they are of different widths.
     """
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-
     if one.mean_F.shape != other.mean_F.shape:
         raise ValueError(f"statistics of {len(one.mean_F)} and of {len(other.mean_F)} numbers do not compare")
-    # float64 on both sides: the function asserts equal types, and float32 means would cost digits.
-    sides = [{"mu": g.mean_F.double().numpy(), "sigma": g.covariance_FF.double().numpy()} for g in (one, other)]
-    return fid_statistics_to_metric(*sides, False)[KEY_METRIC_FID]
+    few, many = sorted((one, other), key=lambda gaussian: gaussian.count or math.inf)
+    s_FF, t_FF = few.covariance_FF.double(), many.covariance_FF.double()
+    spectrum_F, axes_FF = torch.linalg.eigh(s_FF)
+    there_F = spectrum_F > len(spectrum_F) * torch.finfo(torch.float64).eps * spectrum_F[-1]
+    root_FR = axes_FF[:, there_F] * spectrum_F[there_F].sqrt()
+    shared = torch.linalg.eigvalsh(root_FR.T @ t_FF @ root_FR).clamp(min=0).sqrt().sum()
+    apart_F = few.mean_F.double() - many.mean_F.double()
+    return float(apart_F @ apart_F + s_FF.trace() + t_FF.trace() - 2 * shared)
 
 
 def kernel_distance(features_AF: Tensor, features_BF: Tensor, *, seed: int = SEED) -> float:
     """Squared maximum mean discrepancy under the kernel (x . y / F + 1)^3 (Binkowski et al., 2018), in float64.
 
-    Unbiased, so it may be slightly negative where both sets are alike. KID, where the features are Inception's. Up to
-    1,000 vectors on either side it is exact; beyond, the mean over 100 random subsets of 1,000.
+    Unbiased, so it may be slightly negative where both sets are alike. KID, where the features are Inception's. Of as
+    many vectors on either side, 1,000 at most, it is exact; else the mean over 100 random subsets of as many of either,
+    1,000 at most, which are torch-fidelity's.
 
     Args:
-        features_AF, features_BF: feature vectors (A, F) and (B, F); of unequal counts, the larger set is drawn from.
+        features_AF, features_BF: feature vectors (A, F) and (B, F).
         seed: of the subsets.
 
     Raises:
         ValueError: the features do not compare.
     """
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-
     check_features(features_AF, features_BF)
-    features = [side.detach().cpu().double() for side in (features_AF, features_BF)]
-    subset_size = min(KERNEL_SUBSET_SIZE, *map(len, features))
-    whole = all(len(side) == subset_size for side in features)
-    result = kid_features_to_metric(
-        *features,
-        kid_subsets=1 if whole else KERNEL_SUBSETS,
-        kid_subset_size=subset_size,
-        kid_kernel="poly",
-        kid_kernel_poly_degree=3,
-        kid_kernel_poly_gamma=None,  # 1 / F
-        kid_kernel_poly_coef0=1.0,
-        rng_seed=seed,
-        verbose=False,
-    )
-    return result[KEY_METRIC_KID_MEAN]
+    x_AF, y_BF = (side.detach().cpu().double() for side in (features_AF, features_BF))
+    size = min(KERNEL_SUBSET_SIZE, len(x_AF), len(y_BF))
+    if size == len(x_AF) == len(y_BF):
+        return float(_discrepancies(x_AF, y_BF, torch.ones(1, size), torch.ones(1, size)))
+    draw = numpy.random.RandomState(seed)
+    subsets = [[draw.choice(len(side), size, replace=False) for side in (x_AF, y_BF)] for _ in range(KERNEL_SUBSETS)]
+    if len(x_AF) ** 2 + len(x_AF) * len(y_BF) + len(y_BF) ** 2 > 3 * size**2 * KERNEL_SUBSETS:
+        whole = torch.ones(1, size)
+        return float(torch.cat([_discrepancies(x_AF[a], y_BF[b], whole, whole) for a, b in subsets]).mean())
+    chosen_SA, chosen_SB = (torch.zeros(KERNEL_SUBSETS, len(side)) for side in (x_AF, y_BF))
+    for a_A, b_B, (a, b) in zip(chosen_SA, chosen_SB, subsets, strict=True):
+        a_A[a] = b_B[b] = 1
+    return float(_discrepancies(x_AF, y_BF, chosen_SA, chosen_SB).mean())
+
+
+def _discrepancies(x_AF: Tensor, y_BF: Tensor, chosen_SA: Tensor, chosen_SB: Tensor) -> Tensor:
+    """The unbiased estimates (S,) by so many vectors of either set, each kernel value computed once for all of them."""
+
+    def total(one_AF: Tensor, other_BF: Tensor, one_SA: Tensor, other_SB: Tensor) -> Tensor:
+        sums_S = torch.zeros(len(one_SA), dtype=torch.float64)
+        for some_CF, some_SC in zip(one_AF.split(_CHUNK // 8), one_SA.double().split(_CHUNK // 8, dim=1), strict=True):
+            sums_S += (some_SC @ (some_CF @ other_BF.T / some_CF.shape[1] + 1).pow(3) * other_SB).sum(dim=1)
+        return sums_S
+
+    size_S = chosen_SA.sum(dim=1).double()
+    own_S = torch.zeros_like(size_S)
+    for side, chosen in ((x_AF, chosen_SA), (y_BF, chosen_SB)):
+        with_itself = (side.square().mean(dim=1) + 1).pow(3)
+        own_S += total(side, side, chosen, chosen) - chosen.double() @ with_itself
+    return own_S / (size_S * (size_S - 1)) - 2 * total(x_AF, y_BF, chosen_SA, chosen_SB) / size_S.square()
 
 
 def monge_distance(features_AF: Tensor, features_BF: Tensor, *, seed: int = SEED) -> float:
