@@ -163,6 +163,16 @@ def test_images_have_the_judge_of_the_shipped_model_that_drew_them(
     assert report.notes[-1].startswith("efficientnet-lite0 at 32 px stands in the perceptual loss of emoji64_lfq")
 
 
+def test_statistics_for_a_recipe_are_its_judges_and_serve_its_models(taught: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "statistics.npz", ("--out", tmp_path / "report")
+    said = good("eval", "statistics", "data:train", "--recipe", taught / "recipe.yaml", "--out", file)
+    assert "efficientnet-lite1 at 240 px" in said
+    asked = ("eval", "generation", taught, "--reference", file, "--count", 4, "--no-codes-too", *out)
+    said = good(*asked)
+    assert "note: efficientnet-lite0 at 224 px does not stand beside the judge: --reference" in said
+    assert [*json.loads((tmp_path / "report/report.json").read_text())].count("beside") == 0
+
+
 def test_a_report_says_that_its_judge_was_a_teacher(taught: Path, registry: Registry) -> None:
     images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
     by_teacher = mixar.evaluate(images, images, extractor=QUICK[1], recipe=taught / "recipe.yaml")

@@ -68,7 +68,7 @@ class MixARModel(nn.Module):
             self.model = load(self.name, device=device, precision=precision)  # type: ignore[arg-type]
         return self
 
-    def _apply(self, *_: Any, **__: Any) -> MixARModel:  # type: ignore[override]
+    def _apply(self, *_: Any, **__: Any) -> MixARModel:
         """What torch's `half`, `cuda` and the like come to, which would find no weights here and change nothing."""
         raise UserError("a model of mixar's is moved and cast by `to` alone, as to(torch.bfloat16) or to('cuda')")
 

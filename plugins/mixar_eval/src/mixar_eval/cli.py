@@ -91,6 +91,8 @@ def generation_command(
     """
     settings = {"steps": steps, "cfg": cfg, "temperature": temperature}
     with measuring(context, several=True) as run:
+        import attrs
+
         from mixar_eval import generation, images, references, report, views
 
         run.processes.on_main(lambda: report.check_folder(out, *generation.KNOWN))
@@ -112,11 +114,18 @@ def generation_command(
             known, sets = {"image_size": there.image_size}, [views.Drawn(there)]
         cache = out / generation.FEATURES
         known |= {"cache": cache}
-        encoders = [(seeing, references.open_reference(reference, seeing, **known)) for seeing in (run, *run.beside)]
+        encoders, left_out = [(run, references.open_reference(reference, run, **known))], list[str]()
+        for seeing in run.beside:
+            try:
+                encoders.append((seeing, references.open_reference(reference, seeing, **known)))
+            except UserError as error:  # statistics are one extractor's
+                if extractor:
+                    raise
+                left_out.append(f"{seeing.extractor.label} does not stand beside the judge: {error}")
         if model is not None:
             sets = generation.draw_sets(model, plan, out, run, seeds=seeds, codes_too=codes_too)
         found = generation.measure(sets, encoders, cache=cache, title=title, nearest=nearest)
-        publish(found, run, context, brief=True)
+        publish(attrs.evolve(found, notes=[*found.notes, *left_out]), run, context, brief=True)
 
 
 @eval_app.command("tokenizer")

@@ -55,6 +55,7 @@ def measuring(context: typer.Context, *, several: bool = False) -> Iterator[Eval
         several: it measures with more than one extractor.
     """
     from mixar.progress import Phases
+    from mixar.recipe import load_recipe
     from mixar_core.distributed import PATIENT, StopSignals, join_processes, naming_lost_processes
     from mixar_eval import judge
     from mixar_eval.context import Stopped
@@ -62,12 +63,15 @@ def measuring(context: typer.Context, *, several: bool = False) -> Iterator[Eval
     given = context.params
     registry = common.open_registry(context, given["no_plugin"])
     names = given.get("models") or [name for key in ("samples", "model") if (name := given.get(key))]
+    recipes = judge.recipes_of(names, registry)
+    if given["extractor"] is None and (recipe := given.get("recipe")):  # whose models the statistics are for
+        recipes.append(load_recipe(recipe, registry=registry, overrides=given["settings"] or ()))
     processes = join_processes(given["device"], timeout=PATIENT)
     with StopSignals() as signals, naming_lost_processes(processes), Phases() as show:
         run = judge.contexts(
             given["extractor"],
             several=several,
-            recipes=judge.recipes_of(names, registry),
+            recipes=recipes,
             registry=registry,
             processes=processes,
             batch_size=given["batch"],
