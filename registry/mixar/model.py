@@ -28,7 +28,7 @@ from mixar_core.errors import UserError
 from mixar_core.model import SamplingConfig
 from mixar_core.noise import Noise
 from mixar_core.storage import state_sha256
-from mixar_core.types import NO_CLASS, Grid
+from mixar_core.types import NO_CLASS
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -53,9 +53,7 @@ class Model(Pretrained):
     notices: Sequence[str] = ()
 
     def __repr__(self) -> str:
-        recipe, size = self.recipe, Grid.of_pixels(self.recipe.image_size)
-        classes = f"{recipe.num_classes:,} classes" if recipe.num_classes else "no classes"
-        return f"Model({recipe.name}: {recipe.summary}; {size.width}x{size.height} pixels, {classes}, on {self.device})"
+        return f"Model({self.recipe.name}: {self.recipe.summary}; on {self.device})"
 
     @property
     def recipe(self) -> Recipe:
@@ -301,20 +299,18 @@ class Model(Pretrained):
         Raises:
             UserError: there is no prior.
         """
-        if self.system.prior is None:
-            raise UserError(
-                f"model {self.recipe.name}: has no prior to draw codes from; it trains {self.recipe.trains}"
-            )
+        recipe, prior = self.recipe, self.system.prior
+        if prior is None:
+            raise UserError(f"model {recipe.name}: has no prior to draw codes from; it trains {recipe.trains}")
         with self.computing():
-            drawn = self.system.prior.sample(
+            return prior.sample(
                 self.system.condition(labels_B),
                 noise=noise,
                 steps=settings.prior_steps,
                 cfg=settings.prior_cfg,
                 temperature=settings.prior_temperature,
                 given_BN=given_BN,
-            )
-            return drawn.codes_BN
+            ).codes_BN
 
     def computing(self) -> torch.autocast:
         """What all but the tokenizers run under."""
@@ -326,8 +322,7 @@ class Model(Pretrained):
         Raises:
             UserError: they are none of this model's.
         """
-        tokenizer = self.system.discrete_tokenizer
-        if tokenizer is None:
+        if (tokenizer := self.system.discrete_tokenizer) is None:
             raise UserError(
                 f"model {self.recipe.name}: has no discrete_tokenizer, so it neither takes nor decodes codes"
             )

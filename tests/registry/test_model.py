@@ -18,8 +18,7 @@ def model(family: Path) -> mixar.Model:
 
 
 def test_a_model_says_what_it_is(model: mixar.Model) -> None:
-    summary = model.recipe.summary
-    assert repr(model) == f"Model({model.recipe.name}: {summary}; 16x16 pixels, {len(CLASSES)} classes, on cpu)"
+    assert repr(model) == f"Model({model.recipe.name}: {model.recipe.summary}; on cpu)"
 
 
 def test_generation_has_the_shapes_it_says(model: mixar.Model) -> None:
