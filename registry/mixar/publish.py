@@ -105,7 +105,10 @@ def publish(
             pictured.save(new / SAMPLES)
             _write_index(new)
         called = name if folder is None else f"./{folder.name}"
-        write_text(new / README, card(loaded, new, name=called, licence=licence, report=report))
+        text = card(loaded, new, name=called, licence=licence, report=report)
+        for value in to_plain(recipe).get("data", {}).values():  # a report's notes say where the data are
+            text = text.replace(value, _last(value)) if _last(value) != value else text
+        write_text(new / README, text)
         if folder is None:
             hub.upload(new, name, private=private)
     return name
@@ -182,6 +185,11 @@ def _write_one(source: Path, folder: Path, weights: Path, plain: dict[str, Any],
     write_text(folder / PROVENANCE, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
 
+def _last(value: Any) -> Any:
+    """Of a path of this machine its last name; what else there is as it is."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def _plain(recipe: Recipe, places: Mapping[str, str], registry: Registry) -> dict[str, Any]:
     """A recipe as it is read in the folder.
 
@@ -191,9 +199,6 @@ def _plain(recipe: Recipe, places: Mapping[str, str], registry: Registry) -> dic
 
     def foreign(choice: PartChoice, kind: str) -> bool:
         return registry.plugin_of(registry.part(kind, choice.type)).package != OWN
-
-    def last(value: Any) -> Any:
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
     left: dict[str, Any] = {
         key: None
@@ -209,5 +214,5 @@ def _plain(recipe: Recipe, places: Mapping[str, str], registry: Registry) -> dic
     for key, place in places.items():
         plain[key]["weights"] = place
     for key in plain.keys() & {"data", "init"}:
-        plain[key] = {name: last(value) for name, value in plain[key].items()}
+        plain[key] = {name: _last(value) for name, value in plain[key].items()}
     return plain

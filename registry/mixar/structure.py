@@ -198,7 +198,8 @@ def _located(value: Any, is_path: Any) -> Any:
     if is_path is not True and not is_path(value, value.folder / os.path.expanduser(value)):
         return value
     path = located(value)
-    return str(path) if value.own or path.exists() else value  # what is shipped may speak of what is not there yet
+    # what is shipped may speak of what is not there yet, and a published model of data that stayed where they were
+    return str(path) if value.own or path.exists() or value.folder != Path.cwd() else value
 
 
 def _expect(fits: bool, value: Any, what: str, hint: str = "") -> None:

@@ -97,7 +97,8 @@ def bare(value: Any) -> Any:
 def located(text: str | Path) -> Path:
     """The absolute path that was meant: as seen from the recipe file that says it, or from the working directory.
 
-    Recipes were once read as seen from the working directory: where nothing is but there, it still is, with a word.
+    Recipes that people write were once read as seen from the working directory: where nothing is but there, it still
+    is, with a word.
 
     Raises:
         UserError: it is empty, or no path.
@@ -107,7 +108,7 @@ def located(text: str | Path) -> Path:
     folder = text.folder if isinstance(text, Text) else Path.cwd()
     relative = user_path(text)
     path, working = folder / relative, Path.cwd() / relative
-    if path != working and not path.exists() and working.exists():
+    if path != working and getattr(text, "own", False) and not path.exists() and working.exists():
         _tell_once(
             f"note: {path} is not there, so {working} is taken; paths in a recipe file are seen from that file: write "
             f"{os.path.relpath(working, folder)}"

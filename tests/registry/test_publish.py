@@ -54,7 +54,9 @@ def test_a_moved_folder_draws_the_same_bytes_without_the_packages_it_was_trained
 def test_what_is_in_the_folder(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = tmp_path / "report"
     report.mkdir()
-    (report / "report.md").write_text("# Generation: it\n\nFID 1.5, count 7\n")
+    (report / "report.md").write_text(
+        f"# Generation: it\n\nFID 1.5, count 7\n\n- Note: {family}/data: 2 are left out.\n"
+    )
     folder = tmp_path / "whole"
     assert publish(family / "models/mixar", folder, report=report, device="cpu") == str(folder)
     model = mixar.load(family / "models/mixar", device="cpu")
@@ -71,11 +73,14 @@ def test_what_is_in_the_folder(family: Path, tmp_path: Path, monkeypatch: pytest
     card = (folder / "README.md").read_text()
     assert 'mixar.load("./whole")' in card.replace("'", '"') and "FID 1.5, count 7" in card and "license" not in card
     assert all(name in card for name in model.class_names)
+    assert "- Note: data: 2 are left out." in card and str(family) not in card
     assert (folder / "samples.png").is_file()
     # a working directory with folders of the same names changes nothing
-    (tmp_path / "trap" / "prior").mkdir(parents=True)
+    for name in ("prior", "data"):
+        (tmp_path / "trap" / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "trap")
-    mixar.load(folder, device="cpu")
+    data = mixar.load(folder, device="cpu").recipe.data
+    assert data is not None and data.config.path == str(folder / "data")
     # once more, of what was published
     publish(folder, tmp_path / "again", device="cpu")
     assert (tmp_path / "again" / "prior" / WEIGHTS).read_bytes() == (folder / "prior" / WEIGHTS).read_bytes()
