@@ -198,6 +198,15 @@ def test_gtr_draws_a_checkerboard_in_most_of_its_steps() -> None:
     assert [len(part) for part in drawn[30:]] == [64, 64]
 
 
+def test_gtr_takes_no_more_steps_than_asked_for() -> None:
+    for steps in (1, 2, 3, 4, 8, 15, 32):  # shares of 8 round to 9
+        plan = GtRSampler(GtRConfig()).plan(
+            task(layout=TokenLayout("grid", (Grid(16, 16),)), steps=steps), noise=Noise.seeded(0)
+        )
+        drawn_BN = torch.cat([planned.positions_BK for planned in plan.steps], dim=1).sort(dim=1).values
+        assert len(plan) == steps and torch.equal(drawn_BN[0], torch.arange(256))
+
+
 def test_gtr_gives_more_head_steps_to_a_share_of_its_last_stage() -> None:
     asked = task(layout=TokenLayout("grid", (Grid(16, 16),)), steps=32, head_steps=50)
     plan = GtRSampler(GtRConfig(head_steps_end=20, detail=0.1)).plan(asked, noise=Noise.seeded(0))

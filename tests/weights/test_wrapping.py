@@ -183,6 +183,13 @@ def test_names_that_would_become_one_stay_two(tmp_path: Path, files: Path, regis
         registry.part("importer", "maskbit-generator").component.rename(
             {"token_emb.weight": torch.zeros(1), "input_proj.weight": torch.zeros(1)}
         )
+    for kind, *names in (
+        ("llamagen", "layers.0.attention.wo.weight", "layers.0.attn.proj.weight"),
+        ("titok-tokenizer", "encoder.transformer.0.ln_1.bias", "encoder.transformer.0.norm1.bias"),
+        ("maskgit-vqgan-tokenizer", "encoder.mid.0.conv1.weight", "encoder.mid.res_blocks.0.conv1.weight"),
+    ):
+        with pytest.raises(UserError, match=f"has two tensors that are .*, one of them {names[1]}"):
+            registry.part("importer", kind).component.rename(dict.fromkeys(names, torch.zeros(1)))
 
 
 def test_a_recipe_is_found_among_those_shipped(registry: Registry) -> None:

@@ -127,7 +127,7 @@ class FlowARHead(RectifiedFlowHead):
         return self.final_layer(h, F.silu(moved)).view(*x.shape[:-1], -1)
 
     def times(self, solver: str, steps: int) -> Sequence[float]:
-        """Half of the steps from 1 to 0.3, and the others from 0.25 to 0; 50 are even."""
+        """Half of the steps from 1 to 0.3, the others from 0.25 to 0; 50 are even. Of an odd number it is one less."""
         if solver == "sde" or steps == EVEN or steps < 2:
             return super().times(solver, steps)
         half = steps // 2

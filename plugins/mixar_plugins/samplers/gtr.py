@@ -79,7 +79,7 @@ class GtRSampler(CosineSampler):
         return order_BN.gather(1, stage_BN.argsort(dim=1, stable=True))
 
     def left(self, total: int, steps: int) -> list[int]:
-        """Each stage in even steps, at least one; a stage of no tokens has none."""
+        """Each stage in even steps, at least one; where these are more than `steps`, the first ones are one."""
         shares, gone = self.config.shares, [0]
         ends = [round(share * steps / sum(shares)) for share in accumulate(shares)]
         for (begin, end), (first, last) in zip(
@@ -87,4 +87,4 @@ class GtRSampler(CosineSampler):
         ):
             count = min(end - begin, max(1, last - first))
             gone += [begin + (end - begin) * (step + 1) // count for step in range(count)]
-        return [total - tokens for tokens in gone]
+        return [total - tokens for tokens in (0, *gone[1:][-steps:])]

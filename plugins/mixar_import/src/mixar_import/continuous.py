@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mixar_import.importers import Importer
+from mixar_import.importers import Importer, renamed
 
 
 class RenamingImporter(Importer):
@@ -22,13 +22,14 @@ class RenamingImporter(Importer):
     @classmethod
     def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors by our names, without those that are computed."""
-        named = {}
-        for name, tensor in tensors.items():
-            if not re.fullmatch(cls.computed, name):
-                for old, new in cls.inner.items():
-                    name = re.sub(old, new, name)
-                named[name] = tensor
-        return super().rename(named)
+
+        def ours(name: str) -> str:
+            for old, new in cls.inner.items():
+                name = re.sub(old, new, name)
+            return name
+
+        kept = {name: tensor for name, tensor in tensors.items() if not re.fullmatch(cls.computed, name)}
+        return super().rename(renamed(kept, ours))
 
 
 class FlowARImporter(RenamingImporter):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mixar_import.importers import Importer
+from mixar_import.importers import Importer, renamed
 
 
 class TiTokGeneratorImporter(Importer):
@@ -34,7 +34,7 @@ class TiTokGeneratorImporter(Importer):
             parts = [ours.pop(name.replace("query", part), None) for part in ("query", "key", "value")]
             if found := [part for part in parts if part is not None]:
                 ours[name.replace("self.query.", "in_proj_")] = torch.cat(found)
-        return {_renamed(name): tensor for name, tensor in ours.items()}
+        return renamed(ours, _renamed)
 
 
 #: published patterns -> ours

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +14,20 @@ from mixar_core.errors import UserError
 #: MAR multiplies KL-16's latents by this
 MAR_SCALE = 0.2325
 _BITS = (10, 12, 14, 16, 18)
+
+
+def renamed(tensors: Mapping[str, Tensor], ours: Callable[[str], str]) -> dict[str, Tensor]:
+    """Tensors by what `ours` makes of their names.
+
+    Raises:
+        UserError: two become one.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if (new := ours(name)) in found:
+            raise UserError(f"has two tensors that are {new} here, one of them {name}")
+        found[new] = tensor
+    return found
 
 
 @frozen
@@ -55,14 +69,12 @@ class Importer:
         Raises:
             UserError: two become one.
         """
-        ours: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
+
+        def ours(name: str) -> str:
             old = next((old for old in cls.names if name.startswith(old)), "")
-            new = cls.names.get(old, "") + name.removeprefix(old)
-            if new in ours:
-                raise UserError(f"has two tensors that are {new} here, one of them {name}")
-            ours[new] = tensor
-        return ours
+            return cls.names.get(old, "") + name.removeprefix(old)
+
+        return renamed(tensors, ours)
 
     def translate(
         self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mixar_core.errors import UserError
-from mixar_import.importers import Importer, LatentsImporter
+from mixar_import.importers import Importer, LatentsImporter, renamed
 
 
 class LlamaGenTokenizerImporter(Importer):
@@ -32,7 +32,7 @@ class LlamaGenTokenizerImporter(Importer):
             name = re.sub(r"\.mid\.([012])\.", lambda found: f".mid.{middle[int(found[1])]}.", name)
             return re.sub(r"((?:up|down)\.\d+\.)res\.", r"\1block.", name)
 
-        return super().rename({ours(name): tensor for name, tensor in tensors.items()})
+        return super().rename(renamed(tensors, ours))
 
 
 class VARTokenizerImporter(Importer):
@@ -112,7 +112,7 @@ class MaskGITVQGANImporter(Importer):
     @classmethod
     def rename(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Its blocks are called otherwise than MaskBit's."""
-        return super().rename({_maskgit_blocks(name): tensor for name, tensor in tensors.items()})
+        return super().rename(renamed(tensors, _maskgit_blocks))
 
 
 class TiTokImporter(Importer):
@@ -146,7 +146,7 @@ class TiTokImporter(Importer):
                 name = name.replace(old, new)
             return name
 
-        return super().rename({ours(name): tensor for name, tensor in tensors.items()})
+        return super().rename(renamed(tensors, ours))
 
 
 class TiTokVAEImporter(LatentsImporter, TiTokImporter):
@@ -170,7 +170,7 @@ class OpenMagvit2Importer(Importer):
             name = re.sub(r"\.mid_block\.", ".mid.", name)
             return re.sub(r"\.(downsample|upsample)\.(?:conv1\.)?(weight|bias)$", r".\1.conv.\2", name)
 
-        return super().rename({ours(name): tensor for name, tensor in tensors.items()})
+        return super().rename(renamed(tensors, ours))
 
     def translate(
         self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
