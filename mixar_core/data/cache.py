@@ -42,8 +42,6 @@ TOKENS = ("latents", "codes")
 
 Stores = Literal["moments", "samples"]
 StorageDtype = Literal["float32", "bfloat16", "float16"]
-#: A tokenizer as a cache remembers it: type, config, weights_sha256.
-Fingerprint = Mapping[str, Any]
 
 
 @frozen

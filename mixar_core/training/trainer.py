@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,7 @@ from mixar_core.errors import UserError
 from mixar_core.precision import tf32_where
 from mixar_core.storage import FolderLock, user_path, write_text, write_weights, writing
 from mixar_core.training.callback import Callback, Callbacks, RunInfo, StepReport
-from mixar_core.training.checkpoint import (
-    Checkpoints,
-    checkpoint_step,
-    list_checkpoints,
-    newest_checkpoint,
-    read_run,
-)
+from mixar_core.training.checkpoint import Checkpoints, checkpoint_step, list_checkpoints, newest_checkpoint, read_run
 from mixar_core.training.engine import Engine, Gradients
 from mixar_core.training.guards import where_it_began
 from mixar_core.training.log import Meter, RunLog, Unreadable
@@ -102,11 +97,12 @@ def train(
     """
     folder = user_path(folder)
     processes = join_processes(device)
-    with StopSignals() as signals, naming_lost_processes(processes), tf32_where(config.precision, processes.device):
+    with naming_lost_processes(processes), tf32_where(config.precision, processes.device):
         trainer = Trainer(objective, train_set, validation_set, config, folder, cache, callbacks, processes, optimizer)
         with closing(trainer.lock), closing(trainer.checkpoints):  # nothing is written once others are let in
             if trainer.prepare(files or {}, resume=resume):
-                result = trainer.run(signals, flop_per_image=flop_per_image, reference=reference)
+                with StopSignals() as signals:
+                    result = trainer.run(signals, flop_per_image=flop_per_image, reference=reference)
             else:
                 result = Result(folder, trainer.done, trainer.steps)
     processes.leave()
@@ -167,16 +163,24 @@ class Trainer:
         Returns:
             Whether anything is left to do. Weights that are there are not written again: others may have noted them.
         """
+        checkpoint = self.processes.on_main(self._resumed if resume else lambda: self._begun(files))
+        try:
+            return self._ready(checkpoint)
+        except BaseException:  # Ctrl-C, too: a new run that did not come to its first step leaves its folder empty
+            for name in files if checkpoint is None and self.processes.is_main else ():
+                (self.folder / name).unlink(missing_ok=True)
+            raise
+
+    def _ready(self, checkpoint: Path | None) -> bool:
         config, processes = self.config, self.processes
-        checkpoint = processes.on_main(self._resumed if resume else lambda: self._begun(files))
         self.engine = Engine(
             self.objective, config, processes, steps=self.steps, warmup=self.warmup, optimizer=self.optimizer
         )
         if checkpoint is not None:
             self._load(checkpoint)
         processes.on_main(self._forget)
-        if self.done == self.steps and processes.on_main(
-            lambda: all((self.folder / n).is_file() for n in self._weights)
+        if processes.on_main(
+            lambda: self.done == self.steps and all((self.folder / n).is_file() for n in self._weights)
         ):
             return False
         self.source = make_source(self.objective, self.data, config, processes)
@@ -377,13 +381,8 @@ class Trainer:
 
     def _announce(self) -> None:
         """Tell callbacks of the checkpoints that became complete."""
-        paths = self.checkpoints.finished()
-
-        def tell(callback: Callback) -> None:
-            for path in paths:
-                callback.on_checkpoint(self.info, checkpoint_step(path), path)
-
-        self.callbacks.call(self.done, tell)
+        for path in self.checkpoints.finished():
+            self.callbacks.call(self.done, methodcaller("on_checkpoint", self.info, checkpoint_step(path), path))
 
     @torch.no_grad()
     def _finish(self) -> None:

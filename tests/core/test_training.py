@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,10 @@ def test_a_full_disk_stops_the_run_with_its_checkpoint_intact(tmp_path, backgrou
     """The file system's own refusal: no file may grow beyond a size that only the second checkpoint's files exceed."""
 
     class Fill(Callback):
+        def on_step(self, run, report):  # the first one is complete, and said to be, before the second one begins
+            while report.step == 3 and not (run.folder / "checkpoints/step-00000002").is_dir():
+                time.sleep(0.1)
+
         def on_checkpoint(self, run, step, path):
             largest = max(file.stat().st_size for file in path.rglob("*.safetensors"))
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, limits[1]))

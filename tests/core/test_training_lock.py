@@ -14,8 +14,9 @@ import pytest
 from mixar_core import storage as lock
 from mixar_core.errors import UserError
 from mixar_core.storage import LOCK, FolderLock
+from mixar_core.training.trainer import train
 from tests.core.cache_toys import begun, plan
-from tests.core.training_toys import toy_run
+from tests.core.training_toys import ToyImages, ToyObjective, toy_config, toy_run
 
 HOLD = """
 import sys, time
@@ -162,3 +163,30 @@ def test_a_lock_is_given_back_where_nothing_can_be_written_any_more(
         broken.setattr(Path, "unlink", refused)
         raise UserError("it")
     FolderLock(tmp_path).take()
+
+
+class Interrupting(ToyImages):
+    """Ctrl-C is pressed while it is read."""
+
+    def __getitem__(self, index: int):
+        if index == 3:
+            signal.raise_signal(signal.SIGINT)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("data", [ToyImages(broken=3), Interrupting()], ids=["an error", "Ctrl-C"])
+def test_a_start_that_fails_leaves_its_folder_to_the_next(tmp_path: Path, data: ToyImages) -> None:
+    """What is kept in memory is made before the first step, which may take long."""
+    folder = tmp_path / "run"
+
+    def start(data: ToyImages, steps: int = 2, *, resume: bool = False) -> int:
+        config, files = toy_config(cache="memory", max_unreadable=0, steps=steps), {"recipe.yaml": "a: 1"}
+        return train(ToyObjective(), data, None, config, folder, files=files, resume=resume, device="cpu").step
+
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        start(data)
+    assert list(folder.iterdir()) == []
+    assert start(ToyImages()) == 2
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        start(data, 4, resume=True)
+    assert (folder / "recipe.yaml").exists() and start(ToyImages(), 4, resume=True) == 4
