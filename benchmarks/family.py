@@ -14,7 +14,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 
 import mixar
@@ -22,7 +21,7 @@ from benchmarks import study
 
 #: optimizer steps of the priors and of the MixARs
 PRIOR_STEPS, STEPS = 500, 400
-SAMPLES, _BATCH = 500, 250
+SAMPLES = 500
 #: a tokenizer and the injector of its codes
 TOKENIZERS = {"lfq": "dc-mix", "pyramid": "dc-mix", "titok": "dc-sa"}
 SHIPPED = "lfq"
@@ -105,7 +104,7 @@ def drawn(run: Path, about: study.Row) -> study.Found:
             began = time.process_time()
             codes_BN = mixar.load(run.parent / f"{name}_prior").sample_codes(labels_B, seed=seed)
             seconds = (time.process_time() - began) / SAMPLES
-            alone = torch.cat([model.decode_codes(part) for part in codes_BN.split(_BATCH)])
+            alone = study.codes_alone(model, codes_BN)
             images, figures = study.drawn(model, labels_B, seed=seed, codes=codes_BN)
             judged = {**study.judge().figures(alone, labels_B), "seconds": seconds}
             rows += [{"prior": words, "drawn_by": "codes alone", **judged}]

@@ -77,7 +77,7 @@ def with_codes_alone(run: Path, about: study.Row) -> study.Found:
     model, labels_B = mixar.load(run), study.balanced(SAMPLES)
     codes_BN, tokenizer = model.sample_codes(labels_B, seed=0), model.system.discrete_tokenizer
     assert tokenizer is not None
-    alone = torch.cat([model.decode_codes(part) for part in codes_BN.split(_BATCH)])
+    alone = study.codes_alone(model, codes_BN)
     real_B3HW, classes_B = study.digits("validation")
     x_B3HW = real_B3HW.float() / 127.5 - 1
     decoded = torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in x_B3HW.split(_BATCH)])

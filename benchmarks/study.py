@@ -184,6 +184,11 @@ def drawn(model: mixar.Model, labels_B: Tensor, *, seed: int, batch_size: int = 
     return images, {**judge().figures(images, labels_B), "seconds": seconds}
 
 
+def codes_alone(model: mixar.Model, codes_BN: Tensor, batch_size: int = 250) -> Tensor:
+    """What codes decode to by themselves, uint8."""
+    return torch.cat([model.decode_codes(part) for part in codes_BN.split(batch_size)])
+
+
 # ---------------------------------------------------------------- tables
 
 

@@ -19,7 +19,7 @@ import mixar
 from benchmarks.claims.judging import judge_of
 from benchmarks.claims.parts import registry_with_parts
 from benchmarks.runner import Desk
-from benchmarks.study import first_of_each, log_of, losses_of
+from benchmarks.study import codes_alone, first_of_each, log_of, losses_of
 from mixar.generation import batch_noise, batches
 from mixar_core.mixture import hide_codes
 from mixar_core.storage import write_text, write_whole
@@ -195,7 +195,7 @@ def draw(training: Training, sets: Iterable[Drawn], desk: Desk) -> None:
         began = time.process_time()
         if drawn.alone:
             assert codes_BN is not None
-            images = torch.cat([model.decode_codes(part) for part in codes_BN.split(_BATCH)])
+            images = codes_alone(model, codes_BN, _BATCH)
         else:
             settings = evolve(model.recipe.sampling, steps=drawn.steps, head_steps=drawn.head_steps)
             settings, parts = evolve(settings, temperature=drawn.temperature, cfg=1.0), []

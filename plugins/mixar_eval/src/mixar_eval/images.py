@@ -212,12 +212,13 @@ def _of_words(text: str, registry: Registry, recipe: Recipe | None, size: ImageS
         raise UserError(f"{where}: no split {split!r}; {choices(OTHER, split)}")
     if head == DATA:
         if recipe is None:
-            raise UserError(f"{where}: a model's recipe names its data, and there is no model here; give a folder")
+            allowed = "a folder (or a recipe, where one is taken)"
+            raise UserError(f"{where}: a model's recipe names its data, and there is no model here; give {allowed}")
         name, size = recipe.data.type if recipe.data is not None else recipe.name, recipe.image_size
         data = open_data(recipe, registry, split)  # type: ignore[arg-type]
     else:
         if size is None:
-            raise UserError(f"{where}: at which size is not known without a model; give a folder or an .npz")
+            raise UserError(f"{where}: at which size is not known without a model; give the size, a folder or an .npz")
         name, part = head, registry.part("dataset", head)
         data = part.component(part_config(part.config, settings, where=where), split=split, image_size=size)
     description = f"{split} split of {name}: {{count}} images at {{size}}"
