@@ -83,9 +83,12 @@ def tensors_of(batch: Batch) -> dict[str, Tensor]:
     """A batch's tensors by name."""
     if isinstance(batch, ImageBatch):
         return {"images": batch.images_B3HW, "labels": batch.labels_B}
-    latents = None if batch.posterior is None else batch.posterior.mean_BChw
-    tensors = {"labels": batch.labels_B, "codes": batch.codes_BN, "latents": latents}
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    tensors = {"labels": batch.labels_B}
+    if batch.codes_BN is not None:
+        tensors["codes"] = batch.codes_BN
+    if (posterior := batch.posterior) is not None:  # a logvar of -inf, of samples, is sound
+        tensors |= {"latents": posterior.mean_BChw, "deviations": torch.exp(0.5 * posterior.logvar_BChw)}
+    return tensors
 
 
 @contextmanager

@@ -178,16 +178,14 @@ class Trainer:
         )
         if checkpoint is not None:
             self._load(checkpoint)
-        processes.on_main(self._forget)
-        if processes.on_main(
-            lambda: self.done == self.steps and all((self.folder / n).is_file() for n in self._weights)
-        ):
-            return False
-        self.source = make_source(self.objective, self.data, config, processes)
-        self.validation: Source | None = None
-        if self.validation_set is not None and config.evaluate_every:
-            self.validation = make_source(self.objective, self.validation_set, config, processes, validation=True)
-        return True
+        there = processes.on_main(lambda: all((self.folder / name).is_file() for name in self._weights))
+        if unfinished := self.done < self.steps or not there:
+            self.source = make_source(self.objective, self.data, config, processes)
+            self.validation: Source | None = None
+            if self.validation_set is not None and config.evaluate_every:
+                self.validation = make_source(self.objective, self.validation_set, config, processes, validation=True)
+        processes.on_main(self._forget)  # after all that may fail: finished weights stay until there are steps to do
+        return unfinished
 
     def _begun(self, files: Mapping[str, str]) -> None:
         """A folder for a new run, with `files` in it."""

@@ -8,11 +8,14 @@ import time
 import pytest
 import torch
 
+from mixar_core.data.tokens import CachedTokens
 from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
 from mixar_core.storage import read_weights
 from mixar_core.training.checkpoint import Checkpoints
+from mixar_core.training.guards import tensors_of
 from mixar_core.training.log import Unreadable
+from mixar_core.types import Posterior
 from tests.core.test_training import assert_same_weights, losses
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
 
@@ -107,6 +110,14 @@ def test_images_that_are_not_finite_are_named(tmp_path):
 
     with pytest.raises(UserError, match=r"first in process 0: input images of images 11; the batch"):
         toy_run(tmp_path / "run", data=Odd(), steps=3)
+
+
+def test_latents_of_which_nobody_knows_how_wide_they_are_are_named():
+    mean = torch.zeros(2, 3, 4, 4)
+    logvars = (torch.full_like(mean, value) for value in (-torch.inf, torch.nan))
+    sound, odd = (CachedTokens(Posterior(mean, logvar), None, torch.zeros(2)) for logvar in logvars)
+    assert all(tensor.isfinite().all() for tensor in tensors_of(sound).values())
+    assert [name for name, tensor in tensors_of(odd).items() if not tensor.isfinite().all()] == ["deviations"]
 
 
 def test_an_image_that_several_processes_met_counts_once(tmp_path, monkeypatch, capsys):

@@ -189,4 +189,5 @@ def test_a_start_that_fails_leaves_its_folder_to_the_next(tmp_path: Path, data: 
     assert start(ToyImages()) == 2
     with pytest.raises((UserError, KeyboardInterrupt)):
         start(data, 4, resume=True)
-    assert (folder / "recipe.yaml").exists() and start(ToyImages(), 4, resume=True) == 4
+    assert (folder / "recipe.yaml").exists() and (folder / "weights.safetensors").exists()
+    assert start(ToyImages(), 4, resume=True) == 4
