@@ -11,6 +11,7 @@ from torch import Tensor
 from mixar_core.mixture import MASKED_CODE
 from mixar_core.noise import Noise
 from mixar_core.types import Condition
+from mixar_plugins.priors import masked
 from mixar_plugins.priors.masked import MaskedTransformerPrior
 from mixar_plugins.priors.masked_transformer import BitTokenPrior, EmbeddingTokenPrior, MaskBitConfig
 from tests.toys import SignTokenizer
@@ -74,6 +75,40 @@ def test_every_prediction_sees_the_given_codes(cls, monkeypatch: pytest.MonkeyPa
     for tokens_BNS in seen:
         assert torch.equal(tokens_BNS[known_BN], entries_BNS[known_BN])
     assert (seen[0][~known_BN] == prior.mask_token).all()
+
+
+@settings(max_examples=20)
+@given(
+    st.integers(0, 2**31),
+    st.tuples(*[st.sampled_from([0.5, 0.95, 1.0])] * 2),
+    st.integers(1, 60),
+    st.sampled_from([1, 3]),
+    st.sampled_from(["confidence", "halton"]),
+)
+def test_a_step_that_fixes_nothing_does_not_ask_the_network_and_draws_the_same(seed, shares, steps, splits, order):
+    """Beside many given codes most steps keep nothing of what they draw: the codes are those of asking every time."""
+    prior, condition, given_BN = (
+        make(splits=splits, order=order),
+        Condition(torch.tensor([0, 1])),
+        some_codes(seed, *shares),
+    )
+    drawn, asked = [], []
+    forward, fixing = prior.forward, masked._fixing
+    prior.forward = lambda *inputs: asked.append(1) or forward(*inputs)
+    for every in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(masked, "_fixing", (lambda counts, *_: [True] * len(counts)) if every else fixing)
+            asked.clear()
+            seen = list(
+                prior.sample_steps(condition, noise=Noise.seeded(seed), steps=steps, cfg=0.0, given_BN=given_BN)
+            )
+        drawn.append((len(asked), seen))
+    (few, lean), (all_of_them, full) = drawn
+    fixed = [int((step.codes_BN == MASKED_CODE).sum()) for step in lean]
+    assert few <= all_of_them == len(full) == len(lean) and (shares != (1.0, 1.0) or few == 0 < all_of_them)
+    assert few <= splits * int((given_BN == MASKED_CODE).sum()) and fixed[-1] == 0
+    assert all(torch.equal(one.codes_BN, other.codes_BN) for one, other in zip(lean, full, strict=True))
+    assert torch.equal(lean[-1].confidence_BN, full[-1].confidence_BN)
 
 
 def test_one_step_without_noise_is_the_likeliest_given_the_given() -> None:

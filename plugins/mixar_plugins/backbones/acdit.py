@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, lt
+from attrs.validators import gt
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +22,7 @@ from mixar_core.masking import take
 from mixar_core.meta import constant
 from mixar_core.plan import Order
 from mixar_core.types import Condition, Denoise, Guidance, MaskSplit, Step, TokenLayout, Z
-from mixar_plugins.backbones.condition import init_as_mar, label_rows, never_again, only_fill
+from mixar_plugins.backbones.condition import init_as_mar, label_rows, never_again, only_fill, share
 from mixar_plugins.networks.time import TimeEmbedding
 from mixar_plugins.networks.transformer import (
     MODULATION,
@@ -56,7 +56,7 @@ class ACDiTConfig:
     mlp_ratio: float = field(default=4.0, validator=gt(0.0))
     block: int = field(default=16, validator=gt(0))
     patch_size: int = field(default=1, validator=gt(0))
-    label_dropout: float = field(default=0.1, validator=and_(ge(0.0), lt(1.0)))
+    label_dropout: float = field(default=0.1, validator=share)
     activation_checkpointing: bool = False
 
     def __attrs_post_init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import torch
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, in_, lt
+from attrs.validators import gt, in_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,10 +23,8 @@ from mixar_core.masking import take
 from mixar_core.plan import Order
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
-from mixar_plugins.backbones.condition import ConditionEmbedding, class_vectors, init_as_mar, never_again
+from mixar_plugins.backbones.condition import ConditionEmbedding, class_vectors, init_as_mar, never_again, share
 from mixar_plugins.networks.transformer import CachedBlock, KeyValueCache, rotary_angles, rotary_table, rotate
-
-_share = and_(ge(0.0), lt(1.0))
 
 
 @frozen
@@ -51,9 +49,9 @@ class CausalConfig:
     positions: Literal["rotary", "learned"] = field(default="rotary", validator=in_(("rotary", "learned")))
     mlp_ratio: float = field(default=4.0, validator=gt(0.0))
     buffer: int = field(default=64, validator=gt(0))
-    dropout: float = field(default=0.1, validator=_share)
-    attention_dropout: float = field(default=0.1, validator=_share)
-    label_dropout: float = field(default=0.1, validator=_share)
+    dropout: float = field(default=0.1, validator=share)
+    attention_dropout: float = field(default=0.1, validator=share)
+    label_dropout: float = field(default=0.1, validator=share)
     patch_size: int = field(default=1, validator=gt(0))
     activation_checkpointing: bool = False
 

@@ -1,14 +1,18 @@
-"""What backbones share: how a condition enters them, and how they are initialised."""
+"""What backbones share: how a condition enters them, how they are initialised, and what may be dropped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
+from attrs.validators import and_, ge, lt
 from torch import Tensor, nn
 
 from mixar_core.errors import UserError
 from mixar_core.types import Condition, Guidance, Step
+
+#: of numbers or labels that are dropped in training: not all of them
+share = and_(ge(0.0), lt(1.0))
 
 
 class ConditionEmbedding(nn.Module):

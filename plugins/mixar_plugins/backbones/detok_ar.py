@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, in_, lt
+from attrs.validators import gt, in_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,10 +20,8 @@ from mixar_core.plan import Order
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
 from mixar_plugins.backbones.causal import kept_first
-from mixar_plugins.backbones.condition import class_vectors, init_as_mar, never_again, only_fill
+from mixar_plugins.backbones.condition import class_vectors, init_as_mar, never_again, only_fill, share
 from mixar_plugins.networks.transformer import MODULATION, CachedAttention, KeyValueCache, ModulatedBlock, modulate
-
-_share = and_(ge(0.0), lt(1.0))
 
 
 @frozen
@@ -43,9 +41,9 @@ class DeTokARConfig:
     heads: int = field(default=12, validator=gt(0))
     mlp_ratio: float = field(default=4.0, validator=gt(0.0))
     order: Literal["raster", "random"] = field(default="random", validator=in_(("raster", "random")))
-    dropout: float = field(default=0.1, validator=_share)
-    attention_dropout: float = field(default=0.1, validator=_share)
-    label_dropout: float = field(default=0.1, validator=_share)
+    dropout: float = field(default=0.1, validator=share)
+    attention_dropout: float = field(default=0.1, validator=share)
+    label_dropout: float = field(default=0.1, validator=share)
     activation_checkpointing: bool = False
 
     def __attrs_post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, lt, optional
+from attrs.validators import gt, optional
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,7 +18,7 @@ from mixar_core.masking import put, take
 from mixar_core.plan import Order
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, Step, TokenLayout, Z
-from mixar_plugins.backbones.condition import init_as_mar, label_rows, never_again, only_fill
+from mixar_plugins.backbones.condition import init_as_mar, label_rows, never_again, only_fill, share
 from mixar_plugins.networks import flowar
 from mixar_plugins.networks.transformer import KeyValueCache, scale_of
 
@@ -39,7 +39,7 @@ class FlowARConfig:
     heads: int = field(default=16, validator=gt(0))
     decoder_depth: int | None = field(default=None, validator=optional(gt(0)))
     mlp_ratio: float = field(default=4.0, validator=gt(0.0))
-    label_dropout: float = field(default=0.1, validator=and_(ge(0.0), lt(1.0)))
+    label_dropout: float = field(default=0.1, validator=share)
     activation_checkpointing: bool = False
 
     def __attrs_post_init__(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, lt, optional
+from attrs.validators import ge, gt, optional
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,10 +16,8 @@ from mixar_core.masking import put, take
 from mixar_core.mixture import dc_mixture
 from mixar_core.tables import Table
 from mixar_core.types import Condition, Guidance, MaskSplit, TokenLayout
-from mixar_plugins.backbones.condition import ConditionEmbedding, class_vectors, init_as_mar
+from mixar_plugins.backbones.condition import ConditionEmbedding, class_vectors, init_as_mar, share
 from mixar_plugins.backbones.masked_state import MaskedState
-
-_share = and_(ge(0.0), lt(1.0))
 
 
 @frozen
@@ -46,10 +44,10 @@ class MaskedConfig:
     decoder_heads: int | None = field(default=None, validator=optional(gt(0)))
     mlp_ratio: float = field(default=4.0, validator=gt(0.0))
     buffer: int = field(default=64, validator=gt(0))
-    dropout: float = field(default=0.1, validator=_share)
-    attention_dropout: float = field(default=0.1, validator=_share)
-    mlp_dropout: float | None = field(default=None, validator=optional(_share))
-    label_dropout: float = field(default=0.1, validator=_share)
+    dropout: float = field(default=0.1, validator=share)
+    attention_dropout: float = field(default=0.1, validator=share)
+    mlp_dropout: float | None = field(default=None, validator=optional(share))
+    label_dropout: float = field(default=0.1, validator=share)
     patch_size: int = field(default=1, validator=gt(0))
     activation_checkpointing: bool = False
 

@@ -6,8 +6,9 @@ A code is one or several smaller ones ("entries"); entries are masked, predicted
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -189,12 +190,14 @@ class MaskedTransformerPrior(DiscretePrior):
             share_B1 = unknown_B1 / entries
         counts = self.masked_after_steps(entries, steps)
         scales = schedules.guidance_scales(cfg, steps, config.guidance_annealing, config.scale_pow)
-        drawn_p_BNS = torch.zeros(shape, device=device)
+        fixing, drawn_p_BNS = _fixing(counts, share_B1, entries), torch.zeros(shape, device=device)
         for step, (count, scale) in enumerate(zip(counts, scales, strict=True)):
             left = 1 - (step + 1) / steps
             if annealed:
                 temperature = 0.5 + 0.8 * left
-            logits_BNSV = self._guided(tokens_BNS, labels_B, scale)
+            # where nothing is kept of what a step draws, only its noise is drawn
+            flat = tokens_BNS.new_zeros(*shape, self.split_size, dtype=torch.float32) if not fixing[step] else None
+            logits_BNSV = self._guided(tokens_BNS, labels_B, scale) if flat is None else flat
             last = step == steps - 1
             drawn_BNS, log_p_BNS, confidence_BNS = self.drawn(logits_BNSV, temperature, left, noise=noise, last=last)
             masked_BNS = tokens_BNS == self.mask_token
@@ -290,6 +293,19 @@ class MaskedTransformerPrior(DiscretePrior):
             uniform_BNS = noise.uniform(log_p_BNSV.shape[:-1], log_p_BNSV.device, name="prior.draw")
             drawn_BNS = schedules.draw(log_p_BNSV.exp(), uniform_BNS)
         return drawn_BNS, log_p_BNSV.gather(-1, drawn_BNS[..., None]).squeeze(-1)
+
+
+def _fixing(counts: Sequence[int], share_B1: Tensor, entries: int) -> list[bool]:
+    """Whether each step of sampling fixes an entry of any image: beside given codes there may be fewer than steps.
+
+    Args:
+        counts: how many of `entries` stay masked after each step; share_B1: of them are drawn in each image.
+    """
+    if share_B1.is_meta:
+        return [True] * len(counts)
+    share_B1 = share_B1.cpu()
+    masked = [(entries * share_B1).round(), *((count * share_B1).floor() for count in [*counts[:-1], 0])]
+    return [bool((after < before).any()) for before, after in pairwise(masked)]
 
 
 def _log_p(logits_BNSV: Tensor, temperature: float) -> Tensor:

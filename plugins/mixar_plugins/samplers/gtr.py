@@ -34,7 +34,7 @@ class GtRConfig(CosineConfig):
     def __attrs_post_init__(self) -> None:
         CosineConfig.__attrs_post_init__(self)
         if min(self.shares) < 0.0 or sum(self.shares) <= 0.0:
-            raise ValueError(f"shares is {list(self.shares)}; they are of the steps, and not below 0")
+            raise ValueError(f"shares is {list(self.shares)}; they are shares of the steps, not below 0, and not all 0")
         if self.order != "random" or self.tokens_per_step is not None:
             raise ValueError("order and tokens_per_step: the sampler gtr has an order and steps of its own")
 
