@@ -35,7 +35,7 @@ class Training:
 
     Args:
         name: of the run and its folder.
-        recipe: None: nothing is trained, `shipped` is the model.
+        recipe: None: nothing is trained, the model is `shipped`, or the run that it needs.
         needs: names of the runs it builds on.
         data: digits or emoji, which says by what its images are judged.
     """
@@ -182,7 +182,8 @@ def of_training(training: Training, desk: Desk) -> dict[str, Any]:
 @torch.no_grad()
 def draw(training: Training, sets: Iterable[Drawn], desk: Desk) -> None:
     """Draw and measure; of seed 0 a few images of each set stay."""
-    of, judge = training.shipped or desk.folder(training.name), judge_of(training.data, desk)
+    of = training.shipped or desk.folder(training.name if training.recipe else training.needs[0])
+    judge = judge_of(training.data, desk)
     model = mixar.load(of, precision="bf16", device=desk.device, registry=registry_with_parts())
     (real_B3HW, classes_B), labels_B = judge.given, model.labels(judge.given[1])
     for drawn in sets:

@@ -19,9 +19,28 @@ SHIPPED_EMOJI = tuple(Training(f"emoji64-{seed}", None, seed=seed, data="emoji",
 
 #: autoregressive steps, and steps of the head in each
 POINTS = ((1, 25), (4, 25), (16, 25), (4, 5), (4, 10), (4, 100))
-#: the same on 64 tokens; what they are drawn at is the shipped recipe's
-POINTS_64 = ((1, 25), (4, 25), (16, 25), (4, 5), (4, 100))
+#: the same on 64 tokens; what MixAR is drawn at is the shipped recipe's
+POINTS_64 = ((1, 25), (4, 25), (16, 25), (64, 25), (4, 5), (4, 100))
 EMOJI_TEMPERATURE = 0.3
+_MAR: dict[str, Any] = {"injector": {"type": "none"}, "ti_mix": {"schedule": "constant"}}
+_FINE: dict[str, Any] = {"continuous_tokenizer": {"channel_multipliers": [1, 2, 4], "latent_channels": 4}}
+#: MAR, trained as long as the shipped MixAR; and on 64 tokens of 4 numbers once, drawn with by three seeds
+MAR = [run_of("mar-long", seed, _MAR, recipe="digits") for seed in SEEDS]
+TOKENIZER_64 = run_of("kl64", 0, {**_SMALL, **_FINE, "training.steps": 1000}, recipe="digits_continuous")
+_MAR_64 = run_of(
+    "mar64",
+    0,
+    {
+        **_MAR,
+        "discrete_tokenizer": None,
+        "prior": None,
+        "continuous_tokenizer.weights": f"{{{TOKENIZER_64.name}}}",
+        "training.steps": 2000,
+    },
+    TOKENIZER_64.name,
+    recipe="digits",
+)
+MAR_64 = (_MAR_64, *(Training(f"mar64-{seed}", None, seed=seed, needs=(_MAR_64.name,)) for seed in SEEDS[1:]))
 
 
 def _steps(
@@ -29,8 +48,8 @@ def _steps(
 ) -> Iterable[Entry]:
     for arm, runs in arms.items():
         for run, (steps, head) in product(runs, points):
-            drawn, rank = Drawn("prior", steps, head, temperature), 6 if run.shipped else 7
-            yield Entry(arm, run, drawn, x=f"{steps} x {head}", rank=rank)
+            drawn = Drawn("none" if arm.startswith("MAR") else "prior", steps, head, temperature)
+            yield Entry(arm, run, drawn, x=f"{steps} x {head}", rank=6 if run.shipped else 7)
 
 
 def _needs(arm: str, says: str, most: int) -> tuple[Expected, ...]:
@@ -50,13 +69,20 @@ STEPS_CLAIM = Claim(
     "say already what tokens that are drawn together must agree on.",
     tuple(
         _steps(
-            {f"MixAR of {STEPS} steps": [BASE["dc-mix", seed] for seed in SEEDS], "MixAR, shipped": SHIPPED},
+            {
+                f"MixAR of {STEPS} steps": [BASE["dc-mix", seed] for seed in SEEDS],
+                "MixAR, shipped": SHIPPED,
+                "MAR": MAR,
+            },
             POINTS,
         )
-    ),
+    )
+    + tuple(_steps({"MAR, 64 tokens": MAR_64}, POINTS_64)),
     (
         *_needs(f"MixAR of {STEPS} steps", f"after {STEPS} steps it needs them", 16),
         *_needs("MixAR, shipped", "the shipped one needs them", 16),
+        *_needs("MAR", "MAR needs them", 16),
+        *_needs("MAR, 64 tokens", "MAR needs them on 64 tokens", 64),
     ),
     figures=("recognised", "kernel", "frechet", "unlike", "seams", "ms_an_image"),
     shown=("kernel", "unlike", "ms_an_image"),
@@ -66,7 +92,7 @@ STEPS_EMOJI = STEPS_CLAIM.again(
     "steps-emoji",
     "How many steps on 64 tokens: the shipped emoji model",
     _steps({"MixAR, shipped": SHIPPED_EMOJI}, POINTS_64, temperature=EMOJI_TEMPERATURE),
-    _needs("MixAR, shipped", "it needs them", 16),
+    _needs("MixAR, shipped", "it needs them", 64),
 )
 
 # ---------------------------------------------------------------- 5: the fill

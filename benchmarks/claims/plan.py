@@ -33,7 +33,7 @@ CLAIMS = {
 PARTS = {
     run.name: run
     for run in (
-        *(*limits.CODES.values(), *limits.PRIORS.values()),
+        *(limits.TOKENIZER_64, limits.MAR_64[0], *limits.CODES.values(), *limits.PRIORS.values()),
         *(run for weak in limits.WEAK.values() for run in weak.values()),
         *guiding.BASE.values(),
         *guiding.EMOJI.values(),

@@ -53,7 +53,7 @@ COST_CLAIM = Claim(
 BY_HAND = "## What it says"
 _SURE = 0.05
 #: rows of the picture of samples
-_PICTURED = 12
+_PICTURED = 24
 _HELP = {
     "kernel": "kernel distance (KID), and frechet: Frechet distance, to real images that gave no codes; less is better",
     "recognised": "share that a classifier fitted on real images takes for what was asked",
