@@ -52,9 +52,11 @@ def main(
     seeds: str = "0,1,2",
     out: Path = Path("runs/hart"),
     results: Path = Path("docs/results"),
+    steps: int = STEPS,
     quick: bool = False,
 ) -> None:
     """Train, draw, measure, and tell of all runs under `--out`. Seeds are those of the MixARs and of the draws."""
+    registry = registry_with_parts()
     few = {"training.steps": 2, "training.warmup_steps": 0, "training.batch_size": 8} if quick else {}
     few |= {"training.cache": "none", "reconstruction.statistics_images": 16} if quick else {}
     changes = {"name": "digits_hart", "discrete_tokenizer": TOKENIZER, "training.steps": TOKENIZER_STEPS}
@@ -63,19 +65,17 @@ def main(
     changes = {"prior": PRIOR, "training.steps": PRIOR_STEPS, "training.ema_decay": 0.99}
     study.trained(out / "prior", "digits_prior", {**codes, **changes, **few})
     for seed, (arm, part) in product(study.numbers(seeds), ARMS.items()):
-        changes = {"prior": None, "ti_mix": None, "training.steps": STEPS, "training.seed": seed}
+        changes = {"prior": None, "ti_mix": None, "training.steps": steps, "training.seed": seed}
         if part is not None:
             latents = {"continuous_tokenizer": {"type": part}}
             if not (out / arm).exists():
-                recipe = mixar.load_recipe(
-                    "digits_continuous", {**codes, **latents, **few}, registry=registry_with_parts()
-                )
-                measure(recipe, out / arm, registry_with_parts())
+                recipe = mixar.load_recipe("digits_continuous", {**codes, **latents, **few}, registry=registry)
+                measure(recipe, out / arm, registry)
             changes["continuous_tokenizer.weights"] = str((out / arm).resolve())
-        registry = registry_with_parts()
         run = study.trained(out / f"{arm}_{seed}", "digits_quick", {**codes, **changes, **few}, registry=registry)
         study.measured(run, partial(drawn, count=20 if quick else SAMPLES), arm=arm, seed=seed)
-    study.report(results / "hart", out, ["what", "arm", "codes"], title="a digit of each class, seed 0")
+    by, order = ["what", "arm", "codes"], ["codes alone", "mixar", "reconstructed"]
+    study.report(results / out.name, out, by, order, title="a digit of each class, seed 0")
 
 
 @torch.no_grad()
@@ -105,7 +105,8 @@ def drawn(run: Path, about: study.Row, *, count: int) -> study.Found:
     for given, codes_BN in codes.items():
         if about["arm"] == "residual":
             images = torch.cat([model.decode_codes(part) for part in codes_BN.split(_BATCH)])
-            tell(given, images, study.judge().figures(images, labels_B) | alone, what="codes alone", arm="")
+            figures = study.judge().figures(images, labels_B) | (alone if given == "drawn" else {})
+            tell(given, images, figures, what="codes alone", arm="")
         how = {"seed": seed, "batch_size": _BATCH, "codes": codes_BN}
         tell(given, *study.drawn(model, labels_B, **how), what="mixar", arm=about["arm"])
     if seed == 0:

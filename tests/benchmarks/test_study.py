@@ -70,12 +70,12 @@ def test_mixar_over_the_residual_is_trained_measured_and_told_of(
     monkeypatch.setattr(hart, "PRIOR", {**hart.PRIOR, **small})
     judge = DigitClassifier().eval().requires_grad_(False)  # that has learned nothing
     monkeypatch.setattr(study, "judge", lambda: study.Judge(judge, judge.judge(study.digits("validation")[0])[1]))
-    hart.main("0", tmp_path / "runs", tmp_path / "results", quick=True)
+    hart.main("0", tmp_path / "hart", tmp_path / "results", quick=True)
     with (tmp_path / "results/hart.csv").open() as file:
         told = [(row["what"], row["arm"], row["codes"], bool(row["psnr"])) for row in csv.DictReader(file)]
     assert told == [
-        ("codes alone", "", "drawn", False), ("mixar", "residual", "drawn", False),
-        ("codes alone", "", "true", True), ("mixar", "residual", "true", True),
+        ("codes alone", "", "drawn", False), ("codes alone", "", "true", True),
+        ("mixar", "residual", "drawn", False), ("mixar", "residual", "true", True),
         ("reconstructed", "residual", "true", True),
     ]  # fmt: skip
     assert (tmp_path / "results/hart.png").stat().st_size > 500
