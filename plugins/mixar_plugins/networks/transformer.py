@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from mixar_core.blocks import Attention, Block, Dropout, KeysValues, Mlp
 from mixar_core.meta import constant
 from mixar_core.types import TokenLayout
+
+# In bfloat16 hidden states are, as published (HART, ACDiT, FlowAR-L), and a norm's weight is not: torch says that once.
+warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
 
 
 def scale_of(layout: TokenLayout) -> Tensor:

@@ -5,7 +5,6 @@ What it says of the last scale (`features`) conditions a small diffusion, which 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -33,9 +32,6 @@ from mixar_plugins.priors.asked import count, not_negative, positive, up_to_one
 from mixar_plugins.priors.next import NextPrior, NextState, check_head
 from mixar_plugins.priors.transformer import init_weights
 from mixar_plugins.priors.var import KeysWithoutBias, VARPrior, VARPriorConfig, VARState
-
-# In bfloat16 its hidden states are, as published, and a norm's weight is not: torch says that once a process.
-warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
 
 BASE = 10000.0
 #: from this scale on half as many codes may be drawn
