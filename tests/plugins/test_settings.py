@@ -10,9 +10,11 @@ import torch
 from mixar.plugins import plugin_manager
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
-from mixar_core.types import Condition, Denoise, Step, Z
+from mixar_core.plan import Task
+from mixar_core.types import Condition, Denoise, Grid, Step, TokenLayout, Z
 from mixar_plugins.heads.denoising import DenoisingHead, DenoisingHeadConfig
 from mixar_plugins.heads.denoising import process_of as denoising_process
+from mixar_plugins.samplers.groups import GroupsConfig, GroupsSampler
 
 CODES = {"channels": 8, "channel_multipliers": (1, 1), "blocks": 1, "norm": "none"}
 TINY = {"width": 16, "depth": 1, "heads": 2}
@@ -57,6 +59,17 @@ def test_a_pyramid_of_one_scale_trains_and_draws_a_prior_of_scales() -> None:
     var = prior("var", tokenizer("pyramid", 2, scales=(2,)), **TINY)
     assert var.loss(torch.zeros(1, 4, dtype=torch.int64), Condition(torch.tensor([0])), noise=Noise.seeded(0)).total > 0
     assert var.sample(Condition(torch.tensor([0])), noise=Noise.seeded(0)).codes_BN.shape == (1, 4)
+
+
+def test_guidance_that_rises_is_there_where_there_is_one_step() -> None:
+    assert prior("var", tokenizer("pyramid", 2, scales=(2,)), **TINY).guidance(1.5, [(0, 4)]) == [(2.5,)]
+    layout = TokenLayout("grid", (Grid(2, 2),))
+    for groups, scales in ([range(4)], [3.0]), ([range(2), range(2, 4)], [1.0, 3.0]):
+        task = Task(
+            images=1, layout=layout, device=torch.device("cpu"), steps=1, cfg=3.0, order="groups", groups=groups
+        )
+        plan = GroupsSampler(GroupsConfig()).plan(task, noise=Noise.seeded(0))
+        assert [planned.step.cfg for planned in plan.steps] == scales
 
 
 @pytest.mark.parametrize("scales", [(2,), (1,), ((1, 2), (2, 2))])

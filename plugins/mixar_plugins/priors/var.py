@@ -159,7 +159,8 @@ class VARPrior(NextPrior):
 
     def progress(self, scale: int) -> float:
         """How far a scale is from the first, 0, to the last, 1: so guidance rises, and mixtures become sharper."""
-        return scale / max(1, len(self.layout.scales) - 1)
+        last = len(self.layout.scales) - 1
+        return scale / last if last else 1.0
 
     def top_k(self, scale: int) -> int:
         """Of a scale."""

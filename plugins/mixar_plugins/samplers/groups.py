@@ -17,7 +17,7 @@ from mixar_plugins.samplers.cosine import FALLS, head_steps
 
 @frozen
 class GroupsConfig:
-    """How a group is drawn. Guidance of the linear schedule rises evenly from 1 in the first step, as in FlowAR.
+    """How a group is drawn. Linear guidance rises evenly from 1 in the first step, as in FlowAR; of one group it is full.
 
     Args:
         head_steps_end, head_steps_fall, solver: as of the sampler `cosine`.
@@ -47,9 +47,9 @@ class GroupsSampler(Sampler):
         if task.known_BK is not None and task.known_BK.shape[1]:
             raise UserError("sampler groups draws whole groups: tokens cannot be kept")
         groups, config = task.groups or task.layout.by_scale, self.config
-        last, steps = max(1, len(groups) - 1), []
+        last, steps = len(groups) - 1, []
         for index, group in enumerate(groups):
-            rises = index / last if task.cfg_schedule == "linear" else 1.0
+            rises = index / last if task.cfg_schedule == "linear" and last else 1.0
             step = Step(
                 cfg=1.0 + (task.cfg - 1.0) * rises,
                 temperature=task.temperature,
