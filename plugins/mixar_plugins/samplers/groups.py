@@ -17,7 +17,7 @@ from mixar_plugins.samplers.cosine import FALLS, head_steps
 
 @frozen
 class GroupsConfig:
-    """How a group is drawn. Linear guidance rises evenly from 1 in the first step, as in FlowAR; of one group it is full.
+    """How groups are drawn. Linear guidance rises evenly from 1 in the first step, as in FlowAR; of one it is full.
 
     Args:
         head_steps_end, head_steps_fall, solver: as of the sampler `cosine`.
