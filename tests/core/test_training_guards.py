@@ -14,7 +14,7 @@ from mixar_core.errors import UserError
 from mixar_core.storage import read_weights
 from mixar_core.training.checkpoint import Checkpoints
 from mixar_core.training.guards import tensors_of
-from mixar_core.training.log import Unreadable
+from mixar_core.training.log import RunLog, Unreadable
 from mixar_core.types import Posterior
 from tests.core.test_training import assert_same_weights, losses
 from tests.core.training_toys import ToyImages, ToyObjective, toy_run
@@ -172,3 +172,10 @@ def test_unreadable_images_are_skipped_and_named(tmp_path, capsys, workers):
         UserError, match=r"1 train images cannot be read, more than training\.max_unreadable 0; .*jsonl"
     ):
         toy_run(tmp_path / "strict", data=ToyImages(broken=11), max_unreadable=0, workers=workers)
+
+
+def test_a_log_of_which_a_disk_lost_bytes_is_read_up_to_there(tmp_path):
+    whole = '{"kind": "train", "step": 1}\n'
+    (tmp_path / "log.jsonl").write_bytes(whole.encode() + b"\xff\xfe\n" + whole.encode())
+    RunLog(tmp_path).forget_after(1)
+    assert (tmp_path / "log.jsonl").read_text() == whole
