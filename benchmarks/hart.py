@@ -104,7 +104,7 @@ def drawn(run: Path, about: study.Row, *, count: int) -> study.Found:
 
     for given, codes_BN in codes.items():
         if about["arm"] == "residual":
-            images = torch.cat([model.decode_codes(part) for part in codes_BN.split(_BATCH)])
+            images = study.codes_alone(model, codes_BN)
             figures = study.judge().figures(images, labels_B) | (alone if given == "drawn" else {})
             tell(given, images, figures, what="codes alone", arm="")
         how = {"seed": seed, "batch_size": _BATCH, "codes": codes_BN}
