@@ -65,6 +65,11 @@ class System:
         return module
 
     @property
+    def takes_codes(self) -> bool:
+        """Whether it is a MixAR whose injector does."""
+        return self.model is not None and self.model.injector.needs_codes
+
+    @property
     def parameters(self) -> int:
         """Number of trainable parameters of `trained`."""
         return sum(parameter.numel() for parameter in self.trained.parameters() if parameter.requires_grad)

@@ -61,7 +61,7 @@ def _misfit(cache: TokenCache, system: System, registry: Registry) -> str | None
     if continuous is not None and cache.latent_shape is None:
         return "the cache has no latents, and the recipe trains on them"
     if discrete is not None and not cache.has_codes:
-        user = "injector needs" if system.model is not None and system.model.injector.needs_codes else "prior learns"
+        user = "injector needs" if system.takes_codes else "prior learns"
         return f"the cache has no codes, and the recipe's {user} them"
     if recipe.training is not None and recipe.training.flip and not cache.flip:
         return "the cache has no mirrored images, and training.flip is set"

@@ -198,13 +198,14 @@ def _sampling(system: System) -> dict[str, Figure]:
     return {**costs, decoder: _figure(lambda: _decode(system))}
 
 
-def planned_steps(model: MixAR, settings: SamplingConfig) -> Sequence[PlannedStep]:
-    """The steps of sampling one image, with positions that have no value.
+def planned_steps(model: MixAR, settings: SamplingConfig, labels_B: Tensor | None = None) -> Sequence[PlannedStep]:
+    """The steps of sampling these labels, or without any one image on the meta device, each taken by the head.
 
     Raises:
         UserError: there is no such plan, or the head refuses one of its steps.
     """
-    steps = model.plan(model.condition(codes_of(1)[0]), settings, noise=Noise.seeded(0)).steps
+    condition = model.condition(codes_of(1)[0] if labels_B is None else labels_B)
+    steps = model.plan(condition, settings, noise=Noise.seeded(0)).steps
     for planned in steps:
         parts_of(model.head, planned.step, planned.positions_BK.shape[1])
     return steps
@@ -264,9 +265,10 @@ def _backbone_gflop(system: System, model: MixAR, plan: Sequence[PlannedStep]) -
     lefts = sorted({left for left, _ in passes})
     # attention is quadratic in the number of masked tokens and all else linear: three passes tell
     few = sorted({lefts[0], lefts[len(lefts) // 2], lefts[-1]})
-    told = np.polyfit(few, [_gflop(begun(left)) for left in few], len(few) - 1)
-    more = _gflop(begun(few[-1], 2)) - _gflop(begun(few[-1]))  # for each token more that is predicted
-    shared = _gflop(partial(begun, few[-1])) - _gflop(begun(few[-1]))
+    measured = [_gflop(begun(left)) for left in few]
+    told = np.polyfit(few, measured, len(few) - 1)
+    more = _gflop(begun(few[-1], 2)) - measured[-1]  # for each token more that is predicted
+    shared = _gflop(partial(begun, few[-1])) - measured[-1]
     predicted = sum(float(np.polyval(told, left)) + more * (count - 1) for left, count in passes)
     return predicted + shared * (len(plan) if model.injector.follows else 1)
 

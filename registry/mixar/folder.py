@@ -47,15 +47,14 @@ def weights_file(folder: Path, kind: Kind = "ema") -> Path:
     Raises:
         UserError: there are none; a shipped model has averaged (ema) weights only.
     """
-    averaged = _has_average(folder)
-    file = folder / ("weights_raw.safetensors" if kind == "raw" and averaged else "weights.safetensors")
+    file = folder / ("weights_raw.safetensors" if kind == "raw" and _has_average(folder) else WEIGHTS)
     if file.is_file():
         return file
     from mixar_core.training.checkpoint import list_checkpoints  # torch's checkpoints take most of a second to import
 
     checkpoints = list_checkpoints(folder)
     if checkpoints and not (folder / WEIGHTS).exists():
-        return checkpoints[-1] / (kind if averaged else "raw")
+        return checkpoints[-1] / (kind if _has_average(folder) else "raw")
     raise UserError(f"model {folder}: there is no {file.name}, and no checkpoint")
 
 

@@ -85,12 +85,11 @@ def train(
     classes = [list(data.class_names) for data in (train_set, cache) if data is not None]
     class_names = next(filter(has_names, classes), classes[0])
     facts: dict[str, Any] = {"class_names": class_names, "frozen": frozen}
-    if planned.model is not None and planned.model.injector.needs_codes and planned.prior is None:
+    if planned.takes_codes and planned.prior is None:
         notes.append("there is no prior: sampling will need codes, which are given or which a prior draws")
     if resume:
         notes += _check_facts(folder, recipe, facts)
-    needs_codes = planned.model is not None and planned.model.injector.needs_codes
-    notes += [*fit_notes(recipe, registry, needs_codes=needs_codes), *_unmeasured(planned)]
+    notes += [*fit_notes(recipe, registry, needs_codes=planned.takes_codes), *_unmeasured(planned)]
     if optimizer is not None and not isinstance(optimizer, AdamW):
         notes.insert(0, f"optimizer {recipe.optimizer}")
     tell(*([f"warning: {warning}"] if warning else []), *(f"note: {note}" for note in notes))
@@ -194,7 +193,7 @@ def frozen_digests(system: System, registry: Registry) -> dict[str, str]:
     recipe, digests = system.recipe, {}
     for key in (*TRAINABLE, "conditioner"):
         part, choice = getattr(system, key), getattr(recipe, key)
-        unused = system.model is not None and is_unused(recipe, key, needs_codes=system.model.injector.needs_codes)
+        unused = is_unused(recipe, key, needs_codes=system.takes_codes)
         if key in recipe.trained_parts or part is None or (unused and choice.weights is None):
             continue
         if choice.weights is not None:

@@ -34,9 +34,7 @@ from mixar.text import first_of
 from mixar_core.data.streams import seed_of
 from mixar_core.distributed import Processes, StopSignals
 from mixar_core.errors import UserError
-from mixar_core.head import parts_of
 from mixar_core.model import SamplingConfig
-from mixar_core.noise import Noise
 from mixar_core.storage import FolderLock, write_text, writing
 from mixar_core.types import NO_CLASS
 
@@ -130,12 +128,12 @@ def sampling_as(model: Model, recipe: Recipe, registry: Registry) -> Model:
     Raises:
         UserError: the model cannot.
     """
+    from mixar.cost import planned_steps  # `mixar sample` needs none of what counts FLOP
+
     system = evolve(model.system, recipe=recipe)
     if (mixar := copy.copy(system.model)) is not None:
         mixar.sampler = construct(recipe, registry, "sampler")
-        condition = mixar.condition(model.labels(list(all_classes(model))[:1]))
-        for planned in mixar.plan(condition, recipe.sampling, noise=Noise.seeded(0)).steps:
-            parts_of(mixar.head, planned.step, planned.positions_BK.shape[1])
+        planned_steps(mixar, recipe.sampling, model.labels(all_classes(model)[0]))
     return evolve(model, system=evolve(system, model=mixar))
 
 

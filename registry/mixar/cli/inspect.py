@@ -115,8 +115,7 @@ def check_command(
     if optimizer is not None and not isinstance(optimizer, AdamW):
         print(f"optimizer: {resolved.optimizer}")
     print(f"data: {data}")
-    needs_codes = system.model is not None and system.model.injector.needs_codes
-    print(*(f"note: {note}\n" for note in fit_notes(resolved, registry, needs_codes=needs_codes)), sep="")
+    print(*(f"note: {note}\n" for note in fit_notes(resolved, registry, needs_codes=system.takes_codes)), sep="")
     cells = []
     for part in found.parts:
         none = "in backbone" if part.part == "injector" else "not run"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from attrs import frozen
@@ -50,7 +50,7 @@ def train_command(
     `mixar train runs/kl --resume` · `mixar train own/continuous.yaml own/discrete.yaml --out own/runs` ·
     `torchrun --nproc-per-node 8 -m mixar train kl16`
     """
-    from mixar.recipe import load_recipe
+    from mixar.recipe import make_recipe
     from mixar.run import train
 
     registry = open_registry(context, no_plugin)
@@ -58,7 +58,7 @@ def train_command(
     jobs = _jobs(recipes, out, overrides, resume, registry)
     speaks = os.environ.get("RANK", "0") == "0"  # under torchrun one process does
     for job in jobs:
-        resolved = load_recipe(job.recipe, registry=registry, overrides=overrides)
+        resolved = make_recipe(job.plain, registry, where=f"recipe {job.recipe}")
         result = train(resolved, job.folder, resume=job.resume, device=device, registry=registry)
         if speaks:
             print(_how_it_ended(result, jobs, device))
@@ -70,9 +70,13 @@ def train_command(
 
 @frozen
 class _Job:
-    """A recipe, by name or path, its run folder, and whether the run in it goes on."""
+    """A recipe, by name or path, and its plain values; its run folder, and whether the run in it goes on.
+
+    Those become a `Recipe` when its turn comes: it may name runs that are trained before it.
+    """
 
     recipe: str
+    plain: Mapping[str, Any]
     folder: Path
     resume: bool
 
@@ -91,10 +95,11 @@ def _jobs(
             if not resume:
                 raise UserError(_what_was_meant(run))
             word = str(run / RECIPE)
-        name = str(load_plain(word, overrides, registry)["name"])
+        plain = load_plain(word, overrides, registry)
+        name = str(plain["name"])
         folder = run if is_run and (several or out is None) else out or Path("runs") / name
         folder = folder / name if several and out is not None and not is_run else folder
-        jobs.append(_Job(word, folder, resume and (not several or (folder / RECIPE).is_file())))
+        jobs.append(_Job(word, plain, folder, resume and (not several or (folder / RECIPE).is_file())))
     for folder, count in Counter(job.folder for job in jobs).items():
         if count > 1:
             raise UserError(f"{count} of these recipes would be trained into {folder}; give them names of their own")
@@ -176,8 +181,7 @@ def _next_command(recipe: Recipe, run: Path, registry: Registry) -> str:
     from mixar.assembly import build, open_data
     from mixar.folder import RECIPE
 
-    model = build(recipe, registry, meta=True).model
-    if model is not None and model.injector.needs_codes and recipe.prior is None:
+    if recipe.trains == "mixar" and recipe.prior is None and build(recipe, registry, meta=True).takes_codes:
         return f"to sample, name the run of a prior in {run / RECIPE}: prior: {{weights: RUN}}"
     if not recipe.trains.endswith("tokenizer"):
         return command_line("mixar", "sample", run)
