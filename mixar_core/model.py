@@ -186,6 +186,9 @@ class MixAR(nn.Module):
         z = z if isinstance(z, Z) else Z(z, split.masked_BK)
         z = z._replace(tokens_BNC=tokens_BNC, known_BN=~split.masked_BN)
         loss_BK = self.head.loss(z, take(tokens_BNC, split.masked_BK), noise=noise)
+        if loss_BK.shape != split.masked_BK.shape:
+            shapes = f"its loss has shape {(*loss_BK.shape,)}, not one a token: {(*split.masked_BK.shape,)}"
+            raise UserError(f"head {type(self.head).__name__}: {shapes}")
         return Losses(total=loss_BK.mean())
 
     @torch.no_grad()

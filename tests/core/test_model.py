@@ -222,6 +222,15 @@ def test_an_injector_that_does_not_keep_its_word_is_named(doors: dict[str, tuple
         model.loss(batch_of(model), noise=Noise.seeded(0))
 
 
+@pytest.mark.parametrize("losses", [torch.Tensor.mean, lambda loss_BK: loss_BK[:, :1]], ids=["mean", "of-one"])
+def test_a_head_that_gives_no_loss_a_token_is_named(losses, monkeypatch) -> None:
+    model = small_mixar("none")
+    honest = model.head.loss
+    monkeypatch.setattr(model.head, "loss", lambda *given, noise: losses(honest(*given, noise=noise)))
+    with pytest.raises(UserError, match=r"head DiffusionHead: its loss has shape \((3, 1)?\), not one a token: \(3, "):
+        model.loss(batch_of(model), noise=Noise.seeded(0))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropout_takes_its_share_and_keeps_the_mean(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
