@@ -163,6 +163,7 @@ def edit(
         labels=numbers,
         names=tuple(label_name(number, model.class_names) for number in numbers),
         codes=drawn_codes,
+        recipe=model.recipe,
         level=level,
         originals=originals,
         masks=masks,

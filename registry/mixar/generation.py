@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mixar.labels import checked_number
+from mixar.recipe import Recipe
 from mixar.text import first_of
 from mixar_core.data.streams import seed_of
 from mixar_core.errors import UserError
@@ -35,6 +36,7 @@ class Generation:
         labels: one an image, NO_CLASS (-1) where unconditional. names: their class names, or the labels as text.
         codes: int64 (B, N), what the prior drew or was given; None for a model without discrete tokens.
         steps: uint8 (T, B, 3, H, W), the image after each step, unknown latents at their mean; None unless asked for.
+        recipe: of the model that drew them, by which `mixar.evaluate` knows who may judge it.
     """
 
     images: Tensor
@@ -42,6 +44,7 @@ class Generation:
     names: tuple[str, ...]
     codes: Tensor | None = None
     steps: Tensor | None = None
+    recipe: Recipe | None = None
 
     def pil(self) -> list[Image.Image]:
         """One PIL image each."""

@@ -110,6 +110,7 @@ class Model(Pretrained):
             names=tuple(label_name(number, self.class_names) for number in numbers),
             codes=None if used[0] is None else torch.cat(used),
             steps=torch.cat([torch.stack(each) for each in pictures], dim=1) if pictures[0] else None,
+            recipe=self.recipe,
         )
 
     def edit(

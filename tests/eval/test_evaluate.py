@@ -78,6 +78,7 @@ def test_images_in_whatever_form_have_the_same_figures(family: Path, tmp_path: P
     report = mixar.evaluate(generation, "data:train", extractor=Grey(), recipe=family / "recipes/mixar.yaml")
     assert report.to_json()["samples"]["classes"]["fewest"] == 1 and report.to_json()["samples"]["count"] == 6
     assert report.figures == mixar.evaluate(generation.images, family / "data/train", extractor=Grey()).figures
+    assert report.figures == mixar.evaluate(generation, "data:train", extractor=Grey()).figures
 
 
 def test_a_report_is_shown_and_saved(tmp_path: Path) -> None:

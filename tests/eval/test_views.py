@@ -134,6 +134,10 @@ def test_a_judge_is_one_that_no_loss_has_seen(taught: Path, family: Path, regist
     assert judge.taught(small, teachers, registry) == "the perceptual loss of continuous"
     assert judge.taught(Colour(), teachers, registry) == ""
     assert judge.taught(open_extractor("efficientnet-lite1:size=32", registry), teachers, registry) == ""
+    drawn = mixar.load(taught, device="cpu").generate([0, 0, 1, 2])
+    told, silent = (mixar.evaluate(each, drawn.images, extractor=small).notes for each in (drawn, drawn.images))
+    (warned,) = {*told} - {*silent}
+    assert "stands in the perceptual loss of continuous: it favours" in warned
     small.sha256 = "0" * 64  # the same network with other weights
     assert judge.taught(small, teachers, registry) == ""
     aligned = load_recipe(

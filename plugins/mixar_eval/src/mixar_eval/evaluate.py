@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mixar.generation import Generation
 from mixar.labels import checked_number
 from mixar.plugins import registry_without
 from mixar.recipe import Recipe, load_recipe
@@ -49,8 +50,9 @@ def evaluate(
         reference: the same; or an `.npz` of statistics (`mu`, `sigma`).
         extractor: what images are seen through: `NAME` or `NAME:setting=value`, or an extractor. FID is `inception`'s.
             Of several the first judges, the others stand beside it and in FDr-k.
-        recipe: whose data `data:...` are: a recipe, or its name or path; where a loss of this recipe's, or of the
-            shipped model that a folder or `.npz` says it was drawn by, has seen the extractor, the report says so.
+        recipe: whose data `data:...` are: a recipe, or its name or path; of what `Model.generate` gives, the model's.
+            Where a loss of this recipe's, or of the shipped model that a folder or `.npz` says it was drawn by, has
+            seen the extractor, the report says so.
         image_size: side of the samples, or (height, width); needed where they are `PART:SPLIT`, without a recipe.
         batch_size: images at a time; figures of another one differ in their last digits.
         cache: a folder where features are kept, for another call.
@@ -65,6 +67,8 @@ def evaluate(
     if not several or not all(isinstance(each, str | FeatureExtractor) for each in given):
         what = type(extractor).__name__
         raise UserError(f"extractor: {what}; allowed: a part's name with its settings, an extractor, a list of them")
+    if recipe is None and isinstance(samples, Generation):
+        recipe = samples.recipe
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe, registry=registry)
     elif not (recipe is None or isinstance(recipe, Recipe)):
