@@ -178,11 +178,6 @@ def _fitting(recipe: Recipe, data: ImageDataset) -> ImageDataset:
     return data
 
 
-def try_data(recipe: Recipe, registry: Registry) -> str:
-    """What there is to say of the recipe's data, see `counted_data`."""
-    return counted_data(recipe, registry)[0]
-
-
 def counted_data(recipe: Recipe, registry: Registry) -> tuple[str, int | None]:
     """What there is to say of the recipe's data, which need not be on this machine: a line of numbers, and notes; and
     how many images there are to train on, if that is known.

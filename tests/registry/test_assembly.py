@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixar.assembly import build, open_data, try_data
+from mixar.assembly import build, counted_data, open_data
 from mixar.folder import read_tensors
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe
@@ -119,16 +119,16 @@ def test_an_injector_is_as_wide_as_where_its_guidance_goes(registry: Registry) -
 def test_data_of_another_number_of_classes_are_refused(family: Path, registry: Registry) -> None:
     base = family / "recipes/continuous.yaml"
     assert len(open_data(load_recipe(base, registry=registry), registry, "train")) == 9
-    assert "9 training images of 3 classes" in try_data(load_recipe(base, registry=registry), registry)
+    assert "9 training images of 3 classes" in counted_data(load_recipe(base, registry=registry), registry)[0]
     wrong = load_recipe(base, registry=registry, overrides=["num_classes=4"])
     with pytest.raises(UserError, match="3 classes against 4"):
         open_data(wrong, registry, "train")
     with pytest.raises(UserError, match="3 classes against 4"):
-        try_data(wrong, registry)
+        counted_data(wrong, registry)[0]
     unconditional = load_recipe(base, registry=registry, overrides=["num_classes=0"])
     assert open_data(unconditional, registry, "train")
     absent = load_recipe(base, registry=registry, overrides=["data.path=/nowhere"])
-    assert "cannot be opened here" in try_data(absent, registry)
+    assert "cannot be opened here" in counted_data(absent, registry)[0]
 
 
 def folder_of_classes(folder: Path, *classes: str) -> Path:
@@ -144,7 +144,7 @@ def test_a_frozen_priors_classes_are_those_of_the_data_by_name(
     family: Path, registry: Registry, tmp_path: Path
 ) -> None:
     def told(*overrides: str) -> str:
-        return try_data(load_recipe(family / "recipes/mixar.yaml", overrides, registry=registry), registry)
+        return counted_data(load_recipe(family / "recipes/mixar.yaml", overrides, registry=registry), registry)[0]
 
     assert told() == "9 training images of 3 classes (image-folder)"
     other = f"data.path={folder_of_classes(tmp_path / 'other', 'cat', 'cow', 'dog')}"
@@ -163,10 +163,12 @@ def test_what_data_leave_out_is_told(family: Path, registry: Registry, tmp_path:
     (folder / "train/dog/0.png").unlink()
     (folder / "val/cat/notes.xyz").touch()
     base = [f"data.path={folder}", "training.evaluate_every=0"]
-    first, note = try_data(load_recipe(family / "recipes/mixar.yaml", base, registry=registry), registry).splitlines()
+    first, note = counted_data(load_recipe(family / "recipes/mixar.yaml", base, registry=registry), registry)[
+        0
+    ].splitlines()
     assert first == "2 training images of 3 classes (image-folder)" and "dog" in note
     measured = load_recipe(family / "recipes/mixar.yaml", [*base, "training.evaluate_every=1"], registry=registry)
-    assert "notes.xyz" in try_data(measured, registry)
+    assert "notes.xyz" in counted_data(measured, registry)[0]
 
 
 def test_weights_that_are_gone_are_named_with_their_key(family: Path, registry: Registry, tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_a_check_goes_on_without_a_validation_split(family: Path, registry: Regi
     Image.new("RGB", (16, 16)).save(tmp_path / "train/0.png")
     changes = (f"data.path={tmp_path}", "num_classes=0", "training.evaluate_every=1")
     path = family / "recipes/continuous.yaml"
-    size, note = try_data(load_recipe(path, changes, registry=registry), registry).splitlines()
+    size, note = counted_data(load_recipe(path, changes, registry=registry), registry)[0].splitlines()
     assert size.startswith("1 training images") and note.startswith("note: validation cannot be opened here: ")
     assert note.endswith("training.evaluate_every=0 does without")
 

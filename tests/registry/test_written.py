@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import mixar
 from mixar import strict_yaml
-from mixar.assembly import try_data
+from mixar.assembly import counted_data
 from mixar.plugins import Registry, plugin_manager
 from mixar.recipe import Recipe, load_recipe, parse_overrides, to_yaml
 from mixar.structure import Invalid, structure
@@ -238,7 +238,7 @@ def test_shipped_recipes_look_for_data_in_the_working_directory(
     for name in ("kl16", "va_vae"):
         data = load_recipe(name, registry=REGISTRY).data
         assert data is not None and data.config.path == "data/imagenet"
-    assert f"{tmp_path}/data/imagenet: no folder" in try_data(load_recipe("kl16", registry=REGISTRY), REGISTRY)
+    assert f"{tmp_path}/data/imagenet: no folder" in counted_data(load_recipe("kl16", registry=REGISTRY), REGISTRY)[0]
     (tmp_path / "data/imagenet").mkdir(parents=True)
     data = load_recipe("kl16", registry=REGISTRY).data  # what a run writes holds from anywhere
     assert data is not None and data.config.path == str(tmp_path / "data/imagenet")
