@@ -264,3 +264,23 @@ class StopSignals:
         elif now - self._first > SAME_REQUEST:
             self.__exit__()
             signal.raise_signal(number)
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """While entered, SIGTERM ends the process as an exception does, so that what minds Ctrl-C minds it, too.
+
+    Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        sys.exit(128 + number)  # as a shell says that a signal ended a program
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

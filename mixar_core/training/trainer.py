@@ -20,7 +20,7 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.loader import BatchShard
 from mixar_core.data.source import Batch, Source
 from mixar_core.data.streams import Stream, step_noise
-from mixar_core.distributed import Processes, StopSignals, join_processes, naming_lost_processes
+from mixar_core.distributed import Processes, StopSignals, ended_by_sigterm, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
 from mixar_core.precision import tf32_where
 from mixar_core.storage import FolderLock, user_path, write_text, write_weights, writing
@@ -100,7 +100,9 @@ def train(
     with naming_lost_processes(processes), tf32_where(config.precision, processes.device):
         trainer = Trainer(objective, train_set, validation_set, config, folder, cache, callbacks, processes, optimizer)
         with closing(trainer.lock), closing(trainer.checkpoints):  # nothing is written once others are let in
-            if trainer.prepare(files or {}, resume=resume):
+            with ended_by_sigterm():
+                unfinished = trainer.prepare(files or {}, resume=resume)
+            if unfinished:
                 with StopSignals() as signals:
                     result = trainer.run(signals, flop_per_image=flop_per_image, reference=reference)
             else:
@@ -166,7 +168,7 @@ class Trainer:
         checkpoint = self.processes.on_main(self._resumed if resume else lambda: self._begun(files))
         try:
             return self._ready(checkpoint)
-        except BaseException:  # Ctrl-C, too: a new run that did not come to its first step leaves its folder empty
+        except BaseException:  # Ctrl-C and SIGTERM, too: a new run that did not come to its first step leaves its folder empty
             for name in files if checkpoint is None and self.processes.is_main else ():
                 (self.folder / name).unlink(missing_ok=True)
             raise

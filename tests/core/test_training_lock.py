@@ -166,15 +166,23 @@ def test_a_lock_is_given_back_where_nothing_can_be_written_any_more(
 
 
 class Interrupting(ToyImages):
-    """Ctrl-C is pressed while it is read."""
+    """A signal comes while it is read: Ctrl-C is pressed, or a scheduler wants the machine back."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
     def __getitem__(self, index: int):
         if index == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.number)
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize("data", [ToyImages(broken=3), Interrupting()], ids=["an error", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "data",
+    [ToyImages(broken=3), Interrupting(signal.SIGINT), Interrupting(signal.SIGTERM)],
+    ids=["an error", "Ctrl-C", "SIGTERM"],
+)
 def test_a_start_that_fails_leaves_its_folder_to_the_next(tmp_path: Path, data: ToyImages) -> None:
     """What is kept in memory is made before the first step, which may take long."""
     folder = tmp_path / "run"
@@ -183,11 +191,12 @@ def test_a_start_that_fails_leaves_its_folder_to_the_next(tmp_path: Path, data: 
         config, files = toy_config(cache="memory", max_unreadable=0, steps=steps), {"recipe.yaml": "a: 1"}
         return train(ToyObjective(), data, None, config, folder, files=files, resume=resume, device="cpu").step
 
-    with pytest.raises((UserError, KeyboardInterrupt)):
+    with pytest.raises((UserError, KeyboardInterrupt, SystemExit)):
         start(data)
     assert list(folder.iterdir()) == []
     assert start(ToyImages()) == 2
-    with pytest.raises((UserError, KeyboardInterrupt)):
+    with pytest.raises((UserError, KeyboardInterrupt, SystemExit)):
         start(data, 4, resume=True)
     assert (folder / "recipe.yaml").exists() and (folder / "weights.safetensors").exists()
     assert start(ToyImages(), 4, resume=True) == 4
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
