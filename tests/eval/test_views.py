@@ -149,7 +149,7 @@ def test_a_judge_is_one_that_no_loss_has_seen(taught: Path, family: Path, regist
 
 
 def test_images_have_the_judge_of_the_shipped_model_that_drew_them(
-    family: Path, tmp_path: Path, registry: Registry
+    family: Path, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, seen = mixar.load(family / "models/mixar", device="cpu"), EvalContext(registry=registry, extractor=Colour())
     folder = tmp_path / "drawn"
@@ -165,6 +165,11 @@ def test_images_have_the_judge_of_the_shipped_model_that_drew_them(
     assert judge.chosen(teachers, registry) == ["efficientnet-lite1", "efficientnet-lite0"]
     report = mixar.evaluate(folder, folder, extractor=QUICK[1])
     assert report.notes[-1].startswith("efficientnet-lite0 at 32 px stands in the perceptual loss of emoji64_lfq")
+    folder = folder.rename(tmp_path / "emoji64_continuous")  # a folder's name is no model's
+    (folder / "sample.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    silent = mixar.evaluate(folder.name, folder.name, extractor=QUICK[1]).notes
+    assert not any("perceptual loss" in note for note in silent)
 
 
 def test_statistics_for_a_recipe_are_its_judges_and_serve_its_models(taught: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mixar_core.types import ImageSize
 from mixar_eval.extractors import DEFAULT
 from mixar_eval.generation import measure
 from mixar_eval.images import Images, checked_size, open_images
-from mixar_eval.judge import Extractors, contexts, recipes_of, with_warning
+from mixar_eval.judge import Extractors, contexts, recipes_that_drew, with_warning
 from mixar_eval.references import open_reference
 from mixar_eval.report import Report
 from mixar_eval.views import Drawn
@@ -73,12 +73,12 @@ def evaluate(
         recipe = load_recipe(recipe, registry=registry)
     elif not (recipe is None or isinstance(recipe, Recipe)):
         raise UserError(f"recipe: {type(recipe).__name__}; allowed: a Recipe, or the name or path of one")
-    drew = [str(samples)] if isinstance(samples, str | Path) else []
+    drew = recipes_that_drew(samples, registry) if isinstance(samples, str | Path) else []
     processes = join_processes(device, timeout=PATIENT)
     with naming_lost_processes(processes):
         context = contexts(
             given,
-            recipes=[*([] if recipe is None else [recipe]), *recipes_of(drew, registry)],
+            recipes=[*([] if recipe is None else [recipe]), *drew],
             registry=registry,
             processes=processes,
             batch_size=checked_number(batch_size, "batch_size", low=1, whole=True, needed=True),

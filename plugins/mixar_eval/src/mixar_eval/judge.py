@@ -62,14 +62,16 @@ def recipes_of(names: Iterable[str], registry: Registry) -> list[Recipe]:
         try:
             found.append(load_recipe(registry.find_model(name) / RECIPE, registry=registry))
         except UserError:
-            with suppress(UserError):
-                found += _drew(user_path(name), registry)
+            found += recipes_that_drew(name, registry)
     return found
 
 
-def _drew(images: Path, registry: Registry) -> list[Recipe]:
-    """Recipes of the shipped models by whose weights, or frozen parts, these images say that they were drawn."""
-    if (noted := how_drawn(images)) is None:
+def recipes_that_drew(images: str | Path, registry: Registry) -> list[Recipe]:
+    """Of the shipped models by whose weights, or frozen parts, the images of a folder or `.npz` say they were drawn."""
+    noted = None
+    with suppress(UserError):
+        noted = how_drawn(user_path(images))
+    if noted is None:
         return []
     digests = set(noted[0]["model"]["sha256"].values())
     folders = [folder for same in registry.models().values() for folder in same]
