@@ -168,7 +168,7 @@ class Trainer:
         checkpoint = self.processes.on_main(self._resumed if resume else lambda: self._begun(files))
         try:
             return self._ready(checkpoint)
-        except BaseException:  # Ctrl-C and SIGTERM, too: a new run that did not come to its first step leaves its folder empty
+        except BaseException:  # Ctrl-C and SIGTERM, too: a new run that took no step leaves its folder empty
             for name in files if checkpoint is None and self.processes.is_main else ():
                 (self.folder / name).unlink(missing_ok=True)
             raise

@@ -169,7 +169,7 @@ def seconds_a_step(recipe: Recipe, registry: Registry, device: torch.device) -> 
     planned = build(recipe, registry, meta=True)
     objective = make_objective(build(recipe, registry, device=device), registry)
     with tempfile.TemporaryDirectory(prefix="mixar-new-") as scratch, redirect_stderr(StringIO()):  # notes of noise
-        run_trainer(
+        tried = run_trainer(
             objective,
             _Noise(batch, recipe),
             None,
@@ -178,6 +178,8 @@ def seconds_a_step(recipe: Recipe, registry: Registry, device: torch.device) -> 
             optimizer=make_optimizer(planned, registry),
             device=device,
         )
+        if tried.stopped:  # the trainer took the signal, and would have another trial begin
+            raise KeyboardInterrupt
         lines = [json.loads(line) for line in (Path(scratch) / "run/log.jsonl").read_text().splitlines()]
     rates = [line["images_per_second"] for line in lines if line["kind"] == "train"][1:]
     return sum(batch / rate for rate in rates) / len(rates)

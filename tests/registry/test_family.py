@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mixar.facts import DataFacts
 from mixar.family import TRAINED, Family, next_commands, plan_family, write_family
 from mixar.plugins import Registry
 from mixar.recipe import load_recipe
+from mixar_core.distributed import StopSignals
 from mixar_core.errors import UserError
 from mixar_core.types import ImageSize
 
@@ -145,6 +147,21 @@ def test_little_memory_makes_smaller_passes(registry: Registry, monkeypatch: pyt
 def test_a_step_is_timed_by_training(registry: Registry) -> None:
     recipes = families._recipes(planned(facts_of([8, 8], names=["a", "b"], image_size=16), registry).files, registry)
     assert 0 < families.seconds_a_step(recipes["mixar"], registry, torch.device("cpu")) < 60
+
+
+def test_ctrl_c_in_a_trial_ends_all_of_them(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer finishes its step and returns: a time of fewer steps was taken, and the next trial began."""
+    recipes = families._recipes(planned(facts_of([8, 8], names=["a", "b"], image_size=16), registry).files, registry)
+    enter = StopSignals.__enter__
+
+    def pressed(signals: StopSignals) -> StopSignals:
+        entered = enter(signals)
+        signal.raise_signal(signal.SIGINT)
+        return entered
+
+    monkeypatch.setattr(StopSignals, "__enter__", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        families.seconds_a_step(recipes["mixar"], registry, torch.device("cpu"))
 
 
 def test_the_folder_appears_whole_or_not_at_all(
