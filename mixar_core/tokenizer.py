@@ -42,6 +42,15 @@ class Tokenizer(nn.Module, ABC):
         return None
 
 
+def sample_posterior(posterior: Posterior, noise: Noise | None) -> Tensor:
+    """The posterior's mean, or with `noise` a sample: mean + exp(logvar / 2) * eps."""
+    mean = posterior.mean_BChw
+    if noise is None:
+        return mean
+    eps = noise.normal(mean.shape, mean.device, name="posterior")
+    return mean + torch.exp(0.5 * posterior.logvar_BChw) * eps.to(mean.dtype)
+
+
 class ContinuousTokenizer(Tokenizer):
     """Image <-> latents (B, C, h, w), h x w being `layout.shape`: its grid, or of other layouts a row of all tokens.
 
@@ -85,14 +94,7 @@ class ContinuousTokenizer(Tokenizer):
         """Normalised latents (B, C, h, w): the posterior's mean, or with `noise` a sample of it."""
         return self.normalise(self.sample_posterior(self.posterior(images_B3HW), noise))
 
-    @staticmethod
-    def sample_posterior(posterior: Posterior, noise: Noise | None) -> Tensor:
-        """The posterior's mean, or with `noise` a sample: mean + exp(logvar / 2) * eps."""
-        mean = posterior.mean_BChw
-        if noise is None:
-            return mean
-        eps = noise.normal(mean.shape, mean.device, name="posterior")
-        return mean + torch.exp(0.5 * posterior.logvar_BChw) * eps.to(mean.dtype)
+    sample_posterior = staticmethod(sample_posterior)
 
     def reconstruct(self, images_B3HW: Tensor, *, noise: Noise) -> tuple[Posterior, Tensor, Tensor]:
         """What training compares: the posterior, what is sampled of it, and the images that this is decoded to.

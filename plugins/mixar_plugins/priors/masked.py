@@ -190,7 +190,8 @@ class MaskedTransformerPrior(DiscretePrior):
             share_B1 = unknown_B1 / entries
         counts = self.masked_after_steps(entries, steps)
         scales = schedules.guidance_scales(cfg, steps, config.guidance_annealing, config.scale_pow)
-        fixing, drawn_p_BNS = _fixing(counts, share_B1, entries), torch.zeros(shape, device=device)
+        fixing = [True] * steps if given_BN is None else _fixing(counts, share_B1, entries)
+        drawn_p_BNS = torch.zeros(shape, device=device)
         for step, (count, scale) in enumerate(zip(counts, scales, strict=True)):
             left = 1 - (step + 1) / steps
             if annealed:
