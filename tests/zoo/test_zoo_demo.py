@@ -10,6 +10,7 @@ from PIL import Image
 pytest.importorskip("mixar_zoo", reason="plugins/mixar_zoo is not installed")
 
 from mixar_core.errors import UserError
+from mixar_core.training.trainer import Result
 from mixar_zoo import demo
 from mixar_zoo.classifier import fit_classifier
 from mixar_zoo.demo import Score, run_demo, show_digits, verdict
@@ -43,7 +44,7 @@ def stood_in(monkeypatch):
     RealDigits.seeds.clear()
     monkeypatch.setattr(demo.mixar, "load", lambda name: RealDigits())
     monkeypatch.setattr(demo.mixar, "load_recipe", lambda name: name)
-    monkeypatch.setattr(demo.mixar, "train", lambda recipe, folder: folder.mkdir())
+    monkeypatch.setattr(demo.mixar, "train", lambda recipe, folder: folder.mkdir() or Result(folder, 9, 9))
     monkeypatch.setattr(demo, "fit_classifier", lambda images, labels: fit_classifier(images, labels, epochs=1))
 
 
@@ -64,6 +65,14 @@ def test_the_demo_measures_shows_and_says(stood_in, tmp_path, capsys):
     assert str(out / "digits.png") in printed
     show_digits(out, 3, samples=200)  # a second demo keeps the first one's run
     assert (out / "digits_quick_2").is_dir()
+
+
+def test_a_demo_that_is_stopped_while_it_trains_measures_nothing(stood_in, tmp_path, monkeypatch):
+    """What had two steps stood in the table as what was trained."""
+    monkeypatch.setattr(demo.mixar, "train", lambda recipe, folder: Result(folder, 2, 9))
+    with pytest.raises(KeyboardInterrupt):
+        show_digits(tmp_path, 3, samples=200)
+    assert RealDigits.seeds == []
 
 
 def test_the_verdict_is_plain_where_it_disappoints():

@@ -88,7 +88,8 @@ def show_digits(out: Path, seed: int, *, samples: int) -> dict[str, Score]:
     with _step(f"Digits: training recipe {RECIPE} from scratch"):
         began = time.monotonic()
         folder = _unused(out / RECIPE)
-        mixar.train(mixar.load_recipe(RECIPE), folder)
+        if mixar.train(mixar.load_recipe(RECIPE), folder).stopped:  # by a signal, which is for all of the demo
+            raise KeyboardInterrupt
         trained_for = time.monotonic() - began
     fresh, shipped = mixar.load(folder), mixar.load(DIGITS)
     labels = torch.arange(10).repeat_interleave(samples // 10)
