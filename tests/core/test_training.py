@@ -297,7 +297,9 @@ def test_a_full_disk_stops_the_run_with_its_checkpoint_intact(tmp_path, backgrou
 
     class Fill(Callback):
         def on_step(self, run, report):  # the first one is complete, and said to be, before the second one begins
+            until = time.monotonic() + 60
             while report.step == 3 and not (run.folder / "checkpoints/step-00000002").is_dir():
+                assert time.monotonic() < until
                 time.sleep(0.1)
 
         def on_checkpoint(self, run, step, path):

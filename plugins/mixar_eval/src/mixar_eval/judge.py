@@ -73,7 +73,7 @@ def recipes_that_drew(images: str | Path, registry: Registry) -> list[Recipe]:
         noted = how_drawn(user_path(images))
     if noted is None:
         return []
-    digests = set(noted[0]["model"]["sha256"].values())
+    digests = set(noted[0].get("model", {}).get("sha256", {}).values())
     folders = [folder for same in registry.models().values() for folder in same]
     drew = [folder for folder in folders if read_provenance(folder).get("sha256") in digests]
     return [load_recipe(folder / RECIPE, registry=registry) for folder in drew]
