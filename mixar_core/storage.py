@@ -48,6 +48,11 @@ def is_url(text: str) -> bool:
     return re.match(r"(\w+::)*[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
+def is_free(folder: Path, *beside: Path) -> bool:
+    """Whether a folder is not there yet, or empty but for these files."""
+    return not folder.exists() or (folder.is_dir() and all(path in beside for path in folder.iterdir()))
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What goes wrong while writing `path` (full disk, no permission) becomes a UserError."""

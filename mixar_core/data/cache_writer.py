@@ -39,7 +39,7 @@ from mixar_core.data.tokens import FrozenTokenizers
 from mixar_core.distributed import Processes
 from mixar_core.errors import UserError
 from mixar_core.noise import Noise
-from mixar_core.storage import FolderLock, file_sha256, write_text, write_weights, writing
+from mixar_core.storage import FolderLock, file_sha256, is_free, write_text, write_weights, writing
 from mixar_core.tokenizer import ContinuousTokenizer
 
 SETTINGS = "settings.json"
@@ -154,7 +154,7 @@ def begin(folder: Path, settings: CacheSettings, lock: FolderLock) -> CacheIndex
             lock.path.unlink()
         return index
     if not progress.is_dir():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not is_free(folder):
             raise UserError(f"{folder} is not an empty folder, and no token cache; choose a new one")
         with writing(folder):
             progress.mkdir(parents=True, exist_ok=True)

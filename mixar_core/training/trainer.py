@@ -23,7 +23,7 @@ from mixar_core.data.streams import Stream, step_noise
 from mixar_core.distributed import Processes, StopSignals, ended_by_sigterm, join_processes, naming_lost_processes
 from mixar_core.errors import UserError
 from mixar_core.precision import tf32_where
-from mixar_core.storage import FolderLock, user_path, write_text, write_weights, writing
+from mixar_core.storage import FolderLock, is_free, user_path, write_text, write_weights, writing
 from mixar_core.training.callback import Callback, Callbacks, RunInfo, StepReport
 from mixar_core.training.checkpoint import Checkpoints, checkpoint_step, list_checkpoints, newest_checkpoint, read_run
 from mixar_core.training.engine import Engine, Gradients
@@ -200,8 +200,7 @@ class Trainer:
             write_text(self.folder / name, text)
 
     def _expect_empty(self) -> None:
-        there = self.folder.exists()
-        if there and (not self.folder.is_dir() or {*self.folder.iterdir()} - {self.lock.path}):
+        if not is_free(self.folder, self.lock.path):
             raise UserError(f"{self.folder} is not an empty folder; choose a new one, or resume the run in it")
 
     def _resumed(self) -> Path:

@@ -34,7 +34,7 @@ from mixar_core.data.dataset import ImageDataset
 from mixar_core.data.folders import as_line
 from mixar_core.distributed import own_device
 from mixar_core.errors import UserError
-from mixar_core.storage import user_path, whole_folder, write_text
+from mixar_core.storage import is_free, user_path, whole_folder, write_text
 from mixar_core.training.trainer import train as run_trainer
 from mixar_core.types import NO_CLASS, Grid, ImageSize
 
@@ -130,7 +130,7 @@ def empty_folder(folder: str | Path) -> Path:
         UserError: it is there already and not empty.
     """
     folder = user_path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise UserError(f"{folder} is not an empty folder; choose a new one")
     return folder
 

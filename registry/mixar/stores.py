@@ -21,7 +21,7 @@ from mixar.generation import Generation, grid_picture, label_name
 from mixar.sampling import MANIFEST, TIMING, Plan, manifest_beside, with_timing, write_manifest
 from mixar_core.errors import UserError
 from mixar_core.pictures import to_pil, write_png
-from mixar_core.storage import read_weights, whole_folder, write_weights, write_whole, writing
+from mixar_core.storage import is_free, read_weights, whole_folder, write_weights, write_whole, writing
 
 _PICTURE = re.compile(r"(\d{3,})_.*\.png", re.DOTALL)
 #: what a folder of samples holds beside its pictures or chunks
@@ -159,7 +159,7 @@ def check_ours(folder: Path) -> None:
 
 def check_folder(folder: Path, *, force: bool) -> None:
     """Refuse, before any work is done, a folder that samples cannot go to."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         if not force:
             raise UserError(f"--out {folder}: is there already and not empty; give another, or --force to replace it")
         check_ours(folder)
