@@ -196,9 +196,10 @@ class MaskedTransformerPrior(DiscretePrior):
             left = 1 - (step + 1) / steps
             if annealed:
                 temperature = 0.5 + 0.8 * left
-            # where nothing is kept of what a step draws, only its noise is drawn
-            flat = tokens_BNS.new_zeros(*shape, self.split_size, dtype=torch.float32) if not fixing[step] else None
-            logits_BNSV = self._guided(tokens_BNS, labels_B, scale) if flat is None else flat
+            if fixing[step]:
+                logits_BNSV = self._guided(tokens_BNS, labels_B, scale)
+            else:  # nothing is kept of what it draws: only its noise is drawn
+                logits_BNSV = tokens_BNS.new_zeros(*shape, self.split_size, dtype=torch.float32)
             last = step == steps - 1
             drawn_BNS, log_p_BNS, confidence_BNS = self.drawn(logits_BNSV, temperature, left, noise=noise, last=last)
             masked_BNS = tokens_BNS == self.mask_token
