@@ -57,10 +57,8 @@ def main(
     made = make_cache(mixar.load_recipe(recipe), out / "cache", plugin_manager(), device=device)
     if (about := made.index) is None:  # it was stopped
         raise typer.Exit(1)
-    cache, rate = (
-        TokenCache.open(out / "cache"),
-        f"{made.encoded / made.seconds:.0f} images/s" if made.encoded else "written before",
-    )
+    cache = TokenCache.open(out / "cache")
+    rate = f"{made.encoded / made.seconds:.0f} images/s" if made.encoded else "written before"
     size, counted = sum(shard.bytes for shard in about.shards), about.count * about.settings.row_bytes
     print(
         f"{about.count:,} images in {size:,} bytes ({rate}); by arithmetic {about.count:,} x "

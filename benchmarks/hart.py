@@ -22,6 +22,7 @@ import mixar
 from benchmarks import study
 from benchmarks.claims.parts import registry_with_parts
 from mixar.measuring import measure
+from mixar_core.perceptual import psnr_B
 from mixar_core.pictures import to_uint8
 
 #: optimizer steps of the tokenizer, the prior and the MixARs
@@ -97,8 +98,7 @@ def drawn(run: Path, about: study.Row, *, count: int) -> study.Found:
 
     def tell(given: str, images_B3HW: Tensor, figures: study.Row, **what: str) -> None:
         if given == "true":
-            error_B = (images_B3HW.float() - real_B3HW).square().flatten(1).mean(dim=1)
-            figures = {**figures, "psnr": float((10 * torch.log10(255**2 / error_B)).mean())}
+            figures = {**figures, "psnr": float(psnr_B(x_B3HW, images_B3HW.float() / 127.5 - 1).mean())}
         rows.append({**what, "codes": given, **figures})
         few[" ".join([*what.values(), given])] = study.first_of_each(images_B3HW, labels_B, 1)
 
